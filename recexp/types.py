@@ -78,7 +78,7 @@ class Query:
     user_B: Tensor  # int64
     item_BL: Tensor  # int64, left-padded with 0; L may be 0
     behaviour_BL: Tensor  # int64
-    time_BL: Tensor  # int64 seconds
+    time_BL: Tensor  # int64 milliseconds
     value_BL: Tensor | None = None  # int64
     without_B: Tensor | None = None  # int64
 
