@@ -47,7 +47,7 @@ class Bag:
     cardinality: int
     ptr: Tensor  # int64 [U+1]
     id: Tensor  # int64 [nnz]
-    count: Tensor  # float32 [nnz]: how often (summed weights) the value occurs among the user's training items
+    count: Tensor  # float32 [nnz]: how many of the user's training items carry the value
 
 
 @dataclass(frozen=True)

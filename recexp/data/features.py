@@ -1,0 +1,97 @@
+"""Side information: long-form item features to the tables of ``types.Feature`` and ``types.Bag``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from recexp.data.sources import ItemFeature
+from recexp.types import RecexpError
+
+MAX_DEPTH = 64  # of a category tree; a deeper one has a cycle
+
+
+def build_features(raw: dict[str, ItemFeature], items: pl.DataFrame, train: pl.DataFrame, n_users: int, out: Path, report: list[str]) -> list[dict]:
+    """Write id and weight tables per feature and the users' bags. Returns name, kind and cardinality of each.
+
+    Values that change over time are taken as of the end of training (the last at or before the last training event, else the first): nothing
+    of the future enters (models.md §6.3).
+    """
+    end = train["time"].max()
+    described = []
+    for name, feature in raw.items():
+        frame = _as_of(feature, items, end)
+        if feature.kind == "numeric":
+            ids, weights, cardinality = _numeric(frame, items.height)
+        else:
+            frame, cardinality, vocabulary = _value_ids(_with_ancestors(frame, feature.tree, name) if feature.tree is not None else frame)
+            vocabulary.write_parquet(out / f"feature_{name}.parquet")
+            ids, weights = _padded(frame, items.height)
+            _bags(name, frame, train, n_users, out)
+        np.save(out / f"feature_{name}_id.npy", ids)
+        np.save(out / f"feature_{name}_weight.npy", weights)
+        known = float((weights[1:] != 0).any(1).mean())
+        report.append(f"item feature {name} ({feature.kind}): {cardinality - 1:,} values, known for {known:.1%} of items")
+        described.append({"name": name, "kind": feature.kind, "cardinality": cardinality})
+    return described
+
+
+def _as_of(feature: ItemFeature, items: pl.DataFrame, end: int) -> pl.DataFrame:
+    """Columns item (index), value: what was known at the end of training."""
+    frame = feature.frame.collect()
+    frame = frame.with_columns(pl.col("item").cast(items["item"].dtype, strict=False))
+    frame = frame.join(items, on="item", how="inner").drop("item").rename({"index": "item"}).drop_nulls("value")
+    if "timestamp" in frame.columns:
+        frame = frame.with_columns(late=pl.col("timestamp") > end)
+        # Among the known-in-time values the last; among the late ones the first.
+        key = pl.when(pl.col("late")).then(-pl.col("timestamp")).otherwise(pl.col("timestamp"))
+        frame = frame.with_columns(all_late=pl.col("late").all().over("item"), key=key)
+        frame = frame.filter(pl.col("late") == pl.col("all_late"))
+        frame = frame.filter(pl.col("key") == pl.col("key").max().over("item"))
+    return frame.select("item", "value").unique(maintain_order=True)
+
+
+def _with_ancestors(frame: pl.DataFrame, tree: pl.LazyFrame, name: str) -> pl.DataFrame:
+    parents = tree.collect().with_columns(pl.col("value", "parent").cast(frame["value"].dtype, strict=False)).drop_nulls("parent").unique()
+    levels, level = [frame], frame
+    for _ in range(MAX_DEPTH):
+        level = level.join(parents, on="value").select("item", value="parent").unique()
+        if level.height == 0:
+            return pl.concat(levels).unique(maintain_order=True)
+        levels.append(level)
+    raise RecexpError(f"The tree of item feature {name} is deeper than {MAX_DEPTH} levels: it has a cycle.")
+
+
+def _value_ids(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, pl.DataFrame]:
+    vocabulary = frame.select("value").unique().sort("value").with_row_index("id", offset=1).with_columns(pl.col("id").cast(pl.Int64))
+    return frame.join(vocabulary, on="value").select("item", "id").sort("item", "id"), vocabulary.height + 1, vocabulary
+
+
+def _padded(frame: pl.DataFrame, n_items: int) -> tuple[np.ndarray, np.ndarray]:
+    item, value = frame["item"].to_numpy(), frame["id"].to_numpy()
+    count = np.bincount(item, minlength=n_items + 1)
+    column = np.arange(len(item)) - np.concatenate([[0], np.cumsum(count)])[item]
+    ids = np.zeros((n_items + 1, max(1, int(count.max(initial=1)))), dtype=np.int64)
+    ids[item, column] = value
+    weights = np.where(ids > 0, 1.0 / np.maximum(count, 1)[:, None], 0).astype(np.float32)
+    return ids, weights
+
+
+def _numeric(frame: pl.DataFrame, n_items: int) -> tuple[np.ndarray, np.ndarray, int]:
+    frame = frame.group_by("item").agg(pl.col("value").cast(pl.Float64, strict=False).mean()).drop_nulls()
+    ids, weights = np.zeros((n_items + 1, 1), dtype=np.int64), np.zeros((n_items + 1, 1), dtype=np.float32)
+    item, value = frame["item"].to_numpy(), frame["value"].to_numpy()
+    ids[item, 0] = 1
+    weights[item, 0] = (value - value.mean()) / max(float(value.std()), 1e-12) if len(value) else value
+    return ids, weights, 2
+
+
+def _bags(name: str, frame: pl.DataFrame, train: pl.DataFrame, n_users: int, out: Path) -> None:
+    """a_u of S000: how many of the user's training items carry each value. From training pairs only."""
+    bag = train.select("user", "item").unique().join(frame, on="item").group_by("user", "id").agg(count=pl.len()).sort("user", "id")
+    ptr = np.concatenate([[0], np.cumsum(np.bincount(bag["user"].to_numpy(), minlength=n_users))]).astype(np.int64)
+    np.save(out / f"bag_{name}_ptr.npy", ptr)
+    np.save(out / f"bag_{name}_id.npy", bag["id"].to_numpy().astype(np.int64))
+    np.save(out / f"bag_{name}_count.npy", bag["count"].to_numpy().astype(np.float32))
