@@ -1,0 +1,77 @@
+"""From a config to objects, with the checks that make a wrong config an error before any work starts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import get_method, instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from recexp.types import RecexpError
+
+# Evaluating somebody else's config must not run somebody else's code.
+ALLOWED = ("recexp.", "torch.optim.", "pytorch_lightning.")
+ROOT_KEYS = {
+    "dataset", "protocol", "sampler", "objective", "model", "optimizer", "scheduler", "trainer", "logger", "callbacks",
+    "seed", "selection", "batch_size", "eval_batch_size", "ckpt_path", "cache_dir", "run_dir", "threads", "names", "tags", "group", "hydra",
+}  # fmt: skip
+
+
+def register_resolvers() -> None:
+    """The names YAML may compute: ``${recexp.monitor:${selection}}``."""
+    OmegaConf.register_new_resolver("recexp.monitor", lambda s: ("test" if s == "test_peek" else "val") + "/ndcg@10", replace=True)
+
+
+def check_config(cfg: DictConfig) -> None:
+    """Raise RecexpError naming the first key that nothing reads, the first ``_target_`` that is not allowed or a missing group."""
+    if unknown := set(cfg) - ROOT_KEYS:
+        raise RecexpError(f"Unknown key {sorted(unknown)} at the top of the config; known are {', '.join(sorted(ROOT_KEYS))}.")
+    if cfg.selection not in ("val", "test_peek", "refit"):
+        raise RecexpError(f"selection={cfg.selection!r} is unknown; choose val, test_peek or refit.")
+    for name in ("dataset", "protocol", "objective", "model", "trainer"):
+        if not isinstance(cfg.get(name), DictConfig) or "_target_" not in cfg[name]:
+            raise RecexpError(f"The config has no {name}: choose one with {name}=... ({name}=? lists them).")
+    for path, node in _targets(cfg, ""):
+        _check_node(path, node)
+
+
+def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield path, node
+        for key in node:
+            if not OmegaConf.is_missing(node, key):
+                yield from _targets(node._get_node(key), f"{path}.{key}".lstrip("."))
+    elif isinstance(node, ListConfig):
+        for i, item in enumerate(node):
+            yield from _targets(item, f"{path}[{i}]")
+
+
+def _check_node(path: str, node: DictConfig) -> None:
+    target = node["_target_"]
+    if not target.startswith(ALLOWED):
+        raise RecexpError(f"{path}._target_={target} is not allowed: only {', '.join(ALLOWED)} may be instantiated from a config.")
+    try:
+        parameters = inspect.signature(get_method(target)).parameters
+    except (ImportError, ValueError, InstantiationException) as error:
+        raise RecexpError(f"{path}._target_={target} cannot be found: {error}") from error
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    keys = {k for k in node if not k.startswith("_")}
+    if unknown := sorted(keys - set(parameters)):
+        known = ", ".join(k for k in parameters if k not in ("schema", "self"))
+        raise RecexpError(f"Unknown key {path}.{unknown[0]}: {target.rsplit('.', 1)[1]} knows {known}.")
+
+
+def build(node: DictConfig, **extra: Any) -> Any:
+    """Instantiate a node. What the constructor objects to reaches the user as its own message."""
+    try:
+        return instantiate(node, _convert_="object", **extra)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, RecexpError):
+            raise cause from None
+        raise RecexpError(f"{node.get('_target_')}: {cause or error}") from error

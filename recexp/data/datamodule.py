@@ -1,0 +1,77 @@
+"""The one LightningDataModule: batches are row indices, nothing else."""
+
+from __future__ import annotations
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's number and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+class RowBatches(Sampler[Tensor]):
+    """Shuffled batches of the objective's rows, an epoch's order decided by (seed, epoch) alone, shared out over the processes.
+
+    Every row comes exactly once per epoch over all processes, and every process gets the same number of batches: rows are dealt into
+    ceil(rows / (batch_size * world)) near-equal global batches, each split over the processes.
+    """
+
+    def __init__(self, n_rows: int, batch_size: int, seed: int) -> None:
+        self.n_rows, self.batch_size, self.seed, self.epoch = n_rows, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return max(1, -(-self.n_rows // (self.batch_size * rank_and_world()[1])))
+
+    def __iter__(self):
+        rank, world = rank_and_world()
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(self.n_rows, generator=generator)
+        for batch in torch.tensor_split(order, len(self)):
+            yield torch.tensor_split(batch, world)[rank]
+
+
+class _Rows(Dataset):
+    def __init__(self, row: Tensor) -> None:
+        self.row = row
+
+    def __getitem__(self, at: Tensor) -> Tensor:
+        return self.row[at]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+class RecDataModule(pl.LightningDataModule):
+    """Rows to train on and held-out users to evaluate, as int64 tensors. Held-out users are shared out as rank, rank + world, ...: nobody counts twice.
+
+    splits: which held-out targets the validation loop ranks ("val", with "test" beside it when peeking at the test set).
+    """
+
+    def __init__(self, store, objective, *, batch_size: int, eval_batch_size: int, seed: int, splits: tuple[str, ...] = ("val",)) -> None:
+        super().__init__()
+        self.store, self.objective, self.splits = store, objective, splits
+        self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
+
+    def train_dataloader(self) -> DataLoader:
+        rows = self.objective.rows(self.store).cpu()
+        return DataLoader(_Rows(rows), sampler=RowBatches(len(rows), self.batch_size, self.seed), batch_size=None)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        return [self._held_out(split) for split in self.splits]
+
+    def test_dataloader(self) -> DataLoader:
+        return self._held_out("test")
+
+    def _held_out(self, split: str) -> DataLoader:
+        rank, world = rank_and_world()
+        rows = torch.arange(len(self.store.targets(split)))[rank::world]
+        return DataLoader(list(torch.split(rows, self.eval_batch_size)), batch_size=None)

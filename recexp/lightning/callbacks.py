@@ -1,0 +1,81 @@
+"""What a run leaves on disk while it goes, and what a person sees."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.utilities import rank_zero_only
+
+
+class EpochTable(pl.Callback):
+    """``metrics.csv``: one row per epoch with the loss, rate and validation metrics, rewritten whole after every epoch.
+
+    A resumed run keeps the rows of the epochs before it. Where no terminal shows a progress bar, each epoch prints one line.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.rows: list[dict[str, float]] = []
+
+    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and self.path.exists() and trainer.ckpt_path:
+            with self.path.open() as f:
+                self.rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._started, self._trained, self._examples = time.perf_counter(), None, 0
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
+        self._examples += len(batch)
+
+    def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._trained = time.perf_counter() - self._started
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        now = time.perf_counter()
+        seconds = self._trained or now - self._started
+        row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+        row |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
+        row |= {"train/seconds": seconds, "train/examples_per_s": self._examples * trainer.world_size / max(seconds, 1e-9)}
+        for split in module.splits:
+            row |= {f"{split}/{k}": v for k, v in module.results.get(split, {}).items()}
+        if trainer.optimizers:
+            row["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        self.rows = [r for r in self.rows if r["epoch"] < row["epoch"]] + [row]
+        for logger in trainer.loggers:
+            logger.log_metrics({"train/examples_per_s": row["train/examples_per_s"]}, step=trainer.global_step)
+        self._write(trainer.max_epochs)
+
+    @rank_zero_only
+    def _write(self, epochs: int | None) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(k for row in self.rows for k in row)))
+        writer.writeheader()
+        writer.writerows(self.rows)
+        temporary = self.path.with_name(f".{self.path.name}")
+        temporary.write_text(text.getvalue())
+        os.replace(temporary, self.path)
+        if not sys.stderr.isatty():
+            row = self.rows[-1]
+            shown = [f"{k} {row[k]:.4f}" for k in row if k == "train/loss" or k.endswith(("/hr@10", "/ndcg@10"))]
+            rate = f"{row['train/examples_per_s']:,.0f} rows/s"
+            print(f"epoch {int(row['epoch']) + 1}/{epochs}  {'  '.join(shown)}  {rate}", file=sys.stderr, flush=True)
+
+
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar (loss, rate, time left, latest validation metrics) on a terminal; silent elsewhere."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=10 if sys.stderr.isatty() else 0, leave=False)
+
+    def get_metrics(self, trainer, module):
+        """Without the version number, which tells nothing about the model."""
+        return {k: v for k, v in super().get_metrics(trainer, module).items() if k != "v_num"}

@@ -1,0 +1,110 @@
+"""The one LightningModule: it joins a model, an objective and a protocol, and knows none of them by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from recexp.data.datamodule import rank_and_world
+from recexp.evaluation.metrics import RankingMetrics
+from recexp.evaluation.protocol import Protocol
+from recexp.evaluation.stored import stored_candidates
+from recexp.types import RecexpError
+
+
+def mix(*numbers: int) -> int:
+    """One seed from several numbers: any difference in any of them gives an unrelated stream."""
+    seed = 0
+    for number in numbers:
+        seed = (seed ^ (number + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9 % 2**64
+        seed ^= seed >> 31
+    return seed % 2**63
+
+
+class RecModule(pl.LightningModule):
+    """splits: as in ``RecDataModule``. optimizer: partial of a torch optimiser; scheduler: partial of a per-step learning-rate scheduler or None."""
+
+    def __init__(self, model, objective, protocol: Protocol, store, *, optimizer=None, scheduler=None, seed: int = 0, splits=("val",)) -> None:
+        super().__init__()
+        self.model, self.objective, self.protocol, self.store, self.seed = model, objective, protocol, store, seed
+        self._optimizer, self._scheduler, self.splits = optimizer, scheduler, tuple(splits)
+        self.gradient_free = callable(getattr(model, "sweep", None))
+        self.automatic_optimization = not self.gradient_free
+        self.metrics = torch.nn.ModuleDict({s: RankingMetrics(protocol.ks, protocol.ties) for s in {*self.splits, "test"}})
+        self._candidates: dict[str, Tensor | None] = {}
+        self.results: dict[str, dict[str, float]] = {}  # split -> latest metrics in full precision (Lightning logs float32)
+        if callable(getattr(model, "bind", None)):
+            model.bind(store)
+
+    def setup(self, stage: str) -> None:
+        """Move the data to the device and map the candidates, before the first batch."""
+        self.store = self.store.to(self.device)
+        for split in {*self.splits, "test"}:
+            if split not in self._candidates:
+                self._candidates[split] = stored_candidates(self.store.to("cpu"), self.protocol, split) if len(self.store.targets(split)) else None
+
+    def configure_optimizers(self) -> Any:
+        if self.gradient_free:
+            return None
+        # Decay neither biases nor normalisation, as BERT does; optimisers without decay see no difference.
+        matrices = [p for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
+        others = [p for p in self.model.parameters() if p.requires_grad and p.ndim <= 1]
+        groups = [{"params": matrices}] + ([{"params": others, "weight_decay": 0.0}] if others else [])
+        optimizer = self._optimizer(groups)
+        if self._scheduler is None:
+            return optimizer
+        scheduler = self._scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_epoch_start(self) -> None:
+        # An epoch's randomness (dropout) depends on nothing before it: a resumed run equals an uninterrupted one.
+        torch.manual_seed(mix(self.seed, self.current_epoch, rank_and_world()[0]))
+
+    def training_step(self, row: Tensor, index: int) -> Tensor | None:
+        generator = torch.Generator(self.device).manual_seed(mix(self.seed, self.current_epoch, rank_and_world()[0], index))
+        batch = self.objective.batch(self.store, row, generator)
+        losses = self.objective.loss(self.model, batch)
+        if self.gradient_free:
+            self.log_dict({f"train/{k}": float(v) for k, v in losses.items()}, batch_size=len(row))
+            # Count the sweep as a step: loggers and checkpoints go by the number of steps.
+            progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+            progress.increment_ready()
+            progress.increment_completed()
+            return None
+        loss = losses["loss"]
+        self.log_dict({f"train/{k}": v for k, v in losses.items()}, on_step=False, on_epoch=True, batch_size=len(row))
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(row))
+        return loss
+
+    def validation_step(self, row: Tensor, index: int, dataloader_idx: int = 0) -> None:
+        self._rank(self.splits[dataloader_idx], row)
+
+    def on_validation_epoch_end(self) -> None:
+        for split in self.splits:
+            self._finish(split, prog_bar=True)
+
+    def test_step(self, row: Tensor, index: int) -> None:
+        self._rank("test", row)
+
+    def on_test_epoch_end(self) -> None:
+        self.ranks = {k: v.numpy() for k, v in self.metrics["test"].ranks().items()}
+        self._finish("test", prog_bar=False)
+
+    def _rank(self, split: str, row: Tensor) -> None:
+        targets, candidates = self.store.targets(split), self._candidates[split]
+        chosen = None if candidates is None else candidates[row.to(candidates.device)].to(self.device)
+        try:
+            better, tied, n = self.protocol.ranks(self.store, targets, row, chosen, self.model)
+        except RecexpError as error:
+            raise RecexpError(f"Evaluating the {split} split in epoch {self.current_epoch}: {error}") from error
+        self.metrics[split].update(targets.user[row], better, tied, n, targets.seen[row])
+
+    def _finish(self, split: str, prog_bar: bool) -> None:
+        values = self.results[split] = self.metrics[split].compute()
+        shown = ("hr@10", "ndcg@10") if prog_bar else ()
+        for name, value in values.items():
+            self.log(f"{split}/{name}", value, prog_bar=name in shown, sync_dist=False, add_dataloader_idx=False)
+        self.metrics[split].reset()

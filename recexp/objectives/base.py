@@ -1,0 +1,59 @@
+"""What every objective shares. An objective says what a training example is and what its loss is; it never asks which model it feeds.
+
+``rows(store)``: int64 row ids, the whole of one epoch; Lightning shuffles them into batches.
+``batch(store, rows, generator)``: everything the loss needs, gathered and drawn on the device.
+``loss(model, batch)``: a dict of scalars with the one to minimise under "loss".
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from recexp.types import RecexpError
+
+
+class Objective(Protocol):
+    """See the module's docstring."""
+
+    def check(self, model: Any, store: Any) -> None:
+        """Raise RecexpError where the model or the data cannot serve this objective, before any work starts."""
+        ...
+
+    def rows(self, store: Any) -> Tensor: ...
+
+    def batch(self, store: Any, rows: Tensor, generator: torch.Generator) -> Any: ...
+
+    def loss(self, model: Any, batch: Any) -> dict[str, Tensor]: ...
+
+
+def require(model: Any, objective: Any, *names: str) -> None:
+    """Raise RecexpError where the model lacks one of the named methods."""
+    for name in names:
+        if not callable(getattr(model, name, None)):
+            raise RecexpError(
+                f"objective={type(objective).__name__} needs a model with {name}(...), which {type(model).__name__} has not. "
+                "Choose the objective the model's YAML names (drop objective= from the command line)."
+            )
+
+
+def penalty(model: Any, query: Any, item: Tensor, weight: float) -> Tensor | None:
+    """weight * mean square of the embeddings this batch looked up, None where it does not apply."""
+    if weight <= 0:
+        return None
+    if not callable(getattr(model, "penalty", None)):
+        raise RecexpError(f"objective.l2={weight} needs a model with penalty(...); {type(model).__name__} has none. Set objective.l2=0.")
+    return weight * model.penalty(query, item)
+
+
+def check_negatives(store: Any, n: int, model: Any) -> None:
+    """A user who has met every item has no negative to draw."""
+    if n > 0:
+        most = int((store.train_pairs.ptr[1:] - store.train_pairs.ptr[:-1]).max())
+        if most >= store.schema.n_items:
+            raise RecexpError(
+                f"A user has all {store.schema.n_items} items in training, so no negative item exists for him: drop such users "
+                "(dataset.filters=[..., {user_max: N, count: items}]) or use a loss without negatives."
+            )

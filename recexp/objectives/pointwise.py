@@ -1,0 +1,117 @@
+"""Several behaviours predicted per (user, item): binary labels and weights as data (S000 eq. 17-19, S001, NeuMF)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from recexp import losses
+from recexp.objectives.base import check_negatives, penalty, require
+from recexp.sampling import NegativeSampler
+from recexp.types import PointwiseBatch, RecexpError
+
+
+@dataclass
+class Pointwise:
+    """Each training event with ``n_negatives`` items the user has not; one binary cross-entropy per predicted level.
+
+    levels: what each of the model's K logits means, weak to strong: "any" (any behaviour), "explicit" (any explicit behaviour) or the name of a
+        behaviour. None: ("explicit",) is never guessed; a model with K = 1 predicts "any", with K = 2 "any" and "explicit", otherwise each behaviour.
+    weights: weight of each level's loss (S000: eta = weights[0] on the implicit loss); None: all 1.
+    explicit_neg: which pairs are negatives of the levels above the first (models.md §6.2): "unobserved" (drawn items, beside positives of that level),
+        "clicked_only" (items met only through a weaker behaviour) or "both".
+    l2: weight of the mean square of the batch's embeddings (S000's lambda R).
+    reduction: "rows" (mean over all scored pairs, as the authors' code) or "weights" (mean over those with weight).
+    balance: 0 counts every event alike, 1 every user alike (events weighted by 1 / their user's events, mean 1), between: a power.
+    leave_target_out: the row's positive does not count in its user's side features (models.md §6.3).
+    shuffle_targets: control: labels belong to a random user's event. A model that still learns under it learns from popularity alone.
+    """
+
+    sampler: NegativeSampler
+    n_negatives: int = 4
+    levels: list[str] | None = None
+    weights: list[float] | None = None
+    explicit_neg: str = "both"
+    l2: float = 0.0
+    reduction: str = "rows"
+    balance: float = 0.0
+    leave_target_out: bool = False
+    shuffle_targets: bool = False
+    _codes: dict = field(default_factory=dict, repr=False)
+
+    def __post_init__(self):
+        if self.explicit_neg not in ("unobserved", "clicked_only", "both"):
+            raise RecexpError(f"objective.explicit_neg={self.explicit_neg!r}: choose unobserved, clicked_only or both.")
+        if self.reduction not in ("rows", "weights"):
+            raise RecexpError(f"objective.reduction={self.reduction!r}: choose rows or weights.")
+        if self.n_negatives < 1:
+            raise RecexpError("objective.n_negatives must be at least 1: a binary loss without negatives learns nothing.")
+
+    def check(self, model, store) -> None:
+        require(model, self, "logits")
+        check_negatives(store, self.n_negatives, model)
+        self._prepare(model, store)
+
+    def _prepare(self, model, store) -> None:
+        """Bit masks of the levels, once."""
+        schema, K = store.schema, model.n_behaviours
+        levels = self.levels or {1: ["any"], 2: ["any", "explicit"]}.get(K, list(schema.behaviours))
+        if len(levels) != K:
+            raise RecexpError(f"objective.levels {levels} names {len(levels)} levels; {type(model).__name__} predicts {K}.")
+        known = {name: 1 << i for i, name in enumerate(schema.behaviours)}
+        known |= {"any": (1 << len(known)) - 1, "explicit": sum(1 << i for i, e in enumerate(schema.explicit) if e)}
+        if unknown := [name for name in levels if name not in known]:
+            raise RecexpError(f"objective.levels: {unknown} unknown; this data has {sorted(known)}.")
+        if "explicit" in levels and known["explicit"] in (0, known["any"]) and K > 1:
+            raise RecexpError(
+                f"{type(model).__name__} learns implicit and explicit feedback, but here {'every' if known['explicit'] else 'no'} behaviour of "
+                f"{list(schema.behaviours)} counts as explicit. Set dataset.explicit, or read ratings as behaviours: "
+                "'dataset.value_behaviours={rated: 0, liked: 4}' 'dataset.explicit=[liked]'."
+            )
+        if self.weights is not None and len(self.weights) != K:
+            raise RecexpError(f"objective.weights has {len(self.weights)} numbers; the model predicts {K} levels.")
+        self._codes = {"bits": torch.tensor([known[name] for name in levels]), "history": model.history}
+        self._codes["branch"] = getattr(model, "wants_behaviour_mask", False)
+
+    def rows(self, store) -> Tensor:
+        return torch.arange(len(store.train))
+
+    def batch(self, store, rows: Tensor, generator: torch.Generator) -> PointwiseBatch:
+        query = store.query(rows, self._codes["history"])
+        source = rows
+        if self.shuffle_targets:
+            source = torch.randint(len(store.train), rows.shape, generator=generator, device=rows.device)
+        positive = store.train.item[source].long()
+        if self.leave_target_out:
+            query.without_B = positive
+        item_BC = torch.cat([positive[:, None], self.sampler(store, query, self.n_negatives, generator)], 1)
+        bits = self._codes["bits"] = self._codes["bits"].to(rows.device)
+        y_BK = ((store.train.mask[source][:, None] & bits) != 0).float()
+        y_BCK = torch.zeros(*item_BC.shape, len(bits), device=rows.device)
+        y_BCK[:, 0] = y_BK
+        w_BCK = torch.ones_like(y_BCK)
+        if self.explicit_neg == "unobserved":
+            w_BCK[:, :, 1:] = y_BK[:, None, 1:]
+        elif self.explicit_neg == "clicked_only":
+            w_BCK[:, 1:, 1:] = 0
+        if self.balance:
+            w_BCK = w_BCK * _balance(store, query.user_B, self.balance)[:, None, None]
+        return PointwiseBatch(query, item_BC, y_BCK, w_BCK)
+
+    def loss(self, model, batch: PointwiseBatch) -> dict[str, Tensor]:
+        z_BCK = model.logits(batch.query, batch.item_BC)
+        K = z_BCK.shape[-1]
+        parts = {f"loss_{k}": losses.bce_with_weights(z_BCK[..., k], batch.y_BCK[..., k], batch.w_BCK[..., k], mean=self.reduction) for k in range(K)}
+        total = sum((self.weights[k] if self.weights else 1.0) * part for k, part in enumerate(parts.values()))
+        if (extra := penalty(model, batch.query, batch.item_BC, self.l2)) is not None:
+            total = total + extra
+        return ({"loss": total} | {k: v.detach() for k, v in parts.items()}) if K > 1 else {"loss": total}
+
+
+def _balance(store, user_B: Tensor, power: float) -> Tensor:
+    """Weight per row, (events of the user) ** -power, scaled so that its mean over all events is 1."""
+    events = (store.train.ptr[1:] - store.train.ptr[:-1]).float()
+    weight = events.clamp(min=1) ** -power
+    return (weight / ((weight * events).sum() / events.sum()))[user_B]

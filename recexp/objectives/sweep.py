@@ -1,0 +1,27 @@
+"""For models that fit without gradients: one pass over the whole store per epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recexp.objectives.base import require
+
+
+@dataclass
+class Sweep:
+    """The module calls ``model.sweep(store)`` once per epoch instead of optimiser steps."""
+
+    def check(self, model, store) -> None:
+        require(model, self, "sweep")
+
+    def rows(self, store) -> Tensor:
+        return torch.zeros(1, dtype=torch.int64)  # one step an epoch
+
+    def batch(self, store, rows: Tensor, generator: torch.Generator):
+        return store
+
+    def loss(self, model, batch) -> dict[str, Tensor]:
+        return model.sweep(batch)

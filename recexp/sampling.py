@@ -1,0 +1,133 @@
+"""Negative samplers: vectorised, on the device of the store, driven by the caller's generator.
+
+``sampler(store, query, n, generator) -> item_Bn`` draws n negatives per row; ``log_prob(store, items)`` is the log of the proposal's probability,
+for corrections of sampled losses. No sampler ever returns an item the user has in training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from recexp.types import Query, RecexpError
+
+
+class NegativeSampler(Protocol):
+    """See the module's docstring."""
+
+    def __call__(self, store, query: Query, n: int, generator: torch.Generator) -> Tensor: ...
+
+    def log_prob(self, store, item: Tensor) -> Tensor: ...
+
+
+def unseen(pairs, n_items: int, user: Tensor, rank: Tensor) -> Tensor:
+    """The item that stands at ``rank`` (from 0) among the items the user has not in ``pairs``. Any common shape.
+
+    Exact and without rejection: seen item number j (from 0) has ``item - 1 - j`` unseen items before it, ascending in j, so the number of seen items
+    before the wanted one is found by one binary search.
+    """
+    before = torch.searchsorted(pairs.gap_key, (user << 32) + rank, right=True) - pairs.ptr[user]
+    return rank + 1 + before
+
+
+@dataclass
+class Uniform:
+    """Uniform over the items the user has not in training."""
+
+    def __call__(self, store, query: Query, n: int, generator: torch.Generator) -> Tensor:
+        pairs, V1 = store.train_pairs, store.schema.n_items
+        user = query.user_B[:, None].expand(-1, n)
+        available = V1 - (pairs.ptr[query.user_B + 1] - pairs.ptr[query.user_B])
+        # 2^62 mod available: the bias is below 2^-30 for any catalogue.
+        draw = torch.randint(2**62, (len(query), n), generator=generator, device=user.device)
+        return unseen(pairs, V1, user, draw % available.clamp(min=1)[:, None])
+
+    def log_prob(self, store, item: Tensor) -> Tensor:
+        """Shape of ``item``; the users' own items are neglected."""
+        return torch.full(item.shape, -float(torch.log(torch.tensor(float(store.schema.n_items)))), device=item.device)
+
+
+@dataclass
+class Popularity:
+    """Proportional to (training events of the item) ** alpha, items the user has rejected (after ``rounds`` draws: uniform over his unseen)."""
+
+    alpha: float = 1.0
+    rounds: int = 20
+
+    def __post_init__(self):
+        self._cache: tuple[int, Tensor, Tensor] | None = None
+
+    def _table(self, store) -> tuple[Tensor, Tensor]:
+        if self._cache is None or self._cache[0] != id(store):
+            count = torch.bincount(store.train.item.long(), minlength=store.schema.V).double()
+            weight = torch.where(count > 0, count**self.alpha, 0.0)
+            weight[0] = 0
+            self._cache = (id(store), weight.cumsum(0), (weight / weight.sum()).log().float())
+        return self._cache[1], self._cache[2]
+
+    def __call__(self, store, query: Query, n: int, generator: torch.Generator) -> Tensor:
+        cdf, _ = self._table(store)
+
+        def draw(shape: tuple[int, ...]) -> Tensor:
+            x = torch.rand(shape, generator=generator, device=cdf.device, dtype=torch.float64) * cdf[-1]
+            return torch.searchsorted(cdf, x, right=True).clamp_(max=len(cdf) - 1)
+
+        user = query.user_B[:, None].expand(-1, n)
+        item = draw(user.shape)
+        seen = store.train_pairs.find(user, item) >= 0
+        for _ in range(self.rounds):
+            if not seen.any():
+                return item
+            item = torch.where(seen, draw(user.shape), item)
+            seen = store.train_pairs.find(user, item) >= 0
+        return torch.where(seen, Uniform()(store, query, n, generator), item)
+
+    def log_prob(self, store, item: Tensor) -> Tensor:
+        return self._table(store)[1][item]
+
+
+@dataclass
+class SupportiveOnly:
+    """Items the user touched only through behaviours weaker than the target's (S001 §5.2); uniform unseen where there is none."""
+
+    def __call__(self, store, query: Query, n: int, generator: torch.Generator) -> Tensor:
+        pairs = store.train_pairs
+        ptr, item = self._supportive(store)
+        have = ptr[query.user_B + 1] - ptr[query.user_B]
+        draw = torch.randint(2**62, (len(query), n), generator=generator, device=pairs.item.device) % have.clamp(min=1)[:, None]
+        at = (ptr[query.user_B][:, None] + draw).clamp_(max=max(0, len(item) - 1))
+        own = item[at].long() if len(item) else torch.zeros_like(at)
+        return torch.where(have[:, None] > 0, own, Uniform()(store, query, n, generator))
+
+    def _supportive(self, store) -> tuple[Tensor, Tensor]:
+        pairs = store.train_pairs
+        if getattr(self, "_of", None) is not pairs:
+            target = 1 << (len(store.schema.behaviours) - 1)
+            keep = (pairs.mask & target) == 0
+            counts = torch.zeros(len(pairs.ptr) - 1, dtype=torch.int64, device=keep.device).index_add_(0, pairs.user, keep.long())
+            self._of, self._item = pairs, pairs.item[keep]
+            self._ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return self._ptr, self._item
+
+    def log_prob(self, store, item: Tensor) -> Tensor:
+        raise RecexpError("sampler=supportive_only has no proposal probability over items; use uniform or popularity with this loss.")
+
+
+@dataclass
+class Mixed:
+    """Each negative from ``first`` with probability ``share``, else from ``second``."""
+
+    first: NegativeSampler
+    second: NegativeSampler
+    share: float = 0.5
+
+    def __call__(self, store, query: Query, n: int, generator: torch.Generator) -> Tensor:
+        a, b = self.first(store, query, n, generator), self.second(store, query, n, generator)
+        return torch.where(torch.rand(a.shape, generator=generator, device=a.device) < self.share, a, b)
+
+    def log_prob(self, store, item: Tensor) -> Tensor:
+        a, b = self.first.log_prob(store, item), self.second.log_prob(store, item)
+        return torch.logaddexp(a + torch.log(torch.tensor(self.share)), b + torch.log(torch.tensor(1 - self.share)))
