@@ -54,9 +54,9 @@ def behaviour_codes(schema: Schema, behaviours: list[str] | str | None) -> list[
 
 
 def select_events(store, codes: list[int] | None) -> tuple[Tensor, Tensor]:
-    """Users and items, int64 [E'], of the training events whose behaviour is among the codes, in the store's order."""
-    events = store.train
+    """Users and items, int64 [E'], of the training rows that stand for one of the behaviours, in the store's order."""
+    user, item = store.train.user, store.train.item.long()
     if codes is None:
-        return events.user, events.item
-    keep = torch.isin(events.behaviour, torch.tensor(codes, device=events.behaviour.device))
-    return events.user[keep], events.item[keep]
+        return user, item
+    keep = (store.train.mask & sum(1 << (code - 1) for code in codes)) != 0
+    return user[keep], item[keep]
