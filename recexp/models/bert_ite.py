@@ -1,0 +1,135 @@
+"""BERT-ITE (S000; spec 6.4-6.5): a Transformer over user, history and target instead of ITE's user vector. No positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recexp.models.ite import ImplicitToExplicit, both
+from recexp.nn.embeddings import ItemEncoder, UserEncoder, one_of
+from recexp.nn.init import normal_embeddings, xavier_linears
+from recexp.nn.shared_context import SharedContextTransformer
+from recexp.types import Query, RecexpError, Schema
+
+
+class BertITE(nn.Module):
+    """Ranks by P(implicit) * P(explicit | implicit) with phi_I = (last state of the user's row) * (target embedding).
+
+    num_factors K is the width of everything; num_heads must divide it.
+    max_len n: the most recent n events are read. Order among them has no effect.
+    norm: "post" (paper) or "pre" (authors' code; no final norm).
+    target_in_sequence: the candidate is a row of the sequence (paper), or only user and history are (authors' code).
+    pad: "mask" hides the missing events of short histories; "random" fills them up to n with items (see below).
+    tower: explicit tower "paper" K-K/2-1 with ReLU, or "authors" K-2K-1 with sigmoid and biased outputs.
+    init: "paper" (embeddings N(0, 0.02^2), Glorot, zero biases) or "authors" (embeddings N(0, 1), torch's own linears).
+    item_side, user_side, side_scale: as in ITE. chunk: most floats of sequence rows alive while scoring.
+    brute_force: run the whole Transformer on every candidate's sequence; same numbers, for tests and measurements.
+
+    pad="random": slot j of user u always holds the same item, whatever the batch. In training mode it is never the
+    row's positive (candidate 0). In evaluation the fill ignores the candidates: it may be the test item with probability
+    below n / items, since avoiding it would tell the model which candidate is the answer.
+
+    Attention dropout draws one mask per row for the history's weights, shared by the row's candidates.
+    """
+
+    n_behaviours = 2
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        num_factors: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 2,
+        max_len: int = 20,
+        norm: str = "post",
+        target_in_sequence: bool = True,
+        pad: str = "mask",
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        tower: str = "paper",
+        init: str = "paper",
+        item_side: str | Sequence[str] = (),
+        user_side: str | Sequence[str] = (),
+        side_scale: str = "sum",
+        chunk: int = 2**22,
+        brute_force: bool = False,
+    ):
+        super().__init__()
+        K = num_factors
+        one_of("pad", pad, ("mask", "random"))
+        one_of("tower", tower, ("paper", "authors"))
+        one_of("init", init, ("paper", "authors"))
+        if max_len < 0 or chunk < 1:
+            raise RecexpError(f"max_len={max_len} must not be negative and chunk={chunk} must be positive.")
+        self.history, self.chunk = max_len, chunk
+        self.target_in_sequence, self.random_pad = target_in_sequence, pad == "random"
+        self.users = UserEncoder(schema, K, side=user_side, scale=side_scale)
+        self.items = ItemEncoder(schema, K, side=item_side, scale=side_scale)
+        self.transformer = SharedContextTransformer(
+            K, num_layers, num_heads, norm=norm, dropout=dropout, attention_dropout=attention_dropout, brute_force=brute_force
+        )
+        if tower == "authors":
+            self.head = ImplicitToExplicit(K, 2 * K, nn.Sigmoid(), bias=True)
+        else:
+            self.head = ImplicitToExplicit(K, max(1, K // 2), nn.ReLU(), bias=False)
+        normal_embeddings(self, 1.0 if init == "authors" else 0.02)
+        if init == "paper":
+            xavier_linears(self)
+
+    def logits(self, query: Query, item_BC: Tensor) -> Tensor:
+        """z_BCK with K = 2: implicit, and explicit given implicit."""
+        return self._logits(*self._context(query, item_BC), self.items(item_BC))
+
+    def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
+        """Logit of the product of both probabilities, [B, C], or [B, V-1] where item_BC is None. Chunked both ways."""
+        device = query.user_B.device
+        every = torch.arange(1, self.items.n_items + 1, device=device)[None] if item_BC is None else item_BC
+        B, C, width = len(query), every.shape[1], self.items.id.embedding_dim
+        rows = 1  # rows of the widest activation per candidate
+        if self.target_in_sequence and (len(self.transformer.layers) > 1 or self.transformer.brute_force):
+            rows = 2 + (self.history if self.random_pad else min(self.history, query.item_BL.shape[1]))
+        pairs = max(1, self.chunk // (rows * width))
+        step_C = min(C, pairs)
+        step_B = max(1, pairs // step_C)
+        out = []
+        for lo in range(0, B, step_B):
+            part = slice(lo, lo + step_B)
+            candidates = every if item_BC is None else every[part]
+            context = self._context(query[part], candidates)
+            scores = [both(self._logits(*context, self.items(item))) for item in candidates.split(step_C, 1)]
+            out.append(torch.cat(scores, 1))
+        return torch.cat(out) if out else torch.zeros(0, C, device=device)
+
+    def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
+        """Mean square of the user vectors, plus that of the history's, plus that of the candidates'; times lambda in the loss."""
+        x_BmD, mask_Bm = self._context(query, item_BC)
+        history = x_BmD[:, 1:][mask_Bm[:, 1:]]
+        mean_history = history.square().sum() / max(1, history.numel())
+        return x_BmD[:, 0].square().mean() + mean_history + self.items(item_BC).square().mean()
+
+    def _logits(self, x_BmD: Tensor, mask_Bm: Tensor, e_BCD: Tensor) -> Tensor:
+        state = self.transformer(x_BmD, mask_Bm, e_BCD if self.target_in_sequence else None)
+        return self.head(state * e_BCD)
+
+    def _context(self, query: Query, item_BC: Tensor) -> tuple[Tensor, Tensor]:
+        """Input rows [user; history] [B, m, D] and which of them are real."""
+        item_BL = query.item_BL[:, max(0, query.item_BL.shape[1] - self.history) :]
+        if self.random_pad:
+            item_BL = F.pad(item_BL, (self.history - item_BL.shape[1], 0))
+            filler = self._filler(query.user_B)
+            if self.training:
+                filler = torch.where(filler == item_BC[:, :1], filler % self.items.n_items + 1, filler)
+            item_BL = torch.where(item_BL == 0, filler, item_BL)
+        user_BD = self.users(query.user_B, query.without_B)
+        return torch.cat([user_BD[:, None], self.items(item_BL)], 1), F.pad(item_BL != 0, (1, 0), value=True)
+
+    def _filler(self, user_B: Tensor) -> Tensor:
+        """An item per (user, slot), pseudo-random but always the same: a 64-bit mix of the pair's number."""
+        x = user_B[:, None] * self.history + torch.arange(self.history, device=user_B.device) + 1
+        for multiplier in (0x2127599BF4325C37, 0x369DEA0F31A53F85):
+            x = (x ^ (x >> 31)) * multiplier
+        return ((x ^ (x >> 31)) & (2**63 - 1)) % self.items.n_items + 1

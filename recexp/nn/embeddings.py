@@ -1,0 +1,169 @@
+"""Vectors of items and users: an id embedding plus any side features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recexp.types import Bag, Feature, RecexpError, Schema
+
+FUSIONS = ("add", "concat", "gate")
+SCALES = ("sum", "half")
+
+
+def chosen_side(side: str | Sequence[str], available: Iterable[str], owner: str) -> tuple[str, ...]:
+    """Names of the side features to use. ``"all"`` takes every available one.
+
+    Raises RecexpError for a name the data does not have, and for "all" where there is none.
+    """
+    available = tuple(available)
+    if side == "all":
+        if not available:
+            raise RecexpError(
+                f"{owner}_side: all, but the prepared data has no side features of {owner}s. "
+                f"Take a dataset with item features, or the model without side information ({owner}_side: [])."
+            )
+        return available
+    names = (side,) if isinstance(side, str) else tuple(side)
+    if unknown := [name for name in names if name not in available]:
+        raise RecexpError(f"{owner}_side names {unknown}, but the prepared data has {list(available) or 'no side features'}.")
+    if len(set(names)) < len(names):
+        raise RecexpError(f"{owner}_side names a feature twice: {list(names)}.")
+    return names
+
+
+def one_of(name: str, value: str, allowed: Sequence[str]) -> str:
+    """The value, if it is allowed; RecexpError naming the choices otherwise."""
+    if value not in allowed:
+        raise RecexpError(f"{name}={value!r} is not one of {', '.join(allowed)}.")
+    return value
+
+
+class FeatureBag(nn.Module):
+    """Vectors of one item feature: sum_m weight[item, m] * E[id[item, m]].
+
+    Equal to a bias-free linear map of the feature's indicator (or number), so adding it to an id embedding is the
+    same as concatenating one-hot and feature vector before one linear layer. Input [...], output [..., D].
+    """
+
+    def __init__(self, feature: Feature, width: int):
+        super().__init__()
+        self.table = nn.Embedding(feature.cardinality, width, padding_idx=0)
+        # The values come with the data, not with the checkpoint.
+        self.register_buffer("id_VM", feature.id_VM, persistent=False)
+        self.register_buffer("weight_VM", feature.weight_VM, persistent=False)
+
+    def forward(self, item: Tensor) -> Tensor:
+        row = item.reshape(-1)
+        table = self.table.weight
+        out = F.embedding_bag(self.id_VM[row], table, per_sample_weights=self.weight_VM[row].to(table.dtype), mode="sum")
+        return out.view(*item.shape, table.shape[1])
+
+
+class ItemEncoder(nn.Module):
+    """Item vectors: the id embedding fused with the vectors of side features. Item 0 (padding) is the zero vector.
+
+    side: names from schema.item_features, or "all".
+    fusion of the F = 1 + len(side) vectors f_i: "add" (their sum), "concat" (a linear map of [f_1; ...; f_F]) or
+    "gate" (sum_i G_i f_i with G = softmax over i of f_i . w, w starting at 0, i.e. with uniform gates) - S004 sec. 3,
+    spec 7.2.
+    scale: "sum", or "half" for 0.5 * id + 0.5 * (sum of the side vectors), as in the ITE authors' code (spec 6.3).
+
+    Raises RecexpError for features the data does not have and for choices that do not go together.
+    """
+
+    def __init__(self, schema: Schema, width: int, *, side: str | Sequence[str] = (), fusion: str = "add", scale: str = "sum"):
+        super().__init__()
+        names = chosen_side(side, schema.item_features, "item")
+        self.fusion, self.scale = one_of("fusion", fusion, FUSIONS), one_of("scale", scale, SCALES)
+        if scale == "half" and fusion != "add":
+            raise RecexpError(f"scale=half averages the vectors before adding them; it does not go with fusion={fusion}.")
+        self.n_items = schema.n_items
+        self.id = nn.Embedding(schema.V, width, padding_idx=0)
+        self.side = nn.ModuleList(FeatureBag(schema.item_features[name], width) for name in names)
+        if fusion == "concat":
+            self.mix = nn.Linear((1 + len(names)) * width, width, bias=False)
+        elif fusion == "gate":
+            self.mix = nn.Linear(width, 1, bias=False)
+            nn.init.zeros_(self.mix.weight)
+
+    def forward(self, item: Tensor) -> Tensor:
+        """Item ids [...] -> vectors [..., D]."""
+        vectors = [self.id(item), *(bag(item) for bag in self.side)]
+        if self.fusion == "concat":
+            return self.mix(torch.cat(vectors, -1))
+        if self.fusion == "gate":
+            stacked = torch.stack(vectors, -2)
+            return (self.mix(stacked).softmax(-2) * stacked).sum(-2)
+        return _add(vectors[0], vectors[1:], self.scale)
+
+    def table(self) -> Tensor:
+        """Vectors of all items [V, D], row 0 padding."""
+        return self(torch.arange(self.n_items + 1, device=self.id.weight.device))
+
+
+class UserBag(nn.Module):
+    """Vectors of one user feature: the mean of E over the values among the user's training items, weighted by counts.
+
+    ``items`` is the feature of items that the counts were made from; it says what an item left out had contributed.
+    """
+
+    def __init__(self, bag: Bag, items: Feature, width: int):
+        super().__init__()
+        self.table = nn.Embedding(bag.cardinality, width, padding_idx=0)
+        n_users = len(bag.ptr) - 1
+        owner = torch.repeat_interleave(torch.arange(n_users), bag.ptr.diff())
+        total_U = torch.zeros(n_users, dtype=torch.float64).index_add_(0, owner, bag.count.double())
+        self.register_buffer("ptr", bag.ptr, persistent=False)
+        self.register_buffer("value", bag.id, persistent=False)
+        self.register_buffer("count", bag.count, persistent=False)
+        self.register_buffer("total_U", total_U.float(), persistent=False)
+        self.register_buffer("id_VM", items.id_VM, persistent=False)
+        self.register_buffer("weight_VM", items.weight_VM, persistent=False)
+
+    def forward(self, user_B: Tensor, without_B: Tensor | None = None) -> Tensor:
+        table = self.table.weight
+        start_B, length_B = self.ptr[user_B], self.ptr[user_B + 1] - self.ptr[user_B]
+        offset_B = length_B.cumsum(0) - length_B
+        # Ragged gather: position i of the flat list belongs to row r and is that row's entry i - offset[r].
+        entry = torch.repeat_interleave(start_B - offset_B, length_B)
+        entry = entry + torch.arange(len(entry), device=entry.device)
+        weight = self.count[entry].to(table.dtype)
+        sum_BD = F.embedding_bag(self.value[entry], table, offset_B, per_sample_weights=weight, mode="sum")
+        total_B = self.total_U[user_B].to(table.dtype)
+        if without_B is not None:
+            weight_BM = self.weight_VM[without_B].to(table.dtype)
+            sum_BD = sum_BD - F.embedding_bag(self.id_VM[without_B], table, per_sample_weights=weight_BM, mode="sum")
+            total_B = total_B - weight_BM.sum(-1)
+        # Weights of one item sum to 1, so a smaller rest is rounding: nothing is left to average.
+        some_B = total_B > 1e-3
+        return torch.where(some_B[:, None], sum_BD / total_B.where(some_B, 1.0)[:, None], 0.0)
+
+
+class UserEncoder(nn.Module):
+    """User vectors: the id embedding plus, per side feature, the user's normalised bag of values (spec 6.3).
+
+    side: names from schema.user_features, or "all". scale: as in ItemEncoder.
+    Raises RecexpError for features the data does not have.
+    """
+
+    def __init__(self, schema: Schema, width: int, *, side: str | Sequence[str] = (), scale: str = "sum"):
+        super().__init__()
+        names = chosen_side(side, schema.user_features, "user")
+        self.scale = one_of("scale", scale, SCALES)
+        self.id = nn.Embedding(schema.n_users, width)
+        self.side = nn.ModuleList(UserBag(schema.user_features[name], schema.item_features[name], width) for name in names)
+
+    def forward(self, user_B: Tensor, without_B: Tensor | None = None) -> Tensor:
+        """Vectors [B, D]. without_B: per row one training item whose values do not count in the bag (0: none)."""
+        return _add(self.id(user_B), [bag(user_B, without_B) for bag in self.side], self.scale)
+
+
+def _add(base: Tensor, side: list[Tensor], scale: str) -> Tensor:
+    if not side:
+        return base
+    total = base + sum(side)
+    return 0.5 * total if scale == "half" else total

@@ -1,0 +1,189 @@
+import pytest
+import torch
+
+from recexp.models.bert_ite import BertITE
+from recexp.models.ite import both
+from recexp.types import MultiBehaviour, RecexpError
+from tests import toy
+
+SCHEMA = toy.schema()
+QUERY = toy.query([0, 3, 6, 5], [[1, 2, 9, 4, 7], [4], [], [3, 3, 8]])
+EVERY = torch.arange(1, SCHEMA.V).expand(4, -1)
+FORMS = [
+    {"num_layers": 1},
+    {"num_layers": 2},
+    {"num_layers": 3, "norm": "pre"},
+    {"num_layers": 2, "target_in_sequence": False},
+    {"num_layers": 1, "target_in_sequence": False, "norm": "pre", "tower": "authors", "init": "authors"},
+    {"num_layers": 2, "pad": "random"},
+    {"num_layers": 2, "item_side": "all", "user_side": "all"},
+]
+
+
+def model(**options):
+    return toy.randomise(BertITE(SCHEMA, **({"num_factors": 8, "max_len": 6} | options)))
+
+
+@pytest.mark.parametrize("options", FORMS)
+def test_scores_do_not_depend_on_how_they_are_asked(options):
+    m = model(**options)
+    assert isinstance(m, MultiBehaviour) and m.history == 6
+    item_BC = torch.tensor([[5, 1, 5], [2, 12, 3], [7, 8, 9], [3, 1, 10]])
+    s = m.score(QUERY, item_BC)
+    assert torch.allclose(s, both(m.logits(QUERY, item_BC)))
+    assert torch.allclose(m.score(QUERY), m.score(QUERY, EVERY))
+    assert torch.allclose(m.score(QUERY).gather(1, item_BC - 1), s)
+    assert torch.allclose(m.score(QUERY[1:2], item_BC[1:2]), s[1:2])
+    for m.chunk in (1, 150, 1000):
+        assert torch.allclose(m.score(QUERY, item_BC), s)
+        assert torch.allclose(m.score(QUERY).gather(1, item_BC - 1), s)
+    assert m.score(QUERY[:0]).shape == (0, SCHEMA.n_items)
+
+
+@pytest.mark.parametrize("options", FORMS)
+def test_extra_padding_changes_nothing(options):
+    m = model(**options)
+    assert torch.allclose(m.score(toy.padded(QUERY, 3)), m.score(QUERY), atol=1e-12)
+    alone = toy.query([6], [[]])
+    assert torch.allclose(m.score(alone), m.score(QUERY)[2:3], atol=1e-12)
+
+
+@pytest.mark.parametrize("options", FORMS)
+def test_order_of_the_history_has_no_effect_but_its_items_have(options):
+    m = model(**options)
+    shuffled = toy.query([0, 3, 6, 5], [[7, 4, 1, 9, 2], [4], [], [8, 3, 3]])
+    if not m.random_pad:  # slots of filler move against each other only as a set
+        assert torch.allclose(m.score(shuffled), m.score(QUERY), atol=1e-12)
+    other = toy.query([0, 3, 6, 5], [[1, 2, 9, 4, 11], [4], [], [3, 3, 8]])
+    assert not torch.allclose(m.score(other)[0], m.score(QUERY)[0])
+    assert torch.allclose(m.score(other)[1:], m.score(QUERY)[1:])
+
+
+def test_only_the_most_recent_events_are_read():
+    m = model(max_len=2)
+    assert torch.allclose(m.score(QUERY), m.score(toy.query([0, 3, 6, 5], [[4, 7], [4], [], [3, 8]])))
+    users = model(max_len=0)
+    assert torch.allclose(users.score(QUERY), users.score(toy.query([0, 3, 6, 5], [[], [], [], []])))
+
+
+@pytest.mark.parametrize("norm", ["post", "pre"])
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("num_heads", [1, 2, 4])
+def test_shared_context_equals_brute_force(num_layers, norm, num_heads):
+    """Scores and every gradient, in float64."""
+    fast = model(num_layers=num_layers, norm=norm, num_heads=num_heads)
+    slow = model(num_layers=num_layers, norm=norm, num_heads=num_heads, brute_force=True)
+    for m in (fast, slow):
+        m.score(QUERY).sin().sum().backward()
+    assert torch.allclose(fast.score(QUERY), slow.score(QUERY), atol=1e-10)
+    for (name, a), b in zip(fast.named_parameters(), slow.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, atol=1e-9), name
+
+
+def test_shared_context_equals_brute_force_in_single_precision_with_extreme_attention():
+    fast, slow = model(num_layers=2), model(num_layers=2, brute_force=True)
+    for m in (fast, slow):
+        m.float()
+        with torch.no_grad():
+            for layer in m.transformer.layers:
+                layer.query.weight.mul_(30)  # logits in the hundreds: exponentials alone would overflow
+    s = fast.score(QUERY)
+    assert s.isfinite().all() and torch.allclose(s, slow.score(QUERY), atol=1e-3)
+
+
+def test_repeating_the_candidate_in_the_history_matters_only_inside_the_sequence():
+    inside, outside = model(), model(target_in_sequence=False)
+    item = torch.tensor([[7]] * 4)
+    x, e = inside._context(QUERY, item)[0], inside.items(item)
+    assert inside.transformer(x, torch.ones(x.shape[:2], dtype=torch.bool), e).shape == (4, 1, 8)
+    states = [
+        m.transformer(*m._context(QUERY, EVERY), m.items(EVERY) if m.target_in_sequence else None) for m in (inside, outside)
+    ]
+    assert states[0].shape == (4, 12, 8) and states[0].std(1).max() > 1e-3  # a state per candidate
+    assert states[1].shape == (4, 1, 8)  # one for all
+
+
+@pytest.mark.parametrize("options", FORMS)
+def test_gradient_reaches_every_parameter(options):
+    torch.manual_seed(0)
+    m = BertITE(SCHEMA, num_factors=8, max_len=6, **options).train()
+    users = toy.query(list(range(SCHEMA.n_users)), [[1, 2, 3], [4], [], [5, 6], [7, 8, 9], [10], [11, 12]])
+    item_BC = torch.arange(1, SCHEMA.V).expand(SCHEMA.n_users, -1)
+    (m.logits(users, item_BC).square().sum() + m.penalty(users, item_BC)).backward()
+    assert toy.without_gradient(m) == []
+
+
+def test_dropout_acts_in_training_only():
+    torch.manual_seed(0)
+    m = BertITE(SCHEMA, num_factors=8, dropout=0.5, attention_dropout=0.5)
+    assert not torch.equal(m.logits(QUERY, EVERY), m.logits(QUERY, EVERY))
+    m.eval()
+    assert torch.equal(m.logits(QUERY, EVERY), m.logits(QUERY, EVERY))
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_shared_attention_dropout_has_the_mean_of_plain_dropout(num_layers):
+    """Value projections pass straight through: without norm and nonlinearity the expectation is the undropped output."""
+    torch.manual_seed(0)
+    m = model(num_layers=num_layers, attention_dropout=0.4, dropout=0.0)
+    layer = m.transformer.layers[0]
+    layer._finish = lambda x, attended: attended
+    x, e, mask = torch.randn(1, 5, 8).double(), torch.randn(1, 2, 8).double(), torch.ones(1, 5, dtype=torch.bool)
+    part = layer.read_shared if num_layers == 1 else layer.expand
+    expected = part(x, mask, e)
+    m.train()
+    with torch.no_grad():
+        mean = part(x.expand(6000, -1, -1), mask.expand(6000, -1), e.expand(6000, -1, -1)).mean(0, keepdim=True)
+    assert torch.allclose(mean, expected, atol=0.12)
+
+
+def test_random_fill_is_fixed_per_user_and_avoids_the_positive_in_training():
+    m = model(pad="random", max_len=50)
+    first = m._context(QUERY, EVERY)[0]
+    assert first.shape[1] == 51
+    assert torch.equal(first, m._context(toy.padded(QUERY, 4), EVERY.flip(1))[0])
+    assert torch.equal(first[2], m._context(QUERY[2:3], EVERY[:1])[0][0])
+    fill = m._filler(QUERY.user_B)
+    assert fill.min() >= 1 and fill.max() <= SCHEMA.n_items and len(fill.unique()) == SCHEMA.n_items
+    assert not torch.equal(fill[0], fill[1])
+    m.train()
+    for positive in range(1, SCHEMA.V):
+        x = m._context(QUERY[2:3], torch.tensor([[positive, 1]]))[0][:, 1:]
+        assert not (x == m.items.id.weight[positive]).all(-1).any()
+
+
+def test_penalty_counts_real_history_only():
+    m, item_BC = model(), torch.tensor([[1, 2]] * 4)
+    events = QUERY.item_BL[QUERY.item_BL != 0]
+    parts = (m.users.id.weight[QUERY.user_B], m.items.id.weight[events], m.items.id.weight[item_BC])
+    assert torch.allclose(m.penalty(QUERY, item_BC), sum(p.square().mean() for p in parts))
+    assert m.penalty(toy.query([1], [[]]), item_BC[:1]).isfinite()
+
+
+def test_starting_values_are_finite_and_scores_single_precision():
+    for options in FORMS:
+        s = BertITE(SCHEMA, num_factors=8, **options).score(QUERY)
+        assert s.isfinite().all() and s.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_factors": 9}, "num_factors=9.*num_heads=2"),
+        ({"num_heads": 0}, "num_heads=0"),
+        ({"num_layers": 0}, "num_layers=0"),
+        ({"norm": "both"}, "norm"),
+        ({"pad": "zeros"}, "pad"),
+        ({"tower": "high"}, "tower"),
+        ({"max_len": -1}, "max_len"),
+        ({"user_side": ["price"]}, "price"),
+    ],
+)
+def test_wrong_settings_are_named(options, message):
+    with pytest.raises(RecexpError, match=message):
+        BertITE(SCHEMA, **options)
+
+
+def test_side_information_needs_features():
+    with pytest.raises(RecexpError, match="no side features"):
+        BertITE(toy.schema(side=False), item_side="all")
