@@ -61,6 +61,18 @@ def test_a_users_candidates_depend_on_nobody_else(n_items, n, weights):
     assert len(np.unique(out, axis=0)) == 60
 
 
+def test_the_draws_never_change():
+    """Every sampled number ever recorded rests on them: a change here makes old and new results incomparable."""
+    assert draw(np.array([0, 1, 10**12]), NOTHING, 1000, 5, 2024).tolist() == [
+        [258, 943, 4, 328, 841],
+        [937, 302, 558, 823, 440],
+        [800, 418, 368, 443, 178],
+    ]
+    assert draw(np.array([0, 1]), NOTHING, 1000, 5, 2024, zipf(1000)).tolist() == [[4, 650, 1, 7, 303], [624, 5, 36, 264, 15]]
+    assert draw(np.array([0, 1]), NOTHING, 6, 5, 2024).tolist() == [[1, 3, 2, 5, 6], [5, 3, 1, 4, 6]]
+    assert draw(NOTHING, NOTHING, 1000, 5, 2024).shape == (0, 5)
+
+
 @pytest.mark.parametrize(("n_items", "n"), [(100, 3), (12, 9)])  # by drawing, by race
 def test_without_weights_every_item_is_as_likely_in_every_place(n_items, n):
     users = np.arange(20_000)
