@@ -1,7 +1,7 @@
 """Readers: one function per raw layout, from raw files to one canonical form.
 
-A reader is ``read(raw_dir, on_bad_rows="error", **options) -> Raw``. It knows file names and columns; it filters nothing, splits nothing and
-indexes nothing (``recexp.data.prepare`` does).
+A reader is ``read(raw_dir, on_bad_rows="error", **options) -> Raw``. It knows file names and columns; it filters nothing,
+splits nothing and indexes nothing (``recexp.data.prepare`` does).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import polars as pl
 class ItemFeature:
     """Side information about items in long form.
 
-    frame: columns ``item``, ``value`` (any integer or string for categorical and multi_label, a float for numeric) and, where the value changes over
-    time, ``timestamp`` (int64 milliseconds, valid from). Preparation takes the last value at or before the end of training, the first if none is.
+    frame: columns ``item``, ``value`` (any integer or string for categorical and multi_label, a float for numeric) and,
+    where the value changes over time, ``timestamp`` (int64 milliseconds, valid from). Preparation takes the last value at or
+    before the end of training, the first if none is.
     tree: columns ``value``, ``parent`` (null at a root): preparation adds every ancestor of a value (S000: category tree).
     """
 
@@ -30,10 +31,10 @@ class ItemFeature:
 class Raw:
     """What a reader returns.
 
-    events: columns ``user``, ``item`` (string or int64), ``behavior`` (string), ``timestamp`` (int64 milliseconds), optionally ``value`` (float32),
-    in the row order of the source: ties in time are broken by it.
-    files: every file that was read, for checksums. dropped: reason -> (rows, first few examples "file:row column value"), filled under
-    ``on_bad_rows="drop"``.
+    events: columns ``user``, ``item`` (string or int64), ``behavior`` (string), ``timestamp`` (int64 milliseconds),
+    optionally ``value`` (float32), in the row order of the source: ties in time are broken by it.
+    files: every file that was read, for checksums. dropped: reason -> (rows, first few examples "file:row column value"),
+    filled under ``on_bad_rows="drop"``.
     """
 
     events: pl.LazyFrame

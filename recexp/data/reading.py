@@ -1,0 +1,256 @@
+"""Strict reading of raw files, shared by the readers in recexp.data.sources.
+
+A file is first read the fast way: polars parses the typed columns in one go. Only where that fails, or leaves a value
+missing or out of range, is the file read again line by line, to say which line, column and text is to blame or to leave
+exactly those rows out. Both ways judge rows by the same expressions, and both give the same rows for a good file.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import polars as pl
+
+from recexp.data.columns import Column, judge
+from recexp.data.rawtext import Row, fields, numbered_lines, parse_record, unpacked
+from recexp.types import RecexpError
+
+UNIT = "\x1f"  # stands in for separators of several characters, which polars does not take
+EXAMPLES = 5
+CHUNK = 200_000
+
+
+class Folder:
+    """A folder of raw files being read, with the account of what was read and what was left out.
+
+    origin: where the files can be had, for the error of a missing one. on_bad_rows: "error", or "drop" to leave bad rows out
+    and list them in ``dropped`` (reason -> (rows, first few examples)).
+    """
+
+    def __init__(self, raw_dir: str | Path, origin: str, on_bad_rows: str = "error"):
+        if on_bad_rows not in ("error", "drop"):
+            raise RecexpError(f"on_bad_rows={on_bad_rows!r} is not known; choose error or drop")
+        self.path = Path(raw_dir)
+        self.origin = origin
+        self.on_bad_rows = on_bad_rows
+        self.files: list[Path] = []
+        self.dropped: dict[str, tuple[int, list[str]]] = {}
+
+    def has(self, name: str) -> bool:
+        """Is there such a file?"""
+        return (self.path / name).is_file()
+
+    def file(self, name: str) -> Path:
+        """The path of a file to read, noted in ``files``. RecexpError where it is missing or empty."""
+        path = self.path / name
+        if not path.is_file():
+            where = "" if self.path.is_dir() else f" (there is no folder {self.path})"
+            raise RecexpError(
+                f"{path} is missing{where}. Get it from {self.origin}, and put {name} into {self.path} or set dataset.raw_dir."
+            )
+        if path.stat().st_size == 0:
+            raise RecexpError(f"{path} is empty. Get it anew from {self.origin}.")
+        if path not in self.files:
+            self.files.append(path)
+        return path
+
+    def delimited(
+        self,
+        name: str,
+        columns: list[Column],
+        *,
+        header: bool,
+        separator: str = ",",
+        quote: str | None = '"',
+        encoding: str = "utf-8",
+        only: tuple[str, str] | None = None,
+    ) -> pl.DataFrame:
+        """The wanted columns of a delimited text file (plain or gzip), rows in file order.
+
+        only: (header name, text): every row whose field is another text is passed over unread.
+        Raises RecexpError naming file, line, column and text.
+        """
+        path = self.file(name)
+        first = next(fields(path, separator, quote, encoding), (1, None, ""))[1]
+        if not first:
+            raise RecexpError(f"{path} is empty. Get it anew from {self.origin}.")
+        names = [field.strip() for field in first] if header else list(range(len(first)))
+        position = {column.name: _position(path, names, column.source, column.label) for column in columns}
+        if only:
+            position["_only"] = _position(path, names, only[0], f"column {only[0]!r}")
+
+        def fast() -> pl.DataFrame:
+            plain = len(separator) == 1 and encoding == "utf-8"
+            source = path if plain else unpacked(path, encoding).replace(separator.encode(), UNIT.encode())
+            typed = {position[column.name]: column.dtype for column in columns} if only is None else {}
+            frame = pl.scan_csv(
+                source,
+                glob=False,
+                has_header=False,
+                skip_rows=int(header),
+                separator=separator if plain else UNIT,
+                quote_char=quote,
+                schema={f"c{i}": typed.get(i, pl.String()) for i in range(len(first))},
+            ).select(pl.col(f"c{i}").alias(name) for name, i in position.items())
+            if only:
+                frame = frame.filter(pl.col("_only") == only[1]).drop("_only")
+            return frame.collect()
+
+        def slow() -> Iterator[Row]:
+            wanted = list(position.values())
+            for line, row, _ in islice(fields(path, separator, quote, encoding), int(header), None):
+                if len(row) > len(first):
+                    yield line, None, f"has {len(row)} fields where {len(first)} are expected"
+                    continue
+                row = [row[i] if i < len(row) else None for i in wanted]
+                if only and row.pop() != only[1]:
+                    continue
+                yield line, row, ""
+
+        try:
+            judged = judge(fast(), columns)
+            if judged["_reason"].null_count() == judged.height:
+                return self._nonempty(path, judged.drop("_reason"))
+        except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error):
+            pass  # read again below, to say what is wrong
+        return self.table(name, columns, slow())
+
+    def parquet(self, name: str, columns: list[Column]) -> pl.DataFrame:
+        """The wanted columns of a parquet file. Ids become strings; a time column of a date type needs no unit."""
+        path = self.file(name)
+        try:
+            scan = pl.scan_parquet(path, glob=False)
+            schema = scan.collect_schema()
+            for column in columns:
+                _position(path, schema.names(), column.source, column.label)
+            frame = scan.select(pl.col(column.source).alias(column.name) for column in columns).collect()
+            for i, column in enumerate(columns):
+                dtype = frame.schema[column.name]
+                if dtype.is_nested() or (dtype.is_float() and column.kind == "id"):
+                    wanted = "whole numbers or texts" if column.kind == "id" else "plain values"
+                    raise RecexpError(f"{path}, {column.label}: its type is {dtype}; it must hold {wanted}.")
+                if dtype in (pl.Date, pl.Datetime) and column.kind in ("s", "ms", "iso"):
+                    columns = [*columns[:i], replace(column, kind="ms"), *columns[i + 1 :]]
+                    frame = frame.with_columns(pl.col(column.name).dt.epoch("ms"))
+            frame = frame.cast(pl.String)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise RecexpError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
+        judged = judge(frame, columns)
+        if judged["_reason"].null_count() == judged.height:
+            return self._nonempty(path, judged.drop("_reason"))
+        return self.table(name, columns, ((row, list(values), "") for row, values in enumerate(frame.iter_rows(), 1)), unit="row")
+
+    def table(self, name: str, columns: list[Column], rows: Iterable[Row], unit: str = "line") -> pl.DataFrame:
+        """The same from rows already taken apart: (line, one text or None per column, fault of the whole row or "").
+
+        unit: what an error calls the number of a row.
+        """
+        path, rows = self.file(name), iter(rows)
+        good = [_empty(columns)]
+        while chunk := list(islice(rows, CHUNK)):
+            faults, kept = [], []
+            for row in chunk:
+                fault = row[2] or ("" if _is_utf8(row[1]) else "is not valid UTF-8")
+                if fault:
+                    faults.append((row[0], "", None, fault))
+                else:
+                    kept.append(row)
+            texts = {column.name: pl.Series([row[1][i] for row in kept], dtype=pl.String) for i, column in enumerate(columns)}
+            judged = judge(pl.DataFrame(texts), columns).with_columns(
+                pl.Series("_line", [row[0] for row in kept], dtype=pl.Int64)
+            )
+            bad = judged.with_row_index("_row").filter(pl.col("_reason").is_not_null())
+            for row, line, reason in bad.select("_row", "_line", "_reason").iter_rows():
+                i, reason = reason.split(" ", 1)
+                faults.append((line, columns[int(i)].label, kept[row][1][int(i)], reason))
+            self._account(path, sorted(faults, key=lambda fault: fault[0]), unit)
+            good.append(judged.filter(pl.col("_reason").is_null()).drop("_reason", "_line"))
+        return self._nonempty(path, pl.concat(good))
+
+    def records(self, name: str) -> Iterator[tuple[int, dict]]:
+        """(line, record) of a file with one JSON object or Python literal per line. A line that is neither is a bad row."""
+        from tqdm import tqdm  # these files take minutes: say how far it is
+
+        path = self.file(name)
+        for line, text in tqdm(self.lines(name), desc=path.name, unit=" lines", disable=None):
+            try:
+                record = parse_record(text)
+            except ValueError as error:
+                self._account(path, [(line, "", text.strip()[:80], str(error))])
+                continue
+            yield line, record
+
+    def record_table(self, name: str, columns: list[Column]) -> pl.DataFrame:
+        """The wanted entries of every record of such a file; ``source`` names their keys."""
+        return self.table(name, columns, ((line, texts(record, columns), "") for line, record in self.records(name)))
+
+    def lines(self, name: str) -> Iterator[tuple[int, str]]:
+        """(line, text) of the non-blank lines of a text file."""
+        return ((line, text) for line, text in numbered_lines(self.file(name)) if text.strip())
+
+    def json(self, name: str, check: Callable[[object], bool], form: str) -> object:
+        """A whole JSON file that must satisfy ``check``; ``form`` says in words what that is."""
+        path = self.file(name)
+        try:
+            content = json.loads("".join(text for _, text in numbered_lines(path)))
+        except (ValueError, RecursionError) as error:
+            raise RecexpError(f"{path} is not valid JSON: {error}") from None
+        if not check(content):
+            raise RecexpError(f"{path} is not {form}")
+        return content
+
+    def _account(self, path: Path, faults: list[tuple[int, str, str | None, str]], unit: str = "line") -> None:
+        if faults and self.on_bad_rows == "error":
+            line, label, text, reason = faults[0]
+            place = ", ".join(part for part in (f"{path}, {unit} {line}", label) if part)
+            found = "" if text is None else f"{text!r} "
+            more = f" (and {len(faults) - 1:,} more bad rows soon after)" if len(faults) > 1 else ""
+            cure = "Correct the file, or set dataset.on_bad_rows=drop to leave such rows out."
+            raise RecexpError(f"{place}: {found}{reason}{more}. {cure}")
+        for line, label, text, reason in faults:
+            key = f"{path.name}: " + " ".join(part for part in (label, reason) if part)
+            rows, examples = self.dropped.get(key, (0, []))
+            if rows < EXAMPLES:
+                examples.append(" ".join(part for part in (f"{path.name}:{line}", label, text and repr(text)) if part))
+            self.dropped[key] = rows + 1, examples
+
+    def _nonempty(self, path: Path, frame: pl.DataFrame) -> pl.DataFrame:
+        if frame.is_empty():
+            raise RecexpError(f"{path} holds no usable row. Get it anew from {self.origin}.")
+        return frame
+
+
+def texts(record: dict, columns: list[Column]) -> list[str | None]:
+    """The wanted entries of a record as the texts that ``Folder.table`` takes."""
+    return [None if (value := record.get(column.source)) is None else str(value) for column in columns]
+
+
+def is_names(value: object) -> bool:
+    """Is it a list of strings?"""
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _empty(columns: list[Column]) -> pl.DataFrame:
+    return judge(pl.DataFrame(schema={column.name: pl.String for column in columns}), columns).drop("_reason")
+
+
+def _position(path: Path, names: list, source: str | int, label: str) -> int:
+    if names.count(source) == 1:
+        return names.index(source)
+    if isinstance(source, int):
+        raise RecexpError(f"{path}, line 1: there are {len(names)} columns; {label} is missing")
+    found = "twice in" if source in names else "not in"
+    raise RecexpError(f"{path}, line 1: {label} is {found} the header: {', '.join(names)}")
+
+
+def _is_utf8(row: list[str | None]) -> bool:
+    try:
+        "".join(text for text in row if text).encode()
+    except UnicodeEncodeError:
+        return False
+    return True

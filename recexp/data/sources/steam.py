@@ -1,0 +1,43 @@
+"""Steam: reviews of games, 2010 to 2018, as collected for SASRec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+
+from recexp.data.columns import Column
+from recexp.data.rawtext import Row
+from recexp.data.reading import Folder, is_names, texts
+from recexp.data.sources import ItemFeature, Raw
+
+ORIGIN = "J. McAuley, UCSD: Steam Video Game and Bundle Data (version 2)"
+REVIEWS, GAMES = "steam_reviews.json.gz", "steam_games.json.gz"
+
+
+def read(raw_dir: str | Path, *, on_bad_rows: str = "error", games: bool = True) -> Raw:
+    """``steam_reviews.json.gz``; and ``steam_games.json.gz`` where it is there, for the item feature "genres".
+
+    games: False leaves the feature out. The times are whole days: ties keep the order of the file. Any text is a user's name.
+    """
+    folder = Folder(raw_dir, ORIGIN, on_bad_rows)
+    columns = [Column("user", "username", "text"), Column("item", "product_id"), Column("timestamp", "date", "iso")]
+    events = folder.record_table(REVIEWS, columns).with_columns(behavior=pl.lit("review"))
+    features = {"genres": _genres(folder)} if games and folder.has(GAMES) else {}
+    return Raw(events.lazy(), folder.files, features, folder.dropped)
+
+
+def _genres(folder: Folder) -> ItemFeature:
+    columns = [Column("item", "id"), Column("value", "genres", "text", nullable=True)]
+
+    def rows() -> Iterator[Row]:
+        for line, record in folder.records(GAMES):
+            genres = record.get("genres") or []
+            if not is_names(genres):
+                yield line, None, "has genres that are not a list of names"
+            elif record.get("id") is not None:  # a few entries of the published file have no id: they describe nothing
+                yield line, [*texts(record, columns[:1]), "\n".join(genres)], ""
+
+    values = folder.table(GAMES, columns, rows()).lazy().drop_nulls("value")
+    return ItemFeature("multi_label", values.with_columns(pl.col("value").str.split("\n")).explode("value"))

@@ -1,0 +1,27 @@
+"""Taobao UserBehavior: page views, carts, favourites and purchases of nine days in 2017."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recexp.data.columns import Column
+from recexp.data.reading import Folder
+from recexp.data.sources import ItemFeature, Raw
+
+ORIGIN = "Tianchi: User Behavior Data from Taobao (dataset 649)"
+BEHAVIOURS = ("pv", "fav", "cart", "buy")
+
+
+def read(raw_dir: str | Path, *, on_bad_rows: str = "error", file: str = "UserBehavior.csv") -> Raw:
+    """``UserBehavior.csv``; the feature "category" is the one an item has in its last row."""
+    folder = Folder(raw_dir, ORIGIN, on_bad_rows)
+    columns = [
+        Column("user", 0, "int"),
+        Column("item", 1, "int"),
+        Column("category", 2, "int"),
+        Column("behavior", 3, choices=BEHAVIOURS),
+        Column("timestamp", 4, "s"),
+    ]
+    events = folder.delimited(file, columns, header=False).lazy()
+    category = events.select("item", value="category").unique("item", keep="last", maintain_order=True)
+    return Raw(events.drop("category"), folder.files, {"category": ItemFeature("categorical", category)}, folder.dropped)
