@@ -1,0 +1,109 @@
+"""BERT4Rec: a bidirectional Transformer trained to fill masked items in (S002)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recexp.models.sequence import SequenceModel, append, checked_length, latest
+from recexp.nn.attention import key_mask
+from recexp.nn.dropout import Dropout
+from recexp.nn.transformer import PositionEmbedding, TransformerLayer, bert_init
+from recexp.types import Query, Schema
+
+EPS = 1e-12
+
+
+class BERT4Rec(SequenceModel):
+    """States of masked items, mapped by ``head``, against the item table. To score, [MASK] (id V) ends the history.
+
+    num_inner: inner width of the feed-forward nets, 4 num_factors where None.
+    In the authors' code but not in the paper (spec 4.9): embedding_norm (layer norm on the input sum), token_type (a
+    constant vector in it), head_norm (layer norm after the head's GELU). Of others' ports (spec 6.8): tied false (an
+    output table of its own), projection false (no head), norm "pre".
+    positions: "left" counts from the oldest event read, as the authors' right-padded code; "right" from the newest;
+    "none". Ablations of S002 Table 5: positions none, ffn, layer_norm (all of them), residual; dropouts 0.
+    """
+
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        num_factors: int = 64,
+        num_layers: int = 2,
+        num_heads: int = 2,
+        num_inner: int | None = None,
+        max_len: int = 200,
+        dropout: float = 0.2,
+        attention_dropout: float = 0.2,
+        positions: str = "left",
+        norm: str = "post",
+        embedding_norm: bool = True,
+        token_type: bool = True,
+        projection: bool = True,
+        head_norm: bool = True,
+        tied: bool = True,
+        output_bias: bool = True,
+        layer_norm: bool = True,
+        residual: bool = True,
+        ffn: bool = True,
+    ):
+        super().__init__()
+        self.max_len = checked_length(max_len, least=2)
+        self.history = max_len - 1  # the last place is [MASK]'s
+        self.V, self.width = schema.V, num_factors
+        self.item = nn.Embedding(schema.V + 1, num_factors, padding_idx=0)
+        self.position = None if positions == "none" else PositionEmbedding(max_len, num_factors, positions)
+        self.token_type = nn.Parameter(torch.empty(num_factors)) if token_type else None
+        self.input_norm = nn.LayerNorm(num_factors, EPS) if embedding_norm and layer_norm else nn.Identity()
+        self.dropout = Dropout(dropout)
+        self.layers = nn.ModuleList(
+            TransformerLayer(
+                num_factors,
+                num_heads,
+                num_inner=num_inner,
+                dropout=dropout,
+                attention_dropout=attention_dropout,
+                norm=norm if layer_norm else "none",
+                residual=residual,
+                ffn=ffn,
+                eps=EPS,
+            )
+            for _ in range(num_layers)
+        )
+        self.projection = nn.Linear(num_factors, num_factors) if projection else None
+        self.head_norm = nn.LayerNorm(num_factors, EPS) if projection and head_norm and layer_norm else nn.Identity()
+        self.output = None if tied else nn.Embedding(schema.V, num_factors, padding_idx=0)
+        self.output_bias = nn.Parameter(torch.zeros(schema.V)) if output_bias else None
+        bert_init(self)
+        if token_type:
+            nn.init.trunc_normal_(self.token_type, std=0.02, a=-0.04, b=0.04)
+
+    def encode(self, query: Query, last_only: bool = False) -> Tensor:
+        query = latest(query, self.max_len)
+        h = self.item(query.item_BL)
+        if self.position is not None:
+            h = h + self.position(query.mask_BL)
+        return self.transform(h, query.mask_BL, last_only)
+
+    def transform(self, h: Tensor, mask_BL: Tensor, last_only: bool) -> Tensor:
+        """The input sum [B, L, D] through all layers."""
+        if self.token_type is not None:
+            h = h + self.token_type
+        h, mask = self.dropout(self.input_norm(h)), key_mask(mask_BL)
+        for i, layer in enumerate(self.layers):
+            h = layer(h, mask, last_only=last_only and i + 1 == len(self.layers))
+        return h
+
+    def head(self, h: Tensor) -> Tensor:
+        return h if self.projection is None else self.head_norm(F.gelu(self.projection(h)))
+
+    def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        table = (self.item if self.output is None else self.output).weight
+        if item is None:
+            return table[1 : self.V], None if self.output_bias is None else self.output_bias[1:]
+        return F.embedding(item, table), None if self.output_bias is None else self.output_bias[item]
+
+    def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
+        return super().score(append(latest(query, self.history), self.V), item_BC)

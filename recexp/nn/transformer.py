@@ -1,0 +1,95 @@
+"""The Transformer layer of BERT4Rec (S002 eq. 1-6), positions, and BERT's starting values."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from recexp.nn.attention import MultiHeadAttention
+from recexp.nn.dropout import Dropout
+from recexp.nn.embeddings import one_of
+
+NORMS = ("post", "pre", "none")
+SIDES = ("left", "right")
+
+
+class TransformerLayer(nn.Module):
+    """Attention and a feed-forward net (exact GELU, inner width 4 D unless given), each inside a residual step.
+
+    norm: "post" LN(x + Drop(f(x))), "pre" x + Drop(f(LN(x))) or "none" x + Drop(f(x)). residual: without it, the x of
+    the sum is gone. ffn: without it, attention only (S002 Table 5).
+
+    The input x_BLD feeds values and residual. Queries and keys come from query_key_BLD where given (NOVA, S004), else
+    from x too. last_only computes the last row alone: [B, 1, D], equal to the last of all rows.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        num_inner: int | None = None,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        norm: str = "post",
+        residual: bool = True,
+        ffn: bool = True,
+        eps: float = 1e-12,
+    ):
+        super().__init__()
+        self.norm, self.residual = one_of("norm", norm, NORMS), residual
+        self.attention = MultiHeadAttention(width, num_heads, dropout=attention_dropout)
+        self.norm1 = nn.Identity() if norm == "none" else nn.LayerNorm(width, eps)
+        if ffn:
+            self.inner = nn.Linear(width, num_inner or 4 * width)
+            self.outer = nn.Linear(num_inner or 4 * width, width)
+            self.norm2 = nn.Identity() if norm == "none" else nn.LayerNorm(width, eps)
+        self.ffn = ffn
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x_BLD: Tensor, mask: Tensor, query_key_BLD: Tensor | None = None, last_only: bool = False) -> Tensor:
+        value = self.norm1(x_BLD) if self.norm == "pre" else x_BLD
+        query = key = value if query_key_BLD is None else query_key_BLD
+        if last_only:
+            x_BLD, query, mask = x_BLD[:, -1:], query[:, -1:], mask[..., -1:, :]
+        h = self._add(x_BLD, self.attention(query, key, value, mask), self.norm1)
+        if not self.ffn:
+            return h
+        z = self.norm2(h) if self.norm == "pre" else h
+        return self._add(h, self.outer(F.gelu(self.inner(z))), self.norm2)
+
+    def _add(self, x: Tensor, change: Tensor, norm: nn.Module) -> Tensor:
+        h = self.dropout(change)
+        h = x + h if self.residual else h
+        return h if self.norm == "pre" else norm(h)
+
+
+class PositionEmbedding(nn.Module):
+    """Learned positions of left-padded histories, such that more padding changes nothing.
+
+    side "right": counted from the newest event, which has row max_len - 1; returns [L, D].
+    side "left": counted from the oldest event given, which has row 0, as where padding stands on the right; [B, L, D].
+    """
+
+    def __init__(self, max_len: int, width: int, side: str):
+        super().__init__()
+        self.side = one_of("positions", side, SIDES)
+        self.table = nn.Embedding(max_len, width)
+
+    def forward(self, mask_BL: Tensor) -> Tensor:
+        if self.side == "right":
+            return self.table.weight[self.table.num_embeddings - mask_BL.shape[1] :]
+        return self.table((mask_BL.cumsum(1) - 1).clamp(min=0))
+
+
+@torch.no_grad()
+def bert_init(module: nn.Module, std: float = 0.02) -> None:
+    """Weights of tables and linear maps ~ N(0, std^2) cut at two deviations, padding rows and biases 0 (spec 4.9)."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear | nn.Embedding):
+            nn.init.trunc_normal_(part.weight, std=std, a=-2 * std, b=2 * std)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            part.bias.zero_()
+        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            part.weight[part.padding_idx] = 0
