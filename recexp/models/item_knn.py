@@ -116,7 +116,7 @@ class ItemKNN(nn.Module):
     def _score_rows(self, item_BL: Tensor, item_BC: Tensor | None) -> Tensor:
         real_BL = item_BL != 0
         age_BL = real_BL.flip(1).cumsum(1).flip(1) - 1  # real events after this one: padding and left-out events do not age
-        weight_BL = (self.decay**age_BL) * real_BL
+        weight_BL = self.decay ** age_BL.to(self.prior_V.dtype) * real_BL
         s_BV = self.prior_V.repeat(len(item_BL), 1)
         term_BLn = self.similarity_Vn[item_BL] * weight_BL.unsqueeze(-1)
         s_BV.scatter_add_(1, self.neighbour_Vn[item_BL].flatten(1).long(), term_BLn.flatten(1))

@@ -9,7 +9,7 @@ from recexp.models.mf import inner_product, require_positive
 from recexp.models.pop import behaviour_codes, select_events
 from recexp.types import Query, RecexpError, Schema
 
-_BLOCK = 1 << 25  # floats gathered, or held in normal equations, at a time
+_BLOCK = 1 << 24  # doubles gathered, or held in normal equations, at a time
 
 
 class WMF(nn.Module):
@@ -59,9 +59,11 @@ class WMF(nn.Module):
     def _solve(self, out_RD: Tensor, fixed_SD: Tensor, row: Tensor, column: Tensor, extra: Tensor) -> None:
         """Fills out with the best row vectors given the fixed ones; rows without an entry become 0.
 
-        Rows are taken longest first, so that rows of nearly the same length share a padded batch.
+        Rows are taken longest first, so that rows of nearly the same length share a padded batch. All in double: with large alpha
+        and counts, single precision loses the regularisation and the normal equations are no longer positive definite.
         """
         d = fixed_SD.shape[1]
+        fixed_SD, extra = fixed_SD.double(), extra.double()
         order = row.argsort(stable=True)
         column, extra = column[order], extra[order]
         length = torch.bincount(row, minlength=len(out_RD))
@@ -69,7 +71,7 @@ class WMF(nn.Module):
         rank = length.argsort(descending=True, stable=True)
         lengths = length[rank].tolist()
         n_rows = int((length > 0).sum())
-        gram = (fixed_SD.T @ fixed_SD).double() + self.regularisation * torch.eye(d, dtype=torch.float64, device=fixed_SD.device)
+        gram = fixed_SD.T @ fixed_SD + self.regularisation * torch.eye(d, dtype=fixed_SD.dtype, device=fixed_SD.device)
         out_RD.zero_()
         at = 0
         while at < n_rows:
@@ -82,15 +84,14 @@ class WMF(nn.Module):
             extra_RL = extra[entry_RL] * inside_RL
             weighted_RDL = (y_RLD * extra_RL.unsqueeze(-1)).mT
             right_RD = (y_RLD * ((1 + extra_RL) * inside_RL).unsqueeze(-1)).sum(1)
-            # normal equations in double: with large alpha and counts their condition is beyond single precision
-            factor = torch.linalg.cholesky((weighted_RDL @ y_RLD).double() + gram)
-            out_RD[rows] = torch.cholesky_solve(right_RD.double().unsqueeze(-1), factor).squeeze(-1).to(out_RD.dtype)
+            factor = torch.linalg.cholesky(weighted_RDL @ y_RLD + gram)
+            out_RD[rows] = torch.cholesky_solve(right_RD.unsqueeze(-1), factor).squeeze(-1).to(out_RD.dtype)
             at += len(rows)
 
     def _objective(self, user: Tensor, item: Tensor, extra: Tensor) -> float:
         x, y = self.user_UD.double(), self.item_VD.double()
         total = (x.T @ x * (y.T @ y)).sum() + self.regularisation * (x.square().sum() + y.square().sum())
-        block = _BLOCK // x.shape[1]
+        block = max(1, _BLOCK // x.shape[1])
         for at in range(0, len(user), block):  # the sum over all pairs took p = 0 and c = 1: put the observed ones right
             part = slice(at, at + block)
             s = (x[user[part]] * y[item[part]]).sum(1)
