@@ -1,0 +1,131 @@
+import dataclasses
+
+import pytest
+import torch
+
+from recexp.models.bert4rec import BERT4Rec
+from recexp.models.nova import SideBERT
+from recexp.nn.attention import key_mask
+from recexp.types import RecexpError
+from tests import toy
+
+SCHEMA = toy.schema()
+SMALL = dict(num_factors=8, num_layers=2, num_heads=2, max_len=6)
+QUERY = toy.query([0, 3, 6, 5], [[1, 2, 9, 4, 7], [4], [], [3, 3, 8]])
+
+
+def model(**options):
+    return toy.randomise(SideBERT(SCHEMA, **(SMALL | options)))
+
+
+def test_invasive_add_without_side_information_is_bert4rec():
+    invasive = model(invasive=True, side=[])
+    bert = toy.randomise(BERT4Rec(SCHEMA, token_type=False, **SMALL))
+    bert.load_state_dict(invasive.state_dict())
+    assert torch.allclose(invasive.score(QUERY), bert.score(QUERY), atol=1e-12)
+
+
+def test_nova_without_positions_and_side_information_is_bert4rec():
+    """Nothing to fuse: queries and keys are H itself."""
+    nova = model(side=[], positions="none")
+    bert = toy.randomise(BERT4Rec(SCHEMA, token_type=False, positions="none", **SMALL))
+    bert.load_state_dict(nova.state_dict())
+    assert torch.allclose(nova.score(QUERY), bert.score(QUERY), atol=1e-12)
+    # Nor is there, when the position is added to H instead.
+    nova = model(side=[], position_in_sides=False)
+    bert = toy.randomise(BERT4Rec(SCHEMA, token_type=False, **SMALL))
+    bert.load_state_dict(nova.state_dict())
+    assert torch.allclose(nova.score(QUERY), bert.score(QUERY), atol=1e-12)
+
+
+def test_nova_layer_whose_values_and_residual_are_the_fused_stream_is_an_invasive_layer():
+    nova, invasive = (model(embedding_norm=False, invasive=invasive, num_layers=1) for invasive in (False, True))
+    invasive.load_state_dict(nova.state_dict())
+    item_BL, mask = QUERY.item_BL, key_mask(QUERY.mask_BL)
+    sides = [nova.position(QUERY.mask_BL), *nova.side(QUERY, item_BL)]
+    r = nova.fusions[0]([nova.item(item_BL), *sides])
+    assert torch.allclose(nova.layers[0](r, mask, r), invasive.encode(QUERY), atol=1e-12)
+    assert not torch.allclose(nova.encode(QUERY), invasive.encode(QUERY))
+
+
+def test_nova_keeps_side_information_out_of_the_values():
+    """With one event there is nothing to weigh, so side information and position cannot show; invasively they do."""
+    one, other = toy.query([0], [[4]]), toy.query([0], [[4]])
+    other.value_BL, other.behaviour_BL = other.value_BL % 5 + 1, 3 - other.behaviour_BL
+    nova, invasive = model(), model(invasive=True)
+    assert torch.allclose(nova.encode(one), nova.encode(other), atol=1e-12)
+    assert not torch.allclose(invasive.encode(one), invasive.encode(other))
+    # With a second event, weights move.
+    one, other = toy.query([0], [[4, 5]]), toy.query([0], [[4, 5]])
+    other.value_BL = other.value_BL % 5 + 1
+    assert not torch.allclose(nova.encode(one), nova.encode(other))
+
+
+@pytest.mark.parametrize("invasive", [False, True])
+def test_features_of_a_masked_item_show_only_as_a_leak(invasive):
+    m = model(invasive=invasive)
+    masked = toy.query([0], [[1, 2, 9, 4, 7]])
+    masked.item_BL[0, 2] = SCHEMA.V
+    hidden = m.encode(masked)
+    assert torch.allclose(m.encode(masked, side_item_BL=masked.item_BL), hidden)
+    leaks = [m.encode(masked, side_item_BL=masked.item_BL.masked_fill(masked.item_BL == SCHEMA.V, v)) for v in (5, 9)]
+    assert not torch.allclose(leaks[0], hidden) and not torch.allclose(leaks[0], leaks[1])
+
+
+@pytest.mark.parametrize("invasive", [False, True])
+@pytest.mark.parametrize("name", ["category", "genres", "price", "value", "behaviour"])
+def test_each_feature_alone_counts(invasive, name):
+    m = model(invasive=invasive, side=name)
+    assert len(m.side) == 1
+    score = m.score(QUERY)
+    table = (*m.side.items, *m.side.events)[0].table
+    with torch.no_grad():
+        table.weight[1:] += torch.randn_like(table.weight[1:])
+    changed = m.score(QUERY)
+    assert not torch.allclose(changed[0], score[0])
+
+
+def test_unknown_padding_and_mask_are_three_things():
+    values = model(side=["value"]).side
+    query = toy.query([0], [[0, 5, 6, 7]])
+    query.item_BL[0, 3] = SCHEMA.V
+    query.value_BL[0] = torch.tensor([0, 3, 0, 2])
+    table = values.events[0].table.weight
+    assert torch.equal(next(iter(values(query, query.item_BL)))[0], table[[0, 3, 6, 7]])
+    query.value_BL = None
+    assert torch.equal(next(iter(values(query, query.item_BL)))[0], table[[0, 6, 6, 7]])
+
+
+def test_items_without_a_label_have_a_vector_of_their_own():
+    feature = SCHEMA.item_features["genres"]
+    absent = [v for v in range(1, SCHEMA.V) if not feature.id_VM[v].any()]
+    assert absent
+    side = model(side=["genres"]).side.items[0]
+    out, table = side(torch.tensor([0, absent[0], SCHEMA.V])), side.table.weight
+    assert not out[0].any()
+    assert torch.equal(out[1], table[feature.cardinality]) and torch.equal(out[2], table[feature.cardinality + 1])
+
+
+def test_sizes_of_the_variants():
+    def size(**options):
+        return sum(p.numel() for p in model(**options).parameters())
+
+    assert size(invasive=True) + 2 * 8 == size()  # add has no weights; NOVA has a norm for the second stream (spec 7.4)
+    features = 7  # item, position, category, genres, price, value, behaviour
+    concat = features * 8 * 8 + 8
+    assert size(fusion="concat") - size() == 2 * concat
+    assert size(fusion="concat", shared_fusion=True) - size() == concat
+    assert size(fusion="gating") - size() == 2 * 8
+
+
+def test_side_information_the_data_has_not_is_refused():
+    bare = dataclasses.replace(toy.schema(side=False), n_values=0, behaviours=("view",), explicit=(False,))
+    with pytest.raises(RecexpError, match="no side information"):
+        SideBERT(bare, **SMALL)
+    with pytest.raises(RecexpError, match=r"\['year'\].*category"):
+        SideBERT(SCHEMA, side=["category", "year"], **SMALL)
+    with pytest.raises(RecexpError, match=r"\['behaviour'\]"):
+        SideBERT(bare, side="behaviour", **SMALL)
+    with pytest.raises(RecexpError, match="shared_fusion"):
+        SideBERT(SCHEMA, invasive=True, shared_fusion=True, **SMALL)
+    assert SideBERT(bare, side=[], **SMALL).score(QUERY).shape == (4, bare.n_items)
