@@ -131,3 +131,13 @@ class Mixed:
     def log_prob(self, store, item: Tensor) -> Tensor:
         a, b = self.first.log_prob(store, item), self.second.log_prob(store, item)
         return torch.logaddexp(a + torch.log(torch.tensor(self.share)), b + torch.log(torch.tensor(1 - self.share)))
+
+
+class NoSampler:
+    """Where an objective needs no negatives. Drawing from it says which setting is wrong."""
+
+    def __call__(self, store, query: Query, n: int, generator: torch.Generator) -> Tensor:
+        raise RecexpError("This objective draws negatives, but sampler=none: choose sampler=uniform or another.")
+
+    def log_prob(self, store, item: Tensor) -> Tensor:
+        raise RecexpError("This loss needs a sampler's probabilities, but sampler=none: choose sampler=uniform or popularity.")

@@ -21,6 +21,7 @@ class Split:
     purge: what else of the held-out (user, item) pair leaves: "pair" (every event of it, S000), "later" (its events at or after the target's
         time, S001) or "none".
     fallback: validation target of a user without a second eligible event: "any" (his last event before the test target) or "none".
+    merge_val: validation targets are trained on (the second stage of selection=refit).
     test_share, val_share: for global_time, the share of events after the test cut and between the two cuts.
     """
 
@@ -30,6 +31,7 @@ class Split:
     fallback: str = "none"
     test_share: float = 0.1
     val_share: float = 0.1
+    merge_val: bool = False
 
     def __post_init__(self):
         for name, value, known in (
@@ -60,6 +62,8 @@ class Split:
             self._global_time(code, eligible, user, time)
         else:
             self._leave_one_out(code, eligible, user, item, time)
+        if self.merge_val:
+            code[code == VAL] = TRAIN
         if not (code == TEST).any():
             raise RecexpError(
                 f"No user has a test target: the split wants {self.target!r} events with at least one earlier training event each. "
@@ -103,8 +107,8 @@ class Split:
         val_cut, test_cut = np.quantile(time, [1 - self.val_share - self.test_share, 1 - self.test_share])
         has_train = np.zeros(n_users, dtype=bool)
         has_train[user[time < val_cut]] = True
-        code[time >= val_cut] = PAST
-        for which, inside in ((VAL, (time >= val_cut) & (time < test_cut)), (TEST, time >= test_cut)):
+        code[time >= (test_cut if self.merge_val else val_cut)] = PAST
+        for which, inside in (((VAL, (time >= val_cut) & (time < test_cut)),) * (not self.merge_val)) + ((TEST, time >= test_cut),):
             target = _first_per_user(rows[eligible & inside & has_train[user]], user, n_users)
             code[target[target < len(user)]] = which
 

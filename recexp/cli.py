@@ -1,0 +1,35 @@
+"""The command line: Hydra composes, ``run`` works."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.plugins import Plugins
+from omegaconf import DictConfig
+
+from recexp.compose import register_resolvers
+from recexp.launcher import ProcessLauncher
+from recexp.types import RecexpError
+
+# In a checkout conf/ lies beside the package, in an installed wheel inside it.
+CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if p.is_dir())
+
+register_resolvers()
+Plugins.instance().register(ProcessLauncher)
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
+def main(cfg: DictConfig) -> None:
+    """Entry point of ``python -m recexp``."""
+    from recexp.run import run  # after Hydra has parsed: --help and typing errors need not wait for torch
+
+    try:
+        run(cfg)
+    except RecexpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; resume with ckpt_path=<run directory>/checkpoints/last.ckpt", file=sys.stderr)
+        sys.exit(130)

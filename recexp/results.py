@@ -1,0 +1,102 @@
+"""What a run writes at its end, and where its numbers came from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def describe() -> dict[str, Any]:
+    """Commit, versions, hardware and peak memory of this process."""
+    return {
+        "git": _git(),
+        "versions": {"python": platform.python_version()} | {p: _version(p) for p in ("recexp", "torch", "pytorch-lightning", "polars")},
+        "hardware": {
+            "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor() or platform.machine(),
+            "cpus": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any]:
+    """Commit and dirty flag of the checkout the code runs from; None outside one."""
+
+    def ask(*words: str) -> str | None:
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    try:
+        commit = ask("rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(ask("status", "--porcelain")) if commit else None}
+    except FileNotFoundError:
+        return {"commit": None, "dirty": None}
+
+
+def save_ranks(path: Path, ranks: dict[str, dict[str, Any]]) -> None:
+    """``ranks.parquet``: user, better, tied, candidates, split, one row per evaluated user."""
+    import polars as pl
+
+    frames = [pl.DataFrame(columns).with_columns(split=pl.lit(split)) for split, columns in ranks.items()]
+    temporary = path.with_name(f".{path.name}")
+    pl.concat(frames).write_parquet(temporary)
+    os.replace(temporary, path)
+
+
+def save_curves(path: Path, rows: list[dict[str, float]], title: str) -> None:
+    """``curves.png``: loss and HR/NDCG@10 against epochs."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    epochs = [r["epoch"] + 1 for r in rows]
+    left.plot(epochs, [r.get("train/loss", float("nan")) for r in rows], color="tab:gray", marker="." if len(rows) < 30 else None)
+    left.set(xlabel="epoch", ylabel="training loss")
+    for key, colour in (("val/hr@10", "tab:blue"), ("val/ndcg@10", "tab:orange"), ("test/ndcg@10", "tab:red")):
+        points = [(r["epoch"] + 1, r[key]) for r in rows if key in r]
+        if points:
+            right.plot(*zip(*points, strict=True), label=key, color=colour, marker="." if len(rows) < 30 else None)
+    right.set(xlabel="epoch", ylim=(0, None))
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(title)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)
+    os.replace(temporary, path)
+
+
+def show_table(result: dict[str, Any], run_dir: Path) -> None:
+    """The result as a small table on the terminal."""
+    metrics = result["metrics"]
+    ks = sorted(int(k[8:]) for k in metrics if k.startswith("test/hr@") and k[8:].isdigit())
+    print(f"\n{result['model']} on {result['dataset']} · {result['protocol']} ({result['protocol_id']}) · seed {result['seed']} · selected on {result['selection']}")
+    print(f"{'':8}" + "".join(f"{f'HR@{k}':>9}" for k in ks) + "".join(f"{f'NDCG@{k}':>9}" for k in ks) + f"{'MRR':>9}")
+    for split in ("val", "test"):
+        if f"{split}/mrr" in metrics:
+            values = [metrics[f"{split}/{name}@{k}"] for name in ("hr", "ndcg") for k in ks] + [metrics[f"{split}/mrr"]]
+            print(f"{split:8}" + "".join(f"{v:9.4f}" for v in values))
+    new, seen = int(metrics.get("test/users/new", 0)), int(metrics.get("test/users/seen", 0))
+    if seen:
+        print(f"test targets already seen through a weaker behaviour: {seen} of {seen + new}; NDCG@10 there {metrics['test/ndcg@10/seen']:.4f}", end="")
+        print(f", on new ones {metrics['test/ndcg@10/new']:.4f}" if new else "")
+    print(f"best epoch {result['best_epoch'] + 1} of {result['epochs']} ({result['stop_reason']}), {result['wall_time_s']:.1f} s, results in {run_dir}\n")

@@ -1,0 +1,137 @@
+"""One run: compose, prepare, fit, test, write the result. The one file that knows everything."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from recexp.compose import build, check_config
+from recexp.data.datamodule import RecDataModule
+from recexp.data.prepare import prepare, write_json
+from recexp.data.store import Store
+from recexp.lightning.callbacks import EpochTable, ProgressBar
+from recexp.lightning.module import RecModule
+from recexp.results import describe, save_curves, save_ranks, show_table
+from recexp.types import RecexpError
+
+
+def run(cfg: DictConfig) -> dict[str, Any]:
+    """Train and evaluate what the config says; returns the content of ``result.json``. Raises RecexpError for anything a person can mend."""
+    check_config(cfg)
+    _quiet()
+    if cfg.threads:
+        torch.set_num_threads(cfg.threads)
+    run_dir = Path(cfg.run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+    started = time.perf_counter()
+
+    dataset, protocol = build(cfg.dataset, _recursive_=False), build(cfg.protocol)
+    store = Store.open(prepare(dataset, protocol.split, cfg.cache_dir))
+    peek = cfg.selection == "test_peek"
+    splits = ("val", "test") if peek else ("val",)
+    if not len(store.val) and not peek:
+        raise RecexpError("No user has a validation target, so nothing can be selected: loosen dataset.filters or choose another protocol.")
+    module, data = _assemble(cfg, protocol, store, splits)
+    table = EpochTable(run_dir / "metrics.csv")
+    trainer = _trainer(cfg, [table, *(build(c) for c in cfg.callbacks.values() if c)], max_epochs=getattr(module.model, "sweeps", None))
+    trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    best = _best_epoch(table.rows, OmegaConf.select(cfg, "callbacks.checkpoint.monitor"))
+    epochs, stop_reason = len(table.rows), _stop_reason(trainer)
+    if cfg.selection == "refit":
+        store = Store.open(prepare(dataset, replace(protocol.split, merge_val=True), cfg.cache_dir))
+        module, data = _assemble(cfg, protocol, store, ())
+        trainer = _trainer(cfg, [EpochTable(run_dir / "metrics_refit.csv")], max_epochs=best + 1)
+        trainer.fit(module, data)
+        trainer.save_checkpoint(run_dir / "checkpoints" / "refit.ckpt")
+        trainer.test(module, data, verbose=False)
+    else:
+        trainer.test(module, data, ckpt_path=str(run_dir / "checkpoints" / "best.ckpt"), weights_only=True, verbose=False)
+    if not trainer.is_global_zero:
+        return {}
+
+    at_best = next((row for row in table.rows if row["epoch"] == best), {})
+    metrics = {f"test/{k}": v for k, v in module.results["test"].items()} | {k: v for k, v in at_best.items() if k.startswith("val/")}
+    result = {
+        **OmegaConf.to_container(cfg.names, resolve=True),
+        "protocol_id": protocol.id(store.meta | ({} if cfg.selection != "refit" else {"fingerprint": data_fingerprint(dataset, protocol, cfg)})),
+        "seed": cfg.seed,
+        "selection": cfg.selection + (" (epoch chosen on the TEST set: optimistic)" if peek else ""),
+        "metrics": metrics,
+        "best_epoch": best,
+        "epochs": epochs,
+        "stop_reason": stop_reason,
+        "wall_time_s": time.perf_counter() - started,
+        "examples_per_s": sum(r["train/examples_per_s"] for r in table.rows) / max(1, len(table.rows)),
+        "parameters": sum(p.numel() for p in module.model.parameters()),
+        "reconstruction": getattr(module.model, "reconstruction", False),
+        "data": {k: store.meta[k] for k in ("users", "items", "interactions", "fingerprint")},
+        "audit": store.meta["audit"],
+        **describe(),
+    }
+    save_ranks(run_dir / "ranks.parquet", {"test": module.ranks})
+    save_curves(run_dir / "curves.png", table.rows, f"{cfg.names.model} on {cfg.names.dataset}, {cfg.names.protocol}")
+    write_json(run_dir / "result.json", result)
+    for logger in trainer.loggers:
+        logger.log_metrics({k: v for k, v in metrics.items() if k.startswith("test/")}, step=trainer.global_step)
+        logger.finalize("success")
+    show_table(result, run_dir)
+    return result
+
+
+def data_fingerprint(dataset, protocol, cfg: DictConfig) -> str:
+    """Fingerprint of the data as the protocol splits them, which a refit shares with the run that selected its epochs."""
+    return Store.open(prepare(dataset, protocol.split, cfg.cache_dir)).meta["fingerprint"]
+
+
+def _assemble(cfg: DictConfig, protocol, store: Store, splits: tuple[str, ...]) -> tuple[RecModule, RecDataModule]:
+    pl.seed_everything(cfg.seed, verbose=False)
+    model, objective = build(cfg.model, schema=store.schema), build(cfg.objective)
+    objective.check(model, store)
+    module = RecModule(
+        model, objective, protocol, store, optimizer=build(cfg.optimizer), scheduler=build(cfg.scheduler) if cfg.scheduler else None,
+        seed=cfg.seed, splits=splits,
+    )  # fmt: skip
+    data = RecDataModule(store, objective, batch_size=cfg.batch_size, eval_batch_size=cfg.eval_batch_size, seed=cfg.seed, splits=splits)
+    return module, data
+
+
+def _trainer(cfg: DictConfig, callbacks: list[pl.Callback], max_epochs: int | None) -> pl.Trainer:
+    if cfg.trainer.get("enable_progress_bar", True):
+        callbacks = [*callbacks, ProgressBar()]
+    loggers = [build(node) for node in (cfg.logger or {}).values() if node]
+    for logger in loggers:
+        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    limits = {} if max_epochs is None else {"max_epochs": max_epochs}
+    return build(cfg.trainer, callbacks=callbacks, logger=loggers or False, default_root_dir=cfg.run_dir, **limits)
+
+
+def _best_epoch(rows: list[dict[str, float]], monitor: str | None) -> int:
+    scored = [r for r in rows if monitor in r]
+    return int(max(scored, key=lambda r: r[monitor])["epoch"]) if scored else len(rows) - 1
+
+
+def _stop_reason(trainer: pl.Trainer) -> str:
+    stopper = trainer.early_stopping_callback
+    return "early stopping: no better validation" if stopper is not None and stopper.stopped_epoch > 0 else "max_epochs reached"
+
+
+def _quiet() -> None:
+    """Silence what does not concern our users: hints about workers for a loader that only deals out indices."""
+    for text in (".*does not have many workers.*", ".*`isinstance.treespec.*", ".*LeafSpec.*", ".*smaller than the logging interval.*", ".*will run with no optimizer.*"):
+        warnings.filterwarnings("ignore", text)
+    warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning.*checkpoint.*")
+    if not sys.warnoptions:
+        import logging
+
+        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
