@@ -49,13 +49,15 @@ def judge(frame: pl.DataFrame, columns: list[Column]) -> pl.DataFrame:
         for bad, words in _faults(column, value):
             reason = pl.coalesce(reason, pl.when(~blank & bad).then(pl.lit(f"{i} {words}")))
         reasons.append(reason)
-    parsed = [_parse(column).alias(column.name) for column in columns]
+    parsed = [_parse(column, frame.schema[column.name] == pl.String).alias(column.name) for column in columns]
     raws = [pl.col(column.name).alias(f"_raw_{column.name}") for column in columns]
     return frame.select(*parsed, *raws).select(*(column.name for column in columns), _reason=pl.coalesce(reasons))
 
 
-def _parse(column: Column) -> pl.Expr:
+def _parse(column: Column, is_text: bool) -> pl.Expr:
     raw = pl.col(column.name)
+    if is_text and column.kind in ("int", "number", "s", "ms", "iso"):
+        raw = raw.str.strip_chars()
     if column.kind == "int":
         return raw.cast(pl.Int64, strict=False)
     if column.kind == "number":

@@ -7,7 +7,7 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,7 +17,7 @@ BOM = b"\xef\xbb\xbf"
 GZIP = b"\x1f\x8b"
 
 # Line number (from 1); the fields, or None where there are none to use; what is wrong with the row as a whole, or "".
-Row = tuple[int, "list[str | None] | None", str]
+Row = tuple[int, Sequence[str | None] | None, str]
 
 
 def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from operator import itemgetter
 from pathlib import Path
 
 import polars as pl
@@ -76,7 +77,7 @@ class Folder:
         Raises RecexpError naming file, line, column and text.
         """
         path = self.file(name)
-        first = next(fields(path, separator, quote, encoding), (1, None, ""))[1]
+        start, first, _ = next(fields(path, separator, quote, encoding), (1, None, ""))
         if not first:
             raise RecexpError(f"{path} is empty. Get it anew from {self.origin}.")
         names = [field.strip() for field in first] if header else list(range(len(first)))
@@ -102,19 +103,18 @@ class Folder:
             return frame.collect()
 
         def slow() -> Iterator[Row]:
-            wanted = list(position.values())
+            pick = itemgetter(*position.values(), 0)  # one more, so that it is a tuple even for one column
             for line, row, _ in islice(fields(path, separator, quote, encoding), int(header), None):
                 if len(row) > len(first):
                     yield line, None, f"has {len(row)} fields where {len(first)} are expected"
                     continue
-                row = [row[i] if i < len(row) else None for i in wanted]
-                if only and row.pop() != only[1]:
-                    continue
-                yield line, row, ""
+                picked = pick(row + [None] * (len(first) - len(row)))
+                if only is None or picked[len(columns)] == only[1]:
+                    yield line, picked, ""
 
         try:
-            judged = judge(fast(), columns)
-            if judged["_reason"].null_count() == judged.height:
+            judged = judge(fast(), columns) if start == 1 else None  # polars would take a blank first line for the header
+            if judged is not None and judged["_reason"].null_count() == judged.height:
                 return self._nonempty(path, judged.drop("_reason"))
         except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error):
             pass  # read again below, to say what is wrong
@@ -153,21 +153,20 @@ class Folder:
         path, rows = self.file(name), iter(rows)
         good = [_empty(columns)]
         while chunk := list(islice(rows, CHUNK)):
-            faults, kept = [], []
-            for row in chunk:
-                fault = row[2] or ("" if _is_utf8(row[1]) else "is not valid UTF-8")
-                if fault:
-                    faults.append((row[0], "", None, fault))
-                else:
-                    kept.append(row)
-            texts = {column.name: pl.Series([row[1][i] for row in kept], dtype=pl.String) for i, column in enumerate(columns)}
-            judged = judge(pl.DataFrame(texts), columns).with_columns(
-                pl.Series("_line", [row[0] for row in kept], dtype=pl.Int64)
-            )
+            faults = [(line, "", None, fault) for line, _, fault in chunk if fault]
+            kept = [row for row in chunk if not row[2]]
+            try:
+                frame = _frame(kept, columns)
+            except UnicodeEncodeError:
+                faults += [(line, "", None, "is not valid UTF-8") for line, fields, _ in kept if not _is_utf8(fields)]
+                kept = [row for row in kept if _is_utf8(row[1])]
+                frame = _frame(kept, columns)
+            judged = judge(frame, columns).with_columns(pl.Series("_line", [row[0] for row in kept], dtype=pl.Int64))
             bad = judged.with_row_index("_row").filter(pl.col("_reason").is_not_null())
             for row, line, reason in bad.select("_row", "_line", "_reason").iter_rows():
                 i, reason = reason.split(" ", 1)
-                faults.append((line, columns[int(i)].label, kept[row][1][int(i)], reason))
+                text = kept[row][1][int(i)]
+                faults.append((line, columns[int(i)].label, text if text and text.strip() else None, reason))
             self._account(path, sorted(faults, key=lambda fault: fault[0]), unit)
             good.append(judged.filter(pl.col("_reason").is_null()).drop("_reason", "_line"))
         return self._nonempty(path, pl.concat(good))
@@ -248,9 +247,16 @@ def _position(path: Path, names: list, source: str | int, label: str) -> int:
     raise RecexpError(f"{path}, line 1: {label} is {found} the header: {', '.join(names)}")
 
 
-def _is_utf8(row: list[str | None]) -> bool:
+def _frame(rows: list[Row], columns: list[Column]) -> pl.DataFrame:
+    """UnicodeEncodeError where a text is not UTF-8."""
+    return pl.DataFrame(
+        {column.name: pl.Series([row[1][i] for row in rows], dtype=pl.String) for i, column in enumerate(columns)}
+    )
+
+
+def _is_utf8(fields: Sequence[str | None]) -> bool:
     try:
-        "".join(text for text in row if text).encode()
+        "".join(text for text in fields if text).encode()
     except UnicodeEncodeError:
         return False
     return True
