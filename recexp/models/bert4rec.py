@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recexp.models.sequence import SequenceModel, append, checked_length, latest
+from recexp.models.sequence import SequenceModel, append, by_length, checked_length, latest
 from recexp.nn.attention import key_mask
 from recexp.nn.dropout import Dropout
 from recexp.nn.transformer import PositionEmbedding, TransformerLayer, bert_init
@@ -82,12 +82,15 @@ class BERT4Rec(SequenceModel):
 
     def encode(self, query: Query, last_only: bool = False) -> Tensor:
         query = latest(query, self.max_len)
+        return by_length(lambda part, _: self._encode(part, last_only), query, last_only)
+
+    def _encode(self, query: Query, last_only: bool) -> Tensor:
         h = self.item(query.item_BL)
         if self.position is not None:
             h = h + self.position(query.mask_BL)
-        return self.transform(h, query.mask_BL, last_only)
+        return self._transform(h, query.mask_BL, last_only)
 
-    def transform(self, h: Tensor, mask_BL: Tensor, last_only: bool) -> Tensor:
+    def _transform(self, h: Tensor, mask_BL: Tensor, last_only: bool) -> Tensor:
         """The input sum [B, L, D] through all layers."""
         if self.token_type is not None:
             h = h + self.token_type

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recexp.models.bert4rec import EPS, BERT4Rec
-from recexp.models.sequence import latest
+from recexp.models.sequence import by_length, latest
 from recexp.nn.attention import key_mask
 from recexp.nn.embeddings import FeatureBag
 from recexp.nn.fusion import Fusion
@@ -127,9 +127,7 @@ class SideBERT(BERT4Rec):
             token_type=False,
         )
         if invasive and (shared_fusion or not position_in_sides):
-            raise RecexpError(
-                "shared_fusion and position_in_sides: false are about NOVA's layers; drop them or set invasive: false."
-            )
+            raise RecexpError("shared_fusion and position_in_sides: false are about NOVA's layers; drop them or set invasive: false.")
         self.invasive = invasive
         self.side = SideVectors(schema, num_factors, side)
         bert_init(self.side)
@@ -141,14 +139,22 @@ class SideBERT(BERT4Rec):
 
     def encode(self, query: Query, last_only: bool = False, side_item_BL: Tensor | None = None) -> Tensor:
         query = latest(query, self.max_len)
+        shown_BL = query.item_BL if side_item_BL is None else side_item_BL[:, -self.max_len :]
+
+        def encode(part: Query, rows: Tensor | slice) -> Tensor:
+            return self._encode(part, shown_BL[rows, shown_BL.shape[1] - part.item_BL.shape[1] :], last_only)
+
+        return by_length(encode, query, last_only)
+
+    def _encode(self, query: Query, shown_BL: Tensor, last_only: bool) -> Tensor:
         h, mask_BL = self.item(query.item_BL), query.mask_BL
-        sides = list(self.side(query, query.item_BL if side_item_BL is None else side_item_BL[:, -self.max_len :]))
+        sides = list(self.side(query, shown_BL))
         if self.position_fused:
             sides.append(self.position(mask_BL).expand_as(h))
         elif self.position is not None:
             h = h + self.position(mask_BL)
         if self.invasive:
-            return self.transform(self.fusions[0]([h, *sides]), mask_BL, last_only)
+            return self._transform(self.fusions[0]([h, *sides]), mask_BL, last_only)
         h, sides = self.dropout(self.input_norm(h)), [self.dropout(self.side_norm(f)) for f in sides]
         mask = key_mask(mask_BL)
         for i, layer in enumerate(self.layers):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from recexp.models.sequence import SequenceModel, checked_length, latest
+from recexp.models.sequence import SequenceModel, by_length, checked_length, latest
 from recexp.nn.attention import MultiHeadAttention, causal_mask
 from recexp.nn.dropout import Dropout
 from recexp.nn.embeddings import one_of
@@ -71,9 +71,7 @@ class SASRec(SequenceModel):
         self.item = nn.Embedding(schema.V, num_factors, padding_idx=0)
         self.position = PositionEmbedding(max_len, num_factors, "right")
         self.dropout = Dropout(dropout)
-        options = dict(
-            dropout=dropout, attention_dropout=dropout if attention_dropout is None else attention_dropout, residual=residual
-        )
+        options = dict(dropout=dropout, attention_dropout=dropout if attention_dropout is None else attention_dropout, residual=residual)
         self.layers = nn.ModuleList(SASRecLayer(num_factors, num_heads, **options) for _ in range(num_layers))
         self.norm = nn.LayerNorm(num_factors, EPS)
         # Glorot uniform everywhere is TensorFlow's default, which the authors' code keeps.
@@ -84,6 +82,9 @@ class SASRec(SequenceModel):
 
     def encode(self, query: Query, last_only: bool = False) -> Tensor:
         query = latest(query, self.max_len, least=1)
+        return by_length(lambda part, _: self._encode(part, last_only), query, last_only)
+
+    def _encode(self, query: Query, last_only: bool) -> Tensor:
         mask_BL = query.mask_BL
         h = self.item(query.item_BL) * self.item.embedding_dim**0.5 + self.position(mask_BL)
         h = self.dropout(h) * mask_BL[..., None]

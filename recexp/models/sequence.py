@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from recexp.types import Query, RecexpError
 
 COLUMNS = ("item_BL", "behaviour_BL", "time_BL", "value_BL")
+GROUP = 16  # rows that a CPU encodes together
 
 
 def _columns(query: Query, change: Callable[[Tensor], Tensor]) -> Query:
@@ -29,6 +30,24 @@ def append(query: Query, item: int) -> Query:
     query = _columns(query, lambda x: F.pad(x, (0, 1)))
     query.item_BL[:, -1] = item
     return query
+
+
+def by_length(encode: Callable[[Query, Tensor | slice], Tensor], query: Query, last_only: bool) -> Tensor:
+    """encode(part of the query, its rows) of all rows: [B, L, D], or [B, 1, D] where it returns last_only.
+
+    On CPUs rows of similar length are encoded together without their common padding, which is 40 % of MovieLens at
+    length 200. For encoders to whose states padding makes no difference; states at padding may then be 0.
+    """
+    if query.item_BL.device.type != "cpu" or len(query) <= GROUP:
+        return encode(query, slice(None))
+    length_B = query.mask_BL.sum(1)
+    order_B = length_B.argsort()
+    parts = []
+    for rows in order_B.split(GROUP):
+        part = latest(query[rows], max(1, int(length_B[rows[-1]])))
+        padding = 0 if last_only else query.item_BL.shape[1] - part.item_BL.shape[1]
+        parts.append(F.pad(encode(part, rows), (0, 0, padding, 0)))
+    return torch.cat(parts)[order_B.argsort()]
 
 
 def checked_length(max_len: int, least: int = 1) -> int:

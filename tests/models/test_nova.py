@@ -3,6 +3,7 @@ import dataclasses
 import pytest
 import torch
 
+from recexp.models import sequence
 from recexp.models.bert4rec import BERT4Rec
 from recexp.models.nova import SideBERT
 from recexp.nn.attention import key_mask
@@ -70,6 +71,17 @@ def test_features_of_a_masked_item_show_only_as_a_leak(invasive):
     assert torch.allclose(m.encode(masked, side_item_BL=masked.item_BL), hidden)
     leaks = [m.encode(masked, side_item_BL=masked.item_BL.masked_fill(masked.item_BL == SCHEMA.V, v)) for v in (5, 9)]
     assert not torch.allclose(leaks[0], hidden) and not torch.allclose(leaks[0], leaks[1])
+
+
+def test_a_leak_follows_its_rows_into_groups_by_length(monkeypatch):
+    m = model()
+    query = toy.query([0, 1, 2], [[1, 2, 9, 4, 7, 3, 2, 1], [3], [5, 6, 7]])
+    query.item_BL[:, -1] = SCHEMA.V
+    shown = query.item_BL.masked_fill(query.item_BL == SCHEMA.V, 5)
+    leak = m.encode(query, side_item_BL=shown)
+    monkeypatch.setattr(sequence, "GROUP", 1)
+    assert torch.allclose(m.encode(query, side_item_BL=shown)[:, -1], leak[:, -1])
+    assert not torch.allclose(m.encode(query)[0, -1], leak[0, -1])
 
 
 @pytest.mark.parametrize("invasive", [False, True])

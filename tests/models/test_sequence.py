@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from recexp.models import sequence
 from recexp.models.bert4rec import BERT4Rec
 from recexp.models.caser import Caser
 from recexp.models.gru4rec import GRU4Rec
@@ -98,6 +99,22 @@ def test_the_last_state_alone_is_the_last_of_all_states(name):
     # An empty history has a last state only where something stands for it.
     rows = [0, 1, 3, 4]
     assert torch.allclose(last[rows], h[rows, -1:])
+
+
+@every
+@pytest.mark.parametrize("group", [1, 2])
+def test_rows_grouped_by_length_have_the_same_states(name, group, monkeypatch):
+    m = model(name)
+    query = latest(QUERY, N)
+    h, last = m.encode(query), m.encode(query, last_only=True)
+    monkeypatch.setattr(sequence, "GROUP", group)
+    real = query.mask_BL[:, -h.shape[1] :]
+    assert torch.allclose(m.encode(query)[real], h[real]) and m.encode(query).shape == h.shape
+    rows = [0, 1, 3, 4]  # the empty history has no last state of its own
+    assert torch.allclose(m.encode(query, last_only=True)[rows], last[rows])
+    scores = m.score(QUERY)
+    monkeypatch.setattr(sequence, "GROUP", 100)
+    assert torch.allclose(m.score(QUERY), scores)
 
 
 @every
