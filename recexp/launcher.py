@@ -59,14 +59,14 @@ class ProcessLauncher(Launcher):
                 result = _finished(folder, overrides) if process.returncode == 0 else None
                 returns[i] = _job_return(overrides, folder, result)
                 failed = sum(r.status is JobStatus.FAILED for r in returns.values())
-                left = (time.time() - started) / ran * (len(waiting) + len(running)) / max(1, min(self.jobs, len(waiting) + len(running)))
+                left = (time.time() - started) / ran * (len(waiting) + len(running))
                 _say(f"{len(returns)} of {total} done, {len(running)} running, {failed} failed, about {left / 60:.0f} min left")
             time.sleep(0.2)
         failed = [(i, r) for i, r in sorted(returns.items()) if r.status is JobStatus.FAILED]
         for i, r in failed:
             _say(f"FAILED job {i + initial_job_idx} ({' '.join(r.overrides)}): {_last_line(Path(r.working_dir) / 'log.txt')}")
         if failed:
-            _say(f"{len(failed)} of {total} jobs failed; the others' results are under {sweep}. Start the same sweep again with hydra.sweep.dir={sweep}.")
+            _say(f"{len(failed)} of {total} jobs failed; the others' results are under {sweep}. To run only these again: hydra.sweep.dir={sweep}")
             sys.exit(1)
         return [returns[i] for i in sorted(returns)]
 

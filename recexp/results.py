@@ -89,7 +89,8 @@ def show_table(result: dict[str, Any], run_dir: Path) -> None:
     """The result as a small table on the terminal."""
     metrics = result["metrics"]
     ks = sorted(int(k[8:]) for k in metrics if k.startswith("test/hr@") and k[8:].isdigit())
-    print(f"\n{result['model']} on {result['dataset']} · {result['protocol']} ({result['protocol_id']}) · seed {result['seed']} · selected on {result['selection']}")
+    about = (f"{result['model']} on {result['dataset']}", f"{result['protocol']} ({result['protocol_id']})", f"seed {result['seed']}")
+    print("\n" + " · ".join((*about, f"selected on {result['selection']}")))
     print(f"{'':8}" + "".join(f"{f'HR@{k}':>9}" for k in ks) + "".join(f"{f'NDCG@{k}':>9}" for k in ks) + f"{'MRR':>9}")
     for split in ("val", "test"):
         if f"{split}/mrr" in metrics:
@@ -97,6 +98,6 @@ def show_table(result: dict[str, Any], run_dir: Path) -> None:
             print(f"{split:8}" + "".join(f"{v:9.4f}" for v in values))
     new, seen = int(metrics.get("test/users/new", 0)), int(metrics.get("test/users/seen", 0))
     if seen:
-        print(f"test targets already seen through a weaker behaviour: {seen} of {seen + new}; NDCG@10 there {metrics['test/ndcg@10/seen']:.4f}", end="")
-        print(f", on new ones {metrics['test/ndcg@10/new']:.4f}" if new else "")
-    print(f"best epoch {result['best_epoch'] + 1} of {result['epochs']} ({result['stop_reason']}), {result['wall_time_s']:.1f} s, results in {run_dir}\n")
+        on_new = f", on new ones {metrics['test/ndcg@10/new']:.4f}" if new else ""
+        print(f"test targets seen before through a weaker behaviour: {seen} of {seen + new}; NDCG@10 {metrics['test/ndcg@10/seen']:.4f}{on_new}")
+    print(f"best epoch {result['best_epoch'] + 1} of {result['epochs']} ({result['stop_reason']}), {result['wall_time_s']:.1f} s, in {run_dir}\n")

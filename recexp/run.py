@@ -128,8 +128,8 @@ def _stop_reason(trainer: pl.Trainer) -> str:
 
 def _quiet() -> None:
     """Silence what does not concern our users: hints about workers for a loader that only deals out indices."""
-    for text in (".*does not have many workers.*", ".*`isinstance.treespec.*", ".*LeafSpec.*", ".*smaller than the logging interval.*", ".*will run with no optimizer.*"):
-        warnings.filterwarnings("ignore", text)
+    for text in ("does not have many workers", "isinstance.treespec", "LeafSpec", "smaller than the logging interval", "will run with no optimizer"):
+        warnings.filterwarnings("ignore", f".*{text}.*")
     warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning.*checkpoint.*")
     if not sys.warnoptions:
         import logging

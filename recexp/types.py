@@ -63,7 +63,7 @@ class Schema:
     user_features: dict[str, Bag] = field(default_factory=dict)  # same keys as item_features of kind != numeric
 
     @property
-    def V(self) -> int:  # noqa: N802 - a shape symbol
+    def V(self) -> int:
         return self.n_items + 1
 
 

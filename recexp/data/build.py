@@ -111,8 +111,8 @@ def _behaviours(events: pl.DataFrame, dataset: Dataset, report: list[str]) -> pl
         row = events.filter(pl.col("behavior").is_in(unknown)).row(0, named=True)
         if dataset.on_bad_rows == "error":
             raise RecexpError(
-                f"{dataset.name}: unknown behaviour {row['behavior']!r} in event {row['row'] + 1} (column behavior; user {row['user']}, item {row['item']}). "
-                f"dataset.behaviours lists {list(dataset.behaviours)}: add it there, or use dataset.on_bad_rows=drop."
+                f"{dataset.name}: unknown behaviour {row['behavior']!r} in event {row['row'] + 1} (column behavior; user {row['user']}, "
+                f"item {row['item']}). dataset.behaviours lists {list(dataset.behaviours)}: add it there, or use dataset.on_bad_rows=drop."
             )
         before = events.height
         events = events.filter(pl.col("behavior").is_in(list(dataset.behaviours)))
@@ -151,12 +151,10 @@ def _index(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, pl.DataFra
         .sort("user", "time", "row")
         .with_columns(mask=pl.lit(1, dtype=pl.Int64) * 2 ** (pl.col("behaviour") - 1))
     )
-    # Was this item met by this user before, through a weaker behaviour?
-    pair = ("user", "item")
-    events = events.with_columns(
-        seen=(pl.int_range(pl.len()) > pl.int_range(pl.len()).min().over(pair)) & (pl.col("behaviour").cum_min().over(pair) < pl.col("behaviour"))
-    )
-    return events, users, items
+    # Was this item met by this user before, through a weaker behaviour? With one behaviour there is none.
+    weaker = pl.col("behaviour").cum_min().over("user", "item") < pl.col("behaviour")
+    several = events["behaviour"].n_unique() > 1
+    return events.with_columns(seen=weaker if several else pl.lit(False)), users, items
 
 
 def _merge(events: pl.DataFrame, explicit: list[bool]) -> pl.DataFrame:

@@ -51,7 +51,8 @@ class _Rows(Dataset):
 
 
 class RecDataModule(pl.LightningDataModule):
-    """Rows to train on and held-out users to evaluate, as int64 tensors. Held-out users are shared out as rank, rank + world, ...: nobody counts twice.
+    """Rows to train on and held-out users to evaluate, as int64 tensors. Held-out users are dealt out as rank, rank + world, ...: nobody counts
+    twice.
 
     splits: which held-out targets the validation loop ranks ("val", with "test" beside it when peeking at the test set).
     """

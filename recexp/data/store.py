@@ -126,7 +126,7 @@ class Store:
             return kind(**{k: _load(p) for k, p in fields.items() if p.exists()})
 
         features = {
-            f["name"]: Feature(f["kind"], f["cardinality"], _load(folder / f"feature_{f['name']}_id.npy"), _load(folder / f"feature_{f['name']}_weight.npy"))
+            f["name"]: Feature(f["kind"], f["cardinality"], *(_load(folder / f"feature_{f['name']}_{x}.npy") for x in ("id", "weight")))
             for f in meta["features"]
         }
         bags = {

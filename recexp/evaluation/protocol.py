@@ -58,7 +58,7 @@ class Protocol:
             raise RecexpError(f"protocol.ks={list(self.ks)} must contain 10: models are selected on NDCG@10.")
 
     def id(self, meta: dict[str, Any]) -> str:
-        """Hash of everything that decides what a number means: raw checksums, filters, split, candidates, tie rule, history, metric cut-offs aside."""
+        """Hash of everything that decides what a number means: raw checksums, filters, split, candidates, tie rule, history."""
         said = {k: v for k, v in asdict(self).items() if k not in ("ks", "name")} | {"data": meta["fingerprint"]}
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]
 

@@ -47,7 +47,9 @@ class EpochTable(pl.Callback):
         row |= {"train/seconds": seconds, "train/examples_per_s": self._examples * trainer.world_size / max(seconds, 1e-9)}
         for split in module.splits:
             row |= {f"{split}/{k}": v for k, v in module.results.get(split, {}).items()}
-        row |= {"lr": group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups[:1]}
+        groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        if groups:
+            row["lr"] = groups[0]["lr"]
         self.rows = [r for r in self.rows if r["epoch"] < row["epoch"]] + [row]
         for logger in trainer.loggers:
             logger.log_metrics({"train/examples_per_s": row["train/examples_per_s"]}, step=trainer.global_step)

@@ -20,7 +20,7 @@ class Pointwise:
     levels: what each of the model's K logits means, weak to strong: "any" (any behaviour), "explicit" (any explicit behaviour) or the name of a
         behaviour. None: ("explicit",) is never guessed; a model with K = 1 predicts "any", with K = 2 "any" and "explicit", otherwise each behaviour.
     weights: weight of each level's loss (S000: eta = weights[0] on the implicit loss); None: all 1.
-    explicit_neg: which pairs are negatives of the levels above the first (models.md §6.2): "unobserved" (drawn items, beside positives of that level),
+    explicit_neg: which pairs are negatives of the levels above the first (models.md §6.2): "unobserved" (items drawn for its positives),
         "clicked_only" (items met only through a weaker behaviour) or "both".
     l2: weight of the mean square of the batch's embeddings (S000's lambda R).
     reduction: "rows" (mean over all scored pairs, as the authors' code) or "weights" (mean over those with weight).

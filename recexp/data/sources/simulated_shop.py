@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from recexp.data.simulator import VERSION, simulate
-from recexp.data.sources import Raw
+from recexp.data.sources import Raw, retailrocket
 
 
 def read(
@@ -28,9 +28,7 @@ def read(
     Every setting has a folder of its own under ``raw_dir``. Several processes may ask for the same one at once.
     Raises RecexpError for a setting out of range, and what the RetailRocket reader raises.
     """
-    from recexp.data.sources import retailrocket
-
-    setting = {k: v for k, v in locals().items() if k not in ("raw_dir", "on_bad_rows", "retailrocket")}
+    setting = {k: v for k, v in locals().items() if k not in ("raw_dir", "on_bad_rows")}
     digest = hashlib.sha256(json.dumps([VERSION, setting], sort_keys=True).encode()).hexdigest()[:10]
     folder = Path(raw_dir) / f"users{users}-items{items}-seed{seed}-{digest}"
     simulate(folder, **setting)

@@ -1,0 +1,135 @@
+"""What next_item and cloze share: windows of users' histories, and a loss at the positions that have a target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from recexp import losses
+from recexp.nn.linear_cross_entropy import linear_cross_entropy
+from recexp.objectives.base import check_negatives, require
+from recexp.sampling import NegativeSampler
+from recexp.types import Query, RecexpError, SequenceBatch
+
+LOSSES = ("ce", "bce", "gbce", "bpr", "sampled_softmax", "top1", "top1_max", "bpr_max")
+
+
+@dataclass
+class SequenceObjective:
+    """loss: "ce" (softmax over the whole catalogue) or one over n_negatives drawn items: "bce", "gbce", "bpr", "sampled_softmax", "top1", "top1_max",
+    "bpr_max".
+
+    shared: negatives drawn once per "position", per "row" (one set for all positions of a history) or per "batch".
+    log_q: correct the scores of sampled_softmax by the sampler's log-probabilities (only with shared=batch).
+    t: gBCE's calibration; bpreg: BPR-max's regularisation.
+    shuffle_targets: control, see ``Pointwise``.
+    """
+
+    sampler: NegativeSampler
+    loss_name: str = "ce"
+    n_negatives: int = 1
+    shared: str = "position"
+    log_q: bool = False
+    t: float = 0.75
+    bpreg: float = 1.0
+    shuffle_targets: bool = False
+
+    def __post_init__(self):
+        if self.loss_name not in LOSSES:
+            raise RecexpError(f"objective.loss_name={self.loss_name!r} is unknown; choose one of {', '.join(LOSSES)}.")
+        if self.shared not in ("position", "row", "batch"):
+            raise RecexpError(f"objective.shared={self.shared!r}: choose position, row or batch.")
+        if self.loss_name != "ce" and self.n_negatives < 1:
+            raise RecexpError(f"objective.loss_name={self.loss_name} needs objective.n_negatives of at least 1.")
+        if self.log_q and (self.loss_name, self.shared) != ("sampled_softmax", "batch"):
+            raise RecexpError("objective.log_q corrects loss_name=sampled_softmax with shared=batch only.")
+
+    def check(self, model, store) -> None:
+        require(model, self, "encode", "item_vectors")
+        if self.loss_name != "ce":
+            check_negatives(store, self.n_negatives, model)
+        self._history, self._n_items = model.history, store.schema.n_items
+
+    def _negatives(self, store, batch: SequenceBatch, generator: torch.Generator) -> SequenceBatch:
+        if self.loss_name == "ce":
+            return batch
+        B, L = batch.target_BL.shape
+        if self.shared == "position":
+            batch.negative_BLn = self.sampler(store, batch.query, L * self.n_negatives, generator).view(B, L, self.n_negatives)
+        elif self.shared == "row":
+            batch.negative_Bn = self.sampler(store, batch.query, self.n_negatives, generator)
+        else:
+            # Items common to the batch cannot avoid everybody's history; they are drawn for its first row.
+            batch.negative_n = self.sampler(store, batch.query[:1], self.n_negatives, generator)[0]
+            batch.log_prob_n = self.sampler.log_prob(store, batch.negative_n) if self.log_q else None
+        return batch
+
+    def loss(self, model, batch: SequenceBatch) -> dict[str, Tensor]:
+        wanted_BL = batch.target_BL != 0
+        h_BLD = model.encode(batch.query)
+        if h_BLD.shape[1] == 1 and wanted_BL.shape[1] > 1:  # one state serves all targets of a window
+            h_BLD = h_BLD.expand(-1, wanted_BL.shape[1], -1)
+        h_ND, target_N = h_BLD[wanted_BL], batch.target_BL[wanted_BL]
+        head = getattr(model, "head", None)
+        h_ND = head(h_ND) if head is not None else h_ND
+        if self.loss_name == "ce":
+            vectors, bias = model.item_vectors()
+            return {"loss": linear_cross_entropy(h_ND, vectors, bias, target_N - 1)}
+        return {"loss": self._sampled(model, batch, wanted_BL, h_ND, target_N)}
+
+    def _sampled(self, model, batch: SequenceBatch, wanted_BL: Tensor, h_ND: Tensor, target_N: Tensor) -> Tensor:
+        vectors, bias = model.item_vectors(target_N)
+        positive_N = (h_ND * vectors).sum(-1) + (0 if bias is None else bias)
+        mask = None
+        if batch.negative_n is not None:
+            vectors, bias = model.item_vectors(batch.negative_n)
+            negative_Nn = h_ND @ vectors.T + (0 if bias is None else bias)
+            mask = batch.negative_n[None, :] != target_N[:, None]
+        else:
+            item_Nn = batch.negative_BLn[wanted_BL] if batch.negative_BLn is not None else batch.negative_Bn[wanted_BL.nonzero()[:, 0]]
+            vectors, bias = model.item_vectors(item_Nn)
+            negative_Nn = (vectors @ h_ND[:, :, None]).squeeze(-1) + (0 if bias is None else bias)
+        activation = getattr(model, "final_activation", None)
+        if activation is not None and self.loss_name != "sampled_softmax":
+            positive_N, negative_Nn = activation(positive_N), activation(negative_Nn)
+        match self.loss_name:
+            case "bce":
+                return losses.bce_negatives(positive_N, negative_Nn, mask=mask)
+            case "gbce":
+                return losses.gbce(positive_N, negative_Nn, n_items=self._n_items, t=self.t)
+            case "bpr":
+                return losses.bpr(positive_N, negative_Nn, mask=mask)
+            case "sampled_softmax":
+                return losses.sampled_softmax(positive_N, negative_Nn, mask=mask, log_q_negative=batch.log_prob_n)
+            case "top1":
+                return losses.top1(positive_N, negative_Nn, mask=mask)
+            case "top1_max":
+                return losses.top1_max(positive_N, negative_Nn, mask=mask)
+            case _:
+                return losses.bpr_max(positive_N, negative_Nn, mask=mask, bpreg=self.bpreg)
+
+
+def window_ends(store, length: int, step: int, least: int) -> Tensor:
+    """Ends (exclusive rows of ``store.train``) of windows of ``length`` events per user: the newest, then back by ``step`` until the history is
+    covered. Users with fewer than ``least`` events have none.
+    """
+    ptr = store.train.ptr
+    n = ptr[1:] - ptr[:-1]
+    windows = torch.where(n >= least, 1 + torch.clamp(n - length, min=0).add(step - 1).div(step, rounding_mode="floor"), 0)
+    user = torch.repeat_interleave(torch.arange(len(n), device=ptr.device), windows)
+    number = torch.arange(len(user), device=ptr.device) - (windows.cumsum(0) - windows)[user]
+    return torch.maximum(ptr[user + 1] - number * step, ptr[user] + torch.minimum(n[user], torch.full_like(user, length)))
+
+
+def read_window(store, end_B: Tensor, length: int) -> Query:
+    """The last ``length`` training events before each end, of the user who owns the row before it."""
+    user = store.train.user[end_B - 1]
+    return store.window(store.train, user, store.train.ptr[user], end_B, length)
+
+
+def shuffled(store, target_BL: Tensor, generator: torch.Generator) -> Tensor:
+    """Every target replaced by the item of a random training event."""
+    draw = torch.randint(len(store.train), target_BL.shape, generator=generator, device=target_BL.device)
+    return torch.where(target_BL != 0, store.train.item[draw].long(), 0)
