@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recexp.models.ite import ImplicitToExplicit, both
+from recexp.models.ite import ImplicitToExplicit, both, checked_chunk, chunk_size
 from recexp.nn.embeddings import ItemEncoder, UserEncoder, one_of
 from recexp.nn.init import normal_embeddings, xavier_linears
 from recexp.nn.shared_context import SharedContextTransformer
@@ -25,7 +25,9 @@ class BertITE(nn.Module):
     pad: "mask" hides the missing events of short histories; "random" fills them up to n with items (see below).
     tower: explicit tower "paper" K-K/2-1 with ReLU, or "authors" K-2K-1 with sigmoid and biased outputs.
     init: "paper" (embeddings N(0, 0.02^2), Glorot, zero biases) or "authors" (embeddings N(0, 1), torch's own linears).
-    item_side, user_side, side_scale: as in ITE. chunk: most floats of sequence rows alive while scoring.
+    item_side, user_side, side_scale: as in ITE.
+    chunk: most floats in the sequence rows of one chunk, in training too (None: see ``chunk_size``). Smaller needs less
+        memory and computes less padding.
     brute_force: run the whole Transformer on every candidate's sequence; same numbers, for tests and measurements.
 
     pad="random": slot j of user u always holds the same item, whatever the batch. In training mode it is never the
@@ -55,7 +57,7 @@ class BertITE(nn.Module):
         item_side: str | Sequence[str] = (),
         user_side: str | Sequence[str] = (),
         side_scale: str = "sum",
-        chunk: int = 2**22,
+        chunk: int | None = None,
         brute_force: bool = False,
     ):
         super().__init__()
@@ -63,9 +65,9 @@ class BertITE(nn.Module):
         one_of("pad", pad, ("mask", "random"))
         one_of("tower", tower, ("paper", "authors"))
         one_of("init", init, ("paper", "authors"))
-        if max_len < 0 or chunk < 1:
-            raise RecexpError(f"max_len={max_len} must not be negative and chunk={chunk} must be positive.")
-        self.history, self.chunk = max_len, chunk
+        if max_len < 0:
+            raise RecexpError(f"max_len={max_len} must not be negative.")
+        self.history, self.chunk = max_len, checked_chunk(chunk)
         self.target_in_sequence, self.random_pad = target_in_sequence, pad == "random"
         self.users = UserEncoder(schema, K, side=user_side, scale=side_scale)
         self.items = ItemEncoder(schema, K, side=item_side, scale=side_scale)
@@ -82,31 +84,34 @@ class BertITE(nn.Module):
 
     def logits(self, query: Query, item_BC: Tensor) -> Tensor:
         """z_BCK with K = 2: implicit, and explicit given implicit."""
-        return self._logits(*self._context(query, item_BC), self.items(item_BC))
+        return self._chunked(query, item_BC, lambda z_BC2: z_BC2)
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        """Logit of the product of both probabilities, [B, C], or [B, V-1] where item_BC is None. Chunked both ways."""
-        device = query.user_B.device
-        every = torch.arange(1, self.items.n_items + 1, device=device)[None] if item_BC is None else item_BC
-        B, C, width = len(query), every.shape[1], self.items.id.embedding_dim
-        rows = 1  # rows of the widest activation per candidate
-        if self.target_in_sequence and (len(self.transformer.layers) > 1 or self.transformer.brute_force):
-            rows = 2 + (self.history if self.random_pad else min(self.history, query.item_BL.shape[1]))
-        pairs = max(1, self.chunk // (rows * width))
-        step_C = min(C, pairs)
-        step_B = max(1, pairs // step_C)
-        out = []
-        for lo in range(0, B, step_B):
-            part = slice(lo, lo + step_B)
-            candidates = every if item_BC is None else every[part]
-            context = self._context(query[part], candidates)
-            scores = [both(self._logits(*context, self.items(item))) for item in candidates.split(step_C, 1)]
-            out.append(torch.cat(scores, 1))
-        return torch.cat(out) if out else torch.zeros(0, C, device=device)
+        """Logit of the product of both probabilities, [B, C], or [B, V-1] where item_BC is None."""
+        return self._chunked(query, item_BC, both)
+
+    def _chunked(self, query: Query, item_BC: Tensor | None, finish: Callable[[Tensor], Tensor]) -> Tensor:
+        """finish(logits) by chunks of rows and candidates. Rows of similar length go together: padding is not computed."""
+        every = torch.arange(1, self.items.n_items + 1, device=query.user_B.device)[None] if item_BC is None else item_BC
+        length_B = query.mask_BL.sum(1).clamp(max=self.history)
+        if self.random_pad:
+            length_B = torch.full_like(length_B, self.history)
+        longest = int(length_B.max()) if len(query) else 0
+        width, m = self.items.id.embedding_dim, 1 + longest
+        chunk = chunk_size(self.chunk, length_B.device)
+        per_pair = m + 1 if self.transformer.keeps_rows and self.target_in_sequence else 1
+        step_C = min(every.shape[1], max(1, chunk // (per_pair * width)))
+        step_B = max(1, chunk // ((step_C * per_pair + m) * width))
+        order_B, parts = length_B.argsort(), []
+        for row in order_B.split(step_B):
+            item = every if item_BC is None else every[row]
+            context = self._context(query[row], item, int(length_B[row[-1]]) if len(row) else 0)
+            parts.append(torch.cat([finish(self._logits(*context, self.items(part))) for part in item.split(step_C, 1)], 1))
+        return torch.cat(parts)[order_B.argsort()]
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         """Mean square of the user vectors, plus that of the history's, plus that of the candidates'; times lambda in the loss."""
-        x_BmD, mask_Bm = self._context(query, item_BC)
+        x_BmD, mask_Bm = self._context(query, item_BC, self.history)
         history = x_BmD[:, 1:][mask_Bm[:, 1:]]
         mean_history = history.square().sum() / max(1, history.numel())
         return x_BmD[:, 0].square().mean() + mean_history + self.items(item_BC).square().mean()
@@ -115,9 +120,9 @@ class BertITE(nn.Module):
         state = self.transformer(x_BmD, mask_Bm, e_BCD if self.target_in_sequence else None)
         return self.head(state * e_BCD)
 
-    def _context(self, query: Query, item_BC: Tensor) -> tuple[Tensor, Tensor]:
-        """Input rows [user; history] [B, m, D] and which of them are real."""
-        item_BL = query.item_BL[:, max(0, query.item_BL.shape[1] - self.history) :]
+    def _context(self, query: Query, item_BC: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """Input rows [user; last ``length`` events] [B, m, D] and which of them are real."""
+        item_BL = query.item_BL[:, max(0, query.item_BL.shape[1] - length) :]
         if self.random_pad:
             item_BL = F.pad(item_BL, (self.history - item_BL.shape[1], 0))
             filler = self._filler(query.user_B)

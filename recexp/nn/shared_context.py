@@ -65,7 +65,7 @@ class SharedContextLayer(nn.Module):
         shared = self.attention_dropout(a.softmax(-1)) @ v
         g = (ke @ q.transpose(-1, -2) - a.logsumexp(-1)[:, :, None, :]).sigmoid()  # [B, h, C, m]
         keep, new = (1 - g).permute(0, 2, 3, 1), self.attention_dropout(g).permute(0, 2, 3, 1)  # [B, C, m, h]
-        context = keep[..., None] * shared.transpose(1, 2)[:, None] + new[..., None] * ve.transpose(1, 2)[:, :, None]
+        context = torch.addcmul(keep[..., None] * shared.transpose(1, 2)[:, None], new[..., None], ve.transpose(1, 2)[:, :, None])
         # The candidate's own row asks the context and itself: the same update.
         a = (qe @ k.transpose(-1, -2)).masked_fill(blocked, -math.inf)  # [B, h, C, m]
         g = ((qe * ke).sum(-1) - a.logsumexp(-1)).sigmoid()[..., None]
@@ -155,6 +155,11 @@ class SharedContextTransformer(nn.Module):
             for _ in range(num_layers)
         )
         self.brute_force = brute_force
+
+    @property
+    def keeps_rows(self) -> bool:
+        """Does memory grow with candidates times rows (or with candidates alone)?"""
+        return self.brute_force or len(self.layers) > 1
 
     def forward(self, x_BmD: Tensor, mask_Bm: Tensor, e_BCD: Tensor | None = None) -> Tensor:
         """The user's state with each candidate in the sequence, [B, C, D]; without candidates [B, 1, D].

@@ -70,8 +70,8 @@ def test_only_the_most_recent_events_are_read():
 @pytest.mark.parametrize("num_layers", [1, 2, 3])
 @pytest.mark.parametrize("num_heads", [1, 2, 4])
 def test_shared_context_equals_brute_force(num_layers, norm, num_heads):
-    """Scores and every gradient, in float64."""
-    fast = model(num_layers=num_layers, norm=norm, num_heads=num_heads)
+    """Scores and every gradient, in float64, by chunks of a few rows."""
+    fast = model(num_layers=num_layers, norm=norm, num_heads=num_heads, chunk=1500)
     slow = model(num_layers=num_layers, norm=norm, num_heads=num_heads, brute_force=True)
     for m in (fast, slow):
         m.score(QUERY).sin().sum().backward()
@@ -94,11 +94,9 @@ def test_shared_context_equals_brute_force_in_single_precision_with_extreme_atte
 def test_repeating_the_candidate_in_the_history_matters_only_inside_the_sequence():
     inside, outside = model(), model(target_in_sequence=False)
     item = torch.tensor([[7]] * 4)
-    x, e = inside._context(QUERY, item)[0], inside.items(item)
+    x, e = inside._context(QUERY, item, 6)[0], inside.items(item)
     assert inside.transformer(x, torch.ones(x.shape[:2], dtype=torch.bool), e).shape == (4, 1, 8)
-    states = [
-        m.transformer(*m._context(QUERY, EVERY), m.items(EVERY) if m.target_in_sequence else None) for m in (inside, outside)
-    ]
+    states = [m.transformer(*m._context(QUERY, EVERY, 6), m.items(EVERY) if m.target_in_sequence else None) for m in (inside, outside)]
     assert states[0].shape == (4, 12, 8) and states[0].std(1).max() > 1e-3  # a state per candidate
     assert states[1].shape == (4, 1, 8)  # one for all
 
@@ -139,16 +137,16 @@ def test_shared_attention_dropout_has_the_mean_of_plain_dropout(num_layers):
 
 def test_random_fill_is_fixed_per_user_and_avoids_the_positive_in_training():
     m = model(pad="random", max_len=50)
-    first = m._context(QUERY, EVERY)[0]
+    first = m._context(QUERY, EVERY, 50)[0]
     assert first.shape[1] == 51
-    assert torch.equal(first, m._context(toy.padded(QUERY, 4), EVERY.flip(1))[0])
-    assert torch.equal(first[2], m._context(QUERY[2:3], EVERY[:1])[0][0])
+    assert torch.equal(first, m._context(toy.padded(QUERY, 4), EVERY.flip(1), 50)[0])
+    assert torch.equal(first[2], m._context(QUERY[2:3], EVERY[:1], 50)[0][0])
     fill = m._filler(QUERY.user_B)
     assert fill.min() >= 1 and fill.max() <= SCHEMA.n_items and len(fill.unique()) == SCHEMA.n_items
     assert not torch.equal(fill[0], fill[1])
     m.train()
     for positive in range(1, SCHEMA.V):
-        x = m._context(QUERY[2:3], torch.tensor([[positive, 1]]))[0][:, 1:]
+        x = m._context(QUERY[2:3], torch.tensor([[positive, 1]]), 50)[0][:, 1:]
         assert not (x == m.items.id.weight[positive]).all(-1).any()
 
 
@@ -176,6 +174,7 @@ def test_starting_values_are_finite_and_scores_single_precision():
         ({"pad": "zeros"}, "pad"),
         ({"tower": "high"}, "tower"),
         ({"max_len": -1}, "max_len"),
+        ({"chunk": 0}, "chunk"),
         ({"user_side": ["price"]}, "price"),
     ],
 )

@@ -1,8 +1,11 @@
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from recexp.compose import build
 from recexp.models.ite import ITE, both
 from recexp.types import MultiBehaviour, RecexpError
 from tests import toy
@@ -141,3 +144,19 @@ def test_wrong_settings_are_named(options, message):
 def test_side_information_needs_features(options):
     with pytest.raises(RecexpError, match="no side features"):
         ITE(toy.schema(side=False), **dict([options]))
+
+
+CONFIGS = [base + form for base in ("ite", "bert_ite") for form in ("", "_si", "_ossi", "_authors", "_si_authors")]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_builds_and_side_information_needs_features(name):
+    config = OmegaConf.load(Path(__file__).parents[2] / f"conf/model/{name}.yaml")
+    del config["defaults"]
+    m = build(config, schema=SCHEMA)
+    assert m.score(QUERY).shape == (3, SCHEMA.n_items)
+    parts = name.split("_")
+    assert bool(m.items.side) == ("si" in parts or "ossi" in parts) and bool(m.users.side) == ("si" in parts)
+    if m.items.side:
+        with pytest.raises(RecexpError, match="no side features"):
+            build(config, schema=toy.schema(side=False))
