@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import hydra
 from hydra.core.plugins import Plugins
@@ -17,7 +18,11 @@ from recexp.types import RecexpError
 CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if p.is_dir())
 
 register_resolvers()
-Plugins.instance().register(ProcessLauncher)
+Plugins.instance().register(ProcessLauncher)  # first: it imports the real hydra_plugins, if any plugin is installed
+# Hydra looks plugins up by name in this namespace only; ours needs no package of its own there.
+for name in ("hydra_plugins", ProcessLauncher.__module__):
+    sys.modules.setdefault(name, ModuleType(name))
+sys.modules[ProcessLauncher.__module__].ProcessLauncher = ProcessLauncher
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")

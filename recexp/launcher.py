@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -22,6 +23,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 class ProcessLauncher(Launcher):
     """``hydra/launcher=processes``. jobs: how many run at once."""
+
+    __module__ = "hydra_plugins.recexp"  # Hydra instantiates plugins of this namespace only; ``cli`` registers the class
 
     def __init__(self, jobs: int = 1) -> None:
         self.jobs = jobs
@@ -71,7 +74,11 @@ class ProcessLauncher(Launcher):
         return [returns[i] for i in sorted(returns)]
 
     def _job(self, sweep: Path, number: int, overrides: list[str]) -> tuple[Path, list[str]]:
-        config = self.context.config_loader.load_sweep_config(self.config, overrides)
+        """The job's directory and what to put on its command line."""
+        try:
+            config = self.context.config_loader.load_sweep_config(self.config, overrides)
+        except HydraException:  # its process will say what is wrong; the other jobs run
+            return sweep / str(number), overrides
         with open_dict(config):
             config.hydra.job.num, config.hydra.job.id = number, str(number)
         return sweep / str(config.hydra.sweep.subdir), list(filter_overrides(OmegaConf.to_container(config.hydra.overrides.task)))
@@ -94,7 +101,7 @@ def _job_return(overrides: list[str], folder: Path, result: dict | None) -> JobR
 
 def _last_line(path: Path) -> str:
     lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()] if path.exists() else []
-    errors = [line for line in lines if line.startswith("error:")]
+    errors = [line for line in lines if line.startswith(("error:", "Could not"))]
     return (errors or lines or ["no output"])[-1]
 
 
