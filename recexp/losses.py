@@ -118,9 +118,7 @@ def top1_max(positive: Tensor, negative: Tensor, w: Tensor | None = None, *, mas
     return weighted_mean((share * term).sum(-1), w)
 
 
-def bpr_max(
-    positive: Tensor, negative: Tensor, w: Tensor | None = None, *, mask: Tensor | None = None, bpreg: float = 1.0
-) -> Tensor:
+def bpr_max(positive: Tensor, negative: Tensor, w: Tensor | None = None, *, mask: Tensor | None = None, bpreg: float = 1.0) -> Tensor:
     """BPR-max of GRU4Rec+ (§4.6): -log(sum_j p_j sigma(s_pos - s_j) + 1e-24) + bpreg * sum_j p_j s_j^2.
 
     p is the softmax over the negatives only.

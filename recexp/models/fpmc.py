@@ -38,9 +38,7 @@ class FPMC(nn.Module):
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         """Mean square of the embeddings looked up."""
-        return mean_square(
-            self.user_item(query.user_B), self.last_item(last_of(query)), self.item_user(item_BC), self.item_last(item_BC)
-        )
+        return mean_square(self.user_item(query.user_B), self.last_item(last_of(query)), self.item_user(item_BC), self.item_last(item_BC))
 
 
 def last_of(query: Query) -> Tensor:

@@ -9,7 +9,8 @@ from recexp.models.mf import require_positive
 from recexp.models.pop import behaviour_codes, select_events
 from recexp.types import Query, RecexpError, Schema
 
-_BLOCK = 1 << 25  # pairs counted, or scores scattered, at a time: bounds memory at a few hundred MB
+_BLOCK = 1 << 25  # pairs counted at a time: bounds memory at a few hundred MB
+_SCORED = 1 << 20  # scores scattered at a time: few enough for the processor's cache
 
 
 class ItemKNN(nn.Module):
@@ -106,11 +107,8 @@ class ItemKNN(nn.Module):
         if self.codes is not None:
             counts = torch.isin(query.behaviour_BL[:, -self.history :], torch.tensor(self.codes, device=item_BL.device))
             item_BL = item_BL * counts
-        rows = max(1, _BLOCK // max(V, item_BL.shape[1] * n))
-        out = [
-            self._score_rows(item_BL[i : i + rows], None if item_BC is None else item_BC[i : i + rows])
-            for i in range(0, len(query), rows)
-        ]
+        rows = max(1, _SCORED // max(V, item_BL.shape[1] * n))
+        out = [self._score_rows(item_BL[i : i + rows], None if item_BC is None else item_BC[i : i + rows]) for i in range(0, len(query), rows)]
         return torch.cat(out) if out else self.prior_V.new_empty(0, V - 1 if item_BC is None else item_BC.shape[1])
 
     def _score_rows(self, item_BL: Tensor, item_BC: Tensor | None) -> Tensor:

@@ -29,9 +29,7 @@ class MMLP(nn.Module):
     n_behaviours = 1
     wants_behaviour_mask = True
 
-    def __init__(
-        self, schema: Schema, *, num_factors: int = 4, num_layers: int = 2, mf_part: bool = True, init_std: float = 0.01
-    ) -> None:
+    def __init__(self, schema: Schema, *, num_factors: int = 4, num_layers: int = 2, mf_part: bool = True, init_std: float = 0.01) -> None:
         super().__init__()
         require_positive(num_factors=num_factors, num_layers=num_layers)
         d = num_factors

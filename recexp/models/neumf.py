@@ -72,9 +72,7 @@ class NeuMF(nn.Module):
     @torch.no_grad()
     def _start_from(self, pretrained: Mapping[str, str], share: Mapping[str, float]) -> None:
         if set(pretrained) != set(self.user) or len(self.user) < 2:
-            raise RecexpError(
-                f"pretrained={dict(pretrained)}: give one checkpoint for each of gmf and mlp, and interaction=neumf to join them."
-            )
+            raise RecexpError(f"pretrained={dict(pretrained)}: give one checkpoint for each of gmf and mlp, and interaction=neumf to join them.")
         heads, bias = [], 0.0
         own = self.state_dict()
         for part in self.user:
@@ -97,9 +95,7 @@ class NeuMF(nn.Module):
 class Interaction(nn.Module):
     """NeuMF's function of a user and an item given their embeddings, per part: h . [p^G * q^G; tower([p^M; q^M])] (+ b)."""
 
-    def __init__(
-        self, widths: Mapping[str, int], num_factors: int, num_layers: int, *, dropout: float = 0.0, bias: bool = True
-    ) -> None:
+    def __init__(self, widths: Mapping[str, int], num_factors: int, num_layers: int, *, dropout: float = 0.0, bias: bool = True) -> None:
         super().__init__()
         self.num_factors = num_factors
         self.widest = num_factors

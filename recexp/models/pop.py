@@ -47,9 +47,7 @@ def behaviour_codes(schema: Schema, behaviours: list[str] | str | None) -> list[
     unknown = [b for b in chosen if b not in schema.behaviours]
     if unknown or not chosen:
         wrong = f"{unknown[0]!r} is not a behaviour of this data set" if unknown else "this data set has no such behaviour"
-        raise RecexpError(
-            f"behaviours={behaviours!r}: {wrong}. Choose from {list(schema.behaviours)}, 'explicit', 'strongest', null (all)."
-        )
+        raise RecexpError(f"behaviours={behaviours!r}: {wrong}. Choose from {list(schema.behaviours)}, 'explicit', 'strongest', null (all).")
     return sorted(schema.behaviours.index(b) + 1 for b in chosen)
 
 

@@ -9,7 +9,7 @@ from recexp.models.mf import require_positive
 from recexp.models.pop import behaviour_codes
 from recexp.types import Query, Schema
 
-_BLOCK = 1 << 25  # scores scattered at a time
+_SCORED = 1 << 20  # scores scattered at a time: few enough for the processor's cache
 
 
 class Replay(nn.Module):
@@ -34,7 +34,7 @@ class Replay(nn.Module):
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         """[B, C], or [B, V-1] where item_BC is None."""
-        rows = max(1, _BLOCK // len(self.prior_V))
+        rows = max(1, _SCORED // len(self.prior_V))
         out = [
             self._score_rows(query[slice(i, i + rows)], None if item_BC is None else item_BC[i : i + rows])
             for i in range(0, max(1, len(query)), rows)

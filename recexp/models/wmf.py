@@ -9,7 +9,7 @@ from recexp.models.mf import inner_product, require_positive
 from recexp.models.pop import behaviour_codes, select_events
 from recexp.types import Query, RecexpError, Schema
 
-_BLOCK = 1 << 24  # doubles gathered, or held in normal equations, at a time
+_BLOCK = 1 << 18  # doubles gathered, or held in normal equations, at a time: few enough for the processor's cache
 
 
 class WMF(nn.Module):

@@ -111,9 +111,7 @@ def test_whole_catalogue_equals_all_candidates(name):
 @pytest.mark.parametrize("name", ALL)
 def test_candidates_are_scored_one_by_one_and_rows_apart(name):
     model = ready(name)
-    candidates = torch.stack(
-        [torch.randperm(SCHEMA.n_items, generator=torch.Generator().manual_seed(r))[:6] + 1 for r in range(5)]
-    )
+    candidates = torch.stack([torch.randperm(SCHEMA.n_items, generator=torch.Generator().manual_seed(r))[:6] + 1 for r in range(5)])
     score = model.score(QUERY, candidates)
     order = torch.tensor([5, 2, 0, 1, 4, 3])
     torch.testing.assert_close(model.score(QUERY, candidates[:, order]), score[:, order], rtol=1e-10, atol=1e-12)
@@ -176,12 +174,7 @@ def test_penalty_is_the_mean_square_of_what_was_looked_up(name):
     assert model.penalty(used, candidates).item() == pytest.approx(0.25)
     model.zero_grad()
     model.penalty(QUERY, candidates).backward()
-    touched = {
-        int(u)
-        for p in model.parameters()
-        if p.grad is not None and p.shape[0] == SCHEMA.n_users
-        for u in p.grad.any(-1).nonzero()
-    }
+    touched = {int(u) for p in model.parameters() if p.grad is not None and p.shape[0] == SCHEMA.n_users for u in p.grad.any(-1).nonzero()}
     assert touched == {0, 1, 3, 4}
 
 
@@ -190,8 +183,8 @@ def test_chunks_change_nothing(name, monkeypatch):
     model = ready(name)
     candidates = torch.arange(1, SCHEMA.V).flip(0).expand(len(QUERY), -1)
     whole, some = model.score(QUERY), model.score(QUERY, candidates)
-    home = inspect.getmodule(type(model)) if name in SWEPT else inspect.getmodule(NeuMF)
-    monkeypatch.setattr(home, "_BLOCK", 1)
+    home, limit = (inspect.getmodule(type(model)), "_SCORED") if name in SWEPT else (inspect.getmodule(NeuMF), "_BLOCK")
+    monkeypatch.setattr(home, limit, 1)
     torch.testing.assert_close(model.score(QUERY), whole, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(model.score(QUERY, candidates), some, rtol=1e-10, atol=1e-12)
 

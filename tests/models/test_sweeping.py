@@ -38,9 +38,7 @@ def test_pop_of_chosen_behaviours(choice):
     assert model.score(QUERY)[0].tolist() == [bought.count(i) for i in range(1, SCHEMA.V)]
 
 
-def brute_force_knn(
-    rows, query, *, window, neighbours, max_len, decay, history_damping, item_damping, popularity, directed, codes
-):
+def brute_force_knn(rows, query, *, window, neighbours, max_len, decay, history_damping, item_damping, popularity, directed, codes):
     rows = [r for r in rows if r[2] in codes]
     count = defaultdict(int)
     cov = defaultdict(float)
@@ -153,13 +151,9 @@ def test_wmf_solves_the_normal_equations_exactly(block, behaviours, monkeypatch)
     count = dense(STORE, (2,) if behaviours else (1, 2))
     y = model.item_VD.numpy().copy()
     reported = model.sweep(STORE)["objective"]
-    x = np.stack(
-        [np.linalg.solve(y.T @ np.diag(1 + alpha * r) @ y + reg * np.eye(d), y.T @ ((1 + alpha * r) * (r > 0))) for r in count]
-    )
+    x = np.stack([np.linalg.solve(y.T @ np.diag(1 + alpha * r) @ y + reg * np.eye(d), y.T @ ((1 + alpha * r) * (r > 0))) for r in count])
     np.testing.assert_allclose(model.user_UD.numpy(), x, rtol=1e-8, atol=1e-10)
-    y = np.stack(
-        [np.linalg.solve(x.T @ np.diag(1 + alpha * r) @ x + reg * np.eye(d), x.T @ ((1 + alpha * r) * (r > 0))) for r in count.T]
-    )
+    y = np.stack([np.linalg.solve(x.T @ np.diag(1 + alpha * r) @ x + reg * np.eye(d), x.T @ ((1 + alpha * r) * (r > 0))) for r in count.T])
     np.testing.assert_allclose(model.item_VD.numpy(), y, rtol=1e-8, atol=1e-10)
     assert reported == pytest.approx(objective(count, x, y, alpha, reg), rel=1e-8)
 

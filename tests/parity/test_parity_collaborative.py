@@ -59,9 +59,7 @@ def interaction(w, prefix, u, i):
 def test_mf(bias):
     model = toy.randomise(MF(SCHEMA, num_factors=3, item_bias=bias))
     w = weights(model)
-    check(
-        model.score(QUERY, ITEMS), lambda b, u, i: w["user.weight"][u] @ w["item.weight"][i] + (w["item_bias"][i] if bias else 0)
-    )
+    check(model.score(QUERY, ITEMS), lambda b, u, i: w["user.weight"][u] @ w["item.weight"][i] + (w["item_bias"][i] if bias else 0))
 
 
 @pytest.mark.parametrize("kind", ["gmf", "mlp", "neumf"])
