@@ -74,9 +74,7 @@ class GRU4Rec(SequenceModel):
             raise RecexpError("cell: torch reads item vectors; choose input_table: separate or constrained.")
         self.item = nn.Embedding(schema.V, num_factors, padding_idx=0)
         self.item_bias = nn.Parameter(torch.zeros(schema.V)) if output_bias else None
-        self.input = (
-            None if input_table == "constrained" else nn.Embedding(schema.V, (3 if one_hot else 1) * num_factors, padding_idx=0)
-        )
+        self.input = None if input_table == "constrained" else nn.Embedding(schema.V, (3 if one_hot else 1) * num_factors, padding_idx=0)
         self.embedding_dropout, self.dropout = Dropout(embedding_dropout), Dropout(dropout)
         if cell == "torch":
             self.gru = nn.GRU(num_factors, num_factors, num_layers, batch_first=True, dropout=dropout if num_layers > 1 else 0.0)

@@ -68,8 +68,6 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(width, width) if output else nn.Identity()
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = (
-            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (self.query(query), self.key(key), self.value(value))
-        )
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (self.query(query), self.key(key), self.value(value)))
         heads = attend(q, k, v, mask, self.p if self.training else 0.0)
         return self.output(heads.transpose(1, 2).flatten(-2))

@@ -96,9 +96,7 @@ def test_heads_must_divide_the_width():
         MultiHeadAttention(8, 3)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"norm": "pre"}, {"norm": "none"}, {"residual": False}, {"ffn": False}, {"num_inner": 5}]
-)
+@pytest.mark.parametrize("options", [{}, {"norm": "pre"}, {"norm": "none"}, {"residual": False}, {"ffn": False}, {"num_inner": 5}])
 @pytest.mark.parametrize("two_streams", [False, True])
 def test_the_last_row_alone_is_the_last_of_all_rows(options, two_streams):
     layer = toy.randomise(TransformerLayer(8, 2, **options))

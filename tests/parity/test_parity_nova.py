@@ -61,9 +61,7 @@ def scores(query, b, w, *, fusion, gate, invasive, shared, position_in_sides):
     return w["item.weight"][1:-1] @ out + w["output_bias"][1:]
 
 
-@pytest.mark.parametrize(
-    "fusion, gate", [("add", "softmax"), ("concat", "softmax"), ("gating", "softmax"), ("gating", "sigmoid")]
-)
+@pytest.mark.parametrize("fusion, gate", [("add", "softmax"), ("concat", "softmax"), ("gating", "softmax"), ("gating", "sigmoid")])
 @pytest.mark.parametrize(
     "where",
     [
