@@ -1,12 +1,14 @@
 """Negative samplers: vectorised, on the device of the store, driven by the caller's generator.
 
-``sampler(store, query, n, generator) -> item_Bn`` draws n negatives per row; ``log_prob(store, items)`` is the log of the proposal's probability,
-for corrections of sampled losses. No sampler ever returns an item the user has in training.
+``sampler(store, query, n, generator, pool) -> item_Bn`` draws n negatives per row, for query.user_B; pool holds the items that the batch is to
+predict, of any shape, 0 where there is none. ``log_prob(store, items)`` is the log of the proposal's probability, for corrections of sampled losses.
+No sampler but supportive_only ever returns an item the user has in training.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -18,7 +20,7 @@ from recexp.types import Query, RecexpError
 class NegativeSampler(Protocol):
     """See the module's docstring."""
 
-    def __call__(self, store, query: Query, n: int, generator: torch.Generator) -> Tensor: ...
+    def __call__(self, store, query: Query, n: int, generator: torch.Generator, pool: Tensor | None = None) -> Tensor: ...
 
     def log_prob(self, store, item: Tensor) -> Tensor: ...
 
@@ -37,7 +39,7 @@ def unseen(pairs, n_items: int, user: Tensor, rank: Tensor) -> Tensor:
 class Uniform:
     """Uniform over the items the user has not in training."""
 
-    def __call__(self, store, query: Query, n: int, generator: torch.Generator) -> Tensor:
+    def __call__(self, store, query: Query, n: int, generator: torch.Generator, pool: Tensor | None = None) -> Tensor:
         pairs, V1 = store.train_pairs, store.schema.n_items
         user = query.user_B[:, None].expand(-1, n)
         available = V1 - (pairs.ptr[query.user_B + 1] - pairs.ptr[query.user_B])
@@ -58,42 +60,66 @@ class Popularity:
     rounds: int = 20
 
     def __post_init__(self):
-        self._cache: tuple[int, Tensor, Tensor] | None = None
+        self._cache: tuple[object, Tensor, Tensor] | None = None
 
     def _table(self, store) -> tuple[Tensor, Tensor]:
-        if self._cache is None or self._cache[0] != id(store):
+        if self._cache is None or self._cache[0] is not store.train:
             count = torch.bincount(store.train.item.long(), minlength=store.schema.V).double()
             weight = torch.where(count > 0, count**self.alpha, 0.0)
             weight[0] = 0
-            self._cache = (id(store), weight.cumsum(0), (weight / weight.sum()).log().float())
+            self._cache = (store.train, weight.cumsum(0), (weight / weight.sum()).log().float())
         return self._cache[1], self._cache[2]
 
-    def __call__(self, store, query: Query, n: int, generator: torch.Generator) -> Tensor:
+    def __call__(self, store, query: Query, n: int, generator: torch.Generator, pool: Tensor | None = None) -> Tensor:
         cdf, _ = self._table(store)
 
         def draw(shape: tuple[int, ...]) -> Tensor:
             x = torch.rand(shape, generator=generator, device=cdf.device, dtype=torch.float64) * cdf[-1]
             return torch.searchsorted(cdf, x, right=True).clamp_(max=len(cdf) - 1)
 
-        user = query.user_B[:, None].expand(-1, n)
-        item = draw(user.shape)
-        seen = store.train_pairs.find(user, item) >= 0
-        for _ in range(self.rounds):
-            if not seen.any():
-                return item
-            item = torch.where(seen, draw(user.shape), item)
-            seen = store.train_pairs.find(user, item) >= 0
-        return torch.where(seen, Uniform()(store, query, n, generator), item)
+        return _rejecting(draw, store, query, n, generator, self.rounds)
 
     def log_prob(self, store, item: Tensor) -> Tensor:
         return self._table(store)[1][item]
 
 
 @dataclass
+class InBatch:
+    """Items that the batch is to predict, so in proportion to popularity; those the user has rejected as in ``Popularity``."""
+
+    rounds: int = 20
+    _popularity: Popularity = field(default_factory=Popularity, init=False, repr=False)
+
+    def __call__(self, store, query: Query, n: int, generator: torch.Generator, pool: Tensor | None = None) -> Tensor:
+        item = pool[pool != 0]
+
+        def draw(shape: tuple[int, ...]) -> Tensor:
+            return item[torch.randint(len(item), shape, generator=generator, device=item.device)]
+
+        return _rejecting(draw, store, query, n, generator, self.rounds) if len(item) else Uniform()(store, query, n, generator)
+
+    def log_prob(self, store, item: Tensor) -> Tensor:
+        return self._popularity.log_prob(store, item)
+
+
+def _rejecting(draw: Callable, store, query: Query, n: int, generator: torch.Generator, rounds: int) -> Tensor:
+    """Draws [B, n], drawn anew up to ``rounds`` times where the user has the item, then uniform over those he has not."""
+    user = query.user_B[:, None].expand(-1, n)
+    item = draw(user.shape)
+    seen = store.train_pairs.find(user, item) >= 0
+    for _ in range(rounds):
+        if not seen.any():
+            return item
+        item = torch.where(seen, draw(user.shape), item)
+        seen = store.train_pairs.find(user, item) >= 0
+    return torch.where(seen, Uniform()(store, query, n, generator), item)
+
+
+@dataclass
 class SupportiveOnly:
     """Items the user touched only through behaviours weaker than the target's (S001 §5.2); uniform unseen where there is none."""
 
-    def __call__(self, store, query: Query, n: int, generator: torch.Generator) -> Tensor:
+    def __call__(self, store, query: Query, n: int, generator: torch.Generator, pool: Tensor | None = None) -> Tensor:
         pairs = store.train_pairs
         ptr, item = self._supportive(store)
         have = ptr[query.user_B + 1] - ptr[query.user_B]
@@ -124,8 +150,8 @@ class Mixed:
     second: NegativeSampler
     share: float = 0.5
 
-    def __call__(self, store, query: Query, n: int, generator: torch.Generator) -> Tensor:
-        a, b = self.first(store, query, n, generator), self.second(store, query, n, generator)
+    def __call__(self, store, query: Query, n: int, generator: torch.Generator, pool: Tensor | None = None) -> Tensor:
+        a, b = self.first(store, query, n, generator, pool), self.second(store, query, n, generator, pool)
         return torch.where(torch.rand(a.shape, generator=generator, device=a.device) < self.share, a, b)
 
     def log_prob(self, store, item: Tensor) -> Tensor:
@@ -136,7 +162,7 @@ class Mixed:
 class NoSampler:
     """Where an objective needs no negatives. Drawing from it says which setting is wrong."""
 
-    def __call__(self, store, query: Query, n: int, generator: torch.Generator) -> Tensor:
+    def __call__(self, store, query: Query, n: int, generator: torch.Generator, pool: Tensor | None = None) -> Tensor:
         raise RecexpError("This objective draws negatives, but sampler=none: choose sampler=uniform or another.")
 
     def log_prob(self, store, item: Tensor) -> Tensor:

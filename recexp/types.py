@@ -105,6 +105,7 @@ class PointwiseBatch:
     item_BC: Tensor
     y_BCK: Tensor  # float32 in {0, 1}
     w_BCK: Tensor  # float32 >= 0; 0 leaves a term out
+    did_BCT: Tensor | None = None  # bool: the user showed behaviour t (weak to strong) on the item in training
 
 
 @dataclass
@@ -114,7 +115,7 @@ class PairwiseBatch:
     query: Query
     positive_B: Tensor
     negative_Bn: Tensor
-    w_B: Tensor | None = None
+    did_BCT: Tensor | None = None  # as in PointwiseBatch, of the positive and then the negatives
 
 
 @dataclass

@@ -63,6 +63,9 @@ class RecDataModule(pl.LightningDataModule):
         self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
 
     def train_dataloader(self) -> DataLoader:
+        if hasattr(self.objective, "batches"):  # an objective whose batches follow from one another deals out its rows itself
+            batches = self.objective.batches(self.store, self.batch_size, self.seed)
+            return DataLoader(_Rows(torch.arange(len(self.store.train))), sampler=batches, batch_size=None)
         rows = self.objective.rows(self.store).cpu()
         return DataLoader(_Rows(rows), sampler=RowBatches(len(rows), self.batch_size, self.seed), batch_size=None)
 

@@ -2,6 +2,7 @@
 
 ``rows(store)``: int64 row ids, the whole of one epoch; Lightning shuffles them into batches.
 ``batch(store, rows, generator)``: everything the loss needs, gathered and drawn on the device.
+``batches(store, batch_size, seed)``, optional: a sampler that deals out batches of row ids instead, where they follow from one another.
 ``loss(model, batch)``: a dict of scalars with the one to minimise under "loss".
 """
 
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from recexp.types import RecexpError
+from recexp.types import Query, RecexpError
 
 
 class Objective(Protocol):
@@ -39,13 +40,28 @@ def require(model: Any, objective: Any, *names: str) -> None:
             )
 
 
-def penalty(model: Any, query: Any, item: Tensor, weight: float) -> Tensor | None:
+def penalty(model: Any, query: Query, item: Tensor, weight: float) -> Tensor | None:
     """weight * mean square of the embeddings this batch looked up, None where it does not apply."""
     if weight <= 0:
         return None
     if not callable(getattr(model, "penalty", None)):
         raise RecexpError(f"objective.l2={weight} needs a model with penalty(...); {type(model).__name__} has none. Set objective.l2=0.")
     return weight * model.penalty(query, item)
+
+
+def behaviours_on(store: Any, user: Tensor, item: Tensor) -> Tensor:
+    """bool [..., T]: did the user show behaviour t, weak to strong, on the item in training? user and item of any common shape."""
+    pairs = store.train_pairs
+    at = pairs.find(user, item)
+    mask = torch.where(at >= 0, pairs.mask[at], 0)
+    return (mask[..., None] >> torch.arange(len(store.schema.behaviours), device=mask.device)) % 2 == 1
+
+
+def somebody(store: Any, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Random training rows, for the control that shuffles targets. Negatives must then be drawn for these rows' users: by avoiding the
+    user's own items they would give away what he has.
+    """
+    return torch.randint(len(store.train), shape, generator=generator, device=store.device)
 
 
 def check_negatives(store: Any, n: int, model: Any) -> None:

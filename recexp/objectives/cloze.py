@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recexp.objectives.sequence import SequenceObjective, read_window, shuffled, window_ends
+from recexp.objectives.sequence import SequenceObjective, read_window, window_ends
 from recexp.types import Query, RecexpError, SequenceBatch
 
 
@@ -54,8 +54,6 @@ class Cloze(SequenceObjective):
         masked_BL = item_BL == self._mask_id
         side = (query.behaviour_BL, query.time_BL, query.value_BL)
         query = Query(query.user_B, item_BL, *(None if c is None else c.masked_fill(masked_BL, 0) for c in side))
-        if self.shuffle_targets:
-            target_BL = shuffled(store, target_BL, generator)
         return self._negatives(store, SequenceBatch(query, target_BL), generator)
 
     def _choose(self, real_BL: Tensor, generator: torch.Generator) -> Tensor:

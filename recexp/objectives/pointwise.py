@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from recexp import losses
-from recexp.objectives.base import check_negatives, penalty, require
+from recexp.objectives.base import behaviours_on, check_negatives, penalty, require, somebody
 from recexp.sampling import NegativeSampler
 from recexp.types import PointwiseBatch, RecexpError
 
@@ -18,7 +18,7 @@ class Pointwise:
     """Each training event with ``n_negatives`` items the user has not; one binary cross-entropy per predicted level.
 
     levels: what each of the model's K logits means, weak to strong: "any" (any behaviour), "explicit" (any explicit behaviour) or the name of a
-        behaviour. None: ("explicit",) is never guessed; a model with K = 1 predicts "any", with K = 2 "any" and "explicit", otherwise each behaviour.
+        behaviour. None: "any" for a model with K = 1, "any" and "explicit" with K = 2, otherwise each behaviour.
     weights: weight of each level's loss (S000: eta = weights[0] on the implicit loss); None: all 1.
     explicit_neg: which pairs are negatives of the levels above the first (models.md §6.2): "unobserved" (items drawn for its positives),
         "clicked_only" (items met only through a weaker behaviour) or "both".
@@ -39,7 +39,6 @@ class Pointwise:
     balance: float = 0.0
     leave_target_out: bool = False
     shuffle_targets: bool = False
-    _codes: dict = field(default_factory=dict, repr=False)
 
     def __post_init__(self):
         if self.explicit_neg not in ("unobserved", "clicked_only", "both"):
@@ -72,24 +71,23 @@ class Pointwise:
             )
         if self.weights is not None and len(self.weights) != K:
             raise RecexpError(f"objective.weights has {len(self.weights)} numbers; the model predicts {K} levels.")
-        self._codes = {"bits": torch.tensor([known[name] for name in levels]), "history": model.history}
-        self._codes["branch"] = getattr(model, "wants_behaviour_mask", False)
+        self._bits_K = torch.tensor([known[name] for name in levels])
+        self._history, self._branches = model.history, getattr(model, "wants_behaviour_mask", False)
 
     def rows(self, store) -> Tensor:
         return torch.arange(len(store.train))
 
     def batch(self, store, rows: Tensor, generator: torch.Generator) -> PointwiseBatch:
-        query = store.query(rows, self._codes["history"])
-        source = rows
+        query, source = store.query(rows, self._history), rows
         if self.shuffle_targets:
-            source = torch.randint(len(store.train), rows.shape, generator=generator, device=rows.device)
+            source = somebody(store, rows.shape, generator)
+        owner = replace(query, user_B=store.train.user[source])
         positive = store.train.item[source].long()
         if self.leave_target_out:
             query.without_B = positive
-        item_BC = torch.cat([positive[:, None], self.sampler(store, query, self.n_negatives, generator)], 1)
-        bits = self._codes["bits"] = self._codes["bits"].to(rows.device)
-        y_BK = ((store.train.mask[source][:, None] & bits) != 0).float()
-        y_BCK = torch.zeros(*item_BC.shape, len(bits), device=rows.device)
+        item_BC = torch.cat([positive[:, None], self.sampler(store, owner, self.n_negatives, generator, positive)], 1)
+        y_BK = ((store.train.mask[source][:, None] & self._bits_K.to(rows.device)) != 0).float()
+        y_BCK = y_BK.new_zeros(*item_BC.shape, y_BK.shape[1])
         y_BCK[:, 0] = y_BK
         w_BCK = torch.ones_like(y_BCK)
         if self.explicit_neg == "unobserved":
@@ -98,10 +96,12 @@ class Pointwise:
             w_BCK[:, 1:, 1:] = 0
         if self.balance:
             w_BCK = w_BCK * _balance(store, query.user_B, self.balance)[:, None, None]
-        return PointwiseBatch(query, item_BC, y_BCK, w_BCK)
+        did_BCT = behaviours_on(store, owner.user_B[:, None].expand_as(item_BC), item_BC) if self._branches else None
+        return PointwiseBatch(query, item_BC, y_BCK, w_BCK, did_BCT)
 
     def loss(self, model, batch: PointwiseBatch) -> dict[str, Tensor]:
-        z_BCK = model.logits(batch.query, batch.item_BC)
+        extra = () if batch.did_BCT is None else (batch.did_BCT,)
+        z_BCK = model.logits(batch.query, batch.item_BC, *extra)
         K = z_BCK.shape[-1]
         parts = {f"loss_{k}": losses.bce_with_weights(z_BCK[..., k], batch.y_BCK[..., k], batch.w_BCK[..., k], mean=self.reduction) for k in range(K)}
         total = sum((self.weights[k] if self.weights else 1.0) * part for k, part in enumerate(parts.values()))

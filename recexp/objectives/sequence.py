@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from recexp import losses
 from recexp.nn.linear_cross_entropy import linear_cross_entropy
-from recexp.objectives.base import check_negatives, require
+from recexp.objectives.base import check_negatives, require, somebody
 from recexp.sampling import NegativeSampler
 from recexp.types import Query, RecexpError, SequenceBatch
 
@@ -43,6 +43,8 @@ class SequenceObjective:
             raise RecexpError(f"objective.shared={self.shared!r}: choose position, row or batch.")
         if self.loss_name != "ce" and self.n_negatives < 1:
             raise RecexpError(f"objective.loss_name={self.loss_name} needs objective.n_negatives of at least 1.")
+        if self.loss_name == "gbce" and self.shared == "batch":
+            raise RecexpError("objective.loss_name=gbce counts its negatives, so none may be a row's own target: choose shared=position or row.")
         if self.log_q and (self.loss_name, self.shared) != ("sampled_softmax", "batch"):
             raise RecexpError("objective.log_q corrects loss_name=sampled_softmax with shared=batch only.")
 
@@ -53,16 +55,22 @@ class SequenceObjective:
         self._history, self._n_items = model.history, store.schema.n_items
 
     def _negatives(self, store, batch: SequenceBatch, generator: torch.Generator) -> SequenceBatch:
+        """The batch with its negatives; where targets are to be shuffled, with these replaced by items of random training events."""
+        query, n, pool = batch.query, self.n_negatives, batch.target_BL
+        if self.shuffle_targets:
+            random_BL = store.train.item[somebody(store, batch.target_BL.shape, generator)].long()
+            pool = batch.target_BL = torch.where(batch.target_BL != 0, random_BL, 0)
+            query = replace(query, user_B=store.train.user[somebody(store, query.user_B.shape, generator)])
         if self.loss_name == "ce":
             return batch
         B, L = batch.target_BL.shape
         if self.shared == "position":
-            batch.negative_BLn = self.sampler(store, batch.query, L * self.n_negatives, generator).view(B, L, self.n_negatives)
+            batch.negative_BLn = self.sampler(store, query, L * n, generator, pool).view(B, L, n)
         elif self.shared == "row":
-            batch.negative_Bn = self.sampler(store, batch.query, self.n_negatives, generator)
+            batch.negative_Bn = self.sampler(store, query, n, generator, pool)
         else:
             # Items common to the batch cannot avoid everybody's history; they are drawn for its first row.
-            batch.negative_n = self.sampler(store, batch.query[:1], self.n_negatives, generator)[0]
+            batch.negative_n = self.sampler(store, query[:1], n, generator, pool)[0]
             batch.log_prob_n = self.sampler.log_prob(store, batch.negative_n) if self.log_q else None
         return batch
 
@@ -77,38 +85,37 @@ class SequenceObjective:
         if self.loss_name == "ce":
             vectors, bias = model.item_vectors()
             return {"loss": linear_cross_entropy(h_ND, vectors, bias, target_N - 1)}
-        return {"loss": self._sampled(model, batch, wanted_BL, h_ND, target_N)}
+        if batch.negative_n is not None:
+            return {"loss": self._sampled(model, h_ND, target_N, batch.negative_n, batch.log_prob_n)}
+        negative_Nn = batch.negative_BLn[wanted_BL] if batch.negative_BLn is not None else batch.negative_Bn[wanted_BL.nonzero()[:, 0]]
+        return {"loss": self._sampled(model, h_ND, target_N, negative_Nn)}
 
-    def _sampled(self, model, batch: SequenceBatch, wanted_BL: Tensor, h_ND: Tensor, target_N: Tensor) -> Tensor:
+    def _sampled(self, model, h_ND: Tensor, target_N: Tensor, negative: Tensor, log_prob_n: Tensor | None = None) -> Tensor:
+        """The loss of states against their targets and drawn items, [N, n] or, common to all, [n]; of the latter a state's own target is left out."""
         vectors, bias = model.item_vectors(target_N)
         positive_N = (h_ND * vectors).sum(-1) + (0 if bias is None else bias)
-        mask = None
-        if batch.negative_n is not None:
-            vectors, bias = model.item_vectors(batch.negative_n)
-            negative_Nn = h_ND @ vectors.T + (0 if bias is None else bias)
-            mask = batch.negative_n[None, :] != target_N[:, None]
-        else:
-            item_Nn = batch.negative_BLn[wanted_BL] if batch.negative_BLn is not None else batch.negative_Bn[wanted_BL.nonzero()[:, 0]]
-            vectors, bias = model.item_vectors(item_Nn)
-            negative_Nn = (vectors @ h_ND[:, :, None]).squeeze(-1) + (0 if bias is None else bias)
+        vectors, bias = model.item_vectors(negative)
+        score_Nn = h_ND @ vectors.T if negative.dim() == 1 else (vectors @ h_ND[:, :, None]).squeeze(-1)
+        score_Nn = score_Nn + (0 if bias is None else bias)
+        mask = negative != target_N[:, None] if negative.dim() == 1 else None
         activation = getattr(model, "final_activation", None)
         if activation is not None and self.loss_name != "sampled_softmax":
-            positive_N, negative_Nn = activation(positive_N), activation(negative_Nn)
+            positive_N, score_Nn = activation(positive_N), activation(score_Nn)
         match self.loss_name:
             case "bce":
-                return losses.bce_negatives(positive_N, negative_Nn, mask=mask)
+                return losses.bce_negatives(positive_N, score_Nn, mask=mask)
             case "gbce":
-                return losses.gbce(positive_N, negative_Nn, n_items=self._n_items, t=self.t)
+                return losses.gbce(positive_N, score_Nn, n_items=self._n_items, t=self.t)
             case "bpr":
-                return losses.bpr(positive_N, negative_Nn, mask=mask)
+                return losses.bpr(positive_N, score_Nn, mask=mask)
             case "sampled_softmax":
-                return losses.sampled_softmax(positive_N, negative_Nn, mask=mask, log_q_negative=batch.log_prob_n)
+                return losses.sampled_softmax(positive_N, score_Nn, mask=mask, log_q_negative=log_prob_n)
             case "top1":
-                return losses.top1(positive_N, negative_Nn, mask=mask)
+                return losses.top1(positive_N, score_Nn, mask=mask)
             case "top1_max":
-                return losses.top1_max(positive_N, negative_Nn, mask=mask)
+                return losses.top1_max(positive_N, score_Nn, mask=mask)
             case _:
-                return losses.bpr_max(positive_N, negative_Nn, mask=mask, bpreg=self.bpreg)
+                return losses.bpr_max(positive_N, score_Nn, mask=mask, bpreg=self.bpreg)
 
 
 def window_ends(store, length: int, step: int, least: int) -> Tensor:
@@ -127,9 +134,3 @@ def read_window(store, end_B: Tensor, length: int) -> Query:
     """The last ``length`` training events before each end, of the user who owns the row before it."""
     user = store.train.user[end_B - 1]
     return store.window(store.train, user, store.train.ptr[user], end_B, length)
-
-
-def shuffled(store, target_BL: Tensor, generator: torch.Generator) -> Tensor:
-    """Every target replaced by the item of a random training event."""
-    draw = torch.randint(len(store.train), target_BL.shape, generator=generator, device=target_BL.device)
-    return torch.where(target_BL != 0, store.train.item[draw].long(), 0)

@@ -1,0 +1,118 @@
+"""Histories side by side, one event per step, the other histories' targets as negatives (GRU4Rec; models.md §4.5-4.6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from recexp.data.datamodule import rank_and_world
+from recexp.objectives.base import require, somebody
+from recexp.objectives.sequence import SequenceObjective
+from recexp.types import Query, RecexpError
+
+SAMPLED = ("bce", "bpr", "sampled_softmax", "top1", "top1_max", "bpr_max")
+
+
+@dataclass
+class SessionBatch:
+    """One step of the sessions that are not over: S of them."""
+
+    item_S: Tensor  # the event read now
+    target_S: Tensor  # the next one
+    start_S: Tensor  # bool: the session's first step
+    slot_S: Tensor  # which of the states carried along belongs to it
+    negative_n: Tensor  # common to all: the targets, then ``n_negatives`` drawn items
+
+
+@dataclass
+class SessionParallel(SequenceObjective):
+    """Every user's training history is a session. ``batch_size`` sessions advance in lock-step; where one ends, the next takes its slot with a state
+    of zeros. Gradients are cut after each step. A session's negatives are the targets of the others, and ``n_negatives`` more from the sampler,
+    common to all sessions.
+    """
+
+    loss_name: str = "top1"
+    n_negatives: int = 0
+    shared: str = "batch"
+
+    def __post_init__(self):
+        if self.loss_name not in SAMPLED:
+            raise RecexpError(f"objective.loss_name={self.loss_name!r}: session_parallel knows {', '.join(SAMPLED)}.")
+        if self.n_negatives < 0 or self.shared != "batch" or self.log_q:
+            raise RecexpError("session_parallel shares its negatives in the batch: n_negatives >= 0, shared=batch, log_q=false.")
+
+    def check(self, model, store) -> None:
+        require(model, self, "step", "initial_state", "item_vectors")
+        self._state = None
+
+    def rows(self, store) -> Tensor:
+        user = store.train.user
+        return 1 + torch.nonzero(user[1:] == user[:-1]).flatten()
+
+    def batches(self, store, batch_size: int, seed: int) -> Sampler:
+        """What deals out the rows instead of a shuffle: see ``SessionSteps``."""
+        return SessionSteps(store.train.ptr.cpu(), batch_size, seed)
+
+    def batch(self, store, rows: Tensor, generator: torch.Generator) -> SessionBatch:
+        slot_S = torch.nonzero(rows).flatten()
+        row_S = rows[slot_S]
+        user_S = store.train.user[row_S]
+        target_S = store.train.item[somebody(store, row_S.shape, generator) if self.shuffle_targets else row_S].long()
+        negative_n = target_S
+        if self.n_negatives:
+            # Items common to the batch cannot avoid everybody's history; they are drawn for its first session.
+            empty = target_S.new_zeros(1, 0)
+            more_1n = self.sampler(store, Query(user_S[:1], empty, empty, empty), self.n_negatives, generator, target_S)
+            negative_n = torch.cat([target_S, more_1n[0]])
+        return SessionBatch(store.train.item[row_S - 1].long(), target_S, row_S - 1 == store.train.ptr[user_S], slot_S, negative_n)
+
+    def loss(self, model, batch: SessionBatch) -> dict[str, Tensor]:
+        slots = int(batch.slot_S[-1]) + 1
+        if self._state is None or self._state.shape[1] < slots:
+            self._state = model.initial_state(slots)  # before any session's first step, so nothing is lost
+        h_SD, state = model.step(batch.item_S, self._state[:, batch.slot_S] * ~batch.start_S[:, None])
+        self._state[:, batch.slot_S] = state.detach().to(self._state.dtype)
+        return {"loss": self._sampled(model, model.head(h_SD), batch.target_S, batch.negative_n)}
+
+
+class SessionSteps(Sampler[Tensor]):
+    """Per step the row of ``store.train`` each slot is to predict next, 0 (never a target) where the slot has no session left.
+
+    Sessions are dealt to slots longest first, to and fro, so that all slots last about equally long; their order within a slot is shuffled anew for
+    every epoch. With several processes the slots are shared out, and the last steps that not all processes have are left out.
+    """
+
+    def __init__(self, ptr: Tensor, batch_size: int, seed: int) -> None:
+        rank, world = rank_and_world()
+        steps = (ptr[1:] - ptr[:-1] - 1).clamp(min=0)
+        session = steps.argsort(descending=True, stable=True)[: int((steps > 0).sum())]
+        self.slots = min(batch_size * world, len(session))
+        lap, place = torch.arange(len(session)) // self.slots, torch.arange(len(session)) % self.slots
+        self.slot = torch.where(lap % 2 == 1, self.slots - 1 - place, place)
+        self.first_row, self.steps = ptr[session] + 1, steps[session]
+        load = torch.bincount(self.slot, self.steps.double(), minlength=self.slots).long()
+        self.length = min(int(load[r::world].max()) for r in range(world))
+        self.mine, self.depth = slice(rank, None, world), int(load.max())
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(len(self.slot), generator=generator)
+        order = order[self.slot[order].argsort(stable=True)]
+        slot, steps = self.slot[order].repeat_interleave(self.steps[order]), self.steps[order]
+        within = torch.arange(len(slot)) - (steps.cumsum(0) - steps).repeat_interleave(steps)
+        load = torch.bincount(slot, minlength=self.slots)
+        depth = torch.arange(len(slot)) - (load.cumsum(0) - load)[slot]
+        grid = torch.zeros(self.depth, self.slots, dtype=torch.int64)
+        grid[depth, slot] = self.first_row[order].repeat_interleave(steps) + within
+        yield from grid[: self.length, self.mine]
