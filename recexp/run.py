@@ -128,7 +128,8 @@ def _stop_reason(trainer: pl.Trainer) -> str:
 
 def _quiet() -> None:
     """Silence what does not concern our users: hints about workers for a loader that only deals out indices."""
-    for text in ("does not have many workers", "isinstance.treespec", "LeafSpec", "smaller than the logging interval", "will run with no optimizer"):
+    hints = ("many workers", "isinstance.treespec", "LeafSpec", "smaller than the logging interval", "with no optimizer", "across ranks is zero")
+    for text in hints:
         warnings.filterwarnings("ignore", f".*{text}.*")
     warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning.*checkpoint.*")
     if not sys.warnoptions:

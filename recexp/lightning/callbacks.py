@@ -17,17 +17,19 @@ from pytorch_lightning.utilities import rank_zero_only
 class EpochTable(pl.Callback):
     """``metrics.csv``: one row per epoch with the loss, rate and validation metrics, rewritten whole after every epoch.
 
-    A resumed run keeps the rows of the epochs before it. Where no terminal shows a progress bar, each epoch prints one line.
+    Where no terminal shows a progress bar, each epoch prints one line.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.rows: list[dict[str, float]] = []
 
-    def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        if stage == "fit" and self.path.exists() and trainer.ckpt_path:
-            with self.path.open() as f:
-                self.rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
+    def state_dict(self) -> dict:
+        """The rows travel in the checkpoint: a resumed run has those of the epochs before it, and no others."""
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.rows = state["rows"]
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._started, self._trained, self._examples = time.perf_counter(), None, 0
@@ -50,7 +52,7 @@ class EpochTable(pl.Callback):
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         if groups:
             row["lr"] = groups[0]["lr"]
-        self.rows = [r for r in self.rows if r["epoch"] < row["epoch"]] + [row]
+        self.rows.append(row)
         for logger in trainer.loggers:
             logger.log_metrics({"train/examples_per_s": row["train/examples_per_s"]}, step=trainer.global_step)
         self._write(trainer.max_epochs)

@@ -33,6 +33,8 @@ class RecModule(pl.LightningModule):
         self._optimizer, self._scheduler, self.splits = optimizer, scheduler, tuple(splits)
         self.gradient_free = callable(getattr(model, "sweep", None))
         self.automatic_optimization = not self.gradient_free
+        if self.gradient_free:
+            self.anchor = torch.nn.Parameter(torch.zeros(()))  # DDP refuses a module without parameters
         self.metrics = torch.nn.ModuleDict({s: RankingMetrics(protocol.ks, protocol.ties) for s in {*self.splits, "test"}})
         self._candidates: dict[str, Tensor | None] = {}
         self.results: dict[str, dict[str, float]] = {}  # split -> latest metrics in full precision (Lightning logs float32)
@@ -59,12 +61,11 @@ class RecModule(pl.LightningModule):
         scheduler = self._scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def on_train_epoch_start(self) -> None:
-        # An epoch's randomness (dropout) depends on nothing before it: a resumed run equals an uninterrupted one.
-        torch.manual_seed(mix(self.seed, self.current_epoch, rank_and_world()[0]))
-
     def training_step(self, row: Tensor, index: int) -> Tensor | None:
-        generator = torch.Generator(self.device).manual_seed(mix(self.seed, self.current_epoch, rank_and_world()[0], index))
+        # A step's randomness (negatives, masks, dropout) depends on nothing before it: a resumed run equals an uninterrupted one.
+        seed = mix(self.seed, self.current_epoch, rank_and_world()[0], index)
+        torch.manual_seed(seed)
+        generator = torch.Generator(self.device).manual_seed(seed)
         batch = self.objective.batch(self.store, row, generator)
         losses = self.objective.loss(self.model, batch)
         if self.gradient_free:

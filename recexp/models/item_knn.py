@@ -24,6 +24,8 @@ class ItemKNN(nn.Module):
     behaviours: which events count, in training and in the history; as in ``Pop``.
     """
 
+    sweeps = 1  # a second changes nothing
+
     def __init__(
         self,
         schema: Schema,

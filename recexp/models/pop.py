@@ -15,6 +15,7 @@ class Pop(nn.Module):
     """
 
     history = 0
+    sweeps = 1  # a second changes nothing
 
     def __init__(self, schema: Schema, *, behaviours: list[str] | str | None = None) -> None:
         super().__init__()

@@ -19,6 +19,8 @@ class Replay(nn.Module):
     says how much of a protocol is answered by the user's own weaker behaviour.
     """
 
+    sweeps = 1  # a second changes nothing
+
     def __init__(self, schema: Schema, *, max_len: int = 50) -> None:
         super().__init__()
         require_positive(max_len=max_len)

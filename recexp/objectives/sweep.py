@@ -24,4 +24,5 @@ class Sweep:
         return store
 
     def loss(self, model, batch) -> dict[str, Tensor]:
+        """What the sweep reports; there is nothing to minimise."""
         return model.sweep(batch)
