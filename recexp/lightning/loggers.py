@@ -27,6 +27,9 @@ def wandb_logger(mode: str = "auto", **settings: Any):
         except (wandb.errors.Error, OSError) as error:
             warnings.warn(f"W&B cannot be reached ({error}); logging offline. Upload later with: wandb sync", stacklevel=2)
             logger = WandbLogger(offline=True, settings=_settings(), **settings)
+    # Curves against epochs, whatever the number of steps: runs with other batch sizes lie on one axis.
+    for pattern in ("train/*", "val/*", "test/*"):
+        logger.experiment.define_metric(pattern, step_metric="epoch")
     return logger
 
 
