@@ -13,13 +13,14 @@ from recexp.types import RecexpError
 MAX_DEPTH = 64  # of a category tree; a deeper one has a cycle
 
 
-def build_features(raw: dict[str, ItemFeature], items: pl.DataFrame, train: pl.DataFrame, n_users: int, out: Path, report: list[str]) -> list[dict]:
+def build_features(
+    raw: dict[str, ItemFeature], items: pl.DataFrame, train_pairs: dict[str, np.ndarray], end: int, n_users: int, out: Path, report: list[str]
+) -> list[dict]:
     """Write id and weight tables per feature and the users' bags. Returns name, kind and cardinality of each.
 
-    Values that change over time are taken as of the end of training (the last at or before the last training event, else the first): nothing
-    of the future enters (models.md §6.3).
+    items: columns index, item. train_pairs: unique user and item arrays. end: time of the last training event. Values that change over time are
+    taken as of then (the last at or before it, else the first): nothing of the future enters (models.md §6.3).
     """
-    end = train["time"].max()
     described = []
     for name, feature in raw.items():
         frame = _as_of(feature, items, end)
@@ -28,18 +29,19 @@ def build_features(raw: dict[str, ItemFeature], items: pl.DataFrame, train: pl.D
         else:
             frame, cardinality, vocabulary = _value_ids(_with_ancestors(frame, feature.tree, name) if feature.tree is not None else frame)
             vocabulary.write_parquet(out / f"feature_{name}.parquet")
-            ids, weights = _padded(frame, items.height)
-            _bags(name, frame, train, n_users, out)
+            item, value = frame["item"].to_numpy(), frame["id"].to_numpy()
+            ids, weights = _padded(item, value, items.height)
+            _bags(out / f"bag_{name}", item, value, train_pairs, n_users, cardinality)
         np.save(out / f"feature_{name}_id.npy", ids)
         np.save(out / f"feature_{name}_weight.npy", weights)
-        known = float((weights[1:] != 0).any(1).mean())
+        known = float((ids[1:] != 0).any(1).mean())
         report.append(f"item feature {name} ({feature.kind}): {cardinality - 1:,} values, known for {known:.1%} of items")
         described.append({"name": name, "kind": feature.kind, "cardinality": cardinality})
     return described
 
 
 def _as_of(feature: ItemFeature, items: pl.DataFrame, end: int) -> pl.DataFrame:
-    """Columns item (index), value: what was known at the end of training."""
+    """Columns item (index), value: what was known at ``end``."""
     frame = feature.frame.collect()
     frame = frame.with_columns(pl.col("item").cast(items["item"].dtype, strict=False))
     frame = frame.join(items, on="item", how="inner").drop("item").rename({"index": "item"}).drop_nulls("value")
@@ -50,6 +52,8 @@ def _as_of(feature: ItemFeature, items: pl.DataFrame, end: int) -> pl.DataFrame:
         frame = frame.with_columns(all_late=pl.col("late").all().over("item"), key=key)
         frame = frame.filter(pl.col("late") == pl.col("all_late"))
         frame = frame.filter(pl.col("key") == pl.col("key").max().over("item"))
+    if feature.kind == "categorical":
+        frame = frame.unique("item", keep="last", maintain_order=True)
     return frame.select("item", "value").unique(maintain_order=True)
 
 
@@ -61,7 +65,7 @@ def _with_ancestors(frame: pl.DataFrame, tree: pl.LazyFrame, name: str) -> pl.Da
         if level.height == 0:
             return pl.concat(levels).unique(maintain_order=True)
         levels.append(level)
-    raise RecexpError(f"The tree of item feature {name} is deeper than {MAX_DEPTH} levels: it has a cycle.")
+    raise RecexpError(f"The tree of item feature {name} has a cycle: value {level['value'][0]} still has ancestors {MAX_DEPTH} levels up.")
 
 
 def _value_ids(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, pl.DataFrame]:
@@ -69,8 +73,7 @@ def _value_ids(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, pl.DataFrame]:
     return frame.join(vocabulary, on="value").select("item", "id").sort("item", "id"), vocabulary.height + 1, vocabulary
 
 
-def _padded(frame: pl.DataFrame, n_items: int) -> tuple[np.ndarray, np.ndarray]:
-    item, value = frame["item"].to_numpy(), frame["id"].to_numpy()
+def _padded(item: np.ndarray, value: np.ndarray, n_items: int) -> tuple[np.ndarray, np.ndarray]:
     count = np.bincount(item, minlength=n_items + 1)
     column = np.arange(len(item)) - np.concatenate([[0], np.cumsum(count)])[item]
     ids = np.zeros((n_items + 1, max(1, int(count.max(initial=1)))), dtype=np.int64)
@@ -88,10 +91,13 @@ def _numeric(frame: pl.DataFrame, n_items: int) -> tuple[np.ndarray, np.ndarray,
     return ids, weights, 2
 
 
-def _bags(name: str, frame: pl.DataFrame, train: pl.DataFrame, n_users: int, out: Path) -> None:
-    """a_u of S000: how many of the user's training items carry each value. From training pairs only."""
-    bag = train.select("user", "item").unique().join(frame, on="item").group_by("user", "id").agg(count=pl.len()).sort("user", "id")
-    ptr = np.concatenate([[0], np.cumsum(np.bincount(bag["user"].to_numpy(), minlength=n_users))]).astype(np.int64)
-    np.save(out / f"bag_{name}_ptr.npy", ptr)
-    np.save(out / f"bag_{name}_id.npy", bag["id"].to_numpy().astype(np.int64))
-    np.save(out / f"bag_{name}_count.npy", bag["count"].to_numpy().astype(np.float32))
+def _bags(path: Path, item: np.ndarray, value: np.ndarray, train_pairs: dict[str, np.ndarray], n_users: int, cardinality: int) -> None:
+    """a_u of S000: how many of the user's training items carry each value. ``item`` is ascending."""
+    per_item = np.bincount(item, minlength=int(train_pairs["item"].max()) + 1)
+    first, count = (np.cumsum(per_item) - per_item)[train_pairs["item"]], per_item[train_pairs["item"]]
+    at = np.arange(count.sum()) + np.repeat(first - (np.cumsum(count) - count), count)
+    key, count = np.unique(np.repeat(train_pairs["user"], count) * cardinality + value[at], return_counts=True)
+    ptr = np.concatenate([[0], np.cumsum(np.bincount(key // cardinality, minlength=n_users))]).astype(np.int64)
+    np.save(f"{path}_ptr.npy", ptr)
+    np.save(f"{path}_id.npy", key % cardinality)
+    np.save(f"{path}_count.npy", count.astype(np.float32))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -25,7 +26,7 @@ from recexp.types import RecexpError
 if TYPE_CHECKING:
     from recexp.data.split import Split
 
-CODE_VERSION = 1  # raise it whenever preparation would write other arrays from the same raw files
+CODE_VERSION = 2  # raise it whenever preparation would write other arrays from the same raw files
 
 
 @dataclass
@@ -34,7 +35,8 @@ class Dataset:
 
     behaviours: raw behaviours, weak to strong; explicit: those that count as explicit feedback. value_behaviours: None, or behaviour -> least value,
     to read ratings as behaviours (they replace the source's). merge: "none" or "pairs" (one row per user and item: the strongest behaviour at its
-    last time). window: None or {start, end} ISO dates, half-open. on_bad_rows: "error" or "drop".
+    last explicit time; where protocol.split.purge=later holds out single events, only what lies between two of them is merged). window: None or
+    {start, end} ISO dates, half-open. on_bad_rows: "error" or "drop".
     """
 
     name: str
@@ -53,6 +55,8 @@ class Dataset:
         if self.value_behaviours:
             by_value = sorted(self.value_behaviours, key=lambda name: self.value_behaviours[name])
             self.behaviours = by_value
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise RecexpError(f"dataset.name={self.name!r} names files: use letters, digits, dots, - and _ only.")
         if not self.behaviours or len(set(self.behaviours)) != len(self.behaviours) or len(self.behaviours) > 31:
             raise RecexpError(f"dataset.behaviours must be 1 to 31 distinct names, got {list(self.behaviours)}.")
         if unknown := set(self.explicit) - set(self.behaviours):
@@ -66,35 +70,49 @@ def prepare(dataset: Dataset, split: Split, cache_dir: str | Path) -> Path:
     """Folder of the prepared data, made if it is not there. Safe when several processes ask at once: one prepares, the others wait and read."""
     settings = _settings(dataset, split)
     cache = Path(cache_dir)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RecexpError(f"Cannot create the cache folder {cache}: {error.strerror}. Point cache_dir= to a writable place.") from error
     pointer = cache / f"{dataset.name}-{_digest(settings)[:12]}.json"
     if folder := _cached(pointer, dataset.name):
         return folder
-    with _lock(pointer.with_suffix(".lock"), dataset.name):
-        if folder := _cached(pointer, dataset.name):
-            return folder
-        from recexp.data.build import build  # imports polars: only where raw files are read
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _lock(cache / f".{pointer.stem}.lock", f"{dataset.name}: another process is preparing it; waiting"):
+            return _cached(pointer, dataset.name) or _make(dataset, split, settings, pointer)
+    except OSError as error:
+        raise RecexpError(
+            f"{dataset.name} cannot be prepared in {cache}: {error.strerror} ({error.filename}). cache_dir= must be a writable place with room, and "
+            "the raw files readable."
+        ) from error
 
-        started = time.perf_counter()
-        temporary = Path(tempfile.mkdtemp(prefix=f".{dataset.name}-", dir=cache))
-        try:
-            files, meta = build(dataset, split, temporary)
-            checksums = {str(f): _file_record(f) for f in files}
-            fingerprint = _digest({"settings": settings, "files": {Path(k).name: v["sha256"] for k, v in checksums.items()}})[:16]
-            meta |= {"fingerprint": fingerprint, "settings": settings, "files": checksums, "seconds": round(time.perf_counter() - started, 2)}
-            meta["arrays"] = {f.name: _sha256(f) for f in sorted(temporary.glob("*.npy"))}
-            write_json(temporary / "meta.json", meta)
-            folder = cache / f"{dataset.name}-{fingerprint}"
-            if folder.exists():  # stale or damaged: same fingerprint, but it did not verify
+
+def _make(dataset: Dataset, split: Split, settings: dict[str, Any], pointer: Path) -> Path:
+    """Prepare under a temporary name, then publish the folder and its pointer. Called by one process at a time per settings."""
+    from recexp.data.build import build  # imports polars: only where raw files are read
+
+    cache, prefix, started = pointer.parent, f".{pointer.stem}-", time.perf_counter()
+    for left_by_a_killed_process in cache.glob(f"{prefix}*"):
+        shutil.rmtree(left_by_a_killed_process)
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=cache))
+    try:
+        files, meta = build(dataset, split, temporary)
+        checksums = {str(f): _file_record(f) for f in files}
+        # The place of the raw files is no part of the fingerprint: protocol ids agree between machines.
+        said = settings | {"dataset": {k: v for k, v in settings["dataset"].items() if k != "raw_dir"}}
+        hashes = {os.path.relpath(k, dataset.raw_dir): v["sha256"] for k, v in checksums.items()}
+        fingerprint = _digest({"settings": said, "files": hashes})[:16]
+        meta |= {"fingerprint": fingerprint, "settings": said, "files": hashes}
+        meta["arrays"] = {f.name: _sha256(f) for f in sorted(temporary.iterdir())}
+        write_json(temporary / "meta.json", meta)
+        folder = cache / f"{dataset.name}-{fingerprint}"
+        with _lock(cache / f".{folder.name}.lock"):  # the same files in another place have another pointer, but the same folder
+            if folder.exists() and not _same(folder, temporary):
                 shutil.rmtree(folder)
-            os.rename(temporary, folder)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        write_json(pointer, {"folder": folder.name, "files": checksums})
-    for line in meta["report"]:
+            if not folder.exists():
+                os.rename(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    record = {"folder": folder.name, "meta": _sha256(folder / "meta.json"), "files": checksums}
+    write_json(pointer, record | {"beside": {str(p): _names(p) for p in {f.parent for f in files}}})
+    for line in [*meta["report"], f"prepared in {time.perf_counter() - started:.1f} s: {folder}"]:
         print(f"[data] {line}", file=sys.stderr)
     return folder
 
@@ -105,7 +123,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
 
 
 def verify(folder: Path) -> None:
-    """Compare every array with its checksum. Raises RecexpError naming the first damaged file."""
+    """Compare every array and id map with its checksum. Raises RecexpError naming the first damaged file."""
     for name, expected in read_meta(folder)["arrays"].items():
         path = folder / name
         if not path.exists() or _sha256(path) != expected:
@@ -156,25 +174,42 @@ def _unchanged(path: Path, record: Mapping[str, Any]) -> bool:
     return stat.st_mtime_ns == record["mtime_ns"] or _sha256(path) == record["sha256"]
 
 
+def _names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+
+
 def _cached(pointer: Path, name: str) -> Path | None:
     """The folder the pointer names, if its raw files are unchanged and every array verifies; None where it must be made (again)."""
     try:
         record = json.loads(pointer.read_text())
         folder = pointer.parent / record["folder"]
-        if not all(_unchanged(Path(f), r) for f, r in record["files"].items()):
+        unchanged = all(_unchanged(Path(f), r) for f, r in record["files"].items())
+        # An optional file (item features) may have been added.
+        if not unchanged or any(_names(Path(p)) != names for p, names in record["beside"].items()):
             print(f"[data] {name}: raw files changed since they were prepared; preparing again", file=sys.stderr)
             return None
+        if _sha256(folder / "meta.json") != record["meta"]:
+            raise RecexpError(f"{folder / 'meta.json'} is damaged")
         verify(folder)
         return folder
     except FileNotFoundError:
         return None
-    except (RecexpError, ValueError, KeyError) as error:
+    except (RecexpError, OSError, ValueError, KeyError) as error:
         print(f"[data] {name}: prepared data unusable ({error}); preparing again", file=sys.stderr)
         return None
 
 
+def _same(folder: Path, new: Path) -> bool:
+    """Does the folder hold, undamaged, what was prepared anew?"""
+    try:
+        verify(folder)
+        return _sha256(folder / "meta.json") == _sha256(new / "meta.json")
+    except (RecexpError, OSError, ValueError, KeyError):
+        return False
+
+
 @contextmanager
-def _lock(path: Path, name: str):
+def _lock(path: Path, waiting: str = ""):
     """One process at a time; the lock goes with the process, so a killed one leaves nothing behind that blocks."""
     import fcntl
 
@@ -182,6 +217,7 @@ def _lock(path: Path, name: str):
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            print(f"[data] {name}: another process is preparing it; waiting", file=sys.stderr)
+            if waiting:
+                print(f"[data] {waiting}", file=sys.stderr)
             fcntl.flock(f, fcntl.LOCK_EX)
         yield
