@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from hydra import compose, initialize_config_dir
 
 from recexp.compose import build
 from recexp.models.ite import ITE, both
@@ -151,8 +151,8 @@ CONFIGS = [base + form for base in ("ite", "bert_ite") for form in ("", "_si", "
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_builds_and_side_information_needs_features(name):
-    config = OmegaConf.load(Path(__file__).parents[2] / f"conf/model/{name}.yaml")
-    del config["defaults"]
+    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
+        config = compose("config", [f"model={name}"]).model
     m = build(config, schema=SCHEMA)
     assert m.score(QUERY).shape == (3, SCHEMA.n_items)
     parts = name.split("_")
