@@ -1,0 +1,31 @@
+"""A wheel works away from the checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.slow
+def test_a_wheel_installed_elsewhere_runs_outside_the_checkout(tmp_path):
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    copy = tmp_path / "source"  # building writes into the tree
+    copy.mkdir()
+    subprocess.run(["cp", "-r", *(str(ROOT / p) for p in ("pyproject.toml", "README.md", "recexp", "conf")), str(copy)], check=True)
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(copy)], check=True)
+    wheel = next(tmp_path.glob("recexp-*.whl"))
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)], check=True)
+    away = tmp_path / "away"
+    away.mkdir()
+    line = [sys.executable, "-m", "recexp", "model=pop", "logger=csv", "dataset.source.users=150", "protocol.candidates.n=50", "hydra.run.dir=out"]
+    done = subprocess.run(line, cwd=away, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (away / "out" / "result.json").exists()
+    where = "import recexp; print(recexp.__file__)"
+    assert str(tmp_path) in subprocess.check_output([sys.executable, "-c", where], cwd=away, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")}, text=True)
