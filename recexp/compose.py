@@ -14,6 +14,7 @@ from recexp.types import RecexpError
 
 # Evaluating somebody else's config must not run somebody else's code.
 ALLOWED = ("recexp.", "torch.optim.", "pytorch_lightning.")
+HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 ROOT_KEYS = {
     "dataset", "protocol", "sampler", "objective", "model", "optimizer", "scheduler", "trainer", "logger", "callbacks",
     "seed", "selection", "batch_size", "eval_batch_size", "ckpt_path", "cache_dir", "run_dir", "threads", "names", "tags", "group", "hydra",
@@ -46,8 +47,8 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
             if not OmegaConf.is_missing(node, key):
                 yield from _targets(node._get_node(key), f"{path}.{key}".lstrip("."))
     elif isinstance(node, ListConfig):
-        for i, item in enumerate(node):
-            yield from _targets(item, f"{path}[{i}]")
+        for i in range(len(node)):  # by node: iterating would resolve texts such as ${names.model}
+            yield from _targets(node._get_node(i), f"{path}[{i}]")
 
 
 def _check_node(path: str, node: DictConfig) -> None:
@@ -55,12 +56,15 @@ def _check_node(path: str, node: DictConfig) -> None:
     if not target.startswith(ALLOWED):
         raise RecexpError(f"{path}._target_={target} is not allowed: only {', '.join(ALLOWED)} may be instantiated from a config.")
     try:
-        parameters = inspect.signature(get_method(target)).parameters
+        callee = get_method(target)
+        parameters = inspect.signature(callee).parameters
     except (ImportError, ValueError, InstantiationException) as error:
         raise RecexpError(f"{path}._target_={target} cannot be found: {error}") from error
+    if not f"{callee.__module__}.".startswith(ALLOWED):  # such as recexp.<module>.<something it imports>
+        raise RecexpError(f"{path}._target_={target} is not allowed: it belongs to {callee.__module__}.")
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    keys = {k for k in node if not k.startswith("_")}
+    keys = set(node) - HYDRA_KEYS
     if unknown := sorted(keys - set(parameters)):
         known = ", ".join(k for k in parameters if k not in ("schema", "self"))
         raise RecexpError(f"Unknown key {path}.{unknown[0]}: {target.rsplit('.', 1)[1]} knows {known}.")
