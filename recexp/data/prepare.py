@@ -100,7 +100,7 @@ def _make(dataset: Dataset, split: Split, settings: dict[str, Any], pointer: Pat
         hashes = {os.path.relpath(k, dataset.raw_dir): v["sha256"] for k, v in checksums.items()}
         fingerprint = _digest({"settings": said, "files": hashes})[:16]
         meta |= {"fingerprint": fingerprint, "settings": said, "files": hashes}
-        meta["arrays"] = {f.name: _sha256(f) for f in sorted(temporary.iterdir())}
+        meta["arrays"] = {f.name: checksum(f) for f in sorted(temporary.iterdir())}
         write_json(temporary / "meta.json", meta)
         folder = cache / f"{dataset.name}-{fingerprint}"
         with _lock(cache / f".{folder.name}.lock"):  # the same files in another place have another pointer, but the same folder
@@ -110,7 +110,7 @@ def _make(dataset: Dataset, split: Split, settings: dict[str, Any], pointer: Pat
                 os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    record = {"folder": folder.name, "meta": _sha256(folder / "meta.json"), "files": checksums}
+    record = {"folder": folder.name, "meta": checksum(folder / "meta.json"), "files": checksums}
     write_json(pointer, record | {"beside": {str(p): _names(p) for p in {f.parent for f in files}}})
     for line in [*meta["report"], f"prepared in {time.perf_counter() - started:.1f} s: {folder}"]:
         print(f"[data] {line}", file=sys.stderr)
@@ -126,7 +126,7 @@ def verify(folder: Path) -> None:
     """Compare every array and id map with its checksum. Raises RecexpError naming the first damaged file."""
     for name, expected in read_meta(folder)["arrays"].items():
         path = folder / name
-        if not path.exists() or _sha256(path) != expected:
+        if not path.exists() or checksum(path) != expected:
             raise RecexpError(f"Prepared file {path} is missing or damaged (its checksum does not match meta.json).")
 
 
@@ -154,14 +154,15 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _sha256(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hex."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _file_record(path: Path) -> dict[str, Any]:
     stat = path.stat()
-    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": _sha256(path)}
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": checksum(path)}
 
 
 def _unchanged(path: Path, record: Mapping[str, Any]) -> bool:
@@ -171,7 +172,7 @@ def _unchanged(path: Path, record: Mapping[str, Any]) -> bool:
         return False
     if stat.st_size != record["size"]:
         return False
-    return stat.st_mtime_ns == record["mtime_ns"] or _sha256(path) == record["sha256"]
+    return stat.st_mtime_ns == record["mtime_ns"] or checksum(path) == record["sha256"]
 
 
 def _names(folder: Path) -> list[str]:
@@ -188,7 +189,7 @@ def _cached(pointer: Path, name: str) -> Path | None:
         if not unchanged or any(_names(Path(p)) != names for p, names in record["beside"].items()):
             print(f"[data] {name}: raw files changed since they were prepared; preparing again", file=sys.stderr)
             return None
-        if _sha256(folder / "meta.json") != record["meta"]:
+        if checksum(folder / "meta.json") != record["meta"]:
             raise RecexpError(f"{folder / 'meta.json'} is damaged")
         verify(folder)
         return folder
@@ -203,7 +204,7 @@ def _same(folder: Path, new: Path) -> bool:
     """Does the folder hold, undamaged, what was prepared anew?"""
     try:
         verify(folder)
-        return _sha256(folder / "meta.json") == _sha256(new / "meta.json")
+        return checksum(folder / "meta.json") == checksum(new / "meta.json")
     except (RecexpError, OSError, ValueError, KeyError):
         return False
 

@@ -54,6 +54,8 @@ class Protocol:
     def __post_init__(self):
         if self.history not in ("before_target", "all_train"):
             raise RecexpError(f"protocol.history={self.history!r}: choose before_target or all_train.")
+        if self.ties not in ("expected", "pessimistic", "optimistic"):
+            raise RecexpError(f"protocol.ties={self.ties!r}: choose expected, pessimistic or optimistic.")
         if 10 not in self.ks:
             raise RecexpError(f"protocol.ks={list(self.ks)} must contain 10: models are selected on NDCG@10.")
 

@@ -6,32 +6,40 @@ import hashlib
 import json
 import os
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from recexp.data.prepare import checksum, write_json
 from recexp.evaluation.candidates import draw
 from recexp.evaluation.protocol import Protocol
+from recexp.types import RecexpError
 
 
 def stored_candidates(store, protocol: Protocol, split: str) -> Tensor | None:
     """int32 [Q, n], row q for target q of the split, mapped from disk; None where the whole catalogue is ranked.
 
-    Validation and test draw from different streams. Raises RecexpError where a user has fewer than n eligible items.
+    Validation and test draw from different streams. A damaged table is drawn again. Raises RecexpError where a user has fewer than n eligible items
+    or the folder cannot be written.
     """
     wanted = protocol.candidates
     if wanted.kind == "all":
         return None
     digest = hashlib.sha256(json.dumps(asdict(wanted), sort_keys=True).encode()).hexdigest()[:12]
     path = store.folder / f"candidates-{split}-{digest}.npy"
-    if not path.exists():
-        _write(path, store, protocol, split)
+    if not _whole(path):
+        drawn = _draw(store, protocol, split)
+        try:
+            _write(path, drawn)
+        except OSError as error:
+            raise RecexpError(f"Candidates cannot be stored in {store.folder}: {error.strerror}. cache_dir= must be a writable place.") from error
     array = np.load(path, mmap_mode="r")
     return torch.from_numpy(array.copy() if array.nbytes < 2**28 else array)
 
 
-def _write(path, store, protocol: Protocol, split: str) -> None:
+def _draw(store, protocol: Protocol, split: str) -> np.ndarray:
     wanted, targets, pairs, schema = protocol.candidates, store.targets(split), store.all_pairs, store.schema
     excluded = torch.ones(len(pairs), dtype=torch.bool)
     if wanted.exclude == "explicit_only":
@@ -42,7 +50,18 @@ def _write(path, store, protocol: Protocol, split: str) -> None:
     exclude = torch.cat([key[excluded], targets.user * schema.V + targets.item]).unique().numpy()
     weights = store.item_count.double().numpy() if wanted.kind == "popularity" else None
     seed = 2 * wanted.seed + (split == "test")
-    drawn = draw(targets.user.numpy(), exclude, schema.n_items, wanted.n, seed, weights)
+    return draw(targets.user.numpy(), exclude, schema.n_items, wanted.n, seed, weights)
+
+
+def _write(path: Path, drawn: np.ndarray) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.npy")
     np.save(temporary, drawn)
     os.replace(temporary, path)
+    write_json(path.with_suffix(".json"), {"sha256": checksum(path)})
+
+
+def _whole(path: Path) -> bool:
+    try:
+        return json.loads(path.with_suffix(".json").read_text())["sha256"] == checksum(path)
+    except (OSError, ValueError, KeyError):
+        return False

@@ -180,8 +180,8 @@ def test_wrong_settings_are_errors(tmp_path, changes, message):
 def test_a_second_run_reads_neither_raw_files_nor_polars(tmp_path, shop, builds, monkeypatch):
     folder = prepare(shop, P3, tmp_path / "cache")
     before = content(folder)
-    hashed, real = [], prepare_module._sha256
-    monkeypatch.setattr(prepare_module, "_sha256", lambda path: hashed.append(path) or real(path))
+    hashed, real = [], prepare_module.checksum
+    monkeypatch.setattr(prepare_module, "checksum", lambda path: hashed.append(path) or real(path))
     assert prepare(shop, P3, tmp_path / "cache") == folder and content(folder) == before and len(builds) == 1
     assert {path.parent for path in hashed} == {folder}
     script = (
