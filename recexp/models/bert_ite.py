@@ -23,6 +23,8 @@ class BertITE(nn.Module):
     norm: "post" (paper) or "pre" (authors' code; no final norm).
     target_in_sequence: the candidate is a row of the sequence (paper), or only user and history are (authors' code).
     pad: "mask" hides the missing events of short histories; "random" fills them up to n with items (see below).
+    user_dropout: share of training rows that see no user vector, so that the history must speak (not in the paper; 1: the
+        user vector is never used). Where few events per user meet many items, user vectors memorise instead of generalising.
     tower: explicit tower "paper" K-K/2-1 with ReLU, or "authors" K-2K-1 with sigmoid and biased outputs.
     init: "paper" (embeddings N(0, 0.02^2), Glorot, zero biases) or "authors" (embeddings N(0, 1), torch's own linears).
     item_side, user_side, side_scale: as in ITE.
@@ -50,6 +52,7 @@ class BertITE(nn.Module):
         norm: str = "post",
         target_in_sequence: bool = True,
         pad: str = "mask",
+        user_dropout: float = 0.0,
         dropout: float = 0.1,
         attention_dropout: float = 0.1,
         tower: str = "paper",
@@ -68,6 +71,9 @@ class BertITE(nn.Module):
         if max_len < 0:
             raise RecexpError(f"max_len={max_len} must not be negative.")
         self.history, self.chunk = max_len, checked_chunk(chunk)
+        if not 0 <= user_dropout <= 1:
+            raise RecexpError(f"user_dropout={user_dropout} must lie in [0, 1].")
+        self.user_dropout = user_dropout
         self.target_in_sequence, self.random_pad = target_in_sequence, pad == "random"
         self.users = UserEncoder(schema, K, side=user_side, scale=side_scale)
         self.items = ItemEncoder(schema, K, side=item_side, scale=side_scale)
@@ -129,8 +135,16 @@ class BertITE(nn.Module):
             if self.training:
                 filler = torch.where(filler == item_BC[:, :1], filler % self.items.n_items + 1, filler)
             item_BL = torch.where(item_BL == 0, filler, item_BL)
-        user_BD = self.users(query.user_B, query.without_B)
+        user_BD = self._without_some(self.users(query.user_B, query.without_B))
         return torch.cat([user_BD[:, None], self.items(item_BL)], 1), F.pad(item_BL != 0, (1, 0), value=True)
+
+    def _without_some(self, user_BD: Tensor) -> Tensor:
+        """User vectors, in training some of them replaced by 0."""
+        if self.user_dropout == 1:
+            return torch.zeros_like(user_BD)
+        if self.user_dropout == 0 or not self.training:
+            return user_BD
+        return user_BD * (torch.rand(len(user_BD), 1, device=user_BD.device) >= self.user_dropout)
 
     def _filler(self, user_B: Tensor) -> Tensor:
         """An item per (user, slot), pseudo-random but always the same: a 64-bit mix of the pair's number."""
