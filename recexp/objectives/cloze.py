@@ -35,7 +35,9 @@ class Cloze(SequenceObjective):
             raise RecexpError(f"objective.mask_prob={self.mask_prob} must lie in (0, 1) and last_prob={self.last_prob} in [0, 1].")
         if self.count not in ("bernoulli", "fixed"):
             raise RecexpError(f"objective.count={self.count!r}: choose bernoulli or fixed.")
-        if abs(sum(self.replace) - 1) > 1e-6 or min(self.replace) < 0:
+        if self.step <= 0 or (self.max_masked is not None and self.max_masked < 1):
+            raise RecexpError(f"objective.step={self.step} must be positive, max_masked={self.max_masked} at least 1 or null.")
+        if len(self.replace) != 3 or abs(sum(self.replace) - 1) > 1e-6 or min(self.replace) < 0:
             raise RecexpError(f"objective.replace={list(self.replace)} must be three shares that sum to 1.")
 
     def check(self, model, store) -> None:

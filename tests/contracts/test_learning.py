@@ -11,7 +11,7 @@ from tests.contracts.harness import MODELS, Contestant, contestant
 LENGTH = 12
 PLANTED = worlds.planted(n_users=50, n_items=200, length=LENGTH)
 CHANCE = 10 / (200 - LENGTH)
-CHECK_EVERY, MAX_EPOCHS, BATCH_SIZE, LEARNING_RATE = 2, 120, 64, 3e-3
+CHECK_EVERY, MAX_EPOCHS, BATCH_SIZE, LEARNING_RATE = 2, 300, 64, 3e-3
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", MODELS)]
 
@@ -73,7 +73,8 @@ def in_the_open(name: str, **options) -> Contestant:
     that no place of the held-out histories is new to a model that learns places.
     """
     own_only = contestant(name, PLANTED).cfg.sampler._target_.endswith("SupportiveOnly")
-    return contestant(name, PLANTED, *(["sampler=uniform"] if own_only else []), width=32, max_len=8, most_negatives=4, dropout=False, l2=0.0, **options)
+    sampler = ["sampler=uniform"] if own_only else []
+    return contestant(name, PLANTED, *sampler, width=32, max_len=8, most_negatives=4, dropout=False, l2=0.0, **options)
 
 
 @cache

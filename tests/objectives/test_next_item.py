@@ -1,0 +1,226 @@
+"""Next-item windows against loops, and every loss of the sequence objectives against a plain computation."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from recexp.losses import gbce_beta
+from recexp.objectives.next_item import NextItem
+from recexp.objectives.sequence import LOSSES
+from recexp.sampling import NoSampler, Popularity, Uniform
+from recexp.types import RecexpError
+from tests import worlds
+from tests.objectives.stubs import PairScores, RunningSum
+
+STORE = worlds.random_store(n_users=14)
+HISTORY = 5
+SEQUENCES = [STORE.train.item[STORE.train.ptr[u] : STORE.train.ptr[u + 1]].tolist() for u in range(STORE.schema.n_users)]
+
+
+def objective(sampler=None, **options):
+    task = NextItem(sampler or Uniform(), **options)
+    task.check(RunningSum(STORE.schema.V, HISTORY), STORE)
+    return task
+
+
+def batch_of(task, rows=None, seed=0):
+    return task.batch(STORE, task.rows(STORE) if rows is None else rows, torch.Generator().manual_seed(seed))
+
+
+def examples(batch):
+    """(user, input items, targets) per row, without padding."""
+    for user, inputs, targets in zip(batch.query.user_B.tolist(), batch.query.item_BL.tolist(), batch.target_BL.tolist(), strict=True):
+        yield user, [i for i in inputs if i], [i for i in targets if i]
+
+
+def test_last_windows_are_the_newest_events_shifted_by_one():
+    batch = batch_of(objective())
+    expected = [(u, s[-HISTORY - 1 : -1], s[-HISTORY:] if len(s) > HISTORY else s[1:]) for u, s in enumerate(SEQUENCES) if len(s) >= 2]
+    assert list(examples(batch)) == expected
+    assert torch.equal(batch.target_BL != 0, batch.query.item_BL != 0)
+    assert batch.query.item_BL.shape[1] == HISTORY
+
+
+@pytest.mark.parametrize("step", [None, 1, 3])
+def test_all_windows_predict_every_event_but_the_first(step):
+    task = objective(windows="all", step=step)
+    rows = task.rows(STORE)
+    assert len(rows.unique()) == len(rows)
+    covered = set()
+    for end, (user, inputs, targets) in zip(rows.tolist(), examples(batch_of(task)), strict=True):
+        at = end - int(STORE.train.ptr[user])
+        assert inputs == SEQUENCES[user][max(0, at - HISTORY - 1) : at - 1]
+        assert targets == SEQUENCES[user][max(0, at - HISTORY - 1) + 1 : at]
+        covered |= {(user, at - 1 - k) for k in range(len(targets))}
+    assert covered == {(u, k) for u, s in enumerate(SEQUENCES) for k in range(1, len(s))}
+
+
+def test_a_step_moves_the_windows():
+    ends = {}
+    for end in objective(windows="all", step=2).rows(STORE).tolist():
+        ends.setdefault(int(STORE.train.user[end - 1]), []).append(end)
+    for user, found in ends.items():
+        start, n = int(STORE.train.ptr[user]), len(SEQUENCES[user])
+        expected, end = {start + n}, n
+        while end > HISTORY + 1:
+            end = max(end - 2, HISTORY + 1)
+            expected.add(start + end)
+        assert set(found) == expected
+
+
+@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("together", [True, False])
+def test_several_targets_follow_the_window(T, together):
+    """Whatever else is in the batch: a history shorter than the window still gives one event to read, and predicts the rest."""
+    task = objective(windows="all", targets=T)
+    rows = task.rows(STORE)
+    batches = [batch_of(task)] if together else [batch_of(task, rows[k : k + 1]) for k in range(len(rows))]
+    covered = set()
+    for end, (user, inputs, targets) in zip(rows.tolist(), [e for b in batches for e in examples(b)], strict=True):
+        s, at = SEQUENCES[user], end - int(STORE.train.ptr[user])
+        first = max(0, at - HISTORY - T)
+        cut = max(at - T, first + 1)
+        assert (inputs, targets) == (s[first:cut], s[cut:at])
+        covered |= {(user, k) for k in range(cut, at)}
+    assert covered == {(u, k) for u, s in enumerate(SEQUENCES) for k in range(1, len(s)) if k >= min(HISTORY, max(1, len(s) - T))}
+
+
+def test_one_state_serves_all_targets_of_its_window():
+    task = objective(NoSampler(), windows="all", targets=3)
+    model = RunningSum(STORE.schema.V, HISTORY, one_state=True)
+    batch = batch_of(task)
+    vectors, bias = model.item_vectors()
+    h = model.encode(batch.query)[:, 0]
+    terms = [
+        F.cross_entropy((h[row] @ vectors.T + bias)[None], torch.tensor([target - 1]))
+        for row, targets in enumerate(batch.target_BL.tolist())
+        for target in targets
+        if target
+    ]
+    assert task.loss(model, batch)["loss"].item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-9)
+
+
+def test_users_with_a_single_event_or_none_have_no_window():
+    for options in ({}, dict(windows="all"), dict(windows="all", targets=3)):
+        assert {int(u) for u in batch_of(objective(**options)).query.user_B} == {u for u, s in enumerate(SEQUENCES) if len(s) >= 2}
+
+
+@pytest.mark.parametrize(("shared", "shape"), [("position", (12, HISTORY, 4)), ("row", (12, 4)), ("batch", (4,))])
+def test_negatives_are_drawn_per_position_row_or_batch(shared, shape):
+    batch = batch_of(objective(loss_name="bce", n_negatives=4, shared=shared))
+    drawn = {"position": batch.negative_BLn, "row": batch.negative_Bn, "batch": batch.negative_n}
+    assert tuple(drawn.pop(shared).shape) == shape
+    assert all(x is None for x in drawn.values())
+    if shared != "batch":
+        item = batch.negative_BLn if shared == "position" else batch.negative_Bn
+        for user, row in zip(batch.query.user_B.tolist(), item.flatten(1).tolist(), strict=True):
+            assert not set(row) & set(SEQUENCES[user])
+
+
+def plain_loss(name, positive, negative, *, n_items, t=0.75, bpreg=1.0):
+    """One position's loss from the score of its target and the scores of its negatives, by the formulas of the papers."""
+    difference = positive - negative
+    if name in ("ce", "sampled_softmax"):
+        return -torch.log_softmax(torch.cat([positive[None], negative]), 0)[0]
+    if name == "bce":
+        return -F.logsigmoid(positive) - F.logsigmoid(-negative).sum()
+    if name == "gbce":
+        beta = gbce_beta(t, len(negative), n_items)
+        return -(beta * F.logsigmoid(positive) + F.logsigmoid(-negative).sum()) / (1 + len(negative))
+    if name == "bpr":
+        return -F.logsigmoid(difference).mean()
+    if name == "top1":
+        return (0.5 + (torch.sigmoid(-difference) + torch.sigmoid(negative**2)).sum()) / (1 + len(negative))
+    share = negative.softmax(0)
+    if name == "top1_max":
+        return (share * (torch.sigmoid(-difference) + torch.sigmoid(negative**2))).sum()
+    return -torch.log((share * torch.sigmoid(difference)).sum()) + bpreg * (share * negative**2).sum()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shared", ["position", "row", "batch"])
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_equals_its_plain_computation(name, shared, bias):
+    if name == "gbce" and shared == "batch":
+        with pytest.raises(RecexpError, match="gbce"):
+            objective(loss_name=name, shared=shared)
+        return
+    task, model = objective(loss_name=name, n_negatives=5, shared=shared), RunningSum(STORE.schema.V, HISTORY, bias=bias)
+    batch = batch_of(task)
+    h, (vectors, b) = model.encode(batch.query), model.item_vectors(torch.arange(STORE.schema.V))
+    score_BLV = h @ vectors.T + (0 if b is None else b)
+    terms = []
+    for row, targets in enumerate(batch.target_BL.tolist()):
+        for place, target in enumerate(targets):
+            if not target:
+                continue
+            if name == "ce":
+                negative = torch.arange(1, STORE.schema.V)
+            elif shared == "position":
+                negative = batch.negative_BLn[row, place]
+            else:
+                negative = batch.negative_Bn[row] if shared == "row" else batch.negative_n
+            negative = negative[negative != target]
+            score = score_BLV[row, place]
+            terms.append(plain_loss(name, score[target], score[negative], n_items=STORE.schema.n_items))
+    assert task.loss(model, batch)["loss"].item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-7)
+
+
+def test_final_activation_and_head_of_the_model_are_applied():
+    task, model = objective(loss_name="bce", n_negatives=1), RunningSum(STORE.schema.V, HISTORY, bias=False)
+    model.head, model.final_activation = (lambda h: 2 * h), torch.tanh
+    batch = batch_of(task)
+    wanted = batch.target_BL != 0
+    h, (vectors, _) = 2 * model.encode(batch.query)[wanted], model.item_vectors(torch.arange(STORE.schema.V))
+    positive = (h * vectors[batch.target_BL[wanted]]).sum(-1).tanh()
+    negative = (h * vectors[batch.negative_BLn[wanted][:, 0]]).sum(-1).tanh()
+    expected = -(F.logsigmoid(positive) + F.logsigmoid(-negative)).mean()
+    assert task.loss(model, batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_log_q_subtracts_the_samplers_log_probabilities():
+    task = objective(Popularity(0.5), loss_name="sampled_softmax", shared="batch", n_negatives=6, log_q=True)
+    model = RunningSum(STORE.schema.V, HISTORY)
+    batch = batch_of(task)
+    weight = torch.bincount(STORE.train.item, minlength=STORE.schema.V).float().sqrt()
+    torch.testing.assert_close(batch.log_prob_n, (weight / weight.sum()).log()[batch.negative_n])
+    corrected = task.loss(model, batch)["loss"].item()
+    batch.log_prob_n = None
+    assert corrected != pytest.approx(task.loss(model, batch)["loss"].item(), rel=1e-3)
+
+
+def test_shuffled_targets_keep_the_inputs_and_say_nothing_about_the_user():
+    plain, batch = batch_of(objective(loss_name="bce", n_negatives=8)), batch_of(objective(loss_name="bce", n_negatives=8, shuffle_targets=True))
+    assert torch.equal(plain.query.item_BL, batch.query.item_BL)
+    wanted = batch.target_BL != 0
+    assert torch.equal(wanted, plain.target_BL != 0)
+    assert (batch.target_BL != plain.target_BL)[wanted].float().mean() > 0.7
+    own = [i in SEQUENCES[u] for u, row in zip(batch.query.user_B.tolist(), batch.negative_BLn.flatten(1).tolist(), strict=True) for i in row]
+    assert sum(own) > 0.1 * len(own)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (dict(loss_name="hinge"), "loss_name"),
+        (dict(shared="user"), "shared"),
+        (dict(loss_name="bce", n_negatives=0), "n_negatives"),
+        (dict(log_q=True), "log_q"),
+        (dict(windows="some"), "windows"),
+        (dict(step=-1), "step"),
+        (dict(targets=-3), "targets"),
+    ],
+)
+def test_wrong_options_are_named(options, text):
+    with pytest.raises(RecexpError, match=text):
+        objective(**options)
+
+
+def test_a_model_without_states_is_refused_in_one_sentence():
+    with pytest.raises(RecexpError, match=r"objective=NextItem needs a model with encode\(\.\.\.\), which PairScores has not"):
+        NextItem(Uniform()).check(PairScores(3, 4), STORE)
+
+
+def test_losses_with_negatives_need_a_sampler():
+    with pytest.raises(RecexpError, match="sampler=none"):
+        batch_of(objective(NoSampler(), loss_name="bce"))

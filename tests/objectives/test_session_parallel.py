@@ -1,0 +1,142 @@
+"""Sessions in lock-step: who is in which slot when, what is carried along, and who is a negative for whom."""
+
+import itertools
+
+import pytest
+import torch
+
+from recexp.data.datamodule import RecDataModule
+from recexp.models.gru4rec import GRU4Rec
+from recexp.objectives import session_parallel
+from recexp.objectives.session_parallel import SAMPLED, SessionParallel, SessionSteps
+from recexp.sampling import InBatch, NoSampler, Popularity
+from recexp.types import RecexpError
+from tests import toy, worlds
+from tests.objectives.stubs import RunningSum
+from tests.objectives.test_next_item import plain_loss
+
+STORE = worlds.random_store(n_users=23, n_items=40)
+TARGETS = {r for r in range(1, len(STORE.train)) if STORE.train.user[r] == STORE.train.user[r - 1]}
+
+
+def objective(sampler=None, **options):
+    torch.manual_seed(0)
+    task, model = SessionParallel(sampler or InBatch(), **options), toy.randomise(GRU4Rec(STORE.schema, num_factors=6, max_len=50))
+    task.check(model, STORE)
+    return task, model
+
+
+def steps_of(task, slots=5, epoch=0):
+    loader = RecDataModule(STORE, task, batch_size=slots, eval_batch_size=1, seed=0).train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    steps = list(loader)
+    assert len(steps) == len(loader)
+    return steps
+
+
+@pytest.mark.parametrize("slots", [1, 4, 100])
+def test_an_epoch_predicts_every_event_but_the_first_of_each_session_once(slots):
+    task, _ = objective()
+    steps = steps_of(task, slots)
+    rows = [r for step in steps for r in step.tolist() if r]
+    assert sorted(rows) == sorted(TARGETS) == task.rows(STORE).tolist()
+
+
+def test_slots_run_through_their_sessions_event_by_event():
+    for slot in torch.stack(steps_of(objective()[0])).T.tolist():
+        rows = [r for r in slot if r]
+        assert slot[: len(rows)] == rows, "a slot stands empty before its last session"
+        for before, after in itertools.pairwise(rows):
+            same_session = STORE.train.user[before] == STORE.train.user[after]
+            assert after == before + 1 if same_session else after == STORE.train.ptr[STORE.train.user[after]] + 1
+
+
+def test_slots_last_about_equally_long():
+    filled = torch.stack(steps_of(objective()[0])) != 0
+    load = filled.sum(0)
+    assert int(load.max() - load.min()) <= int((STORE.train.ptr[1:] - STORE.train.ptr[:-1]).max())
+    assert len(filled) == int(load.max())
+
+
+def test_sessions_come_in_another_order_every_epoch():
+    task, _ = objective()
+    first, again, second = (torch.stack(steps_of(task, epoch=e)) for e in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, second)
+
+
+def test_processes_share_the_slots_and_take_equally_many_steps(monkeypatch):
+    shares = []
+    for rank in range(3):
+        monkeypatch.setattr(session_parallel, "rank_and_world", lambda rank=rank: (rank, 3))
+        shares.append(list(SessionSteps(STORE.train.ptr, 2, seed=0)))
+    assert len({len(share) for share in shares}) == 1
+    rows = [r for share in shares for step in share for r in step.tolist() if r]
+    assert len(rows) == len(set(rows)) and set(rows) <= TARGETS
+    assert len(rows) >= 0.9 * len(TARGETS)
+    assert all((step != 0).any() for share in shares for step in share)
+
+
+def test_states_are_those_of_the_whole_history_so_far():
+    task, model = objective(loss_name="bpr")
+    seen = []
+    step, model.step = model.step, lambda item, hidden: seen.append(step(item, hidden)) or seen[-1]
+    for epoch in range(2):
+        for rows in steps_of(task, epoch=epoch):
+            batch = task.batch(STORE, rows, torch.Generator().manual_seed(0))
+            task.loss(model, batch)
+            rows = rows[rows != 0]
+            whole = model.encode(STORE.query(rows, 50))[:, -1]
+            torch.testing.assert_close(seen[-1][0], whole)
+            assert torch.equal(batch.target_S, STORE.train.item[rows].long())
+            assert torch.equal(batch.item_S, STORE.train.item[rows - 1].long())
+
+
+def test_gradients_end_at_the_step():
+    task, model = objective()
+    for rows in steps_of(task)[:3]:
+        loss = task.loss(model, task.batch(STORE, rows, torch.Generator()))["loss"]
+        loss.backward()  # would fail on the second step if the state carried the first one's graph along
+        assert not task._state.requires_grad
+
+
+@pytest.mark.parametrize("extra", [0, 7])
+@pytest.mark.parametrize("name", SAMPLED)
+def test_negatives_are_the_other_targets_and_the_drawn_items(name, extra):
+    task, model = objective(Popularity(0.75), loss_name=name, n_negatives=extra, bpreg=0.7)
+    rows = next(s for s in steps_of(task) if (s != 0).all())
+    batch = task.batch(STORE, rows, torch.Generator().manual_seed(0))
+    assert batch.negative_n[:5].tolist() == batch.target_S.tolist() and len(batch.negative_n) == 5 + extra
+    h = model.step(batch.item_S, model.initial_state(5))[0]
+    assert batch.start_S.all()
+    vectors, bias = model.item_vectors(torch.arange(STORE.schema.V))
+    score = h @ vectors.T + bias
+    if name != "sampled_softmax":
+        score = model.final_activation(score)
+    terms = []
+    for row, target in enumerate(batch.target_S.tolist()):
+        negative = batch.negative_n[batch.negative_n != target]
+        terms.append(plain_loss(name, score[row, target], score[row, negative], n_items=0, bpreg=0.7))
+    assert task.loss(model, batch)["loss"].item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-7)
+
+
+def test_shuffled_targets_keep_what_is_read():
+    tasks = [objective(shuffle_targets=x)[0] for x in (False, True)]
+    plain, shuffled = ([task.batch(STORE, rows, torch.Generator().manual_seed(0)) for rows in steps_of(task)] for task in tasks)
+    assert all(torch.equal(a.item_S, b.item_S) for a, b in zip(plain, shuffled, strict=True))
+    changed = torch.cat([a.target_S != b.target_S for a, b in zip(plain, shuffled, strict=True)])
+    assert changed.float().mean() > 0.8
+    assert all(torch.equal(b.negative_n, b.target_S) for b in shuffled)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [(dict(loss_name="ce"), "loss_name"), (dict(loss_name="gbce"), "loss_name"), (dict(n_negatives=-1), "n_negatives"), (dict(log_q=True), "log_q")],
+)
+def test_wrong_options_are_named(options, text):
+    with pytest.raises(RecexpError, match=text):
+        objective(**options)
+
+
+def test_a_model_without_steps_is_refused():
+    with pytest.raises(RecexpError, match=r"needs a model with step\(\.\.\.\), which RunningSum has not"):
+        SessionParallel(NoSampler()).check(RunningSum(STORE.schema.V, 5), STORE)
