@@ -46,12 +46,9 @@ def _as_of(feature: ItemFeature, items: pl.DataFrame, end: int) -> pl.DataFrame:
     frame = frame.with_columns(pl.col("item").cast(items["item"].dtype, strict=False))
     frame = frame.join(items, on="item", how="inner").drop("item").rename({"index": "item"}).drop_nulls("value")
     if "timestamp" in frame.columns:
-        frame = frame.with_columns(late=pl.col("timestamp") > end)
-        # Among the known-in-time values the last; among the late ones the first.
-        key = pl.when(pl.col("late")).then(-pl.col("timestamp")).otherwise(pl.col("timestamp"))
-        frame = frame.with_columns(all_late=pl.col("late").all().over("item"), key=key)
-        frame = frame.filter(pl.col("late") == pl.col("all_late"))
-        frame = frame.filter(pl.col("key") == pl.col("key").max().over("item"))
+        # The largest key is the last value known in time, or where there is none the first of the late ones.
+        key = pl.when(pl.col("timestamp") > end).then(-pl.col("timestamp")).otherwise(pl.col("timestamp"))
+        frame = frame.with_columns(key=key).filter(pl.col("key") == pl.col("key").max().over("item"))
     if feature.kind == "categorical":
         frame = frame.unique("item", keep="last", maintain_order=True)
     return frame.select("item", "value").unique(maintain_order=True)

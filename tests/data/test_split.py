@@ -6,7 +6,7 @@ import pytest
 
 from recexp.data.split import Split
 from recexp.types import RecexpError
-from tests.events import BEHAVIOURS, GLOBAL, P1, P2, P3, Event, held_out, in_order, listed, merged, random_events, store, without
+from tests.events import BEHAVIOURS, GLOBAL, P1, P2, P3, Event, held_out, in_order, listed, merged, names, random_events, store, without
 
 SPLITS = {
     "p1": P1,
@@ -75,6 +75,9 @@ def test_p1_on_pairs(tmp_path):
     [
         # weaker events of the pair before the purchase stay, those at or after it go
         ("view a 1, view b 2, cart b 3, buy b 4, view b 4, view b 5, view c 6", ("view a 1, view b 2, view c 6", "cart b 3", "buy b 4")),
+        # at the time of the purchase: before or after it in the file
+        ("view b 1, view a 2, buy b 4, view b 4, view c 5", ("view b 1, view c 5", "view a 2", "buy b 4")),
+        ("view b 1, view a 2, view b 4, buy b 4, view c 5", ("view b 1, view c 5", "view a 2", "buy b 4")),
         # the second-last purchase validates
         ("view a 1, buy b 2, cart c 3, buy d 4", ("view a 1, cart c 3", "buy b 2", "buy d 4")),
         # carts are explicit, but no targets
@@ -83,6 +86,17 @@ def test_p1_on_pairs(tmp_path):
 )
 def test_p2(tmp_path, text, expected):
     assert split_of(tmp_path, text, P2) == expected
+
+
+def test_p2_on_pairs(tmp_path):
+    """Merged between the held-out events, and nowhere across; the weaker event that merging hid still makes the target a seen one."""
+    opened = store(tmp_path, own("buy b 1, cart b 2, view a 3, view c 4, buy b 5, view d 6") + OTHERS, P2, merge="pairs")
+    assert [(e.item, e.behaviour, e.time // 1000) for e in listed(opened, opened.past)["u"]] == [
+        *(("b", "buy", 2), ("a", "view", 3)),
+        ("c", "view", 4),  # validates
+        *(("b", "buy", 5), ("d", "view", 6)),
+    ]
+    assert opened.test.seen[opened.test.user == names(opened, "user").index("u")].tolist() == [True]
 
 
 @pytest.mark.parametrize(
