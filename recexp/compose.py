@@ -10,6 +10,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from recexp.objectives.base import require
 from recexp.types import RecexpError
 
 # Evaluating somebody else's config must not run somebody else's code.
@@ -35,8 +36,12 @@ def check_config(cfg: DictConfig) -> None:
     for name in ("dataset", "protocol", "objective", "model", "trainer"):
         if not isinstance(cfg.get(name), DictConfig) or "_target_" not in cfg[name]:
             raise RecexpError(f"The config has no {name}: choose one with {name}=... ({name}=? lists them).")
-    for path, node in _targets(cfg, ""):
-        _check_node(path, node)
+    nodes = list(_targets(cfg, ""))
+    callees = {path: _callee(path, node["_target_"]) for path, node in nodes}
+    if isinstance(callees["model"], type) and isinstance(callees["objective"], type):
+        require(callees["model"], callees["objective"])
+    for path, node in nodes:
+        _check_keys(path, node, callees[path])
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
@@ -51,23 +56,29 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
             yield from _targets(node._get_node(i), f"{path}[{i}]")
 
 
-def _check_node(path: str, node: DictConfig) -> None:
-    target = node["_target_"]
+def _callee(path: str, target: str) -> Any:
+    """What a ``_target_`` names, if it may be instantiated."""
     if not target.startswith(ALLOWED):
         raise RecexpError(f"{path}._target_={target} is not allowed: only {', '.join(ALLOWED)} may be instantiated from a config.")
     try:
         callee = get_method(target)
-        parameters = inspect.signature(callee).parameters
     except (ImportError, ValueError, InstantiationException) as error:
         raise RecexpError(f"{path}._target_={target} cannot be found: {error}") from error
     if not f"{callee.__module__}.".startswith(ALLOWED):  # such as recexp.<module>.<something it imports>
         raise RecexpError(f"{path}._target_={target} is not allowed: it belongs to {callee.__module__}.")
+    return callee
+
+
+def _check_keys(path: str, node: DictConfig, callee: Any) -> None:
+    parameters = inspect.signature(callee).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
-    keys = set(node) - HYDRA_KEYS
-    if unknown := sorted(keys - set(parameters)):
-        known = ", ".join(k for k in parameters if k not in ("schema", "self"))
-        raise RecexpError(f"Unknown key {path}.{unknown[0]}: {target.rsplit('.', 1)[1]} knows {known}.")
+    if unknown := sorted(set(node) - HYDRA_KEYS - set(parameters)):
+        known = ", ".join(k for k in parameters if k not in ("schema", "self")) or "no options"
+        hint = ""
+        if path in ("objective", "sampler"):
+            hint = f" If the model's YAML set it for another {path}, drop it: {' '.join(f'~{path}.{key}' for key in unknown)}"
+        raise RecexpError(f"Unknown key {path}.{unknown[0]}: {callee.__name__} knows {known}.{hint}")
 
 
 def build(node: DictConfig, **extra: Any) -> Any:

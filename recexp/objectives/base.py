@@ -19,6 +19,8 @@ from recexp.types import Query, RecexpError
 class Objective(Protocol):
     """See the module's docstring."""
 
+    needs: tuple[str, ...]  # methods of the models it can train
+
     def check(self, model: Any, store: Any) -> None:
         """Raise RecexpError where the model or the data cannot serve this objective, before any work starts."""
         ...
@@ -30,14 +32,15 @@ class Objective(Protocol):
     def loss(self, model: Any, batch: Any) -> dict[str, Tensor]: ...
 
 
-def require(model: Any, objective: Any, *names: str) -> None:
-    """Raise RecexpError where the model lacks one of the named methods."""
-    for name in names:
+def require(model: Any, objective: Any) -> None:
+    """Raise RecexpError where the model (or its class) lacks a method that the objective ``needs``, or fits by sweeps and the objective does not."""
+    model, objective = (x if isinstance(x, type) else type(x) for x in (model, objective))
+    advice = "Choose the objective the model's YAML names (drop objective= from the command line)."
+    for name in objective.needs:
         if not callable(getattr(model, name, None)):
-            raise RecexpError(
-                f"objective={type(objective).__name__} needs a model with {name}(...), which {type(model).__name__} has not. "
-                "Choose the objective the model's YAML names (drop objective= from the command line)."
-            )
+            raise RecexpError(f"objective={objective.__name__} needs a model with {name}(...), which {model.__name__} has not. {advice}")
+    if callable(getattr(model, "sweep", None)) and "sweep" not in objective.needs:
+        raise RecexpError(f"objective={objective.__name__} needs a model that learns by gradients; {model.__name__} fits by sweeps. {advice}")
 
 
 def penalty(model: Any, query: Query, item: Tensor, weight: float) -> Tensor | None:

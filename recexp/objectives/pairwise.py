@@ -34,6 +34,8 @@ class Pairwise:
     l2: float = 0.0
     shuffle_targets: bool = False
 
+    needs = ("score",)
+
     def __post_init__(self):
         if self.positives not in ("any", "explicit", "strongest"):
             raise RecexpError(f"objective.positives={self.positives!r}: choose any, explicit or strongest.")
@@ -44,7 +46,7 @@ class Pairwise:
 
     def check(self, model, store) -> None:
         self._branches = getattr(model, "wants_behaviour_mask", False)
-        require(model, self, "logits" if self._branches else "score")
+        require(model, self)
         check_negatives(store, self.n_negatives, model)
         if len(self.rows(store)) == 0:
             raise RecexpError(f"objective.positives={self.positives}: no training event has such a behaviour (dataset.explicit lists none?).")

@@ -40,6 +40,8 @@ class Pointwise:
     leave_target_out: bool = False
     shuffle_targets: bool = False
 
+    needs = ("logits",)
+
     def __post_init__(self):
         if self.explicit_neg not in ("unobserved", "clicked_only", "both"):
             raise RecexpError(f"objective.explicit_neg={self.explicit_neg!r}: choose unobserved, clicked_only or both.")
@@ -49,7 +51,7 @@ class Pointwise:
             raise RecexpError("objective.n_negatives must be at least 1: a binary loss without negatives learns nothing.")
 
     def check(self, model, store) -> None:
-        require(model, self, "logits")
+        require(model, self)
         check_negatives(store, self.n_negatives, model)
         self._prepare(model, store)
 

@@ -36,6 +36,8 @@ class SequenceObjective:
     bpreg: float = 1.0
     shuffle_targets: bool = False
 
+    needs = ("encode", "item_vectors")
+
     def __post_init__(self):
         if self.loss_name not in LOSSES:
             raise RecexpError(f"objective.loss_name={self.loss_name!r} is unknown; choose one of {', '.join(LOSSES)}.")
@@ -49,7 +51,7 @@ class SequenceObjective:
             raise RecexpError("objective.log_q corrects loss_name=sampled_softmax with shared=batch only.")
 
     def check(self, model, store) -> None:
-        require(model, self, "encode", "item_vectors")
+        require(model, self)
         if self.loss_name != "ce":
             check_negatives(store, self.n_negatives, model)
         self._history, self._n_items = model.history, store.schema.n_items

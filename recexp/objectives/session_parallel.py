@@ -38,6 +38,8 @@ class SessionParallel(SequenceObjective):
     n_negatives: int = 0
     shared: str = "batch"
 
+    needs = ("step", "initial_state", "item_vectors")
+
     def __post_init__(self):
         if self.loss_name not in SAMPLED:
             raise RecexpError(f"objective.loss_name={self.loss_name!r}: session_parallel knows {', '.join(SAMPLED)}.")
@@ -45,7 +47,7 @@ class SessionParallel(SequenceObjective):
             raise RecexpError("session_parallel shares its negatives in the batch: n_negatives >= 0, shared=batch, log_q=false.")
 
     def check(self, model, store) -> None:
-        require(model, self, "step", "initial_state", "item_vectors")
+        require(model, self)
         self._state = None
 
     def rows(self, store) -> Tensor:

@@ -14,8 +14,10 @@ from recexp.objectives.base import require
 class Sweep:
     """The module calls ``model.sweep(store)`` once per epoch instead of optimiser steps."""
 
+    needs = ("sweep",)
+
     def check(self, model, store) -> None:
-        require(model, self, "sweep")
+        require(model, self)
 
     def rows(self, store) -> Tensor:
         return torch.zeros(1, dtype=torch.int64)  # one step an epoch

@@ -103,16 +103,17 @@ def test_loss_is_the_weighted_sum_of_binary_cross_entropies(reduction, weights):
                 count += 1.0 if reduction == "rows" else w
         expected += (weights or [1.0, 1.0])[k] * total / count
     losses = task.loss(model, batch)
-    assert float(losses["loss"]) == pytest.approx(expected, rel=1e-5)
+    assert losses["loss"].item() == pytest.approx(expected, rel=1e-5)
     assert set(losses) == {"loss", "loss_0", "loss_1"} and not losses["loss_0"].requires_grad
 
 
 def test_l2_adds_the_penalty_of_the_looked_up_embeddings():
     task, model = objective()
     batch = batch_of(task)
-    plain = float(task.loss(model, batch)["loss"])
+    plain = task.loss(model, batch)["loss"].item()
     task.l2 = 0.3
-    assert float(task.loss(model, batch)["loss"]) == pytest.approx(plain + 0.3 * float(model.penalty(batch.query, batch.item_BC)), rel=1e-6)
+    extra = 0.3 * model.penalty(batch.query, batch.item_BC).item()
+    assert task.loss(model, batch)["loss"].item() == pytest.approx(plain + extra, rel=1e-6)
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0])
