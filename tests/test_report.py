@@ -20,7 +20,7 @@ def write(folder, ndcg: float | None, protocol_id: str = "aaa", model: str = "po
     result = {
         "model": model, "dataset": "shop", "protocol": "full", "protocol_id": protocol_id, "seed": 0, "selection": "val", "metrics": metrics,
         "best_epoch": 2, "epochs": 4, "stop_reason": "max_epochs reached", "wall_time_s": 1.0, "examples_per_s": 5.0,
-        "git": {"commit": "0123456789", "dirty": False}, "data": {"users": 10, "items": 20, "interactions": 30},
+        "overrides": ["model=pop", "model.x=3", "cache_dir=c"], "git": {"commit": "0123456789", "dirty": False}, "data": {"users": 10, "items": 20, "interactions": 30},
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
 
@@ -36,6 +36,7 @@ def test_protocol_ids_never_share_a_table_and_unfinished_runs_are_named(tmp_path
     first, second = text.split("(id bbb)")
     assert "0.9000" in second and "0.9000" not in first
     assert first.index("| ite |") < first.index("| pop |")  # best first
+    assert "`model.x=3`" in first and "cache_dir" not in text
     assert "**0.3000**" in first and "**0.1000**" not in first
 
 

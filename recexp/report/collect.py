@@ -11,7 +11,7 @@ from recexp.types import RecexpError
 
 
 def collect(folders: Iterable[str | Path]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Every ``result.json`` at or below the folders, with its ``folder`` and the ``overrides`` that made it, and a line per run left out.
+    """Every ``result.json`` at or below the folders, with its ``folder``, and a line per run left out.
 
     Raises RecexpError where a folder does not exist or nothing at all is found.
     """
@@ -19,24 +19,14 @@ def collect(folders: Iterable[str | Path]) -> tuple[list[dict[str, Any]], list[s
     for folder in map(Path, folders):
         if not folder.exists():
             raise RecexpError(f"{folder} does not exist: name run directories, or a folder above them.")
-        for config in sorted(folder.rglob("config.yaml")):
-            if config.parent.name == ".hydra":
-                continue
-            path = config.parent / "result.json"
+        runs = {p.parent for name in ("config.yaml", "result.json") for p in folder.rglob(name) if p.parent.name != ".hydra"}
+        for run in sorted(runs):
             try:
-                results.append(json.loads(path.read_text()) | {"folder": str(config.parent), "overrides": _overrides(config.parent)})
+                results.append(json.loads((run / "result.json").read_text()) | {"folder": str(run)})
             except FileNotFoundError:
-                left_out.append(f"{config.parent}: no result.json (failed, or still running)")
+                left_out.append(f"{run}: no result.json (failed, or still running)")
             except ValueError as error:
-                left_out.append(f"{path}: not readable ({error})")
+                left_out.append(f"{run / 'result.json'}: not readable ({error})")
     if not results:
         raise RecexpError("No run with a result.json was found. " + "; ".join(left_out))
     return results, left_out
-
-
-def _overrides(folder: Path) -> list[str]:
-    """What stood on the command line, without what only says where things lie."""
-    path = folder / ".hydra" / "overrides.yaml"
-    places = ("hydra.", "cache_dir", "dataset.raw_dir", "logger", "threads", "group", "ckpt_path")
-    lines = [line[2:].strip("'\"") for line in path.read_text().splitlines() if line.startswith("- ")] if path.exists() else []
-    return [line for line in lines if not line.startswith(places)]
