@@ -32,7 +32,7 @@ def simulate(
     users: int,
     items: int,
     categories: int,
-    sessions: float = 14.0,
+    sessions: float = 24.0,
     session_length: float = 6.0,
     cart_rate: float = 0.25,
     purchase_rate: float = 0.4,
