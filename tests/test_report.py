@@ -20,7 +20,8 @@ def write(folder, ndcg: float | None, protocol_id: str = "aaa", model: str = "po
     result = {
         "model": model, "dataset": "shop", "protocol": "full", "protocol_id": protocol_id, "seed": 0, "selection": "val", "metrics": metrics,
         "best_epoch": 2, "epochs": 4, "stop_reason": "max_epochs reached", "wall_time_s": 1.0, "examples_per_s": 5.0,
-        "overrides": ["model=pop", "model.x=3", "cache_dir=c"], "git": {"commit": "0123456789", "dirty": False}, "data": {"users": 10, "items": 20, "interactions": 30},
+        "overrides": ["model=pop", "model.x=3", "cache_dir=c"],
+        "git": {"commit": "0123456789", "dirty": False}, "data": {"users": 10, "items": 20, "interactions": 30},
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
 
@@ -43,5 +44,5 @@ def test_protocol_ids_never_share_a_table_and_unfinished_runs_are_named(tmp_path
 def test_nothing_found_is_an_error_that_names_the_place(tmp_path):
     with pytest.raises(RecexpError, match="nowhere"):
         collect([tmp_path / "nowhere"])
-    with pytest.raises(RecexpError, match="result.json"):
+    with pytest.raises(RecexpError, match=r"result\.json"):
         collect([tmp_path])

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 # Overrides that a table says elsewhere, or that say only where things lie.
-SAID = ("model=", "dataset=", "experiment=", "dataset.raw_dir", "seed=", "protocol=", "selection=", "hydra.", "cache_dir", "logger", "threads", "group")
+SAID = ("model=", "dataset=", "experiment=", "protocol=", "seed=", "selection=")
+PLACES = ("dataset.raw_dir", "hydra.", "cache_dir", "logger", "threads", "group", "ckpt_path")
 COLUMNS = ("test/hr@10", "test/ndcg@10", "test/mrr", "val/ndcg@10")
 
 
@@ -34,7 +35,7 @@ def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
         mark = " (reconstructed)" if r.get("reconstruction") else ""
         mark += " (epoch chosen on the test set)" if r["selection"].startswith("test_peek") else ""
         commit = (r["git"]["commit"] or "?")[:7] + ("+" if r["git"]["dirty"] else "")
-        settings = " ".join(o for o in r["overrides"] if not o.startswith(SAID))
+        settings = " ".join(o for o in r["overrides"] if not o.startswith(SAID + PLACES))
         stop = "patience" if r["stop_reason"].startswith("early") else "epochs"
         cells = [r["model"] + mark, *figures, f"{r['best_epoch'] + 1}/{r['epochs']}", stop, str(r["seed"])]
         cells += [f"{r['examples_per_s']:,.0f}", f"{r['wall_time_s']:.0f}", commit, f"`{settings}`" if settings else ""]
