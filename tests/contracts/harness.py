@@ -63,6 +63,8 @@ def contestant(
     for key, value in cfg.model.items():
         if key in small and value is not None:
             cfg.model[key] = small[key]
+        if key == "num_layers":
+            cfg.model[key] = min(2, value)
         if "dropout" in key and not dropout:
             cfg.model[key] = 0.0
     if "n_negatives" in cfg.objective:
