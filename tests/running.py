@@ -16,7 +16,7 @@ from recexp.compose import register_resolvers
 CONF = Path(__file__).parent.parent / "conf"
 SMALL = [
     "dataset.source.users=150", "dataset.source.items=200", "dataset.source.categories=10", "logger=csv", "trainer.max_epochs=2", "batch_size=256",
-    "protocol.candidates.n=50",
+    "protocol.candidates.n=50", "threads=1",
 ]  # fmt: skip
 
 

@@ -98,7 +98,9 @@ class RecModule(pl.LightningModule):
         targets, candidates = self.store.targets(split), self._candidates[split]
         chosen = None if candidates is None else candidates[row.to(candidates.device)].to(self.device)
         try:
-            better, tied, n = self.protocol.ranks(self.store, targets, row, chosen, self.model)
+            # Scores in float32 even where training is in bf16, whose logits tie at the target for many users.
+            with torch.autocast(self.device.type, enabled=False):
+                better, tied, n = self.protocol.ranks(self.store, targets, row, chosen, self.model)
         except RecexpError as error:
             raise RecexpError(f"Evaluating the {split} split in epoch {self.current_epoch}: {error}") from error
         self.metrics[split].update(targets.user[row], better, tied, n, targets.seen[row])

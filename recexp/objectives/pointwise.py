@@ -88,7 +88,10 @@ class Pointwise:
         if self.leave_target_out:
             query.without_B = positive
         item_BC = torch.cat([positive[:, None], self.sampler(store, owner, self.n_negatives, generator, positive)], 1)
-        y_BK = ((store.train.mask[source][:, None] & self._bits_K.to(rows.device)) != 0).float()
+        # Labels belong to the pair: an item viewed and later bought is bought in both its events.
+        pairs = store.train_pairs
+        mask_B = pairs.mask[pairs.find(owner.user_B, positive)]
+        y_BK = ((mask_B[:, None] & self._bits_K.to(rows.device)) != 0).float()
         y_BCK = y_BK.new_zeros(*item_BC.shape, y_BK.shape[1])
         y_BCK[:, 0] = y_BK
         w_BCK = torch.ones_like(y_BCK)

@@ -1,6 +1,5 @@
 """Pointwise examples against loops over users and items."""
 
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,14 +14,17 @@ from tests.objectives.stubs import PairScores
 THREE = dict(behaviours=("view", "cart", "buy"), explicit=(False, True, True))
 
 
-def merged(store):
-    """Rows that stand for several behaviours, as after merging to pairs: each for its own and all or some of the weaker ones."""
-    weaker = torch.arange(len(store.train)) % 2 * (store.train.mask - 1)
-    return replace(store, train=replace(store.train, mask=(store.train.mask | weaker).int()))
+def labelled(store):
+    """(user, item, behaviours the user ever showed on the item in training, as bits) per training event."""
+    events = list(zip(store.train.user.tolist(), store.train.item.tolist(), store.train.mask.tolist(), strict=True))
+    ever = {}
+    for user, item, mask in events:
+        ever[user, item] = ever.get((user, item), 0) | mask
+    return [(user, item, ever[user, item]) for user, item, _ in events]
 
 
-STORE = merged(worlds.random_store(**THREE))
-EVENTS = list(zip(STORE.train.user.tolist(), STORE.train.item.tolist(), STORE.train.mask.tolist(), strict=True))
+STORE = worlds.random_store(**THREE)
+EVENTS = labelled(STORE)
 OWN = {u: {i for v, i, _ in EVENTS if v == u} for u in range(STORE.schema.n_users)}
 
 
@@ -65,7 +67,7 @@ def test_negatives_follow_the_generator():
         (3, ["any", "explicit", "buy"], [0b111, 0b110, 0b100]),
     ],
 )
-def test_labels_say_which_levels_the_event_reaches(K, levels, bits):
+def test_labels_say_which_levels_the_pair_reaches(K, levels, bits):
     task, _ = objective(K, levels=levels)
     y = batch_of(task).y_BCK
     assert y[:, 0].tolist() == [[float(mask & b != 0) for b in bits] for _, _, mask in EVENTS]
