@@ -24,8 +24,9 @@ def test_a_wheel_installed_elsewhere_runs_outside_the_checkout(tmp_path):
     away = tmp_path / "away"
     away.mkdir()
     line = [sys.executable, "-m", "recexp", "model=pop", "logger=csv", "dataset.source.users=150", "protocol.candidates.n=50", "hydra.run.dir=out"]
-    done = subprocess.run(line, cwd=away, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")}, capture_output=True, text=True, check=False)
+    away_from_home = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(line, cwd=away, env=away_from_home, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (away / "out" / "result.json").exists()
-    where = "import recexp; print(recexp.__file__)"
-    assert str(tmp_path) in subprocess.check_output([sys.executable, "-c", where], cwd=away, env=os.environ | {"PYTHONPATH": str(tmp_path / "site")}, text=True)
+    where = [sys.executable, "-c", "import recexp; print(recexp.__file__)"]
+    assert str(tmp_path) in subprocess.check_output(where, cwd=away, env=away_from_home, text=True)

@@ -21,14 +21,6 @@ EXACT = dict(rtol=1e-8, atol=1e-10)
 pytestmark = pytest.mark.parametrize("name", MODELS)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def query_of(model):
     return STORE.query(ROWS, max(model.history, 1))
 

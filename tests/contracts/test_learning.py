@@ -16,14 +16,6 @@ CHECK_EVERY, MAX_EPOCHS, BATCH_SIZE, LEARNING_RATE = 6, 300, 64, 3e-3
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", MODELS)]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def hit_rate(model, query, target_B, k=10) -> float:
     """HR@k of the targets against all items their users do not have in training; ties count as the share of their ranks within k."""
     pairs = PLANTED.train_pairs

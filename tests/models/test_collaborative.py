@@ -76,14 +76,6 @@ SWEPT = {
 ALL = {**TRAINED, **SWEPT}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def build(name, schema=SCHEMA, **more):
     kind, knobs = ALL[name]
     return kind(schema, **{**knobs, **more})

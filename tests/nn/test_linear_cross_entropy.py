@@ -8,14 +8,6 @@ from recexp.nn import linear_cross_entropy as module
 from recexp.nn.linear_cross_entropy import linear_cross_entropy
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def inputs(N=23, V=40, D=5, *, dtype=torch.float64, bias=True):
     g = torch.Generator().manual_seed(0)
     h, item = (torch.randn(n, D, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for n in (N, V))
