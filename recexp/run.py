@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.utilities import rank_zero_only
 
 from recexp.compose import build, check_config
 from recexp.data.datamodule import RecDataModule
@@ -31,7 +32,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         torch.set_num_threads(cfg.threads)
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+    if rank_zero_only.rank == 0:
+        OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
     started = time.perf_counter()
 
     dataset, protocol = build(cfg.dataset, _recursive_=False), build(cfg.protocol)
@@ -128,7 +130,8 @@ def _stop_reason(trainer: pl.Trainer) -> str:
 
 def _quiet() -> None:
     """Silence what does not concern our users: hints about workers for a loader that only deals out indices."""
-    hints = ("many workers", "isinstance.treespec", "LeafSpec", "smaller than the logging interval", "with no optimizer", "across ranks is zero")
+    hints = ("many workers", "isinstance.treespec", "LeafSpec", "smaller than the logging interval", "with no optimizer")
+    hints += ("across ranks is zero", "sync_dist")  # an empty validation loader when refitting; metrics are synchronised by torchmetrics
     for text in hints:
         warnings.filterwarnings("ignore", f".*{text}.*")
     warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning.*checkpoint.*")
