@@ -14,9 +14,8 @@ import torch
 
 
 def describe() -> dict[str, Any]:
-    """Commit, versions, hardware and peak memory of this process."""
+    """Versions, hardware and peak memory of this process."""
     return {
-        "git": _git(),
         "versions": {"python": platform.python_version()} | {p: _version(p) for p in ("recexp", "torch", "pytorch-lightning", "polars")},
         "hardware": {
             "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else platform.processor() or platform.machine(),
@@ -34,7 +33,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git() -> dict[str, Any]:
+def git_state() -> dict[str, Any]:
     """Commit and dirty flag of the checkout the code runs from; None outside one."""
 
     def ask(*words: str) -> str | None:

@@ -20,7 +20,7 @@ from recexp.data.prepare import prepare, write_json
 from recexp.data.store import Store
 from recexp.lightning.callbacks import EpochTable, ProgressBar
 from recexp.lightning.module import RecModule
-from recexp.results import describe, save_curves, save_ranks, show_table
+from recexp.results import describe, git_state, save_curves, save_ranks, show_table
 from recexp.types import RecexpError
 
 
@@ -34,7 +34,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     run_dir.mkdir(parents=True, exist_ok=True)
     if rank_zero_only.rank == 0:
         OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
-    started = time.perf_counter()
+    started, git = time.perf_counter(), git_state()  # now: the checkout may move on while the run trains
 
     dataset, protocol = build(cfg.dataset, _recursive_=False), build(cfg.protocol)
     store = Store.open(prepare(dataset, protocol.split, cfg.cache_dir))
@@ -79,6 +79,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "reconstruction": getattr(module.model, "reconstruction", False),
         "data": {k: store.meta[k] for k in ("users", "items", "interactions", "fingerprint")},
         "audit": store.meta["audit"],
+        "git": git,
         **describe(),
     }
     save_ranks(run_dir / "ranks.parquet", {"test": module.ranks})
