@@ -134,9 +134,12 @@ def test_wandb_offline_needs_neither_key_nor_network(shop, monkeypatch):
     for name in ("WANDB_API_KEY", "NETRC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    result = run_here(shop / "wandb", "model=pop", "logger=wandb_offline")
+    result = run_here(shop / "wandb", "model=pop", "logger=wandb_offline", "group=my_sweep")
     files = list((shop / "wandb").rglob("*.wandb"))
-    assert len(files) == 1 and files[0].stat().st_size > 0
+    assert len(files) == 1
+    recorded = files[0].read_bytes()
+    for text in ("val/hr@10", "val/ndcg@10", "test/ndcg@10", "my_sweep", "p1_uniform999", "recexp.models.pop.Pop"):
+        assert text.encode() in recorded, text
     assert result["metrics"]["test/hr@10"] > 0
 
 
