@@ -88,6 +88,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     for logger in trainer.loggers:
         logger.log_metrics({k: v for k, v in metrics.items() if k.startswith("test/")}, step=trainer.global_step)
         logger.finalize("success")
+        getattr(logger.experiment, "finish", lambda: None)()  # W&B writes its last records here
     show_table(result, run_dir)
     return result
 
