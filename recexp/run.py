@@ -38,6 +38,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
     dataset, protocol = build(cfg.dataset, _recursive_=False), build(cfg.protocol)
     store = Store.open(prepare(dataset, protocol.split, cfg.cache_dir))
+    protocol_id = protocol.id(store.meta)  # now: a refit is trained on other data, but evaluated under the same protocol
     peek = cfg.selection == "test_peek"
     splits = ("val", "test") if peek else ("val",)
     if not len(store.val) and not peek:
@@ -66,7 +67,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     metrics = {f"test/{k}": v for k, v in module.results["test"].items()} | {k: v for k, v in at_best.items() if k.startswith("val/")}
     result = {
         **OmegaConf.to_container(cfg.names, resolve=True),
-        "protocol_id": protocol.id(store.meta | ({} if cfg.selection != "refit" else {"fingerprint": data_fingerprint(dataset, protocol, cfg)})),
+        "protocol_id": protocol_id,
         "seed": cfg.seed,
         "selection": cfg.selection + (" (epoch chosen on the TEST set: optimistic)" if peek else ""),
         "metrics": metrics,
@@ -91,11 +92,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         getattr(logger.experiment, "finish", lambda: None)()  # W&B writes its last records here
     show_table(result, run_dir)
     return result
-
-
-def data_fingerprint(dataset, protocol, cfg: DictConfig) -> str:
-    """Fingerprint of the data as the protocol splits them, which a refit shares with the run that selected its epochs."""
-    return Store.open(prepare(dataset, protocol.split, cfg.cache_dir)).meta["fingerprint"]
 
 
 def _assemble(cfg: DictConfig, protocol, store: Store, splits: tuple[str, ...]) -> tuple[RecModule, RecDataModule]:

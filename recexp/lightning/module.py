@@ -42,11 +42,11 @@ class RecModule(pl.LightningModule):
             model.bind(store)
 
     def setup(self, stage: str) -> None:
-        """Move the data to the device and map the candidates, before the first batch."""
-        self.store = self.store.to(self.device)
+        """Map the candidates, which are drawn on the host, and move the data to the device, before the first batch."""
         for split in {*self.splits, "test"}:
             if split not in self._candidates:
-                self._candidates[split] = stored_candidates(self.store.to("cpu"), self.protocol, split) if len(self.store.targets(split)) else None
+                self._candidates[split] = stored_candidates(self.store, self.protocol, split) if len(self.store.targets(split)) else None
+        self.store = self.store.to(self.device)
 
     def configure_optimizers(self) -> Any:
         if self.gradient_free:
