@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK_BYTES = 16 * 2**20  # logits held at once on a CPU: about what stays in cache
+CHUNK_BYTES = 4 * 2**20  # logits held at once on a CPU: about what stays in cache
 CHUNK_BYTES_CUDA = 512 * 2**20
 
 
@@ -37,12 +37,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             z = (h @ item.T).to(exact)
             if bias is not None:
                 z += bias
-            picked = z.gather(1, target[:, None])
-            lse = torch.logsumexp(z, 1, keepdim=True)
-            total += (lse - picked).sum()
+            picked, largest = z.gather(1, target[:, None]), z.amax(1, keepdim=True)
+            # In place, since the logits are not needed again. The largest share is 1 / sum exp(z - largest): it never vanishes.
+            p = torch.softmax(z, 1, out=z)
+            total += (largest - p.amax(1, keepdim=True).log() - picked).sum()
             if not any(wanted):
                 continue
-            p = z.sub_(lse).exp_()  # in place: the logits are not needed again
             p.scatter_add_(1, target[:, None], torch.full_like(picked, -1.0))
             if dbias is not None:
                 dbias += p.sum(0)
