@@ -43,7 +43,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     splits = ("val", "test") if peek else ("val",)
     if not len(store.val) and not peek:
         raise RecexpError("No user has a validation target, so nothing can be selected: loosen dataset.filters or choose another protocol.")
-    module, data = _assemble(cfg, protocol, store, splits)
+    module, data = assemble(cfg, protocol, store, splits)
     table = EpochTable(run_dir / "metrics.csv")
     trainer = _trainer(cfg, [table, *(build(c) for c in cfg.callbacks.values() if c)], max_epochs=getattr(module.model, "sweeps", None))
     trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True)
@@ -53,7 +53,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     epochs, stop_reason = len(table.rows), _stop_reason(trainer)
     if cfg.selection == "refit":
         store = Store.open(prepare(dataset, replace(protocol.split, merge_val=True), cfg.cache_dir))
-        module, data = _assemble(cfg, protocol, store, ())
+        module, data = assemble(cfg, protocol, store, ())
         trainer = _trainer(cfg, [EpochTable(run_dir / "metrics_refit.csv")], max_epochs=best + 1)
         trainer.fit(module, data)
         trainer.save_checkpoint(run_dir / "checkpoints" / "refit.ckpt")
@@ -94,7 +94,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     return result
 
 
-def _assemble(cfg: DictConfig, protocol, store: Store, splits: tuple[str, ...]) -> tuple[RecModule, RecDataModule]:
+def assemble(cfg: DictConfig, protocol, store: Store, splits: tuple[str, ...]) -> tuple[RecModule, RecDataModule]:
     pl.seed_everything(cfg.seed, verbose=False)
     model, objective = build(cfg.model, schema=store.schema), build(cfg.objective)
     objective.check(model, store)

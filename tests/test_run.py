@@ -46,6 +46,12 @@ def test_a_run_leaves_everything_behind(first):
     assert len(rows(folder)) == result["epochs"] == 2
 
 
+def test_epochs_without_validation_have_no_metrics_and_are_never_the_best(shop):
+    result = run_here(shop / "rarely", *MODEL, "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2")
+    assert [bool(row["val/ndcg@10"]) for row in rows(shop / "rarely")] == [False, True, False]
+    assert (result["best_epoch"], result["epochs"]) == (1, 3)
+
+
 def test_the_metrics_are_those_of_the_ranks_on_disk(first):
     folder, result = first
     ranks = pl.read_parquet(folder / "ranks.parquet")

@@ -47,7 +47,7 @@ class EpochTable(pl.Callback):
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         row |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
         row |= {"train/seconds": seconds, "train/examples_per_s": self._examples * trainer.world_size / max(seconds, 1e-9)}
-        for split in module.splits:
+        for split in module.splits if self._trained else ():  # else the results are those of an earlier epoch
             row |= {f"{split}/{k}": v for k, v in module.results.get(split, {}).items()}
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
         if groups:
