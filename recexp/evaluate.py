@@ -1,0 +1,97 @@
+"""``python -m recexp.evaluate RUN_DIR PROTOCOL``: a finished run's model under another protocol, without training again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+
+from recexp.cli import CONF
+from recexp.compose import build, check_config
+from recexp.data.prepare import prepare, write_json
+from recexp.data.store import Store
+from recexp.results import describe, git_state, save_ranks, show_table
+from recexp.run import assemble
+from recexp.types import RecexpError
+
+
+def evaluate(run_dir: Path, name: str, *, raw_dir: str | None = None, cache_dir: str | None = None, threads: int | None = None) -> dict[str, Any]:
+    """Rank the test users of ``run_dir``'s model (its best checkpoint, or the refitted one) under the protocol ``name``.
+
+    Writes ``result.json`` and ``ranks.parquet`` below ``run_dir/name`` and returns the result, which says by which protocol the epoch was
+    chosen. raw_dir, cache_dir: where the data lies now, if not where the run found it.
+
+    Raises RecexpError where the run is unfinished, or the protocol unknown, or one that splits the data otherwise: the model may have been
+    trained on the new protocol's targets.
+    """
+    started = time.perf_counter()
+    old = _read(run_dir / "result.json")
+    cfg = OmegaConf.load(run_dir / "config.yaml")
+    path = CONF / "protocol" / f"{name}.yaml"
+    if not path.is_file():
+        raise RecexpError(f"There is no protocol {name!r}; choose one of {', '.join(sorted(p.stem for p in path.parent.glob('*.yaml')))}.")
+    split, cfg.protocol = build(cfg.protocol).split, OmegaConf.load(path)
+    cfg.dataset.raw_dir, cfg.cache_dir = raw_dir or cfg.dataset.raw_dir, cache_dir or cfg.cache_dir
+    check_config(cfg)
+    protocol = build(cfg.protocol)
+    if protocol.split != split:
+        raise RecexpError(f"{run_dir} was trained on another split of the data than {name} has ({split} against {protocol.split}): run it anew.")
+    if threads:
+        torch.set_num_threads(threads)
+
+    store = Store.open(prepare(build(cfg.dataset, _recursive_=False), split, cfg.cache_dir))
+    if store.meta["fingerprint"] != old["data"]["fingerprint"]:
+        raise RecexpError(f"The data at {cfg.dataset.raw_dir} are not those that {run_dir} was trained on: their fingerprints differ.")
+    refit = run_dir / "checkpoints" / "refit.ckpt"
+    checkpoint = refit if refit.is_file() else run_dir / "checkpoints" / "best.ckpt"
+    module, data = assemble(cfg, protocol, store, ())
+    trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False, default_root_dir=run_dir)
+    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    trainer.test(module, data, verbose=False)
+    result = old | {
+        "protocol": name,
+        "protocol_id": protocol.id(store.meta),
+        "selection": f"{old['selection']}, by {old['protocol']}",
+        "metrics": {f"test/{k}": v for k, v in module.results["test"].items()},
+        "evaluated": {"git": git_state(), "wall_time_s": time.perf_counter() - started, **describe()},
+    }
+    folder = run_dir / name
+    folder.mkdir(exist_ok=True)
+    save_ranks(folder / "ranks.parquet", {"test": module.ranks})
+    write_json(folder / "result.json", result)
+    show_table(result, folder)
+    return result
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RecexpError(f"{path} is missing: only a finished run can be evaluated.") from None
+    except json.JSONDecodeError as error:
+        raise RecexpError(f"{path} is damaged: {error}") from error
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m recexp.evaluate", description=evaluate.__doc__.splitlines()[0])
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    parser.add_argument("protocol", metavar="PROTOCOL", help="a name from conf/protocol")
+    parser.add_argument("--raw-dir", help="where the raw data lie, if not where the run found them")
+    parser.add_argument("--cache-dir", help="where prepared data are kept, if not where the run kept them")
+    parser.add_argument("--threads", type=int)
+    a = parser.parse_args()
+    try:
+        evaluate(a.run_dir, a.protocol, raw_dir=a.raw_dir, cache_dir=a.cache_dir, threads=a.threads)
+    except RecexpError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

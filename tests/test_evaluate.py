@@ -1,0 +1,49 @@
+"""A finished run under another protocol: the same figures as a run that had it from the start."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from recexp.evaluate import evaluate
+from recexp.types import RecexpError
+from tests.running import run_here
+
+MODEL = ["model=bpr_mf", "model.num_factors=8", "protocol.candidates.n=100", "dataset.source.items=500"]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    return tmp_path_factory.mktemp("shop")
+
+
+@pytest.fixture(scope="module")
+def trained(shop):
+    run_here(shop / "full", *MODEL, "protocol=full")
+    return shop / "full"
+
+
+def test_another_protocol_gives_the_metrics_of_a_run_under_it(shop, trained):
+    # One epoch and the same seed: both select it, so the models are equal.
+    for name in ("full", "p3_popular100"):
+        run_here(shop / f"one-{name}", *MODEL, f"protocol={name}", "trainer.max_epochs=1")
+    expected = json.loads((shop / "one-p3_popular100" / "result.json").read_text())
+    got = evaluate(shop / "one-full", "p3_popular100")
+    assert {k: v for k, v in expected["metrics"].items() if k.startswith("test/")} == got["metrics"]
+    assert got["protocol_id"] == expected["protocol_id"] != json.loads((shop / "one-full" / "result.json").read_text())["protocol_id"]
+    assert got["selection"] == "val, by full"
+    assert json.loads((shop / "one-full" / "p3_popular100" / "result.json").read_text())["metrics"] == got["metrics"]
+
+
+def test_what_cannot_be_evaluated_is_refused(shop, trained, tmp_path):
+    with pytest.raises(RecexpError, match="no protocol 'p9'"):
+        evaluate(trained, "p9")
+    with pytest.raises(RecexpError, match="another split"):
+        evaluate(trained, "p1_uniform999")
+    with pytest.raises(RecexpError, match="only a finished run"):
+        evaluate(tmp_path, "full")
+    result = json.loads((trained / "result.json").read_text())
+    (trained / "result.json").write_text(json.dumps(result | {"data": {"fingerprint": "other"}}))
+    with pytest.raises(RecexpError, match="fingerprints differ"):
+        evaluate(trained, "full_unseen")
