@@ -28,11 +28,19 @@ def bce_with_weights(z: Tensor, y: Tensor, w: Tensor | None = None, *, mean: str
     mean: "weights" divides the weighted sum by the sum of weights; "rows" divides it by the number of elements, so that terms
     left out by weight 0 still dilute the loss (what the authors' code of ITE does, §6.2).
     """
-    loss = F.binary_cross_entropy_with_logits(z, y.to(z.dtype), reduction="none")
+    return _mean(F.binary_cross_entropy_with_logits(z, y.to(z.dtype), reduction="none"), w, mean)
+
+
+def mse_with_weights(z: Tensor, y: Tensor, w: Tensor | None = None, *, mean: str = "weights") -> Tensor:
+    """Squared error of scores z and labels y, both [...] (§6.7). mean: as in ``bce_with_weights``."""
+    return _mean((z - y.to(z.dtype)).square(), w, mean)
+
+
+def _mean(loss: Tensor, w: Tensor | None, mean: str) -> Tensor:
     if mean == "weights":
         return weighted_mean(loss, w)
     if mean == "rows":
-        return (loss if w is None else loss * w.to(z.dtype)).mean()
+        return (loss if w is None else loss * w.to(loss.dtype)).mean()
     raise ValueError(f"mean must be 'weights' or 'rows', not {mean!r}")
 
 

@@ -167,3 +167,11 @@ class NoSampler:
 
     def log_prob(self, store, item: Tensor) -> Tensor:
         raise RecexpError("This loss needs a sampler's probabilities, but sampler=none: choose sampler=uniform or popularity.")
+
+
+def hash_uniform(key: Tensor) -> Tensor:
+    """A number in [0, 1) per int64 key, the same for ever: double rounds of xor, shift and multiply that let every bit move every other."""
+    x = key
+    for multiplier in (0x2127599BF4325C37, 0x369DEA0F31A53F85):
+        x = (x ^ ((x >> 32) & 0xFFFFFFFF)) * multiplier
+    return ((x ^ ((x >> 32) & 0xFFFFFFFF)) & 0xFFFFFF).float() / 2**24

@@ -19,7 +19,8 @@ class Candidates:
     """kind: "uniform" or "popularity" (n distinct items besides the target, drawn once per user) or "all".
 
     exclude: what cannot be a negative: "all_interacted" (any behaviour, any split) or "explicit_only" (S000's code). seen: for kind "all", are items
-    of the user's history ranked ("ranked") or left out ("removed")?
+    of the user's history ranked ("ranked") or left out ("removed")? counts: popularity is that of "all" events, held-out ones too (BERT4Rec's
+    code), or of those in "train".
     """
 
     kind: str = "uniform"
@@ -27,12 +28,14 @@ class Candidates:
     exclude: str = "all_interacted"
     seed: int = 0
     seen: str = "ranked"
+    counts: str = "all"
 
     def __post_init__(self):
         for name, value, known in (
             ("kind", self.kind, ("uniform", "popularity", "all")),
             ("exclude", self.exclude, ("all_interacted", "explicit_only")),
             ("seen", self.seen, ("ranked", "removed")),
+            ("counts", self.counts, ("all", "train")),
         ):
             if value not in known:
                 raise RecexpError(f"protocol.candidates.{name}={value!r} is unknown; choose one of {', '.join(known)}.")
@@ -62,6 +65,8 @@ class Protocol:
     def id(self, meta: dict[str, Any]) -> str:
         """Hash of everything that decides what a number means: raw checksums, filters, split, candidates, tie rule, history."""
         said = {k: v for k, v in asdict(self).items() if k not in ("ks", "name")} | {"data": meta["fingerprint"]}
+        if self.candidates.counts == "all":  # a later option: ids from before it stay
+            said["candidates"].pop("counts")
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
     def ranks(self, store, targets, row_B: Tensor, candidate_BC: Tensor | None, model) -> tuple[Tensor, Tensor, Tensor]:

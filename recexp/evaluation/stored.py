@@ -48,7 +48,10 @@ def _draw(store, protocol: Protocol, split: str) -> np.ndarray:
     key = pairs.user * schema.V + pairs.item
     # The target itself is among the user's pairs, whatever the rule.
     exclude = torch.cat([key[excluded], targets.user * schema.V + targets.item]).unique().numpy()
-    weights = store.item_count.double().numpy() if wanted.kind == "popularity" else None
+    weights = None
+    if wanted.kind == "popularity":
+        counts = store.item_count if wanted.counts == "all" else torch.bincount(store.train.item, minlength=schema.V)
+        weights = counts.double().numpy()
     seed = 2 * wanted.seed + (split == "test")
     return draw(targets.user.numpy(), exclude, schema.n_items, wanted.n, seed, weights)
 

@@ -19,6 +19,7 @@ class Pointwise:
 
     levels: what each of the model's K logits means, weak to strong: "any" (any behaviour), "explicit" (any explicit behaviour) or the name of a
         behaviour. None: "any" for a model with K = 1, "any" and "explicit" with K = 2, otherwise each behaviour.
+    loss_name: "bce" on logits, or "mse", squared error of the scores themselves against the labels 0 and 1 (MTMF's, models.md §6.7).
     weights: weight of each level's loss (S000: eta = weights[0] on the implicit loss); None: all 1.
     explicit_neg: which pairs are negatives of the levels above the first (models.md §6.2): "unobserved" (items drawn for its positives),
         "clicked_only" (items met only through a weaker behaviour) or "both".
@@ -31,6 +32,7 @@ class Pointwise:
 
     sampler: NegativeSampler
     n_negatives: int = 4
+    loss_name: str = "bce"
     levels: list[str] | None = None
     weights: list[float] | None = None
     explicit_neg: str = "both"
@@ -45,6 +47,8 @@ class Pointwise:
     def __post_init__(self):
         if self.explicit_neg not in ("unobserved", "clicked_only", "both"):
             raise RecexpError(f"objective.explicit_neg={self.explicit_neg!r}: choose unobserved, clicked_only or both.")
+        if self.loss_name not in ("bce", "mse"):
+            raise RecexpError(f"objective.loss_name={self.loss_name!r}: choose bce or mse.")
         if self.reduction not in ("rows", "weights"):
             raise RecexpError(f"objective.reduction={self.reduction!r}: choose rows or weights.")
         if self.n_negatives < 1:
@@ -108,7 +112,8 @@ class Pointwise:
         extra = () if batch.did_BCT is None else (batch.did_BCT,)
         z_BCK = model.logits(batch.query, batch.item_BC, *extra)
         K = z_BCK.shape[-1]
-        parts = {f"loss_{k}": losses.bce_with_weights(z_BCK[..., k], batch.y_BCK[..., k], batch.w_BCK[..., k], mean=self.reduction) for k in range(K)}
+        loss = losses.bce_with_weights if self.loss_name == "bce" else losses.mse_with_weights
+        parts = {f"loss_{k}": loss(z_BCK[..., k], batch.y_BCK[..., k], batch.w_BCK[..., k], mean=self.reduction) for k in range(K)}
         total = sum((self.weights[k] if self.weights else 1.0) * part for k, part in enumerate(parts.values()))
         if (extra := penalty(model, batch.query, batch.item_BC, self.l2)) is not None:
             total = total + extra

@@ -46,6 +46,17 @@ def test_explicit_only_allows_what_was_merely_viewed(shop, split):
     assert viewed > 0
 
 
+def test_popularity_may_be_that_of_training_alone(shop):
+    """Items that occur in held-out events only are drawn by one rule and never by the other."""
+    shop.item_count = shop.item_count.clone()
+    absent = torch.bincount(shop.train.item, minlength=shop.schema.V) == 0
+    absent[shop.train_pairs.item[-3:].long()] = True
+    shop.item_count[absent] = shop.item_count.max() * 50
+    shop.train.item = shop.train.item[~absent[shop.train.item.long()]]
+    drawn = {c: stored_candidates(shop, protocol(kind="popularity", counts=c), "test").long() for c in ("all", "train")}
+    assert absent[drawn["all"]].any() and not absent[drawn["train"]].any()
+
+
 def test_a_viewed_target_is_never_among_its_candidates(tmp_path):
     """Where the last event is a view, explicit_only excludes it as the target alone."""
     opened = store(tmp_path, random_events(0), P3)

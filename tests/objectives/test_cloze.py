@@ -137,6 +137,43 @@ def test_masks_are_drawn_anew():
     assert not torch.equal(batch_of(task, 1).target_BL, batch_of(task, 2).target_BL)
 
 
+def test_copies_fix_the_masks_once_and_for_all():
+    task = objective(mask_prob=0.5, copies=3, replace=(0.6, 0.2, 0.2))
+    rows = task.rows(STORE)
+    assert len(rows) == 4 * len(objective().rows(STORE))
+    one, again = batch_of(task, 1), batch_of(task, 2)
+    assert torch.equal(one.target_BL, again.target_BL) and torch.equal(one.query.item_BL, again.query.item_BL)
+    # A row's masks depend neither on its neighbours nor on the padding they bring.
+    alone = batch_of(task, rows=rows[:1])
+    width = alone.target_BL.shape[1]
+    assert torch.equal(alone.target_BL[0], one.target_BL[0, -width:])
+    masks = (one.target_BL != 0).unflatten(0, (-1, 4))
+    assert masks[:, 3].sum(1).eq(1).all() and masks[:, 3, -1].all()  # the copy with its last item masked alone
+    long = (one.query.item_BL != 0).unflatten(0, (-1, 4))[:, 0].sum(1) > 8
+    assert (masks[long, 0] != masks[long, 1]).any(1).float().mean() > 0.9
+    assert masks[long, :3].float().sum() / (3 * (one.query.item_BL != 0).unflatten(0, (-1, 4))[long, 0].sum()) == pytest.approx(0.5, abs=0.06)
+
+
+def test_side_information_of_hidden_items_shows_only_where_it_is_to_leak():
+    class Side(RunningSum):
+        def encode(self, query, side_item_BL=None):
+            self.shown = query.item_BL if side_item_BL is None else side_item_BL
+            return super().encode(query)
+
+    model = Side(STORE.schema.V, HISTORY)
+    for hide in (True, False):
+        task = Cloze(NoSampler(), mask_prob=0.5, hide_side=hide)
+        task.check(model, STORE)
+        batch = batch_of(task)
+        task.loss(model, batch)
+        hidden = batch.target_BL != 0
+        assert (model.shown == MASK)[hidden].all() if hide else torch.equal(model.shown[hidden], batch.target_BL[hidden])
+        assert torch.equal(model.shown[~hidden], batch.query.item_BL[~hidden])
+        assert batch.query.behaviour_BL[hidden].any() == (not hide)
+    with pytest.raises(RecexpError, match="takes none"):
+        objective(hide_side=False)
+
+
 def test_loss_is_the_mean_cross_entropy_at_the_targets():
     task, model = objective(mask_prob=0.4), RunningSum(STORE.schema.V, HISTORY)
     batch = batch_of(task)
@@ -165,6 +202,7 @@ def test_shuffled_targets_change_only_what_is_asked_for():
         (dict(replace=(1.0, 0.0)), "replace"),
         (dict(step=0), "step"),
         (dict(max_masked=0), "max_masked"),
+        (dict(copies=-1), "copies"),
     ],
 )
 def test_wrong_options_are_named(options, text):

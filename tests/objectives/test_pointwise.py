@@ -109,6 +109,14 @@ def test_loss_is_the_weighted_sum_of_binary_cross_entropies(reduction, weights):
     assert set(losses) == {"loss", "loss_0", "loss_1"} and not losses["loss_0"].requires_grad
 
 
+def test_squared_error_is_of_the_scores_themselves():
+    task, model = objective(loss_name="mse", explicit_neg="unobserved", reduction="weights")
+    batch = batch_of(task)
+    error = (model.logits(batch.query, batch.item_BC) - batch.y_BCK) ** 2
+    expected = sum((error[..., k] * batch.w_BCK[..., k]).sum() / batch.w_BCK[..., k].sum() for k in range(2))
+    assert task.loss(model, batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 def test_l2_adds_the_penalty_of_the_looked_up_embeddings():
     task, model = objective()
     batch = batch_of(task)
