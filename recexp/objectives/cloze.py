@@ -55,7 +55,7 @@ class Cloze(SequenceObjective):
         super().check(model, store)
         self._mask_id = store.schema.V
         if not self.hide_side and "side_item_BL" not in inspect.signature(model.encode).parameters:
-            raise RecexpError(f"objective.hide_side=false shows side information, and {type(model).__name__} takes none: take nova_bert or invasive_bert.")
+            raise RecexpError(f"objective.hide_side=false shows side information, and {type(model).__name__} takes none: nova_bert does.")
 
     def rows(self, store) -> Tensor:
         length = self._history + 1  # at prediction [MASK] takes one place
@@ -96,10 +96,8 @@ class Cloze(SequenceObjective):
         if self.max_masked is not None:
             most = most.clamp(max=self.max_masked)
         chosen_BL = real_BL & (rank_BL < most)
-        if self.copies:
-            only_last = (rows % (self.copies + 1) == self.copies)[:, None]
-        else:
-            only_last = draw()[:, :1] < (0 if self.one_mask else self.last_prob)
+        share = 0 if self.one_mask else self.last_prob
+        only_last = (rows % (self.copies + 1) == self.copies)[:, None] if self.copies else draw()[:, :1] < share
         last_BL = torch.zeros_like(real_BL)
         last_BL[:, -1] = real_BL[:, -1]
         return torch.where(only_last, last_BL, chosen_BL)
