@@ -159,9 +159,9 @@ def test_a_model_that_cannot_serve_the_objective_is_one_clear_error(model, objec
 
 
 def test_settings_left_over_from_the_models_own_objective_say_how_to_drop_them():
-    with pytest.raises(RecexpError, match=r"Unknown key objective\.positives: Pointwise knows .*drop it: ~objective\.positives"):
-        check_config(composed("model=mmlp", "objective=pointwise"))
-    check_config(composed("model=mmlp", "objective=pointwise", "sampler=uniform", "~objective.positives"))
+    with pytest.raises(RecexpError, match=r"Unknown key objective\.pairs: Pointwise knows .*drop it: ~objective\.pairs"):
+        check_config(composed("model=mfpr", "objective=pointwise"))
+    check_config(composed("model=mfpr", "objective=pointwise", "~objective.pairs"))
 
 
 @pytest.mark.parametrize("model", ["bert4rec", "sasrec", "bert_ite", "nova_bert"])

@@ -67,6 +67,24 @@ def somebody(store: Any, shape: tuple[int, ...], generator: torch.Generator) -> 
     return torch.randint(len(store.train), shape, generator=generator, device=store.device)
 
 
+def positive_rows(store: Any, positives: str) -> Tensor:
+    """Rows of ``store.train`` with "any" behaviour, an "explicit" one or the "strongest". Raises RecexpError where there is none."""
+    T = len(store.schema.behaviours)
+    bits = {
+        "any": (1 << T) - 1,
+        "explicit": sum(1 << i for i, explicit in enumerate(store.schema.explicit) if explicit),
+        "strongest": 1 << (T - 1),
+    }
+    if positives not in bits:
+        raise RecexpError(f"objective.positives={positives!r}: choose any, explicit or strongest.")
+    if positives == "any":
+        return torch.arange(len(store.train))
+    rows = torch.nonzero(store.train.mask & bits[positives]).flatten()
+    if len(rows) == 0:
+        raise RecexpError(f"objective.positives={positives}: no training event has such a behaviour (dataset.explicit lists none?).")
+    return rows
+
+
 def check_negatives(store: Any, n: int, model: Any) -> None:
     """A user who has met every item has no negative to draw."""
     if n > 0:

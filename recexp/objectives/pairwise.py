@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recexp import losses
-from recexp.objectives.base import behaviours_on, check_negatives, penalty, require, somebody
+from recexp.objectives.base import behaviours_on, check_negatives, penalty, positive_rows, require, somebody
 from recexp.sampling import NegativeSampler
 from recexp.types import PairwiseBatch, Query, RecexpError
 
@@ -37,8 +37,6 @@ class Pairwise:
     needs = ("score",)
 
     def __post_init__(self):
-        if self.positives not in ("any", "explicit", "strongest"):
-            raise RecexpError(f"objective.positives={self.positives!r}: choose any, explicit or strongest.")
         if self.pairs not in ("sampler", "levels"):
             raise RecexpError(f"objective.pairs={self.pairs!r}: choose sampler or levels.")
         if self.n_negatives < 1:
@@ -48,8 +46,7 @@ class Pairwise:
         self._branches = getattr(model, "wants_behaviour_mask", False)
         require(model, self)
         check_negatives(store, self.n_negatives, model)
-        if len(self.rows(store)) == 0:
-            raise RecexpError(f"objective.positives={self.positives}: no training event has such a behaviour (dataset.explicit lists none?).")
+        self.rows(store)
         T = len(store.schema.behaviours)
         if self.levels is not None and (len(self.levels) != T or min(self.levels) < 1):
             raise RecexpError(f"objective.levels={list(self.levels)} must give each of the behaviours {list(store.schema.behaviours)} a level >= 1.")
@@ -57,11 +54,7 @@ class Pairwise:
         self._items_by_level = None
 
     def rows(self, store) -> Tensor:
-        if self.positives == "any":
-            return torch.arange(len(store.train))
-        T = len(store.schema.behaviours)
-        bits = 1 << (T - 1) if self.positives == "strongest" else sum(1 << i for i, e in enumerate(store.schema.explicit) if e)
-        return torch.nonzero(store.train.mask & bits).flatten()
+        return positive_rows(store, self.positives)
 
     def batch(self, store, rows: Tensor, generator: torch.Generator) -> PairwiseBatch:
         query, source = store.query(rows, self._history), rows

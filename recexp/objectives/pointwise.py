@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from recexp import losses
-from recexp.objectives.base import behaviours_on, check_negatives, penalty, require, somebody
+from recexp.objectives.base import behaviours_on, check_negatives, penalty, positive_rows, require, somebody
 from recexp.sampling import NegativeSampler
 from recexp.types import PointwiseBatch, RecexpError
 
 
 @dataclass
 class Pointwise:
-    """Each training event with ``n_negatives`` items the user has not; one binary cross-entropy per predicted level.
+    """Each training event that ``positives`` names, with ``n_negatives`` items the user has not; one binary cross-entropy per predicted level.
 
+    positives: the training events to learn from: "any", "explicit" ones or those of the "strongest" behaviour (S001's NCF: purchases).
     levels: what each of the model's K logits means, weak to strong: "any" (any behaviour), "explicit" (any explicit behaviour) or the name of a
         behaviour. None: "any" for a model with K = 1, "any" and "explicit" with K = 2, otherwise each behaviour.
     loss_name: "bce" on logits, or "mse", squared error of the scores themselves against the labels 0 and 1 (MTMF's, models.md §6.7).
@@ -33,6 +34,7 @@ class Pointwise:
     sampler: NegativeSampler
     n_negatives: int = 4
     loss_name: str = "bce"
+    positives: str = "any"
     levels: list[str] | None = None
     weights: list[float] | None = None
     explicit_neg: str = "both"
@@ -57,6 +59,7 @@ class Pointwise:
     def check(self, model, store) -> None:
         require(model, self)
         check_negatives(store, self.n_negatives, model)
+        self.rows(store)
         self._prepare(model, store)
 
     def _prepare(self, model, store) -> None:
@@ -81,7 +84,7 @@ class Pointwise:
         self._history, self._branches = model.history, getattr(model, "wants_behaviour_mask", False)
 
     def rows(self, store) -> Tensor:
-        return torch.arange(len(store.train))
+        return positive_rows(store, self.positives)
 
     def batch(self, store, rows: Tensor, generator: torch.Generator) -> PointwiseBatch:
         query, source = store.query(rows, self._history), rows

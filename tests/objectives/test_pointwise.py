@@ -51,6 +51,12 @@ def test_every_event_comes_with_its_past_and_items_the_user_has_not():
     assert batch.query.without_B is None and batch.did_BCT is None
 
 
+@pytest.mark.parametrize(("positives", "bits"), [("any", 0b111), ("explicit", 0b110), ("strongest", 0b100)])
+def test_the_events_to_learn_from_can_be_chosen(positives, bits):
+    task, _ = objective(positives=positives)
+    assert task.rows(STORE).tolist() == [row for row, mask in enumerate(STORE.train.mask.tolist()) if mask & bits]
+
+
 def test_negatives_follow_the_generator():
     task, _ = objective()
     assert torch.equal(batch_of(task, seed=1).item_BC, batch_of(task, seed=1).item_BC)
