@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recexp.models.sequence import SequenceModel, append, by_length, checked_length, latest
+from recexp.models.sequence import SequenceModel, append, by_length, checked_length, latest, places
 from recexp.nn.attention import key_mask
 from recexp.nn.dropout import Dropout
 from recexp.nn.transformer import PositionEmbedding, TransformerLayer, bert_init
@@ -82,21 +82,29 @@ class BERT4Rec(SequenceModel):
 
     def encode(self, query: Query, last_only: bool = False) -> Tensor:
         query = latest(query, self.max_len)
-        return by_length(lambda part, _: self._encode(part, last_only), query, last_only)
+        last = slice(-1, None) if last_only else None
+        return by_length(lambda part, rows, at: self._encode(part, last), query, last_only)
 
-    def _encode(self, query: Query, last_only: bool) -> Tensor:
+    def encode_at(self, query: Query, wanted_BL: Tensor) -> Tensor:
+        """States [N, D] at the wanted places among the newest max_len, row by row. The last layer computes no others, which saves
+        a third of the work where a fifth is wanted.
+        """
+        at_BM, real_BM = places(wanted_BL[:, -self.max_len :])
+        return by_length(lambda part, rows, at: self._encode(part, at), latest(query, self.max_len), False, at_BM)[real_BM]
+
+    def _encode(self, query: Query, at: slice | Tensor | None) -> Tensor:
         h = self.item(query.item_BL)
         if self.position is not None:
             h = h + self.position(query.mask_BL)
-        return self._transform(h, query.mask_BL, last_only)
+        return self._transform(h, query.mask_BL, at)
 
-    def _transform(self, h: Tensor, mask_BL: Tensor, last_only: bool) -> Tensor:
-        """The input sum [B, L, D] through all layers."""
+    def _transform(self, h: Tensor, mask_BL: Tensor, at: slice | Tensor | None) -> Tensor:
+        """The input sum [B, L, D] through all layers; of the last one only the rows ``at`` (see ``TransformerLayer``)."""
         if self.token_type is not None:
             h = h + self.token_type
         h, mask = self.dropout(self.input_norm(h)), key_mask(mask_BL)
         for i, layer in enumerate(self.layers):
-            h = layer(h, mask, last_only=last_only and i + 1 == len(self.layers))
+            h = layer(h, mask, at=at if i + 1 == len(self.layers) else None)
         return h
 
     def head(self, h: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recexp.models.bert4rec import EPS, BERT4Rec
-from recexp.models.sequence import by_length, latest
+from recexp.models.sequence import by_length, latest, places
 from recexp.nn.attention import key_mask
 from recexp.nn.embeddings import FeatureBag
 from recexp.nn.fusion import Fusion
@@ -138,15 +138,24 @@ class SideBERT(BERT4Rec):
         self.side_norm = nn.LayerNorm(num_factors, EPS) if embedding_norm and not invasive and count > 1 else nn.Identity()
 
     def encode(self, query: Query, last_only: bool = False, side_item_BL: Tensor | None = None) -> Tensor:
+        last = slice(-1, None) if last_only else None
+        return self._by_length(query, side_item_BL, last_only, None, last)
+
+    def encode_at(self, query: Query, wanted_BL: Tensor, side_item_BL: Tensor | None = None) -> Tensor:
+        """See ``BERT4Rec``."""
+        at_BM, real_BM = places(wanted_BL[:, -self.max_len :])
+        return self._by_length(query, side_item_BL, False, at_BM, None)[real_BM]
+
+    def _by_length(self, query: Query, side_item_BL: Tensor | None, last_only: bool, at_BM: Tensor | None, last: slice | None) -> Tensor:
         query = latest(query, self.max_len)
         shown_BL = query.item_BL if side_item_BL is None else side_item_BL[:, -self.max_len :]
 
-        def encode(part: Query, rows: Tensor | slice) -> Tensor:
-            return self._encode(part, shown_BL[rows, shown_BL.shape[1] - part.item_BL.shape[1] :], last_only)
+        def encode(part: Query, rows: Tensor | slice, at: Tensor | None) -> Tensor:
+            return self._encode_side(part, shown_BL[rows, shown_BL.shape[1] - part.item_BL.shape[1] :], last if at is None else at)
 
-        return by_length(encode, query, last_only)
+        return by_length(encode, query, last_only, at_BM)
 
-    def _encode(self, query: Query, shown_BL: Tensor, last_only: bool) -> Tensor:
+    def _encode_side(self, query: Query, shown_BL: Tensor, at: slice | Tensor | None) -> Tensor:
         h, mask_BL = self.item(query.item_BL), query.mask_BL
         sides = list(self.side(query, shown_BL))
         if self.position_fused:
@@ -154,10 +163,10 @@ class SideBERT(BERT4Rec):
         elif self.position is not None:
             h = h + self.position(mask_BL)
         if self.invasive:
-            return self._transform(self.fusions[0]([h, *sides]), mask_BL, last_only)
+            return self._transform(self.fusions[0]([h, *sides]), mask_BL, at)
         h, sides = self.dropout(self.input_norm(h)), [self.dropout(self.side_norm(f)) for f in sides]
         mask = key_mask(mask_BL)
         for i, layer in enumerate(self.layers):
             fused = self.fusions[i % len(self.fusions)]([h, *sides])
-            h = layer(h, mask, fused, last_only=last_only and i + 1 == len(self.layers))
+            h = layer(h, mask, fused, at if i + 1 == len(self.layers) else None)
         return h

@@ -82,7 +82,7 @@ class SASRec(SequenceModel):
 
     def encode(self, query: Query, last_only: bool = False) -> Tensor:
         query = latest(query, self.max_len, least=1)
-        return by_length(lambda part, _: self._encode(part, last_only), query, last_only)
+        return by_length(lambda part, rows, at: self._encode(part, last_only), query, last_only)
 
     def _encode(self, query: Query, last_only: bool) -> Tensor:
         mask_BL = query.mask_BL

@@ -32,22 +32,33 @@ def append(query: Query, item: int) -> Query:
     return query
 
 
-def by_length(encode: Callable[[Query, Tensor | slice], Tensor], query: Query, last_only: bool) -> Tensor:
-    """encode(part of the query, its rows) of all rows: [B, L, D], or [B, 1, D] where it returns last_only.
+def by_length(encode: Callable[[Query, Tensor | slice, Tensor | None], Tensor], query: Query, last_only: bool, at_BM: Tensor | None = None) -> Tensor:
+    """encode(part of the query, its rows, their at) of all rows: [B, L, D], [B, 1, D] where it returns last_only, [B, M, D] of the places at_BM.
 
     On CPUs rows of similar length are encoded together without their common padding, which is 40 % of MovieLens at
     length 200. For encoders to whose states padding makes no difference; states at padding may then be 0.
     """
     if query.item_BL.device.type != "cpu" or len(query) <= GROUP:
-        return encode(query, slice(None))
+        return encode(query, slice(None), at_BM)
     length_B = query.mask_BL.sum(1)
     order_B = length_B.argsort()
     parts = []
     for rows in order_B.split(GROUP):
         part = latest(query[rows], max(1, int(length_B[rows[-1]])))
-        padding = 0 if last_only else query.item_BL.shape[1] - part.item_BL.shape[1]
-        parts.append(F.pad(encode(part, rows), (0, 0, padding, 0)))
+        padding = query.item_BL.shape[1] - part.item_BL.shape[1]
+        if at_BM is not None:
+            parts.append(encode(part, rows, (at_BM[rows] - padding).clamp(min=0)))
+        else:
+            parts.append(F.pad(encode(part, rows, None), (0, 0, 0 if last_only else padding, 0)))
     return torch.cat(parts)[order_B.argsort()]
+
+
+def places(wanted_BL: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns of each row's wanted places in ascending order, and which of them are real: int64 and bool [B, M], M the most of a row."""
+    count_B1 = wanted_BL.sum(1, keepdim=True)
+    most = max(1, int(count_B1.max()))
+    at_BM = (~wanted_BL).view(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+    return at_BM, torch.arange(most, device=at_BM.device) < count_B1
 
 
 def checked_length(max_len: int, least: int = 1) -> int:
@@ -68,6 +79,9 @@ def inner_products(h_BD: Tensor, vectors: Tensor, bias: Tensor | None) -> Tensor
 
 class SequenceModel(nn.Module):
     """Base of encoders: states of a history (``encode``), scored against ``item_vectors``.
+
+    Encoders that can save work where only some states are wanted offer ``encode_at(query, wanted_BL) -> h_ND`` too: the states at the wanted places,
+    row by row.
 
     ``encode`` returns one state per position of the newest max_len events, so of all positions where the query has no
     more than that. ``head`` maps the states that are of interest to the vectors that meet the item vectors.

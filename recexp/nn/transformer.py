@@ -21,7 +21,7 @@ class TransformerLayer(nn.Module):
     the sum is gone. ffn: without it, attention only (S002 Table 5).
 
     The input x_BLD feeds values and residual. Queries and keys come from query_key_BLD where given (NOVA, S004), else
-    from x too. last_only computes the last row alone: [B, 1, D], equal to the last of all rows.
+    from x too. at computes some rows alone, equal to those among all rows: a slice of them, or int64 [B, M], M of each.
     """
 
     def __init__(
@@ -48,11 +48,13 @@ class TransformerLayer(nn.Module):
         self.ffn = ffn
         self.dropout = Dropout(dropout)
 
-    def forward(self, x_BLD: Tensor, mask: Tensor, query_key_BLD: Tensor | None = None, last_only: bool = False) -> Tensor:
+    def forward(self, x_BLD: Tensor, mask: Tensor, query_key_BLD: Tensor | None = None, at: slice | Tensor | None = None) -> Tensor:
         value = self.norm1(x_BLD) if self.norm == "pre" else x_BLD
         query = key = value if query_key_BLD is None else query_key_BLD
-        if last_only:
-            x_BLD, query, mask = x_BLD[:, -1:], query[:, -1:], mask[..., -1:, :]
+        if at is not None:
+            x_BLD, query = pick(x_BLD, at), pick(query, at)
+            if mask.shape[-2] > 1:
+                mask = pick(mask[:, 0], at)[:, None]
         h = self._add(x_BLD, self.attention(query, key, value, mask), self.norm1)
         if not self.ffn:
             return h
@@ -63,6 +65,11 @@ class TransformerLayer(nn.Module):
         h = self.dropout(change)
         h = x + h if self.residual else h
         return h if self.norm == "pre" else norm(h)
+
+
+def pick(x_BLD: Tensor, at: slice | Tensor) -> Tensor:
+    """Rows of every sequence: a slice of them or int64 [B, M]."""
+    return x_BLD[:, at] if isinstance(at, slice) else x_BLD.gather(1, at[..., None].expand(-1, -1, x_BLD.shape[-1]))
 
 
 class PositionEmbedding(nn.Module):

@@ -54,7 +54,7 @@ class Cloze(SequenceObjective):
     def check(self, model, store) -> None:
         super().check(model, store)
         self._mask_id = store.schema.V
-        if not self.hide_side and "side_item_BL" not in inspect.signature(model.encode).parameters:
+        if not self.hide_side and "side_item_BL" not in inspect.signature(getattr(model, "encode_at", model.encode)).parameters:
             raise RecexpError(f"objective.hide_side=false shows side information, and {type(model).__name__} takes none: nova_bert does.")
 
     def rows(self, store) -> Tensor:
@@ -76,12 +76,11 @@ class Cloze(SequenceObjective):
             query = replace(query, **{k: None if c is None else c.masked_fill(masked_BL, 0) for k, c in zip(SIDE, side, strict=True)})
         return self._negatives(store, SequenceBatch(replace(query, item_BL=item_BL), target_BL), generator)
 
-    def states(self, model, batch: SequenceBatch) -> Tensor:
-        """[B, L, D]"""
+    def states(self, model, batch: SequenceBatch, wanted_BL: Tensor) -> Tensor:
+        """[N, D]"""
         if self.hide_side:
-            return super().states(model, batch)
-        item_BL, target_BL = batch.query.item_BL, batch.target_BL
-        return model.encode(batch.query, side_item_BL=torch.where(target_BL != 0, target_BL, item_BL))
+            return super().states(model, batch, wanted_BL)
+        return model.encode_at(batch.query, wanted_BL, side_item_BL=torch.where(wanted_BL, batch.target_BL, batch.query.item_BL))
 
     def _choose(self, real_BL: Tensor, draw: Draws, rows: Tensor) -> Tensor:
         draw_BL = draw().masked_fill(~real_BL, 2.0)

@@ -76,16 +76,18 @@ class SequenceObjective:
             batch.log_prob_n = self.sampler.log_prob(store, batch.negative_n) if self.log_q else None
         return batch
 
-    def states(self, model, batch: SequenceBatch) -> Tensor:
-        """[B, L, D], or [B, 1, D] where one state serves all targets of a window."""
-        return model.encode(batch.query)
+    def states(self, model, batch: SequenceBatch, wanted_BL: Tensor) -> Tensor:
+        """States [N, D] at the wanted places, row by row."""
+        if callable(getattr(model, "encode_at", None)):
+            return model.encode_at(batch.query, wanted_BL)
+        h_BLD = model.encode(batch.query)
+        if h_BLD.shape[1] == 1 and wanted_BL.shape[1] > 1:  # one state serves all targets of a window
+            h_BLD = h_BLD.expand(-1, wanted_BL.shape[1], -1)
+        return h_BLD[wanted_BL]
 
     def loss(self, model, batch: SequenceBatch) -> dict[str, Tensor]:
         wanted_BL = batch.target_BL != 0
-        h_BLD = self.states(model, batch)
-        if h_BLD.shape[1] == 1 and wanted_BL.shape[1] > 1:
-            h_BLD = h_BLD.expand(-1, wanted_BL.shape[1], -1)
-        h_ND, target_N = h_BLD[wanted_BL], batch.target_BL[wanted_BL]
+        h_ND, target_N = self.states(model, batch, wanted_BL), batch.target_BL[wanted_BL]
         head = getattr(model, "head", None)
         h_ND = head(h_ND) if head is not None else h_ND
         if self.loss_name == "ce":

@@ -85,6 +85,18 @@ def test_a_leak_follows_its_rows_into_groups_by_length(monkeypatch):
 
 
 @pytest.mark.parametrize("invasive", [False, True])
+@pytest.mark.parametrize("leak", [False, True])
+def test_wanted_states_are_those_among_all_states(invasive, leak, monkeypatch):
+    m, query = model(invasive=invasive), QUERY
+    shown = torch.where(query.item_BL != 0, 5, 0) if leak else None
+    wanted = query.mask_BL & (torch.rand(query.item_BL.shape, generator=torch.Generator().manual_seed(2)) < 0.5)
+    expected = m.encode(query, side_item_BL=shown)[wanted[:, -m.max_len :]]
+    for group in (1, 2, 100):
+        monkeypatch.setattr(sequence, "GROUP", group)
+        assert torch.allclose(m.encode_at(query, wanted, side_item_BL=shown), expected)
+
+
+@pytest.mark.parametrize("invasive", [False, True])
 @pytest.mark.parametrize("name", ["category", "genres", "price", "value", "behaviour"])
 def test_each_feature_alone_counts(invasive, name):
     m = model(invasive=invasive, side=name)

@@ -118,6 +118,20 @@ def test_rows_grouped_by_length_have_the_same_states(name, group, monkeypatch):
 
 
 @every
+@pytest.mark.parametrize("group", [1, 2, 100])
+def test_wanted_states_are_those_among_all_states(name, group, monkeypatch):
+    m = model(name)
+    if not hasattr(m, "encode_at"):
+        pytest.skip("computes all states or one")
+    monkeypatch.setattr(sequence, "GROUP", group)
+    query = latest(QUERY, N)
+    h = m.encode(query)
+    for share in (0.0, 0.3, 1.0):
+        wanted = query.mask_BL & (torch.rand(query.item_BL.shape, generator=torch.Generator().manual_seed(2)) < share)
+        assert torch.allclose(m.encode_at(query, wanted), h[wanted])
+
+
+@every
 def test_gradients_reach_every_parameter(name):
     torch.manual_seed(0)
     m = model(name).train()

@@ -103,7 +103,9 @@ def test_the_last_row_alone_is_the_last_of_all_rows(options, two_streams):
     x, other = torch.randn(2, 4, 5, 8, dtype=torch.float64)
     for mask in (key_mask(REAL), causal_mask(REAL)):
         r = other if two_streams else None
-        assert torch.allclose(layer(x, mask, r, last_only=True), layer(x, mask, r)[:, -1:])
+        assert torch.allclose(layer(x, mask, r, at=slice(-1, None)), layer(x, mask, r)[:, -1:])
+        at = torch.tensor([[0, 2], [4, 4], [1, 3], [2, 4]])
+        assert torch.allclose(layer(x, mask, r, at=at), layer(x, mask, r)[torch.arange(4)[:, None], at])
 
 
 def test_a_second_stream_moves_attention_but_not_values():
