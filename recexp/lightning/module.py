@@ -76,6 +76,7 @@ class RecModule(pl.LightningModule):
             progress.increment_completed()
             return None
         loss = losses["loss"]
+        losses = losses | getattr(self.model, "diagnostics", dict)()
         self.log_dict({f"train/{k}": v for k, v in losses.items()}, on_step=False, on_epoch=True, batch_size=len(row))
         self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(row))
         return loss

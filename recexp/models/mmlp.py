@@ -43,6 +43,7 @@ class MMLP(nn.Module):
         self.mf_item = nn.Embedding(schema.V, d, padding_idx=0) if mf_part else None
         self.head = nn.Linear(2 * d, 1) if mf_part else None
         self.widest = n_branches * widths[1]
+        self._active: list[Tensor] = []
         with torch.no_grad():
             for x in self.parameters():
                 x.normal_(0.0, init_std)
@@ -53,6 +54,8 @@ class MMLP(nn.Module):
     def _logit(self, query: Query, item: Tensor, branch_mask_BCT: Tensor | None = None) -> Tensor:
         p_B1D, q = self.user(query.user_B).unsqueeze(1), self.item(item)
         outputs = [branch(p_B1D, q) for branch in self.branches]
+        if self.training:
+            self._active = [(o.detach() > 0).float().mean() for o in outputs]
         if branch_mask_BCT is not None:
             masks = branch_mask_BCT.bool().unsqueeze(-1).unbind(2)[:-1]
             outputs = [*(torch.where(m, o, o.detach()) for m, o in zip(masks, outputs[:-1], strict=True)), outputs[-1]]
@@ -73,6 +76,10 @@ class MMLP(nn.Module):
         branch_mask_BCT: 1 where the user showed behaviour t (weak to strong) on the item; None lets every branch learn.
         """
         return self._logit(query, item_BC, branch_mask_BCT).unsqueeze(-1)
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Share of each branch's outputs that its last ReLU let through in the latest training step: at d = 4 and N(0, 0.01^2) branches die."""
+        return {f"active_branch_{t}": share for t, share in enumerate(self._active)}
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         """Mean square of the embeddings looked up."""

@@ -108,4 +108,7 @@ class Pairwise:
         total = losses.bpr(score_BC[:, 0], score_BC[:, 1:])
         if (extra := penalty(model, batch.query, item_BC, self.l2)) is not None:
             total = total + extra
-        return {"loss": total}
+        if not masked:
+            return {"loss": total}
+        # The rest were drawn from the unseen, for want of items met only through weaker behaviours (models.md §5.2 asks to say how many).
+        return {"loss": total, "negatives_met": batch.did_BCT[:, 1:].any(-1).float().mean()}

@@ -224,3 +224,15 @@ def test_overfits_a_toy_shop(name):
 def test_wrong_knobs_are_named(build, word):
     with pytest.raises(RecexpError, match=word):
         build()
+
+
+def test_dead_branches_are_counted():
+    m = MMLP(SCHEMA, num_factors=4).train()
+    with torch.no_grad():
+        last = [layer for layer in m.branches[0].modules() if isinstance(layer, torch.nn.Linear)][-1]
+        last.weight.zero_()
+        last.bias.fill_(-1.0)
+    m.score(QUERY, torch.tensor([[1, 2]]).expand(len(QUERY), -1))
+    shares = m.diagnostics()
+    assert shares["active_branch_0"] == 0 and len(shares) == len(SCHEMA.behaviours)
+    assert all(0 <= float(x) <= 1 for x in shares.values()) and max(map(float, shares.values())) > 0

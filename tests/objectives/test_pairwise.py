@@ -121,6 +121,8 @@ def test_branches_learn_only_where_the_user_showed_their_behaviour():
         assert did == [[bool(PAIRS.get((user, i), 0) >> t & 1) for t in range(4)] for i in row]
     score = model.score(batch.query, items)
     assert task.loss(model, batch)["loss"].item() == pytest.approx(-F.logsigmoid(score[:, :1] - score[:, 1:]).mean().item(), rel=1e-9)
+    met = sum(PAIRS.get((user, i), 0) > 0 for user, row in zip(batch.query.user_B.tolist(), batch.negative_Bn.tolist(), strict=True) for i in row)
+    assert float(task.loss(model, batch)["negatives_met"]) == pytest.approx(met / batch.negative_Bn.numel())
     batch.did_BCT[..., 1] = False
     task.loss(model, batch)["loss"].backward()
     grads = [sum(float(p.grad.abs().sum()) for p in branch.parameters()) for branch in model.branches]
