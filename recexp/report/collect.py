@@ -2,31 +2,103 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+from omegaconf import OmegaConf
+
+from recexp.cli import CONF
 from recexp.types import RecexpError
+
+# What every reader of results relies on.
+NEEDED = ("model", "dataset", "protocol", "protocol_id", "seed", "selection", "metrics", "best_epoch", "epochs", "stop_reason", "data")
 
 
 def collect(folders: Iterable[str | Path]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Every ``result.json`` at or below the folders, with its ``folder``, and a line per run left out.
+    """Every ``result.json`` at or below the folders, with its ``folder`` and ``config``, and a line per run left out.
+
+    config: the nested settings of ``config.yaml``, or what the overrides tell where only ``result.json`` was kept.
+    An evaluation of a run under another protocol (``RUN_DIR/full_unseen``) is a result of its own, with the run's config.
 
     Raises RecexpError where a folder does not exist or nothing at all is found.
     """
-    results, left_out = [], []
+    results, left_out, seen = [], [], set()
     for folder in map(Path, folders):
         if not folder.exists():
             raise RecexpError(f"{folder} does not exist: name run directories, or a folder above them.")
         runs = {p.parent for name in ("config.yaml", "result.json") for p in folder.rglob(name) if p.parent.name != ".hydra"}
         for run in sorted(runs):
+            if (place := run.resolve()) in seen:  # folders given twice, or one inside another
+                continue
+            seen.add(place)
             try:
-                results.append(json.loads((run / "result.json").read_text()) | {"folder": str(run)})
+                results.append(_read(run))
             except FileNotFoundError:
-                left_out.append(f"{run}: no result.json (failed, or still running)")
-            except ValueError as error:
+                left_out.append(f"{run}: no result.json ({_state(run)})")
+            except (OSError, ValueError, yaml.YAMLError) as error:
                 left_out.append(f"{run / 'result.json'}: not readable ({error})")
     if not results:
         raise RecexpError("No run with a result.json was found. " + "; ".join(left_out))
     return results, left_out
+
+
+def setting(result: dict[str, Any], key: str, default: Any = None) -> Any:
+    """The value of a dotted key such as ``model.num_factors`` in the run's config."""
+    node: Any = result.get("config") or {}
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return default
+        node = node[part]
+    return node
+
+
+def epochs_table(result: dict[str, Any]) -> list[dict[str, float]]:
+    """The rows of ``metrics.csv``, cells without a number left out; empty where the file was not kept."""
+    path = Path(result["folder"]) / "metrics.csv"
+    if not path.is_file() and "evaluated" in result:
+        path = path.parent.parent / "metrics.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(file)]
+
+
+def _read(run: Path) -> dict[str, Any]:
+    result = json.loads((run / "result.json").read_text())
+    missing = [key for key in NEEDED if not isinstance(result, dict) or key not in result]
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    empty = {"overrides": [], "git": {"commit": None, "dirty": None}, "wall_time_s": None, "examples_per_s": None, "reconstruction": False}
+    path = next((p for p in (run / "config.yaml", run.parent / "config.yaml") if p.is_file()), None)
+    own = path is not None and (path.parent == run or "evaluated" in result)
+    config = OmegaConf.to_container(OmegaConf.load(path)) if own else _from_overrides(result)
+    return empty | result | {"folder": str(run), "config": config}
+
+
+def _from_overrides(result: dict[str, Any]) -> dict[str, Any]:
+    """The model's YAML as it is now with the run's overrides upon it. Experiments and tuned values remain unknown."""
+    config = OmegaConf.create({})
+    for name in reversed(_lineage(str(result["model"]))):
+        config = OmegaConf.merge(config, OmegaConf.load(CONF / "model" / f"{name}.yaml"))
+    pairs = [o.lstrip("+~").split("=", 1) for o in result.get("overrides", []) if "." in o.split("=", 1)[0] and "=" in o]
+    config = OmegaConf.merge(config, OmegaConf.from_dotlist([f"{k}={v}" for k, v in pairs if "@" not in k]))
+    config.pop("defaults", None)
+    return OmegaConf.to_container(config)
+
+
+def _lineage(name: str) -> list[str]:
+    path = CONF / "model" / f"{name}.yaml"
+    if not path.is_file():
+        return []
+    parents = [d for d in OmegaConf.load(path).get("defaults", []) if isinstance(d, str) and d != "_self_"]
+    return [name, *(above for parent in parents for above in _lineage(parent))]
+
+
+def _state(run: Path) -> str:
+    """How far an unfinished run came."""
+    rows = epochs_table({"folder": str(run)})
+    return f"interrupted or still running, {len(rows)} epochs done" if rows else "failed, or still running"

@@ -3,41 +3,198 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean, stdev
 from typing import Any
+
+from recexp.report.collect import epochs_table
+from recexp.report.formats import BEST, SECOND, Cell, Table, as_markdown
+from recexp.report.published import Figure, deviations, match, same_data
 
 # Overrides that a table says elsewhere, or that say only where things lie.
 SAID = ("model=", "dataset=", "experiment=", "protocol=", "seed=", "selection=")
-PLACES = ("dataset.raw_dir", "hydra.", "cache_dir", "logger", "threads", "group", "ckpt_path")
+PLACES = ("dataset.raw_dir", "hydra.", "hydra/", "cache_dir", "logger", "threads", "group", "ckpt_path", "tags", "run_dir")
 COLUMNS = ("test/hr@10", "test/ndcg@10", "test/mrr", "val/ndcg@10")
 
 
-def markdown(results: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
-    """One Markdown table per protocol id, rows ordered by test NDCG@10."""
-    parts = []
-    for key in dict.fromkeys((r["dataset"], r["protocol"], r["protocol_id"]) for r in results):
-        rows = [r for r in results if (r["dataset"], r["protocol"], r["protocol_id"]) == key]
-        rows.sort(key=lambda r: -r["metrics"]["test/ndcg@10"])
-        data = rows[0]["data"]
-        parts.append(
-            f"### {key[0]}, {key[1]} (id {key[2]})\n\n{data['users']:,} users, {data['items']:,} items, {data['interactions']:,} interactions, "
-            f"{int(rows[0]['metrics']['test/users']):,} of them tested\n\n" + _table(rows, columns)
-        )
-    return "\n\n".join(parts) + "\n"
+@dataclass
+class System:
+    """Runs of one protocol that differ in nothing but the seed."""
+
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    label: str = ""  # model and the settings that tell it from the table's others
+
+    @property
+    def first(self) -> dict[str, Any]:
+        return self.runs[0]
+
+    @property
+    def figures(self) -> dict[str, Figure]:
+        return match(self.first)
+
+    def values(self, metric: str) -> list[float]:
+        return [r["metrics"][metric] for r in self.runs if r["metrics"].get(metric) is not None]
+
+    def mean(self, metric: str) -> float | None:
+        return fmean(found) if (found := self.values(metric)) else None
+
+    def deviations(self) -> list[str]:
+        figure = next(iter(self.figures.values()), None)
+        rows = epochs_table(self.first) if figure else []
+        return deviations(self.first, figure, len(self.runs), int(rows[-1]["step"]) if rows and "step" in rows[-1] else None)
 
 
-def _table(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> str:
-    head = ["model", *columns, "best epoch", "stopped by", "seed", "rows/s", "s", "commit", "settings"]
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    best = {c: max(r["metrics"].get(c, float("-inf")) for r in rows) for c in columns}
-    for r in rows:
-        figures = [f"{v:.4f}" if (v := r["metrics"].get(c)) is not None else "–" for c in columns]
-        figures = [f"**{f}**" if r["metrics"].get(c) == best[c] and len(rows) > 1 else f for f, c in zip(figures, columns, strict=True)]
-        mark = " (reconstructed)" if r.get("reconstruction") else ""
-        mark += " (epoch chosen on the test set)" if r["selection"].startswith("test_peek") else ""
-        commit = (r["git"]["commit"] or "?")[:7] + ("+" if r["git"]["dirty"] else "")
-        settings = " ".join(o for o in r["overrides"] if not o.startswith(SAID + PLACES))
-        stop = "patience" if r["stop_reason"].startswith("early") else "epochs"
-        cells = [r["model"] + mark, *figures, f"{r['best_epoch'] + 1}/{r['epochs']}", stop, str(r["seed"])]
-        cells += [f"{r['examples_per_s']:,.0f}", f"{r['wall_time_s']:.0f}", commit, f"`{settings}`" if settings else ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+def key(result: dict[str, Any]) -> tuple[str, str, str]:
+    """What a table is about: figures may share a column only where all three agree."""
+    return result["dataset"], result["protocol"], result["protocol_id"]
+
+
+def protocols(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    """The results by ``key``, in order of appearance."""
+    return {k: [r for r in results if key(r) == k] for k in dict.fromkeys(map(key, results))}
+
+
+def settings(result: dict[str, Any]) -> list[str]:
+    """The run's overrides that concern what was run, not where or with which seed."""
+    return [o for o in result.get("overrides", []) if not o.lstrip("+~").startswith(SAID + PLACES)]
+
+
+def systems(results: Sequence[dict[str, Any]], metric: str = "test/ndcg@10") -> list[System]:
+    """Runs of one protocol id joined over seeds, best first.
+
+    Two runs of one system with the same seed are no two samples: the later one stands in a row of its own.
+    """
+    found: dict[tuple, System] = {}
+    for r in results:
+        same, again = _identity(r), 0
+        while (same, again) in found and r["seed"] in [s["seed"] for s in found[same, again].runs]:
+            again += 1
+        found.setdefault((same, again), System()).runs.append(r)
+    chosen = sorted(found.values(), key=lambda s: -(s.mean(metric) if s.mean(metric) is not None else float("-inf")))
+    for system in chosen:
+        system.runs.sort(key=lambda r: r["seed"])
+        rivals = [s for s in chosen if s.first["model"] == system.first["model"]]
+        system.label = " ".join([str(system.first["model"]), *_apart(system, rivals)])
+    names = [s.label for s in chosen]
+    for n, system in enumerate(chosen):  # repeated seeds, or configs that differ where no override does
+        if names.count(system.label) > 1:
+            system.label += f" ({names[: n + 1].count(names[n])})"
+    return chosen
+
+
+def tables(results: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS, metric: str = "test/ndcg@10") -> list[Table]:
+    """One table per data set and protocol id, rows ordered by ``metric``: mean and s.d. over seeds, the published figure and how far ours
+    lies from it (in % of the published one), and beneath in what the runs depart from the papers."""
+    return [_table(group, columns, metric) for group in protocols(results).values()]
+
+
+def _table(results: Sequence[dict[str, Any]], columns: Sequence[str], metric: str) -> Table:
+    if len({key(r) for r in results}) != 1:
+        raise ValueError("results of several protocol ids in one table")
+    rows, data = systems(results, metric), results[0]["data"]
+    tested = results[0]["metrics"].get("test/users")
+    caption = f"{data['users']:,} users, {data['items']:,} items, {data.get('interactions', 0):,} interactions"
+    caption += f", {int(tested):,} of them tested" if tested else ""
+    columns = [c for c in columns if any(s.values(c) for s in rows)]
+    printed = [c for c in columns if any(c.removeprefix("test/") in s.figures for s in rows)]
+    head = ["model"]
+    for c in columns:
+        head += [c, "published", "Δ %"] if c in printed else [c]
+    head += ["best epoch", "stopped by", "seed", "rows/s", "s", "commit", "settings"]
+    marks = {c: _marks([s.mean(c) for s in rows]) for c in columns}
+    notes: dict[str, list[str]] = {}
+    body = []
+    for n, s in enumerate(rows):
+        cells = [Cell(_name(s))]
+        for c in columns:
+            cells.append(_figure(s.values(c), marks[c][n]))
+            if c in printed:
+                cells += _beside(s, c)
+        body.append((*cells, *_about(s)))
+        for note in s.deviations():
+            notes.setdefault(note, []).append(s.label)
+    about = [note if len(who) == len(rows) > 1 else f"{', '.join(who)}: {note}" for note, who in notes.items()]
+    if sum(len(s.runs) > 1 for s in rows):
+        about.append("± is the standard deviation over seeds")
+    title = "{}, {} (id {})".format(*key(results[0]))
+    return Table(title, caption, tuple(head), tuple(body), tuple(about))
+
+
+def _name(s: System) -> str:
+    mark = " (reconstructed)" if s.first.get("reconstruction") else ""
+    return s.first["model"] + mark + (" (epoch chosen on the test set)" if s.first["selection"].startswith("test_peek") else "")
+
+
+def _figure(values: Sequence[float], mark: str) -> Cell:
+    if not values:
+        return Cell("–")
+    return Cell(f"{fmean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else ""), fmean(values), mark)
+
+
+def _beside(s: System, metric: str) -> list[Cell]:
+    figure, ours = s.figures.get(metric.removeprefix("test/")), s.mean(metric)
+    if figure is None:
+        return [Cell("–"), Cell("–")]
+    apart = None if ours is None else 100 * (ours / figure.value - 1)
+    other = "" if same_data(s.first, figure) else " *"  # explained in the notes
+    return [Cell(f"{figure.value:.4f}{other}", figure.value), Cell("–") if apart is None else Cell(f"{apart:+.1f}{other}", apart)]
+
+
+def _about(s: System) -> list[Cell]:
+    runs = s.runs
+    commits = dict.fromkeys((str(r["git"].get("commit") or "?"))[:7] + ("+" if r["git"].get("dirty") else "") for r in runs)
+    stops = dict.fromkeys("patience" if r["stop_reason"].startswith("early") else "epochs" for r in runs)
+    epochs = dict.fromkeys(f"{r['best_epoch'] + 1}/{r['epochs']}" for r in runs)
+    rates = [r["examples_per_s"] for r in runs if r["examples_per_s"] is not None]
+    seconds = [r["wall_time_s"] for r in runs if r["wall_time_s"] is not None]
+    return [
+        Cell(", ".join(epochs), runs[0]["best_epoch"] + 1),
+        Cell(", ".join(stops)),
+        Cell(", ".join(str(r["seed"]) for r in runs)),
+        Cell(f"{fmean(rates):,.0f}", fmean(rates)) if rates else Cell("–"),
+        Cell(f"{fmean(seconds):.0f}", fmean(seconds)) if seconds else Cell("–"),
+        Cell(", ".join(commits)),
+        Cell(" ".join(settings(s.first)), code=True),
+    ]
+
+
+def _marks(values: Sequence[float | None]) -> list[str]:
+    """The best and the second best of two or more distinct values."""
+    ranked = sorted({v for v in values if v is not None}, reverse=True)
+    if sum(v is not None for v in values) < 2:
+        return [""] * len(values)
+    return [BEST if v == ranked[0] else SECOND if len(ranked) > 1 and v == ranked[1] else "" for v in values]
+
+
+def _identity(result: dict[str, Any]) -> tuple:
+    chosen = tuple(sorted(settings(result)))
+    return result["model"], result["selection"], chosen, tuple(sorted(_flat(result.get("config") or {}).items()))
+
+
+def _flat(config: dict[str, Any], start: str = "") -> dict[str, str]:
+    """The config by dotted keys, without what says where the run lay or which seed it had."""
+    flat: dict[str, str] = {}
+    for name, value in config.items():
+        full = f"{start}{name}"
+        if full in ("seed", "names", "callbacks", "run_dir", "debug") or full.startswith(PLACES):
+            continue
+        flat |= _flat(value, f"{full}.") if isinstance(value, dict) and value else {full: str(value)}
+    return flat
+
+
+def _apart(system: System, rivals: Sequence[System]) -> list[str]:
+    """The settings in which a system differs from the table's others of its model; overrides first, for they are what somebody meant."""
+    mine, all_of_them = set(settings(system.first)), [set(settings(s.first)) for s in rivals]
+    apart = [o for o in settings(system.first) if not all(o in others for others in all_of_them)]
+    selections = {s.first["selection"] for s in rivals}
+    extra = [f"selection={system.first['selection'].split(' ')[0]}"] if len(selections) > 1 else []
+    if not apart and sum(o == mine for o in all_of_them) > 1:
+        flats = [_flat(s.first.get("config") or {}) for s in rivals]
+        own = _flat(system.first.get("config") or {})
+        apart = [f"{k}={v}" for k, v in own.items() if any(other.get(k) != v for other in flats) and any(k in other for other in flats)]
+    return [o.lstrip("+~").removeprefix("model.").removeprefix("objective.") for o in apart] + extra
+
+
+def markdown(results: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS, metric: str = "test/ndcg@10") -> str:
+    """One Markdown table per protocol id, rows ordered by ``metric``."""
+    return "\n\n".join(as_markdown(t) for t in tables(results, columns, metric)) + "\n"

@@ -1,0 +1,129 @@
+"""The papers' figures, and which of them a run may stand beside."""
+
+from __future__ import annotations
+
+import pytest
+
+from recexp.report.collect import collect
+from recexp.report.published import curve, deviations, figures, match, paper_table, published, select
+from recexp.types import RecexpError
+from tests.report_tests.runs import write_run
+
+ML = {"dataset": "ml_1m", "protocol": "p3_popular100", "data": {"users": 6040, "items": 3416, "interactions": 999611}}
+RR = {"dataset": "retailrocket", "protocol": "p1_uniform999", "data": {"users": 36751, "items": 83274, "interactions": 400000}}
+
+
+@pytest.fixture
+def run(tmp_path):
+    def made(model, config=None, **changes):
+        folder = write_run(tmp_path / str(len(list(tmp_path.iterdir()))), model=model, config=config, **changes)
+        return collect([folder])[0][0]
+
+    return made
+
+
+def test_the_shipped_figures_are_those_of_the_papers():
+    assert len(figures()) == 1182 and sum(f.paper == "ite" for f in figures()) == 720
+    assert published("bert4rec", "table2", "ml_1m", "sasrec", "best", "NDCG@10") == 0.4368
+    assert published("ite", "fig5", "retailrocket", "bert_ite_si", "K=64", "HR@10") == pytest.approx(0.6616, abs=1e-4)
+    assert published("multi_feedback", "table4", "taobao", "mfpr", "mean of 10", "hr@10") == 0.2426
+    assert published("bert4rec", "table2", "ml_1m", "sasrec", "best", "HR@99") is None
+    assert all(0 < f.value < 1 for f in figures() if f.metric not in ("samples_per_s", "gflops", "size_mb"))
+    ends = {(f.model, f.setting): f.value for f in select(paper="ite", table="fig10_11", metric="ndcg@10")}
+    best = {(f.model, f.setting): f.value for f in select(paper="ite", table="fig5", dataset="retailrocket", metric="ndcg@10")}
+    assert ends["bert4rec", "K=64,epoch=200"] == pytest.approx(best["bert4rec", "K=64"], abs=1e-3)  # the file's last line agrees with fig. 5
+
+
+@pytest.mark.parametrize(("row", "line"), [("bert4rec,table2,ml_1m,P3,pop,best,HR@1", 2), ("a,b,c,P1,m,s,HR@1,0.1x", 2), ("", 2)])
+def test_a_damaged_row_is_named_by_its_line(tmp_path, row, line):
+    path = tmp_path / "published.csv"
+    path.write_text("paper,table,dataset,protocol,model,setting,metric,value\n" + row + "\n")
+    with pytest.raises(RecexpError, match=f"line {line}"):
+        figures(path)
+
+
+def test_a_figure_printed_twice_is_refused(tmp_path):
+    path = tmp_path / "published.csv"
+    path.write_text("paper,table,dataset,protocol,model,setting,metric,value\n" + "a,b,c,P1,m,s,HR@1,0.1\n" * 2)
+    with pytest.raises(RecexpError, match="twice"):
+        figures(path)
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "setting"),
+    [
+        ("bert4rec", {}, "L=2,h=2"),
+        ("bert4rec", {"model.positions": "none"}, "w/o PE"),
+        ("bert4rec", {"model.ffn": False}, "w/o PFFN"),
+        ("bert4rec", {"model.layer_norm": False}, "w/o LN"),
+        ("bert4rec", {"model.residual": False}, "w/o residual"),
+        ("bert4rec", {"model.dropout": 0.0, "model.attention_dropout": 0.0}, "w/o dropout"),
+        ("bert4rec", {"model.num_layers": 3}, "L=3"),
+        ("bert4rec", {"model.num_heads": 8}, "h=8"),
+        ("bert4rec", {"model.max_len": 50}, "max_len=50"),
+        ("bert4rec", {"model.num_factors": 256, "model.num_heads": 8}, "best"),
+        ("sasrec", {}, "best"),
+        ("bert4rec", {"model.num_factors": 32}, None),
+        ("bert4rec", {"model.num_layers": 3, "model.ffn": False}, None),
+        ("bert4rec", {"objective.mask_prob": 0.6}, None),
+        ("bert4rec", {"objective.shuffle_targets": True}, None),
+        ("item_knn", {}, None),
+    ],
+)
+def test_bert4rec_settings_meet_their_row_and_no_other(run, model, config, setting):
+    found = match(run(model, config, **ML)).get("ndcg@10")
+    assert (found and found.setting) == setting
+
+
+def test_protocol_and_data_decide_the_paper(run):
+    assert match(run("bert4rec", **ML | {"protocol": "full"}))["hr@10"].source == "nova_bert table3 (best)"
+    assert match(run("bert4rec", **ML | {"protocol": "full_unseen"})) == {}
+    assert match(run("bert4rec", **ML | {"dataset": "simulated_shop"})) == {}
+    assert match(run("bert4rec_vae", **RR))["ndcg@10"].value == published("ite", "fig5", "retailrocket", "bert4rec", "K=64", "NDCG@10")
+
+
+def test_ite_settings(run):
+    found = match(run("ite", {"model.num_factors": 64}, **RR))
+    assert (found["hr@10"].table, found["hr@20"].table) == ("fig5", "fig12")
+    in_fig12 = match(run("ite", {"model.num_factors": 64}, overrides=("experiment=ite/fig12_topk",), **RR))
+    assert in_fig12["hr@10"].value == published("ite", "fig12", "retailrocket", "ite", "", "HR@10")
+    assert match(run("ite", {"model.num_factors": 16}, **RR)).keys() == {"hr@10", "ndcg@10"}
+    assert match(run("ite", {"objective.weights": [2.0, 1.0]}, **RR)) == {}
+    assert match(run("bert_ite_si", {"model.num_layers": 1}, **RR)) == {}
+    epochs = curve(run("ite", {"model.num_factors": 64}, **RR), "hr@10")
+    assert [e for e, _ in epochs] == list(range(20, 201, 20)) and epochs[-1][1] == pytest.approx(0.554, abs=1e-3)
+
+
+def test_nova_and_multi_feedback_settings(run):
+    nova = match(run("nova_bert", {"model.side": ["year", "genres"]}, **ML | {"protocol": "full"}))
+    assert nova["hr@10"].setting == "side_info=item" and nova["hr@10"].value == 0.2743
+    assert match(run("nova_bert", {"model.fusion": "add"}, **ML | {"protocol": "full"}))["hr@10"].value == 0.2834
+    taobao = {"dataset": "taobao_31882", "protocol": "p2_uniform99"}
+    assert match(run("mf_mmlp", {"model.num_factors": 8, "objective.n_negatives": 2}, **taobao))["hr@10"].value == 0.2643
+    two = match(run("mf_mmlp", {"model.num_factors": 32}, overrides=("experiment=multi_feedback/table2_factors",), **taobao))
+    assert two["hr@10"].source == "multi_feedback table2 (factors=32)"
+    assert match(run("bpr_mf", **taobao))["hr@10"].setting == "mean of 10"
+
+
+def test_deviations_are_told_and_a_faithful_run_has_none(run):
+    few = run("bert4rec", **ML)
+    told = " / ".join(deviations(few, match(few)["ndcg@10"], steps=100))
+    assert "100 steps of the paper's 400,000" in told and "validation items too" in told and "data:" not in told
+    faithful = run("bert4rec", selection="refit", **ML)
+    assert deviations(faithful, match(faithful)["ndcg@10"], steps=400_000) == []
+    small = run("ite", **RR | {"data": {"users": 1272, "items": 29559, "interactions": 1}})
+    told = " / ".join(deviations(small, match(small)["ndcg@10"]))
+    assert "1,272 users" in told and "36,751" in told and "4 epochs of the paper's 200" in told and "best test value" in told
+
+
+@pytest.mark.parametrize("model", ["nmtr", "mtmf", "mfpr"])
+def test_reconstructions_are_always_named(run, model):
+    assert any("reconstruction" in note for note in deviations(run(model, reconstruction=False), None))
+    assert not deviations(run("pop"), None)
+
+
+def test_names_of_experiments():
+    assert paper_table("bert4rec/table5_ablation") == ("bert4rec", "table5")
+    assert paper_table("ite/fig11_epochs") == ("ite", "fig10_11")
+    assert paper_table("nova/table3") == ("nova_bert", "table3")
+    assert paper_table("real/ml_1m_behaviours") == ("", "")

@@ -1,0 +1,150 @@
+"""Tables: seeds joined, marks, published figures beside ours, four formats."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from recexp.report.collect import collect
+from recexp.report.formats import as_csv, as_latex, as_markdown, as_terminal
+from recexp.report.tables import _table, markdown, systems, tables
+from tests.report_tests.runs import write_run
+
+ML = {"dataset": "ml_1m", "protocol": "p3_popular100", "data": {"users": 6040, "items": 3416, "interactions": 999611}}
+
+
+def column(table, head, row=0):
+    return table.rows[row][table.head.index(head)]
+
+
+def test_seeds_are_joined_and_other_settings_are_not(tmp_path):
+    for seed, ndcg in enumerate((0.1, 0.2, 0.3)):
+        write_run(tmp_path / f"a{seed}", ndcg, seed=seed, overrides=(f"seed={seed}", "model.num_layers=1", "cache_dir=c"))
+    write_run(tmp_path / "b", 0.5, overrides=("model.num_layers=2", "cache_dir=c"))
+    results, _ = collect([tmp_path])
+    found = systems(results)
+    assert [(s.label, len(s.runs)) for s in found] == [("pop num_layers=2", 1), ("pop num_layers=1", 3)]
+    table = tables(results)[0]
+    assert column(table, "test/ndcg@10", 1).text == "0.2000 ± 0.1000"  # known: mean .2, s.d. .1
+    assert column(table, "seed", 1).text == "0, 1, 2"
+
+
+def test_the_same_seed_twice_is_no_second_sample(tmp_path):
+    for name in "ab":
+        write_run(tmp_path / name, 0.2)
+    found = systems(collect([tmp_path])[0])
+    assert [len(s.runs) for s in found] == [1, 1] and len({s.label for s in found}) == 2
+
+
+def test_configs_that_differ_where_no_override_does_stay_apart(tmp_path):
+    write_run(tmp_path / "a", config={"trainer.max_epochs": 5})
+    write_run(tmp_path / "b", config={"trainer.max_epochs": 9}, seed=1)
+    assert {s.label for s in systems(collect([tmp_path])[0])} == {"pop trainer.max_epochs=5", "pop trainer.max_epochs=9"}
+
+
+def test_best_and_second_best_in_every_format(tmp_path):
+    for n, (model, ndcg) in enumerate((("pop", 0.1), ("ite", 0.3), ("mf", 0.2))):
+        write_run(tmp_path / str(n), ndcg, model=model)
+    table = tables(collect([tmp_path])[0])[0]
+    text = as_markdown(table)
+    assert "**0.3000**" in text and "<u>0.2000</u>" in text and "**0.1000**" not in text and "<u>0.1000" not in text
+    assert r"\textbf{0.3000}" in as_latex(table) and r"\underline{0.2000}" in as_latex(table)
+    assert "*0.3000" in as_terminal(table) and "_0.2000" in as_terminal(table)
+    assert "\x1b[1m0.3000\x1b[0m" in as_terminal(table, colour=True) and "\x1b[4m0.2000\x1b[0m" in as_terminal(table, colour=True)
+    records = list(csv.DictReader(io.StringIO(as_csv([table]))))
+    assert {(r["model"], r["mark"]) for r in records if r["column"] == "test/ndcg@10"} == {("ite", "best"), ("mf", "second"), ("pop", "")}
+    assert next(float(r["value"]) for r in records if r["model"] == "mf" and r["column"] == "test/ndcg@10") == 0.2
+
+
+def test_the_published_figure_stands_beside_ours(tmp_path):
+    write_run(tmp_path / "sasrec", 0.4368 * 1.1, model="sasrec", **ML)
+    write_run(tmp_path / "knn", 0.3, model="item_knn", **ML)
+    table = tables(collect([tmp_path])[0])[0]
+    at = table.head.index("test/ndcg@10")
+    assert table.head[at + 1 : at + 3] == ("published", "Δ %")
+    assert [c.text for c in table.rows[0][at + 1 : at + 3]] == ["0.4368", "+10.0"]
+    assert [c.text for c in table.rows[1][at + 1 : at + 3]] == ["–", "–"]
+    records = list(csv.DictReader(io.StringIO(as_csv([table]))))
+    assert {"test/ndcg@10 published", "test/hr@10 Δ %"} <= {r["column"] for r in records}
+
+
+def test_without_published_figures_the_columns_are_as_ever(tmp_path):
+    write_run(tmp_path / "a")
+    assert tables(collect([tmp_path])[0])[0].head == (
+        "model", "test/hr@10", "test/ndcg@10", "test/mrr", "val/ndcg@10", "best epoch", "stopped by", "seed", "rows/s", "s", "commit", "settings"
+    )  # fmt: skip
+
+
+def test_published_figures_on_other_data_are_marked(tmp_path):
+    rr = {"dataset": "retailrocket", "protocol": "p1_uniform999", "data": {"users": 1272, "items": 29559, "interactions": 75164}}
+    write_run(tmp_path / "a", 0.05, model="ite", **rr)
+    table = tables(collect([tmp_path])[0])[0]
+    assert table.rows[0][table.head.index("test/ndcg@10") + 1].text.endswith("*")
+    assert any("1,272 users" in note and "36,751" in note for note in table.notes)
+
+
+def test_two_protocol_ids_in_one_table_are_refused(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", protocol_id="bbb")
+    results, _ = collect([tmp_path])
+    with pytest.raises(ValueError, match="protocol ids"):
+        _table(results, ("test/ndcg@10",), "test/ndcg@10")
+    assert len(tables(results)) == 2
+
+
+def test_hostile_settings_stay_inside_their_cell(tmp_path):
+    nasty = "model.name=<script>alert(1)</script>|`x`\x1b[31m&_#%"
+    write_run(tmp_path / "a", overrides=(nasty,))
+    table = tables(collect([tmp_path])[0])[0]
+    row = next(line for line in as_markdown(table).splitlines() if "script" in line)
+    assert row.count("|") - row.count("\\|") == len(table.head) + 1 and row.count("`") == 2
+    assert "\x1b" not in as_terminal(table)
+    assert r"\&\_\#\%" in as_latex(table) and "<script" not in as_latex(table)
+
+
+def test_runs_left_out_say_why(tmp_path):
+    write_run(tmp_path / "good")
+    write_run(tmp_path / "cut", curve=[0.1, 0.2])
+    (tmp_path / "cut" / "result.json").unlink()
+    write_run(tmp_path / "torn")
+    (tmp_path / "torn" / "result.json").write_text('{"model": ')
+    write_run(tmp_path / "lacking")
+    result = json.loads((tmp_path / "lacking" / "result.json").read_text())
+    (tmp_path / "lacking" / "result.json").write_text(json.dumps({k: v for k, v in result.items() if k not in ("metrics", "seed")}))
+    results, left_out = collect([tmp_path])
+    assert [r["folder"] for r in results] == [str(tmp_path / "good")]
+    cut, lacking, torn = sorted(left_out)
+    assert "2 epochs done" in cut and "seed, metrics" in lacking.replace("metrics, seed", "seed, metrics") and "not readable" in torn
+
+
+def test_an_evaluation_under_another_protocol_has_a_table_of_its_own(tmp_path):
+    run = write_run(tmp_path / "a", 0.4, model="sasrec", **ML)
+    result = json.loads((run / "result.json").read_text())
+    (run / "full_unseen").mkdir()
+    more = {"protocol": "full_unseen", "protocol_id": "bbb", "evaluated": {}, "metrics": {"test/ndcg@10": 0.1}}
+    (run / "full_unseen" / "result.json").write_text(json.dumps(result | more))
+    results, left_out = collect([tmp_path, run])
+    assert len(results) == 2 and not left_out
+    assert results[1]["config"] == results[0]["config"]
+    first, second = tables(results)
+    assert column(first, "test/ndcg@10").text == "0.4000" and column(second, "test/ndcg@10").text == "0.1000"
+
+
+def test_the_recorded_results_still_make_tables():
+    results, left_out = collect(["docs/results"])
+    text = markdown(results)
+    assert not left_out and text.count("### ") == len({r["protocol_id"] for r in results})
+    assert "| sasrec | **0.6565** | 0.6629 | -1.0 |" in text
+
+
+def test_the_command_prints_markdown_and_what_it_left_out(tmp_path):
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b")
+    (tmp_path / "b" / "result.json").unlink()
+    done = subprocess.run([sys.executable, "-m", "recexp.report", str(tmp_path)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("### shop, full (id aaa)") and f"left out: {tmp_path / 'b'}" in done.stdout
