@@ -79,8 +79,8 @@ def system(result: Mapping[str, Any]) -> str:
 def per_user(folder: str | Path, metric: str = "ndcg@10") -> tuple[np.ndarray, np.ndarray]:
     """Users, int64 [U] ascending, and the metric of each, float64 [U], on the test split of a finished run.
 
-    metric: "hr@k" or "ndcg@k" for any k, or "mrr". The tie policy is the one that gives the MRR of the run's ``result.json``, so a metric
-    recorded there is the mean of what is returned.
+    metric: "hr@k" or "ndcg@k" for any k, or "mrr"; "test/" may stand before it. The tie policy is the one that gives the
+    MRR of the run's ``result.json``, so a metric recorded there is the mean of what is returned.
 
     Raises RecexpError where a file is missing, the metric is unknown, or the ranks are not those that ``result.json`` was computed from.
     """
@@ -101,6 +101,7 @@ def per_user(folder: str | Path, metric: str = "ndcg@10") -> tuple[np.ndarray, n
 
 
 def _metric(name: str, better: torch.Tensor, tied: torch.Tensor, longest: int, ties: str) -> torch.Tensor:
+    name = name.removeprefix("test/")
     if name == "mrr":
         return mrr(better, tied, longest, ties)
     at = re.fullmatch(r"(hr|ndcg)@([1-9]\d*)", name)
