@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "recexp/types.py": (),
     "recexp/evaluation": ("recexp.evaluation", "recexp.types", "recexp.data.split", "recexp.data.prepare"),
     "recexp/objectives": (
-        "recexp.objectives", "recexp.losses", "recexp.nn.linear_cross_entropy", "recexp.sampling", "recexp.types", "recexp.data.datamodule",
+        "recexp.objectives", "recexp.losses", "recexp.nn.linear_cross_entropy", "recexp.nn.dot",
+        "recexp.sampling", "recexp.types", "recexp.data.datamodule",
     ),
 }
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recexp.nn.dot import row_dot
 from recexp.nn.init import normal_embeddings
 from recexp.types import Query, RecexpError, Schema
 
@@ -45,7 +46,7 @@ def inner_product(user_BD: Tensor, item_VD: Tensor, bias_V: Tensor | None, item_
     if item_BC is None:
         s = user_BD @ item_VD[1:].T
         return s if bias_V is None else s + bias_V[1:]
-    s = (F.embedding(item_BC, item_VD, padding_idx=0) @ user_BD.unsqueeze(-1)).squeeze(-1)
+    s = row_dot(F.embedding(item_BC, item_VD, padding_idx=0), user_BD)
     return s if bias_V is None else s + bias_V[item_BC]
 
 

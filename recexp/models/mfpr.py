@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recexp.models.mf import inner_product, mean_square, require_positive
+from recexp.nn.dot import row_dot
 from recexp.nn.init import normal_embeddings
 from recexp.types import Query, RecexpError, Schema
 
@@ -74,7 +75,7 @@ class MFPR(nn.Module):
         y_BCTD = self.implicit(item_BC.unsqueeze(-1) + self.V * torch.arange(self.n_kinds, device=item_BC.device))
         rest_BCT = torch.einsum("bcd,btd->bct", q_BCD, sum_BTD) - own_BCT * torch.einsum("bcd,bctd->bct", q_BCD, y_BCTD)
         share_BCT = self.weight_T * (size_BT.unsqueeze(1) - own_BCT).clamp_min(1).to(p_BD.dtype).rsqrt()
-        taste_BC = (q_BCD @ p_BD.unsqueeze(-1)).squeeze(-1) + self.item_bias[item_BC]
+        taste_BC = row_dot(q_BCD, p_BD) + self.item_bias[item_BC]
         return taste_BC + (share_BCT * rest_BCT).sum(-1)
 
     def _own(self, user_B: Tensor, item_BC: Tensor) -> Tensor:

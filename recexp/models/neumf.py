@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recexp.models.mf import mean_square, require_positive
+from recexp.nn.dot import row_dot
 from recexp.nn.init import normal_embeddings, xavier_linears
 from recexp.nn.mlp import PairMLP
 from recexp.types import Query, RecexpError, Schema
@@ -143,7 +144,7 @@ def look_up(tables: nn.ModuleDict, id: Tensor) -> dict[str, Tensor]:
 
 def pair_dot(user_BD: Tensor, item: Tensor) -> Tensor:
     """Inner products [B, C] with item vectors [B, C, D], or [C, D] shared by all rows."""
-    return user_BD @ item.T if item.dim() == 2 else (item @ user_BD.unsqueeze(-1)).squeeze(-1)
+    return user_BD @ item.T if item.dim() == 2 else row_dot(item, user_BD)
 
 
 def in_chunks(score: Callable[[Tensor], Tensor], query: Query, item_BC: Tensor | None, width: int, n_items: int) -> Tensor:

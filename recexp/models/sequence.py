@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recexp.nn.dot import row_dot
 from recexp.types import Query, RecexpError
 
 COLUMNS = ("item_BL", "behaviour_BL", "time_BL", "value_BL")
@@ -73,7 +74,7 @@ def inner_products(h_BD: Tensor, vectors: Tensor, bias: Tensor | None) -> Tensor
     with torch.autocast(h_BD.device.type, enabled=False):
         dtype = torch.promote_types(h_BD.dtype, torch.float32)
         h_BD, vectors = h_BD.to(dtype), vectors.to(dtype)
-        score = h_BD @ vectors.T if vectors.dim() == 2 else (vectors @ h_BD[:, :, None]).squeeze(-1)
+        score = h_BD @ vectors.T if vectors.dim() == 2 else row_dot(vectors, h_BD)
         return score if bias is None else score + bias.to(dtype)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from recexp import losses
+from recexp.nn.dot import row_dot
 from recexp.nn.linear_cross_entropy import linear_cross_entropy
 from recexp.objectives.base import check_negatives, require, somebody
 from recexp.sampling import NegativeSampler
@@ -103,7 +104,7 @@ class SequenceObjective:
         vectors, bias = model.item_vectors(target_N)
         positive_N = (h_ND * vectors).sum(-1) + (0 if bias is None else bias)
         vectors, bias = model.item_vectors(negative)
-        score_Nn = h_ND @ vectors.T if negative.dim() == 1 else (vectors @ h_ND[:, :, None]).squeeze(-1)
+        score_Nn = h_ND @ vectors.T if negative.dim() == 1 else row_dot(vectors, h_ND)
         score_Nn = score_Nn + (0 if bias is None else bias)
         mask = negative != target_N[:, None] if negative.dim() == 1 else None
         activation = getattr(model, "final_activation", None)
