@@ -108,7 +108,7 @@ def ledger(results: Sequence[Mapping[str, Any]], *, label: Callable[[Mapping[str
 
 def _spent(runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     tables = [epochs_table(dict(r)) for r in runs]
-    seen = [[row["train/examples_per_s"] * row["train/seconds"] for row in t if "train/seconds" in row] for t in tables]
+    seen = [[row["train/examples_per_s"] * row["train/seconds"] for row in t if "train/examples_per_s" in row] for t in tables]
     return {
         "trials": len(runs),
         "epochs": _mean([r["epochs"] for r in runs]),
