@@ -1,24 +1,33 @@
 """Hydra launcher: every job of a sweep is a fresh process.
 
 One process per job because Lightning's DDP re-runs the command line for its other ranks: inside a sweep that would be the whole sweep. A job that
-fails does not stop the others; the sweep names the failed ones at its end and the exit code says so. A job whose directory already holds a result
-for the same overrides is not run again, so starting an interrupted sweep once more (same ``hydra.sweep.dir``) finishes only what is missing.
+fails does not stop the others; the sweep names the failed ones at its end and the exit code says so.
+
+A sweep started once more (same ``hydra.sweep.dir``) finishes only what is missing. ``job.json`` in a job's directory says what it was: its overrides
+and its composed config. A job with the same overrides returns to its directory; it is not run again if a result lies there and the config, which may
+come from a YAML that has been edited meanwhile, is the same too. A job with other overrides gets a directory of its own, so that a sweep over other
+values never replaces results.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
+
+from recexp.data.prepare import write_json
 
 
 class ProcessLauncher(Launcher):
@@ -37,19 +46,25 @@ class ProcessLauncher(Launcher):
         """Run the jobs; returns one JobReturn each, its value the result's validation NDCG@10 (what sweepers maximise)."""
         sweep = Path(str(self.config.hydra.sweep.dir))
         waiting = [(i, *self._job(sweep, initial_job_idx + i, list(o))) for i, o in enumerate(job_overrides)]
+        known = _known(sweep)
         total, started, running, returns = len(waiting), time.time(), [], {}
         ran = 0
         while waiting or running:
             while waiting and len(running) < self.jobs:
-                i, folder, overrides = waiting.pop(0)
-                if (skipped := _finished(folder, overrides)) is not None:
-                    returns[i] = _job_return(overrides, folder, skipped)
-                    _say(f"job {i + initial_job_idx} has its result already: {folder}")
-                    continue
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "overrides.json").write_text(json.dumps(overrides))
+                i, wish, overrides, config = waiting.pop(0)
+                folder, before = known.get(_identity(overrides), (None, None))
+                if before is not None and (skipped := _result(folder)) is not None:
+                    if not (changed := _changes(before, config)):
+                        returns[i] = _job_return(overrides, folder, skipped)
+                        _say(f"job {i + initial_job_idx} has its result already: {folder}")
+                        continue
+                    _say(f"job {i + initial_job_idx} runs again, for its config has changed ({', '.join(changed[:3])}): {folder}")
+                folder = folder or _claim(sweep, wish)
+                (folder / "result.json").unlink(missing_ok=True)
+                write_json(folder / "job.json", {"overrides": overrides, "config": config})
                 log = (folder / "log.txt").open("w")
-                command = [sys.executable, "-m", "recexp", *overrides, f"hydra.run.dir={folder}", f"group={sweep.name}", "hydra.mode=RUN"]
+                group = [] if config.get("group") else [f"group={sweep.name}"]
+                command = [sys.executable, "-m", "recexp", *overrides, f"hydra.run.dir={folder}", *group, "hydra.mode=RUN"]
                 _say(f"job {i + initial_job_idx} started: {' '.join(overrides) or '(defaults)'}")
                 running.append((i, folder, overrides, log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)))
             for entry in list(running):
@@ -59,8 +74,7 @@ class ProcessLauncher(Launcher):
                 running.remove(entry)
                 log.close()
                 ran += 1
-                result = _finished(folder, overrides) if process.returncode == 0 else None
-                returns[i] = _job_return(overrides, folder, result)
+                returns[i] = _job_return(overrides, folder, _result(folder) if process.returncode == 0 else None)
                 failed = sum(r.status is JobStatus.FAILED for r in returns.values())
                 left = (time.time() - started) / ran * (len(waiting) + len(running))
                 _say(f"{len(returns)} of {total} done, {len(running)} running, {failed} failed, about {left / 60:.0f} min left")
@@ -73,22 +87,61 @@ class ProcessLauncher(Launcher):
             sys.exit(1)
         return [returns[i] for i in sorted(returns)]
 
-    def _job(self, sweep: Path, number: int, overrides: list[str]) -> tuple[Path, list[str]]:
-        """The job's directory and what to put on its command line."""
+    def _job(self, sweep: Path, number: int, overrides: list[str]) -> tuple[Path, list[str], dict[str, Any]]:
+        """The directory the job would like, what to put on its command line, and its config."""
         try:
             config = self.context.config_loader.load_sweep_config(self.config, overrides)
         except HydraException:  # its process will say what is wrong; the other jobs run
-            return sweep / str(number), overrides
+            return sweep / str(number), overrides, {}
         with open_dict(config):
             config.hydra.job.num, config.hydra.job.id = number, str(number)
-        return sweep / str(config.hydra.sweep.subdir), list(filter_overrides(OmegaConf.to_container(config.hydra.overrides.task)))
+        settings = {key: value for key, value in OmegaConf.to_container(config).items() if key != "hydra"}
+        task = list(filter_overrides(OmegaConf.to_container(config.hydra.overrides.task)))
+        return sweep / str(config.hydra.sweep.subdir), task, json.loads(json.dumps(settings, default=str))
 
 
-def _finished(folder: Path, overrides: list[str]) -> dict | None:
-    """The result of a job that has one for exactly these overrides."""
+# What may change between two starts of a sweep without any number becoming another.
+IMMATERIAL = {"threads", "cache_dir", "logger", "tags", "group", "run_dir", "names"}
+
+
+def _identity(overrides: Sequence[str]) -> tuple[str, ...]:
+    return tuple(o for o in overrides if re.split(r"[.=@]", o.lstrip("+~"), maxsplit=1)[0] not in IMMATERIAL)
+
+
+def _known(sweep: Path) -> dict[tuple[str, ...], tuple[Path, dict[str, Any]]]:
+    """Overrides of the jobs that ran in this sweep before -> directory and config."""
+    known = {}
+    for path in sorted(sweep.glob("**/job.json"), key=lambda p: p.stat().st_mtime):
+        try:
+            job = json.loads(path.read_text())
+            known[_identity(job["overrides"])] = (path.parent, job["config"])
+        except (ValueError, KeyError, TypeError):
+            continue  # not ours: the job gets a directory of its own
+    return known
+
+
+def _claim(sweep: Path, wish: Path) -> Path:
+    """The directory wished for, or where another job has it the first free number. Safe when two sweeps claim at once."""
+    for folder in itertools.chain([wish], (sweep / str(n) for n in itertools.count())):
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise AssertionError("unreachable: numbers do not end")
+
+
+def _changes(before: Any, now: Any, path: str = "") -> list[str]:
+    """The dotted keys in which two configs differ, without those that change no number."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [k for k in dict.fromkeys([*before, *now]) if path or k not in IMMATERIAL]
+        return [change for k in keys for change in _changes(before.get(k), now.get(k), f"{path}.{k}" if path else str(k))]
+    return [] if before == now else [path]
+
+
+def _result(folder: Path) -> dict[str, Any] | None:
     try:
-        same = json.loads((folder / "overrides.json").read_text()) == overrides
-        return json.loads((folder / "result.json").read_text()) if same else None
+        return json.loads((folder / "result.json").read_text())
     except (OSError, ValueError):
         return None
 
