@@ -1,26 +1,134 @@
-"""``python -m recexp.report RUN_DIR...``: tables of the runs found at or below the directories."""
+"""``python -m recexp.report RUN_DIR...``: tables, figures, statistics and a scorecard of the runs found at or below the directories."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 from recexp.report.collect import collect
-from recexp.report.tables import markdown
+from recexp.report.formats import Table, as_csv, as_latex, as_markdown, as_terminal
+from recexp.report.tables import COLUMNS, tables
 from recexp.types import RecexpError
 
+SWEEPS = "multirun_outputs"  # where conf/experiment puts its sweeps
+WRITERS: dict[str, Callable[[Sequence[Table]], str]] = {
+    "terminal": lambda ts: "\n\n".join(as_terminal(t, colour=sys.stdout.isatty()) for t in ts) + "\n",
+    "markdown": lambda ts: "\n\n".join(map(as_markdown, ts)) + "\n",
+    "latex": lambda ts: "\n\n".join(map(as_latex, ts)) + "\n",
+    "csv": as_csv,
+}
+ENDINGS = {"terminal": "txt", "markdown": "md", "latex": "tex", "csv": "csv"}
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m recexp.report", description="Tables of finished runs, one per protocol id.")
-    parser.add_argument("folders", nargs="+", metavar="RUN_DIR")
-    arguments = parser.parse_args()
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    a = _parser().parse_args(arguments)
+    if not a.folders and not a.scorecard:
+        _parser().error("name at least one RUN_DIR")
     try:
-        results, left_out = collect(arguments.folders)
+        results, left_out = collect(a.folders or [Path(SWEEPS) / a.scorecard])
+        shown = _tables(results, a.metric)
+        cards = []
+        if a.scorecard:
+            from recexp.report.scorecard import scorecard
+
+            cards = scorecard(a.scorecard, results)
+        print(WRITERS[a.format](cards or shown))
+        if a.out:
+            print(f"written: {write(a.out, results, left_out, a.metric, shown, cards, attention=a.attention)}", file=sys.stderr)
     except RecexpError as error:
         sys.exit(f"error: {error}")
-    print(markdown(results))
-    for line in left_out:
-        print(f"left out: {line}")
+    for line in left_out:  # csv and LaTeX on stdout stay what they are
+        print(f"left out: {line}", file=sys.stdout if a.format in ("terminal", "markdown") else sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m recexp.report", description="Tables of finished runs, one per protocol id.")
+    parser.add_argument("folders", nargs="*", metavar="RUN_DIR", help="run directories, or folders above them")
+    parser.add_argument("--format", choices=tuple(WRITERS), default="markdown", help="of the tables on stdout")
+    parser.add_argument("--metric", default="ndcg@10", help="orders rows and is compared between systems: hr@k, ndcg@k or mrr (default: ndcg@10)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write everything: index.html, tables in all formats, figures as svg and png")
+    parser.add_argument("--scorecard", metavar="EXPERIMENT", help=f"e.g. ite/fig5_factors: reproduced or not (default RUN_DIR: {SWEEPS}/EXPERIMENT)")
+    parser.add_argument("--attention", action="store_true", help="with --out: draw the attention of every run whose checkpoint and data are there")
+    return parser
+
+
+def _tables(results: list[dict[str, Any]], metric: str) -> list[Table]:
+    columns = COLUMNS if f"test/{metric}" in COLUMNS else (f"test/{metric}", *COLUMNS)
+    if not any(f"test/{metric}" in r["metrics"] for r in results):
+        known = sorted({k[5:] for r in results for k in r["metrics"] if k.startswith("test/") and "users" not in k and k.count("/") == 1})
+        raise RecexpError(f"No run has the metric {metric!r}. They have {', '.join(known)}.")
+    return tables(results, columns, f"test/{metric}")
+
+
+def write(
+    folder: Path, results: list[dict[str, Any]], left_out: list[str], metric: str, shown: list[Table], cards: list[Table], attention: bool = False
+) -> Path:
+    """Tables in every format, ``figures/*.svg`` and ``*.png``, and ``index.html``, below the folder; returns the page's path."""
+    from recexp.report import figures, statistics
+    from recexp.report.page import Section, page
+
+    maps, without = _attention([r for r in results if "evaluated" not in r and (attention or figures.wants_attention(r))])
+    sections = [
+        Section("Scorecard", "Published and ours, line by line, and the papers' claims about which system is better.", cards),
+        Section("Results", "Means over seeds. Bold: best of the column; underlined: second best. * : the paper had other data.", shown),
+        Section(
+            "Figures", "Dashed: the paper's own curve.",
+            pictures=[*figures.swept(results), *figures.epoch_curves(results), *figures.topk_curves(results), *maps], lines=without,
+        ),
+        Section("Differences", "Whether one system is better than another on these users.", statistics.comparisons(results, metric)),
+        Section("Spread", "", statistics.spreads(results, metric)),
+        Section("Convergence", "An under-trained baseline is the field's commonest fault.", statistics.convergence(results)),
+        Section("Budgets", "What was spent on each system.", statistics.budgets(results)),
+        Section("Left out", "Runs that were found and not used.", lines=left_out),
+    ]  # fmt: skip
+    everything = [t for s in sections for t in s.tables]
+    for name, writer in WRITERS.items():
+        save(folder / f"tables.{ENDINGS[name]}", writer(everything).encode())
+    for picture in (p for s in sections for p in s.pictures):
+        save(folder / "figures" / f"{picture.name}.svg", picture.svg.encode())
+        save(folder / "figures" / f"{picture.name}.png", picture.png)
+    protocols, systems = {r["protocol_id"] for r in results}, {r["model"] for r in results}
+    about = f"{len(results)} results of {len(systems)} models under {len(protocols)} protocol ids. Figures of different protocol ids share no column."
+    save(folder / "index.html", page(_title(results), about, sections).encode())
+    return folder / "index.html"
+
+
+def _title(results: list[dict[str, Any]]) -> str:
+    names = dict.fromkeys(o.split("=", 1)[1] for r in results for o in r.get("overrides", []) if o.startswith(("experiment=", "+experiment=")))
+    return ", ".join(names) or ", ".join(dict.fromkeys(r["dataset"] for r in results))
+
+
+def _attention(results: list[dict[str, Any]]) -> tuple[list, list[str]]:
+    """Heat-maps, one per system, and a line for every run that has none."""
+    from recexp.report.figures import heat_maps
+    from recexp.report.statistics import labelled
+    from recexp.report.tables import protocols
+
+    if not results:
+        return [], []
+    from recexp.report.attention import attention
+
+    maps, without = [], []
+    for runs in protocols(results).values():
+        found, _ = labelled(runs)
+        for system in found:
+            try:
+                maps.append(heat_maps(attention(system.first["folder"]), system.label))
+            except (RecexpError, OSError) as error:
+                without.append(f"no attention of {system.label}: {error}")
+    return maps, without
+
+
+def save(path: Path, content: bytes) -> None:
+    """Write under a temporary name, then rename: nobody meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

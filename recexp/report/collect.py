@@ -56,6 +56,13 @@ def setting(result: dict[str, Any], key: str, default: Any = None) -> Any:
     return node
 
 
+def number(value: Any) -> float | None:
+    """The number a setting stands for, of a list (weights per behaviour) the first; None for words and switches."""
+    if isinstance(value, list) and value:
+        value = value[0]
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
 def epochs_table(result: dict[str, Any]) -> list[dict[str, float]]:
     """The rows of ``metrics.csv``, cells without a number left out; empty where the file was not kept."""
     path = Path(result["folder"]) / "metrics.csv"

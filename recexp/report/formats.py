@@ -34,7 +34,7 @@ class Table:
 
 def as_markdown(table: Table, level: int = 3) -> str:
     def shown(cell: Cell) -> str:
-        text = _printable(cell.text).replace("|", "\\|")
+        text = printable(cell.text).replace("|", "\\|")
         if cell.code:
             text = text.replace("`", "'")
             return f"`{text}`" if text else ""
@@ -52,7 +52,7 @@ def as_markdown(table: Table, level: int = 3) -> str:
 def as_terminal(table: Table, colour: bool = False) -> str:
     """Columns aligned; the best figure is bold, the second best underlined, where colour is False a ``*`` and a ``_`` before the figure."""
     marks = {BEST: ("\x1b[1m", "\x1b[0m"), SECOND: ("\x1b[4m", "\x1b[0m")} if colour else {BEST: ("*", ""), SECOND: ("_", "")}
-    plain = [[_printable(c.text) if colour else marks.get(c.mark, ("", ""))[0] + _printable(c.text) for c in row] for row in table.rows]
+    plain = [[printable(c.text) if colour else marks.get(c.mark, ("", ""))[0] + printable(c.text) for c in row] for row in table.rows]
     widths = [max(len(x) for x in column) for column in zip(table.head, *plain, strict=True)]
     lines = [table.title, table.caption, "  ".join(h.ljust(w) for h, w in zip(table.head, widths, strict=True)).rstrip()]
     for row, texts in zip(table.rows, plain, strict=True):
@@ -60,7 +60,7 @@ def as_terminal(table: Table, colour: bool = False) -> str:
         if colour:
             padded = [p.replace(t, t.join(marks[c.mark])) if c.mark else p for c, t, p in zip(row, texts, padded, strict=True)]
         lines.append("  ".join(padded).rstrip())
-    return "\n".join([line for line in lines if line] + [f"- {_printable(note)}" for note in table.notes])
+    return "\n".join([line for line in lines if line] + [f"- {printable(note)}" for note in table.notes])
 
 
 def as_latex(table: Table) -> str:
@@ -96,8 +96,9 @@ def as_csv(tables: Sequence[Table]) -> str:
     return out.getvalue()
 
 
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else " " for c in text)  # no control sequences out of a result file
+def printable(text: str) -> str:
+    """Without control sequences that a result file may hold."""
+    return "".join(c if c.isprintable() else " " for c in text)
 
 
 _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -105,4 +106,4 @@ _TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "Δ": r"$\
 
 
 def _tex(text: str) -> str:
-    return re.sub("|".join(map(re.escape, _TEX)), lambda m: _TEX[m.group()], _printable(text))
+    return re.sub("|".join(map(re.escape, _TEX)), lambda m: _TEX[m.group()], printable(text))

@@ -23,6 +23,9 @@ DATASETS = {"taobao_31882": "taobao", "retailrocket_2174": "retailrocket"}
 VARIANTS = {"ite_authors": "ite", "bert_ite_authors": "bert_ite", "bert_ite_si_authors": "bert_ite_si", "bert4rec_vae": "bert4rec"}
 
 
+Places = list[tuple[str, str, str]]  # table, published name of the model, setting
+
+
 @dataclass(frozen=True)
 class Figure:
     """One published number. setting: e.g. ``K=64``, ``w/o PE``. metric: ours, e.g. ``hr@10``."""
@@ -91,19 +94,33 @@ def match(result: dict[str, Any]) -> dict[str, Figure]:
     Where several tables print it, the one of the run's experiment counts, else the first of the paper's. Settings that no paper printed, and
     twins trained on shuffled targets, match nothing. That the data are a smaller extract does not hinder a match: ``deviations`` says so.
     """
-    if setting(result, "objective.shuffle_targets"):
-        return {}
-    dataset, wanted = DATASETS.get(result["dataset"], result["dataset"]), experiment(result)
-    answer: dict[str, Figure] = {}
-    for paper, rule in sorted(_RULES.items(), key=lambda item: item[0] != wanted[0]):
-        places = rule(result, dataset, wanted[1] if paper == wanted[0] else "")
-        for table, model, at in sorted(places, key=lambda place: (paper, place[0]) != wanted):
-            for figure in select(paper=paper, table=table, dataset=dataset, model=model, setting=at):
-                if PROTOCOLS[figure.protocol] == result["protocol"]:
-                    answer.setdefault(figure.metric, figure)
+    paper, table = experiment(result)
+    for tried in sorted(_RULES, key=lambda name: name != paper):
+        places = _places(result, tried, table if tried == paper else "")
+        answer: dict[str, Figure] = {}
+        for place in sorted(places, key=lambda place: (tried, place[0]) != (paper, table)):
+            answer |= {metric: f for metric, f in _at(result, tried, place).items() if metric not in answer}
         if answer:
             return answer
-    return answer
+    return {}
+
+
+def in_table(result: dict[str, Any], paper: str, table: str) -> dict[str, Figure]:
+    """Per metric the figure of the run's system in this one table; empty where it has none."""
+    found = [_at(result, paper, place) for place in _places(result, paper, table) if place[0] == table]
+    return found[0] if found else {}
+
+
+def _places(result: dict[str, Any], paper: str, table: str) -> Places:
+    dataset = DATASETS.get(result["dataset"], result["dataset"])
+    return [] if setting(result, "objective.shuffle_targets") else _RULES[paper](result, dataset, table)
+
+
+def _at(result: dict[str, Any], paper: str, place: tuple[str, str, str]) -> dict[str, Figure]:
+    table, model, at = place
+    dataset = DATASETS.get(result["dataset"], result["dataset"])
+    found = [f for f in select(paper=paper, table=table, model=model, setting=at) if f.dataset in ("", dataset)]
+    return {f.metric: f for f in found if PROTOCOLS[f.protocol] == result["protocol"]}
 
 
 def curve(result: dict[str, Any], metric: str) -> list[tuple[int, float]]:
@@ -115,14 +132,13 @@ def curve(result: dict[str, Any], metric: str) -> list[tuple[int, float]]:
     return sorted((int(f.setting.removeprefix(start)), f.value) for f in found if f.setting.startswith(start))
 
 
-Places = list[tuple[str, str, str]]  # table, published name of the model, setting
-
-
 def _ite(result: dict[str, Any], dataset: str, table: str) -> Places:
     model, width = VARIANTS.get(result["model"], result["model"]), setting(result, "model.num_factors")
     usual_weight = 1.0 if model == "nmtr" else 0.5
     weights, layers = setting(result, "objective.weights"), setting(result, "model.num_layers")
-    if result.get("sampler", "uniform") not in ("uniform", "none"):
+    negatives = setting(result, "objective.n_negatives")
+    unusual = setting(result, "objective.balance") or setting(result, "model.user_dropout") or negatives not in (None, 9, 4)
+    if unusual or result.get("sampler", "uniform") not in ("uniform", "none"):
         return []
     # The experiments on depth and on the implicit loss share only their usual point with fig. 5.
     if table not in ("fig5", "fig12", "fig10_11"):
@@ -186,11 +202,12 @@ def _ablations(result: dict[str, Any]) -> set[str]:
 def _nova(result: dict[str, Any], dataset: str, table: str) -> Places:
     model, fusion, side = result["model"], setting(result, "model.fusion"), setting(result, "model.side")
     if model == "bert4rec":
-        return [("table3", model, "best")]
+        return [("table3", model, "best"), ("table5", model, "")]
     if model not in ("nova_bert", "invasive_bert"):
         return []
     name, kinds = f"{model}_{fusion}", _kinds(side)
-    return ([("table3", name, "best")] if kinds == "all" else []) + [("table4", name, f"side_info={kinds}")]
+    whole = [("table3", name, "best"), ("table5", name, "")] if kinds == "all" else []
+    return [*whole, ("table4", name, f"side_info={kinds}")]
 
 
 def _kinds(side: Any) -> str:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import subprocess
-import sys
 
 import pytest
 
+from recexp.report.__main__ import main
 from recexp.report.collect import collect
 from recexp.report.formats import as_csv, as_latex, as_markdown, as_terminal
 from recexp.report.tables import _table, markdown, systems, tables
@@ -142,9 +141,13 @@ def test_the_recorded_results_still_make_tables():
     assert "| sasrec | **0.6565** | 0.6629 | -1.0 |" in text
 
 
-def test_the_command_prints_markdown_and_what_it_left_out(tmp_path):
+def test_the_command_prints_markdown_and_what_it_left_out(tmp_path, capsys):
     write_run(tmp_path / "a")
     write_run(tmp_path / "b")
     (tmp_path / "b" / "result.json").unlink()
-    done = subprocess.run([sys.executable, "-m", "recexp.report", str(tmp_path)], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("### shop, full (id aaa)") and f"left out: {tmp_path / 'b'}" in done.stdout
+    main([str(tmp_path)])
+    shown = capsys.readouterr()
+    assert shown.out.startswith("### shop, full (id aaa)") and f"left out: {tmp_path / 'b'}" in shown.out
+    main([str(tmp_path), "--format", "csv"])  # nothing but records on stdout
+    shown = capsys.readouterr()
+    assert all(len(record) == 7 for record in csv.reader(io.StringIO(shown.out)) if record) and "left out" in shown.err

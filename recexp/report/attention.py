@@ -1,0 +1,113 @@
+"""Attention weights of a finished run, averaged over test users (BERT4Rec fig. 2, NOVA fig. 5).
+
+Models return no weights; they are computed again from what enters ``recexp.nn.attention.MultiHeadAttention``.
+
+Shapes: B users of a batch, H heads, Q queries and K keys, both the positions of a history with its padding on the left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from recexp.compose import build, check_config
+from recexp.data.prepare import prepare
+from recexp.data.store import Store
+from recexp.models.sequence import GROUP
+from recexp.nn.attention import MultiHeadAttention
+from recexp.run import assemble
+from recexp.types import Query, RecexpError
+
+
+def weights(layer: MultiHeadAttention, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) of one layer without dropout, [B, H, Q, K]. query [B, Q, D], key [B, K, D]; mask as the layer's."""
+    q, k = (x.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for x in (layer.query(query), layer.key(key)))
+    logits = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    return logits.masked_fill(~mask, float("-inf")).softmax(-1)
+
+
+@torch.no_grad()
+def mean_weights(model: nn.Module, batches: list[Query], last: int) -> np.ndarray:
+    """Average weights [layers, heads, last, last] over users, positions counted from the newest, which is the last row and column.
+
+    A pair of positions counts for the users whose history reaches both; NaN where none does. The model's ``score`` decides what is read, so
+    what ends the history there ([MASK]) is the newest position. Raises RecexpError where the model has no ``MultiHeadAttention``.
+    """
+    layers = [m for m in model.modules() if isinstance(m, MultiHeadAttention)]
+    encode = getattr(model, "encode", None)
+    if not layers or encode is None:
+        raise RecexpError(f"{type(model).__name__} has no self-attention over a history, so there are no weights to show.")
+    total = np.zeros((len(layers), layers[0].num_heads, last, last))
+    count = np.zeros((last, last))
+    seen: list[list[Tensor]] = [[] for _ in layers]
+    masks: list[Tensor] = []
+
+    def remember(at: int) -> Callable:
+        def hook(layer: MultiHeadAttention, inputs: tuple, options: dict) -> None:
+            query, key, mask = (options[n] if n in options else inputs[i] for i, n in ((0, "query"), (1, "key"), (3, "mask")))
+            seen[at].append(weights(layer, query, key, mask))
+
+        return hook
+
+    def encode_all(query: Query, last_only: bool = False, **options) -> Tensor:  # score wants the last row; here all are of interest
+        masks.append(query.mask_BL)
+        return encode(query, **options)
+
+    hooks = [layer.register_forward_pre_hook(remember(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    was_training = model.training
+    model.eval()
+    model.encode = encode_all
+    try:
+        # Sequence models on a CPU encode more rows than a group by length, which would come back in another order.
+        for query in (batch[at : at + GROUP] for batch in batches for at in range(0, len(batch), GROUP)):
+            for x in (masks, *seen):
+                x.clear()
+            model.score(query, torch.ones(len(query), 1, dtype=torch.long, device=query.item_BL.device))
+            real_BL = _newest(masks[0], last, 1)
+            pair_BQK = (real_BL[:, :, None] & real_BL[:, None, :]).double()
+            for i, parts in enumerate(seen):
+                w_BHQK = _newest(_newest(parts[0].double(), last, 3), last, 2)
+                total[i] += (w_BHQK * pair_BQK[:, None]).sum(0).cpu().numpy()
+            count += pair_BQK.sum(0).cpu().numpy()
+    finally:
+        del model.encode
+        model.train(was_training)
+        for hook in hooks:
+            hook.remove()
+    with np.errstate(invalid="ignore"):
+        return np.where(count > 0, total / count, np.nan)
+
+
+def attention(run_dir: str | Path, *, users: int = 512, last: int = 10) -> np.ndarray:
+    """``mean_weights`` of a finished run's best checkpoint over its first test users.
+
+    Raises RecexpError where the checkpoint or the data are gone, or the model has no self-attention.
+    """
+    run_dir = Path(run_dir)
+    checkpoint = run_dir / "checkpoints" / "best.ckpt"
+    if not checkpoint.is_file():
+        raise RecexpError(f"{checkpoint} is missing: attention needs the trained model.")
+    cfg = OmegaConf.load(run_dir / "config.yaml")
+    check_config(cfg)
+    protocol = build(cfg.protocol)
+    store = Store.open(prepare(build(cfg.dataset, _recursive_=False), protocol.split, cfg.cache_dir))
+    module, _ = assemble(cfg, protocol, store, ())
+    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    targets = store.targets("test")
+    rows = torch.arange(min(users, len(targets))).split(256)
+    return mean_weights(module.model, [store.query_held_out(targets, row, module.model.history, protocol.history) for row in rows], last)
+
+
+def _newest(x: Tensor, last: int, dim: int) -> Tensor:
+    """The last places along a dimension, filled up on the left with zeros."""
+    missing = last - x.shape[dim]
+    if missing > 0:
+        shape = list(x.shape)
+        shape[dim] = missing
+        return torch.cat([x.new_zeros(shape), x], dim)
+    return x.narrow(dim, x.shape[dim] - last, last)
