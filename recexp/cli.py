@@ -12,17 +12,19 @@ from omegaconf import DictConfig
 
 from recexp.compose import register_resolvers
 from recexp.launcher import ProcessLauncher
+from recexp.sweeper import GridSweeper
 from recexp.types import RecexpError
 
 # In a checkout conf/ lies beside the package, in an installed wheel inside it.
 CONF = next(p for p in (Path(__file__).parent / "conf", Path(__file__).parent.parent / "conf") if p.is_dir())
 
 register_resolvers()
-Plugins.instance().register(ProcessLauncher)  # first: it imports the real hydra_plugins, if any plugin is installed
-# Hydra looks plugins up by name in this namespace only; ours needs no package of its own there.
-for name in ("hydra_plugins", ProcessLauncher.__module__):
-    sys.modules.setdefault(name, ModuleType(name))
-sys.modules[ProcessLauncher.__module__].ProcessLauncher = ProcessLauncher
+for plugin in (ProcessLauncher, GridSweeper):
+    Plugins.instance().register(plugin)  # first: it imports the real hydra_plugins, if any plugin is installed
+    # Hydra looks plugins up by name in this namespace only; ours need no package of their own there.
+    for name in ("hydra_plugins", plugin.__module__):
+        sys.modules.setdefault(name, ModuleType(name))
+    setattr(sys.modules[plugin.__module__], plugin.__name__, plugin)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
