@@ -113,11 +113,11 @@ def _attention(results: list[dict[str, Any]]) -> tuple[list, list[str]]:
     from recexp.report.attention import attention
 
     maps, without = [], []
-    for runs in protocols(results).values():
+    for about, runs in protocols(results).items():
         found, _ = labelled(runs)
         for system in found:
             try:
-                maps.append(heat_maps(attention(system.first["folder"]), system.label))
+                maps.append(heat_maps(attention(system.first["folder"]), system.label, about))
             except (RecexpError, OSError) as error:
                 without.append(f"no attention of {system.label}: {error}")
     return maps, without

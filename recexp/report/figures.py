@@ -128,7 +128,7 @@ def topk_curves(results: Sequence[dict[str, Any]], names: Iterable[str] = ("hr",
     return made
 
 
-def heat_maps(weights_LHQK: np.ndarray, label: str) -> Picture:
+def heat_maps(weights_LHQK: np.ndarray, label: str, about: tuple[str, str, str]) -> Picture:
     """Average attention, layers by heads, queries down and keys across, both counted from the newest position (0 is the last).
 
     weights_LHQK: float [layers, heads, last, last], NaN where no user has such a pair (``recexp.report.attention``).
@@ -150,10 +150,10 @@ def heat_maps(weights_LHQK: np.ndarray, label: str) -> Picture:
                 ax.set_ylabel("position")
         figure.colorbar(image, ax=axes.ravel().tolist(), shrink=0.8, label="mean weight")
         strongest = np.unravel_index(np.nanargmax(np.nanmean(weights_LHQK, axis=(0, 1))), (last, last))
-        alt = f"Mean attention weights of {label}: {layers} layers by {heads} heads over the last {last} positions, at most {top:.2f}; on average "
-        alt += f"strongest from position {strongest[0] - last + 1} to position {strongest[1] - last + 1}."
+        alt = f"Mean attention weights of {label} on {about[0]}: {layers} layers by {heads} heads over the last {last} positions, at most {top:.2f}; "
+        alt += f"on average strongest from position {strongest[0] - last + 1} to position {strongest[1] - last + 1}."
         figure.suptitle(_short(label), fontsize=9)
-        return _picture(figure, f"attention of {label}", f"Attention of {label}", alt)
+        return _picture(figure, f"attention of {label} {' '.join(about)}", f"Attention of {label}: {about[0]}, {about[1]} (id {about[2]})", alt)
 
 
 _STYLE = {
@@ -185,10 +185,12 @@ def _chart(title: str, about: tuple[str, str, str], lines: Sequence[Line], xlabe
                 ax.set_xscale("log", base=2)
             ax.set_xticks(xs, [f"{x:g}" for x in xs])
             ax.minorticks_off()
+        elif all(float(x).is_integer() for x in xs):
+            ax.xaxis.get_major_locator().set_params(integer=True)
         ax.set(xlabel=xlabel, ylabel=ylabel)
         ax.grid(alpha=0.25, linewidth=0.6)
         figure.legend(loc="outside lower center", ncols=columns, frameon=False)
-        figure.suptitle(printable(f"{title} · {about[0]}, {about[1]}"), fontsize=9)
+        figure.suptitle(printable(title) + "\n" + printable(f"{about[0]}, {about[1]}"), fontsize=9)
         return _picture(figure, f"{title} {' '.join(about)}", f"{title}: {about[0]}, {about[1]} (id {about[2]})", _words(title, about, lines))
 
 

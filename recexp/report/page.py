@@ -113,7 +113,9 @@ def inline_svg(svg: str, start: str, alt: str) -> str:
     rest = re.sub(r'xlink:href="(?=data:)', 'href="', rest)
     rest = re.sub(r"<style[^>]*>.*?</style>", "", rest, flags=re.DOTALL)  # holds for the whole page once it stands inline
     label = escape(printable(alt), quote=True)
-    return f'<svg role="img" aria-label="{label}" viewBox="{box[1] if box else "0 0 100 100"}" class="plot">{rest.strip()}'
+    view = box[1] if box else "0 0 400 300"
+    width = float(view.split()[2]) * 1.5  # points: small figures stay small
+    return f'<svg role="img" aria-label="{label}" viewBox="{view}" class="plot" style="max-width:{width:.0f}px">{rest.strip()}'
 
 
 def _text(text: str) -> str:
@@ -137,9 +139,10 @@ thead th{background:var(--shade);border-top:0;padding:0}
 thead button{all:unset;display:block;box-sizing:border-box;width:100%;padding:.4rem .6rem;cursor:pointer;font-weight:600}
 thead button:focus-visible{outline:2px solid var(--link);outline-offset:-2px}
 th[aria-sort=ascending] button::after{content:" \\25B2"}th[aria-sort=descending] button::after{content:" \\25BC"}
-tbody th{position:sticky;left:0;background:var(--bg);max-width:16rem;white-space:normal;overflow-wrap:anywhere}
+tbody th{position:sticky;left:0;background:var(--bg);min-width:7rem;max-width:16rem;white-space:normal;overflow-wrap:break-word}
 .n{text-align:right}thead .n button{text-align:right}strong{font-weight:700}
-td code{display:inline-block;max-width:28rem;white-space:normal;overflow-wrap:anywhere}
+td code{display:block;min-width:18rem;max-width:28rem;white-space:normal;overflow-wrap:break-word}
+@media (max-width:40rem){tbody th{min-width:5rem;max-width:9rem}}
 summary{cursor:pointer;padding:.3rem 0}
 .figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,22rem),1fr));gap:1rem}
 figure{margin:0}.plot{width:100%;height:auto;max-height:36rem}

@@ -122,7 +122,7 @@ def _table(results: Sequence[dict[str, Any]], columns: Sequence[str], metric: st
 
 def _name(s: System) -> str:
     mark = " (reconstructed)" if s.first.get("reconstruction") else ""
-    return s.first["model"] + mark + (" (epoch chosen on the test set)" if s.first["selection"].startswith("test_peek") else "")
+    return s.label + mark + (" (epoch chosen on the test set)" if s.first["selection"].startswith("test_peek") else "")
 
 
 def _figure(values: Sequence[float], mark: str) -> Cell:

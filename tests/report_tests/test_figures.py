@@ -120,5 +120,5 @@ def test_causal_models_never_attend_ahead_and_models_without_attention_are_refus
     assert np.triu(found, 1).max() == 0 and found[2].sum() == pytest.approx(1)
     with pytest.raises(RecexpError, match="no self-attention"):
         mean_weights(MF(toy.schema(), num_factors=4), [], last=3)
-    picture = heat_maps(found[None, None], "sasrec")
+    picture = heat_maps(found[None, None], "sasrec", ("shop", "full", "aaa"))
     assert "1 layers by 1 heads" in picture.alt and "strongest" in picture.alt
