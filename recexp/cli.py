@@ -30,13 +30,19 @@ for plugin in (ProcessLauncher, GridSweeper):
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> None:
     """Entry point of ``python -m recexp``."""
-    from recexp.run import run  # after Hydra has parsed: --help and typing errors need not wait for torch
+    # After Hydra has parsed: --help and typing errors need not wait for torch.
+    from recexp.lightning.interruption import Interrupted
+    from recexp.run import run
 
     try:
         run(cfg)
     except RecexpError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except Interrupted as stop:
+        last = stop.run_dir / "checkpoints" / "last.ckpt"
+        print(f"{stop}; " + (f"to go on: the same command with ckpt_path={last}" if last.exists() else "nothing was saved yet"), file=sys.stderr)
+        sys.exit(128 + stop.signum)
     except KeyboardInterrupt:
-        print("interrupted; resume with ckpt_path=<run directory>/checkpoints/last.ckpt", file=sys.stderr)
+        print("interrupted before training began", file=sys.stderr)
         sys.exit(130)

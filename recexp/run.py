@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 import warnings
@@ -13,12 +14,15 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from recexp.compose import build, check_config
 from recexp.data.datamodule import RecDataModule
 from recexp.data.prepare import prepare, write_json
 from recexp.data.store import Store
 from recexp.lightning.callbacks import EpochTable, ProgressBar
+from recexp.lightning.checkpoints import WholeCheckpoints
+from recexp.lightning.interruption import Interrupted, Interruption
 from recexp.lightning.module import RecModule
 from recexp.results import describe, git_state, save_curves, save_ranks, show_table
 from recexp.types import RecexpError
@@ -44,32 +48,39 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if not len(store.val) and not peek:
         raise RecexpError("No user has a validation target, so nothing can be selected: loosen dataset.filters or choose another protocol.")
     module, data = assemble(cfg, protocol, store, splits)
-    table = EpochTable(run_dir / "metrics.csv")
-    trainer = _trainer(cfg, [table, *(build(c) for c in cfg.callbacks.values() if c)], max_epochs=getattr(module.model, "sweeps", None))
-    trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True)
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    best = _best_epoch(table.rows, OmegaConf.select(cfg, "callbacks.checkpoint.monitor"))
-    epochs, stop_reason = len(table.rows), _stop_reason(trainer)
-    if cfg.selection == "refit":
-        store = Store.open(prepare(dataset, replace(protocol.split, merge_val=True), cfg.cache_dir))
-        module, data = assemble(cfg, protocol, store, ())
-        trainer = _trainer(cfg, [EpochTable(run_dir / "metrics_refit.csv")], max_epochs=best + 1)
-        trainer.fit(module, data)
-        trainer.save_checkpoint(run_dir / "checkpoints" / "refit.ckpt")
-        trainer.test(module, data, verbose=False)
-    else:
-        trainer.test(module, data, ckpt_path=str(run_dir / "checkpoints" / "best.ckpt"), weights_only=True, verbose=False)
+    about = {
+        **OmegaConf.to_container(cfg.names, resolve=True), "protocol_id": protocol_id, "seed": cfg.seed,
+        "selection": cfg.selection + (" (epoch chosen on the TEST set: optimistic)" if peek else ""),
+        "data": {k: store.meta[k] for k in ("users", "items", "interactions", "fingerprint")}, "audit": store.meta["audit"], "git": git,
+    }  # fmt: skip
+    table, stop = EpochTable(run_dir / "metrics.csv"), Interruption(run_dir / "checkpoints" / "last.ckpt")
+    trainer = _trainer(cfg, [table, stop, *(build(c) for c in cfg.callbacks.values() if c)], max_epochs=getattr(module.model, "sweeps", None))
+    try:
+        with stop:
+            trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True)
+            best = _best_epoch(table.rows, OmegaConf.select(cfg, "callbacks.checkpoint.monitor"))
+            epochs, stop_reason = len(table.rows), _stop_reason(trainer)
+            if cfg.selection == "refit":
+                store = Store.open(prepare(dataset, replace(protocol.split, merge_val=True), cfg.cache_dir))
+                module, data = assemble(cfg, protocol, store, ())
+                stop.path = None  # what is interrupted from here on starts from the end of the first training again
+                trainer = _trainer(cfg, [EpochTable(run_dir / "metrics_refit.csv"), stop], max_epochs=best + 1)
+                trainer.fit(module, data)
+                trainer.save_checkpoint(run_dir / "checkpoints" / "refit.ckpt")
+                trainer.test(module, data, verbose=False)
+            else:
+                trainer.test(module, data, ckpt_path=str(run_dir / "checkpoints" / "best.ckpt"), weights_only=True, verbose=False)
+    except SIGTERMException:
+        if trainer.is_global_zero:
+            done = {"interrupted": signal.Signals(stop.signum).name, "epochs": len(table.rows), "metrics": {}}
+            write_json(run_dir / "result.json", about | done | {"wall_time_s": time.perf_counter() - started})
+        raise Interrupted(stop.signum, run_dir) from None
     if not trainer.is_global_zero:
         return {}
 
     at_best = next((row for row in table.rows if row["epoch"] == best), {})
     metrics = {f"test/{k}": v for k, v in module.results["test"].items()} | {k: v for k, v in at_best.items() if k.startswith("val/")}
-    result = {
-        **OmegaConf.to_container(cfg.names, resolve=True),
-        "protocol_id": protocol_id,
-        "seed": cfg.seed,
-        "selection": cfg.selection + (" (epoch chosen on the TEST set: optimistic)" if peek else ""),
+    result = about | {
         "metrics": metrics,
         "best_epoch": best,
         "epochs": epochs,
@@ -78,9 +89,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "examples_per_s": sum(r["train/examples_per_s"] for r in table.rows) / max(1, len(table.rows)),
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "reconstruction": getattr(module.model, "reconstruction", False),
-        "data": {k: store.meta[k] for k in ("users", "items", "interactions", "fingerprint")},
-        "audit": store.meta["audit"],
-        "git": git,
         **describe(),
     }
     save_ranks(run_dir / "ranks.parquet", {"test": module.ranks})
@@ -113,7 +121,7 @@ def _trainer(cfg: DictConfig, callbacks: list[pl.Callback], max_epochs: int | No
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     limits = {} if max_epochs is None else {"max_epochs": max_epochs}
-    return build(cfg.trainer, callbacks=callbacks, logger=loggers or False, default_root_dir=cfg.run_dir, **limits)
+    return build(cfg.trainer, callbacks=callbacks, logger=loggers or False, plugins=[WholeCheckpoints()], default_root_dir=cfg.run_dir, **limits)
 
 
 def _best_epoch(rows: list[dict[str, float]], monitor: str | None) -> int:

@@ -17,12 +17,14 @@ def rank_and_world() -> tuple[int, int]:
 class RowBatches(Sampler[Tensor]):
     """Shuffled batches of the objective's rows, an epoch's order decided by (seed, epoch) alone, shared out over the processes.
 
+    skip: batches at the start of the next epoch that a run resumed in its middle has seen already.
+
     Every row comes exactly once per epoch over all processes, and every process gets the same number of batches: rows are dealt into
     ceil(rows / (batch_size * world)) near-equal global batches, each split over the processes.
     """
 
     def __init__(self, n_rows: int, batch_size: int, seed: int) -> None:
-        self.n_rows, self.batch_size, self.seed, self.epoch = n_rows, batch_size, seed, 0
+        self.n_rows, self.batch_size, self.seed, self.epoch, self.skip = n_rows, batch_size, seed, 0, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
@@ -35,7 +37,8 @@ class RowBatches(Sampler[Tensor]):
         rank, world = rank_and_world()
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(self.n_rows, generator=generator)
-        for batch in torch.tensor_split(order, len(self)):
+        skip, self.skip = self.skip, 0
+        for batch in torch.tensor_split(order, len(self))[skip:]:
             yield torch.tensor_split(batch, world)[rank]
 
 
@@ -60,14 +63,24 @@ class RecDataModule(pl.LightningDataModule):
     def __init__(self, store, objective, *, batch_size: int, eval_batch_size: int, seed: int, splits: tuple[str, ...] = ("val",)) -> None:
         super().__init__()
         self.store, self.objective, self.splits = store, objective, splits
-        self.batch_size, self.eval_batch_size, self.seed = batch_size, eval_batch_size, seed
+        self.batch_size, self.eval_batch_size, self.seed, self._skip = batch_size, eval_batch_size, seed, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """How many batches of the epoch under way are done."""
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        return {"batches_done": 0 if progress.is_last_batch else progress.current.completed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._skip = state["batches_done"]
 
     def train_dataloader(self) -> DataLoader:
         if hasattr(self.objective, "batches"):  # an objective whose batches follow from one another deals out its rows itself
-            batches = self.objective.batches(self.store, self.batch_size, self.seed)
-            return DataLoader(_Rows(torch.arange(len(self.store.train))), sampler=batches, batch_size=None)
-        rows = self.objective.rows(self.store).cpu()
-        return DataLoader(_Rows(rows), sampler=RowBatches(len(rows), self.batch_size, self.seed), batch_size=None)
+            rows, batches = torch.arange(len(self.store.train)), self.objective.batches(self.store, self.batch_size, self.seed)
+        else:
+            rows = self.objective.rows(self.store).cpu()
+            batches = RowBatches(len(rows), self.batch_size, self.seed)
+        batches.skip, self._skip = self._skip, 0
+        return DataLoader(_Rows(rows), sampler=batches, batch_size=None)
 
     def val_dataloader(self) -> list[DataLoader]:
         return [self._held_out(split) for split in self.splits]

@@ -31,6 +31,9 @@ class EpochTable(pl.Callback):
     def load_state_dict(self, state: dict) -> None:
         self.rows = state["rows"]
 
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.on_train_epoch_start(trainer, module)  # which Lightning does not call where a run goes on in the middle of an epoch
+
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._started, self._trained, self._examples = time.perf_counter(), None, 0
 

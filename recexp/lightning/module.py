@@ -12,6 +12,7 @@ from recexp.data.datamodule import rank_and_world
 from recexp.evaluation.metrics import RankingMetrics
 from recexp.evaluation.protocol import Protocol
 from recexp.evaluation.stored import stored_candidates
+from recexp.lightning.nonfinite import bad_rows, first_bad_output, first_bad_parameter
 from recexp.types import RecexpError
 
 
@@ -76,10 +77,42 @@ class RecModule(pl.LightningModule):
             progress.increment_completed()
             return None
         loss = losses["loss"]
+        if not torch.isfinite(loss):
+            raise RecexpError(self._not_finite(row, index, seed))
         losses = losses | getattr(self.model, "diagnostics", dict)()
         self.log_dict({f"train/{k}": v for k, v in losses.items()}, on_step=False, on_epoch=True, batch_size=len(row))
         self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(row))
         return loss
+
+    def _not_finite(self, row: Tensor, index: int, seed: int) -> str:
+        def batch_of(some: Tensor):
+            return self.objective.batch(self.store, some, torch.Generator(self.device).manual_seed(seed))
+
+        @torch.no_grad()
+        def loss_of(some: Tensor) -> Tensor:
+            torch.manual_seed(seed)
+            return self.objective.loss(self.model, batch_of(some))["loss"]
+
+        cause = first_bad_parameter(self.model)
+        if cause is None:
+            name = first_bad_output(self.model, lambda: loss_of(row))
+            cause = f"the first output that is not finite is that of {name}" if name else "every layer's output is finite, the loss of them is not"
+            if not hasattr(self.objective, "batches"):
+                bad = bad_rows(row, loss_of)
+                users = batch_of(bad).query.user_B.tolist() if len(bad) else []
+                cause += f"; alone already in rows {bad.tolist()} of users {users}" if users else "; no row alone brings it about"
+        return (
+            f"The loss is not finite in step {index + 1} of epoch {self.current_epoch + 1}: {cause}. The last good checkpoint is kept. Lower "
+            "optimizer.lr or set trainer.gradient_clip_val, or look at these rows."
+        )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if hasattr(self.objective, "state_dict"):
+            checkpoint["objective"] = self.objective.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if hasattr(self.objective, "load_state_dict") and "objective" in checkpoint:
+            self.objective.load_state_dict(checkpoint["objective"])
 
     def validation_step(self, row: Tensor, index: int, dataloader_idx: int = 0) -> None:
         self._rank(self.splits[dataloader_idx], row)

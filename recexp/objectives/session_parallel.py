@@ -50,6 +50,13 @@ class SessionParallel(SequenceObjective):
         require(model, self)
         self._state = None
 
+    def state_dict(self) -> dict[str, Tensor | None]:
+        """The sessions' states, for a run that goes on in the middle of an epoch."""
+        return {"state": self._state}
+
+    def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
+        self._state = state["state"]
+
     def rows(self, store) -> Tensor:
         user = store.train.user
         return 1 + torch.nonzero(user[1:] == user[:-1]).flatten()
@@ -98,7 +105,7 @@ class SessionSteps(Sampler[Tensor]):
         load = torch.bincount(self.slot, self.steps.double(), minlength=self.slots).long()
         self.length = min(int(load[r::world].max()) for r in range(world))
         self.mine, self.depth = slice(rank, None, world), int(load.max())
-        self.seed, self.epoch = seed, 0
+        self.seed, self.epoch, self.skip = seed, 0, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
@@ -117,4 +124,5 @@ class SessionSteps(Sampler[Tensor]):
         depth = torch.arange(len(slot)) - (load.cumsum(0) - load)[slot]
         grid = torch.zeros(self.depth, self.slots, dtype=torch.int64)
         grid[depth, slot] = self.first_row[order].repeat_interleave(steps) + within
-        yield from grid[: self.length, self.mine]
+        skip, self.skip = self.skip, 0
+        yield from grid[skip : self.length, self.mine]
