@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
 
 
-class GridSweeper(BasicSweeper):
-    """``hydra/sweeper=grid``: Hydra's own sweeper, whose ``params`` are crossed, with ``rows`` beside them.
+class GridSweeper(Sweeper):
+    """``hydra/sweeper=grid``: ``params`` are crossed, as by Hydra's own sweeper, with ``rows`` beside them.
 
     rows: the lines of a table, one of which holds at a time, each a mapping of keys to values or sweeps; every row is crossed with ``params``.
     The command line wins over both: of the rows that speak of one of its keys it keeps those that agree with it, or, where none does, sets the key in
@@ -19,19 +24,22 @@ class GridSweeper(BasicSweeper):
 
     __module__ = "hydra_plugins.recexp"  # Hydra instantiates plugins of this namespace only; ``cli`` registers the class
 
-    def __init__(self, max_batch_size: int | None = None, params: Mapping[str, Any] | None = None, rows: Sequence[Mapping[str, Any]] = ()) -> None:
-        super().__init__(max_batch_size, dict(params or {}))
-        self.rows = [dict(row) for row in rows]
+    def __init__(self, params: Mapping[str, Any] | None = None, rows: Sequence[Mapping[str, Any]] = ()) -> None:
+        self.params, self.rows = dict(params or {}), [dict(row) for row in rows]
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        """Hydra's call before ``sweep``."""
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(hydra_context=hydra_context, task_function=task_function, config=config)
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Hydra's entry: ``arguments`` are the overrides of the command line."""
-        self.arguments = arguments
-        return super().sweep(arguments)
-
-    def split_arguments(self, overrides: Any, max_batch_size: int | None) -> list[list[list[str]]]:
-        """The jobs in batches; ``overrides`` (what Hydra parsed) is made of params and command line, which stand here already."""
-        jobs = grid(self.params, self.rows, self.arguments, OverridesParser.create(config_loader=self.hydra_context.config_loader))
-        return list(self.split_overrides_to_chunks(jobs, max_batch_size))
+        """Launch every job; ``arguments`` are the overrides of the command line. A key that nothing knows is an error before the first."""
+        jobs = grid(self.params, self.rows, arguments, OverridesParser.create(config_loader=self.hydra_context.config_loader))
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        self.validate_batch_is_legal(jobs)
+        return [self.launcher.launch(jobs, initial_job_idx=0)]
 
 
 def grid(params: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], arguments: Sequence[str], parser: OverridesParser) -> list[list[str]]:
@@ -56,4 +64,4 @@ def grid(params: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], arguments
 
 def _text(value: Any) -> str:
     """A YAML value as Hydra's command line writes it."""
-    return {True: "true", False: "false", None: "null"}[value] if value is None or isinstance(value, bool) else str(value)
+    return "null" if value is None else str(value)
