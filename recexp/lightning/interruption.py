@@ -24,7 +24,7 @@ class Interruption(pl.Callback):
     """``with Interruption(path) as stop: trainer.fit(...)``, the trainer having it as a callback.
 
     The first Ctrl-C is passed on as SIGTERM, for which Lightning has a way that all processes of a run take together; the second one ends the
-    process at once. Interrupted between two training steps, the run saves ``path`` (if any); during validation the checkpoint of the epoch before stands.
+    process at once. Interrupted between two training steps, the run saves ``path`` (if any); during validation the last epoch's checkpoint stands.
 
     signum: the signal that came, None while there is none.
     """
