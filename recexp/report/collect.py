@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from recexp.cli import CONF
 from recexp.types import RecexpError
@@ -88,21 +89,20 @@ def _read(run: Path) -> dict[str, Any]:
 
 def _from_overrides(result: dict[str, Any]) -> dict[str, Any]:
     """The model's YAML as it is now with the run's overrides upon it. Experiments and tuned values remain unknown."""
-    config = OmegaConf.create({})
-    for name in reversed(_lineage(str(result["model"]))):
-        config = OmegaConf.merge(config, OmegaConf.load(CONF / "model" / f"{name}.yaml"))
+    config = _model_yaml(str(result["model"]))
     pairs = [o.lstrip("+~").split("=", 1) for o in result.get("overrides", []) if "." in o.split("=", 1)[0] and "=" in o]
     config = OmegaConf.merge(config, OmegaConf.from_dotlist([f"{k}={v}" for k, v in pairs if "@" not in k]))
     config.pop("defaults", None)
     return OmegaConf.to_container(config)
 
 
-def _lineage(name: str) -> list[str]:
+@cache
+def _model_yaml(name: str) -> DictConfig:
+    """The YAML of a model upon those it inherits from; empty for a model that is gone."""
     path = CONF / "model" / f"{name}.yaml"
-    if not path.is_file():
-        return []
-    parents = [d for d in OmegaConf.load(path).get("defaults", []) if isinstance(d, str) and d != "_self_"]
-    return [name, *(above for parent in parents for above in _lineage(parent))]
+    config = OmegaConf.load(path) if path.is_file() else OmegaConf.create({})
+    parents = [_model_yaml(d) for d in config.get("defaults", []) if isinstance(d, str) and d != "_self_"]
+    return OmegaConf.merge(*parents, config) if parents else config
 
 
 def _state(run: Path) -> str:

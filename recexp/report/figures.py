@@ -78,14 +78,16 @@ def sweep_lines(results: Sequence[dict[str, Any]], name: str, metric: str) -> li
     for label, group in zip(labels, groups.values(), strict=True):
         points = sorted(group.items())
         lines.append(Line(label, tuple(x for x, _ in points), tuple(s.mean(f"test/{metric}") for _, s in points)))
-        theirs = [(x, s.figures[metric].value) for x, s in points if metric in s.figures]
+        found = [(x, s.figures[metric]) for x, s in points if metric in s.figures]
+        theirs = [(x, f.value) for x, f in found if sum(f == other for _, other in found) == 1]  # one figure for all points is no curve
         if theirs:
             lines.append(Line(label, *map(tuple, zip(*theirs, strict=True)), dashed=True))
     return lines
 
 
 def epoch_curves(results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("hr@10", "ndcg@10")) -> list[Picture]:
-    """Validation metrics per epoch, seeds averaged, one picture per width where that is swept; the ITE paper's (test) curves dashed."""
+    """Validation metrics per epoch (test's, where runs peeked at it), seeds averaged, one picture per width where that is swept; the ITE
+    paper's curves, which are of the test set, dashed."""
     made = []
     for about, runs in protocols([r for r in results if "evaluated" not in r]).items():
         widths: dict[Any, list[System]] = {}
@@ -94,6 +96,8 @@ def epoch_curves(results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("h
         if min(len(w) for w in widths.values()) < 2 or len(widths) > 6:
             widths = {None: [s for w in widths.values() for s in w]}
         for width, members in widths.items():
+            peeked = any(_peeks(s) for s in members)
+            members = [s for s in members if _peeks(s) == peeked]  # test and validation values share no axis
             for metric in metrics:
                 lines = []
                 for s in _best_of_each_model(members, 8):
@@ -104,7 +108,7 @@ def epoch_curves(results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("h
                             lines.append(Line(s.label, *map(tuple, zip(*theirs, strict=True)), dashed=True))
                 if lines:
                     title = f"{metric} per epoch" + (f", K={width}" if width is not None and len(widths) > 1 else "")
-                    made.append(_chart(title, about, lines, "epoch", f"{metric} (validation)"))
+                    made.append(_chart(title, about, lines, "epoch", f"{metric} ({'test' if peeked else 'validation'})"))
     return made
 
 
@@ -239,10 +243,15 @@ def _labels(results: Sequence[dict[str, Any]], name: str) -> list[str]:
 
 def _mean_curve(s: System, metric: str) -> list[tuple[float, float]]:
     """(epoch from 1, mean over the seeds) of the epochs that all seeds reached."""
-    split = "test" if s.first["selection"].startswith("test_peek") else "val"
+    split = "test" if _peeks(s) else "val"
     tables = [{row["epoch"] + 1: row[f"{split}/{metric}"] for row in epochs_table(r) if f"{split}/{metric}" in row} for r in s.runs]
     common = set.intersection(*map(set, tables)) if tables else set()
     return [(e, fmean(t[e] for t in tables)) for e in sorted(common)]
+
+
+def _peeks(s: System) -> bool:
+    """Whether test metrics were taken in every epoch, as the ITE paper's curves are."""
+    return s.first["selection"].startswith("test_peek")
 
 
 def _best_of_each_model(members: Sequence[System], most: int, one: bool = False) -> list[System]:

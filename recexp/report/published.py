@@ -137,14 +137,15 @@ def _ite(result: dict[str, Any], dataset: str, table: str) -> Places:
     usual_weight = 1.0 if model == "nmtr" else 0.5
     weights, layers = setting(result, "objective.weights"), setting(result, "model.num_layers")
     negatives = setting(result, "objective.n_negatives")
-    unusual = setting(result, "objective.balance") or setting(result, "model.user_dropout") or negatives not in (None, 9, 4)
+    unusual = setting(result, "objective.balance") or setting(result, "model.user_dropout") or (model != "bert4rec" and negatives not in (None, 9, 4))
     if unusual or result.get("sampler", "uniform") not in ("uniform", "none"):
         return []
-    # The experiments on depth and on the implicit loss share only their usual point with fig. 5.
+    # The experiments on depth, length and the implicit loss share only their usual point with fig. 5.
     if table not in ("fig5", "fig12", "fig10_11"):
         if isinstance(weights, list) and float(weights[0]) != usual_weight:
             return []
-        if model.startswith("bert_ite") and layers != (1 if result["model"].endswith("_authors") else 2):
+        theirs = (1, 40) if result["model"].endswith("_authors") else (2, 20)
+        if model.startswith("bert_ite") and (layers, setting(result, "model.max_len")) != theirs:
             return []
     return [("fig5", model, f"K={width}"), *([("fig12", model, "")] if width == 64 else [])]
 
@@ -166,6 +167,8 @@ def _bert4rec(result: dict[str, Any], dataset: str, table: str) -> Places:
     if model == "bert4rec_one_mask":
         return [("table3", model, "d=256")] if width == 256 else []
     if model != "bert4rec":
+        if table not in ("", "table2", "table3"):  # where a width is swept, the one figure of table 2 belongs to none of its points
+            return []
         return [("table2", model, "best"), *([("table3", model, "d=256")] if width == 256 else [])]
     changed = {k for k in ("norm", "embedding_norm", "token_type", "projection", "head_norm", "tied", "output_bias")
                if setting(result, f"model.{k}") not in (None, True, "post")}  # fmt: skip
@@ -201,12 +204,14 @@ def _ablations(result: dict[str, Any]) -> set[str]:
 
 def _nova(result: dict[str, Any], dataset: str, table: str) -> Places:
     model, fusion, side = result["model"], setting(result, "model.fusion"), setting(result, "model.side")
+    if table == "table5":  # an epoch of training, for its size alone
+        return [("table5", model if model == "bert4rec" else f"{model}_{fusion}", "")]
     if model == "bert4rec":
-        return [("table3", model, "best"), ("table5", model, "")]
+        return [("table3", model, "best")]
     if model not in ("nova_bert", "invasive_bert"):
         return []
     name, kinds = f"{model}_{fusion}", _kinds(side)
-    whole = [("table3", name, "best"), ("table5", name, "")] if kinds == "all" else []
+    whole = [("table3", name, "best")] if kinds == "all" else []
     return [*whole, ("table4", name, f"side_info={kinds}")]
 
 
@@ -254,6 +259,8 @@ def deviations(result: dict[str, Any], figure: Figure | None, seeds: int = 1, st
     """
     notes = [f"{result['model']} is a reconstruction ({RECONSTRUCTED.get(_root(result), 'its paper does not say enough')})"] * (
         bool(result.get("reconstruction")) or _root(result) in RECONSTRUCTED)  # fmt: skip
+    if "scale=smoke" in result.get("overrides", []):
+        notes.append("smoke scale: a test of the machinery, not of the systems")
     if figure is None:
         return notes
     key, data = (figure.paper, figure.dataset), result["data"]
@@ -295,6 +302,8 @@ def _settings_apart(result: dict[str, Any], figure: Figure) -> list[str]:
         length = setting(result, "model.max_len")
         if length and length != usual and result["model"] in ("bert4rec", "bert4rec_one_mask", "sasrec", "nova_bert", "invasive_bert"):
             notes.append(f"N={length}; the paper has {usual}" + (" (its value is not stated)" if figure.paper == "nova_bert" else ""))
+    if figure.table in ("table2", "table3") and figure.model == "sasrec" and (width := setting(result, "model.num_factors")) not in (None, 256):
+        notes.append(f"d={width}; the paper has 256")
     if figure.paper == "nova_bert" and (width := setting(result, "model.num_factors")) not in (None, 512) and figure.dataset.startswith("ml_"):
         notes.append(f"d={width}; the paper has 512")
     if isinstance(limit := setting(result, "trainer.limit_val_batches"), int) and not isinstance(limit, bool):

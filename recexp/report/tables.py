@@ -100,7 +100,8 @@ def _table(results: Sequence[dict[str, Any]], columns: Sequence[str], metric: st
     head = ["model"]
     for c in columns:
         head += [c, "published", "Δ %"] if c in printed else [c]
-    head += ["best epoch", "stopped by", "seed", "rows/s", "s", "commit", "settings"]
+    speeds = any("samples_per_s" in s.figures for s in rows)  # the paper's, on its machine
+    head += ["best epoch", "stopped by", "seed", "rows/s", *(["published"] if speeds else []), "s", "commit", "settings"]
     marks = {c: _marks([s.mean(c) for s in rows]) for c in columns}
     notes: dict[str, list[str]] = {}
     body = []
@@ -110,14 +111,18 @@ def _table(results: Sequence[dict[str, Any]], columns: Sequence[str], metric: st
             cells.append(_figure(s.values(c), marks[c][n]))
             if c in printed:
                 cells += _beside(s, c)
-        body.append((*cells, *_about(s)))
+        about = _about(s)
+        if speeds:
+            speed = s.figures.get("samples_per_s")
+            about.insert(4, Cell(f"{speed.value:,.0f}", speed.value) if speed else Cell("–"))
+        body.append((*cells, *about))
         for note in s.deviations():
             notes.setdefault(note, []).append(s.label)
-    about = [note if len(who) == len(rows) > 1 else f"{', '.join(who)}: {note}" for note, who in notes.items()]
+    told = [note if len(who) == len(rows) > 1 else f"{', '.join(who)}: {note}" for note, who in notes.items()]
     if sum(len(s.runs) > 1 for s in rows):
-        about.append("± is the standard deviation over seeds")
+        told.append("± is the standard deviation over seeds")
     title = "{}, {} (id {})".format(*key(results[0]))
-    return Table(title, caption, tuple(head), tuple(body), tuple(about))
+    return Table(title, caption, tuple(head), tuple(body), tuple(told))
 
 
 def _name(s: System) -> str:

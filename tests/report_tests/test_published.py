@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
+from recexp.cli import CONF
 from recexp.report.collect import collect
-from recexp.report.published import curve, deviations, figures, match, paper_table, published, select
+from recexp.report.published import curve, deviations, figures, in_table, match, paper_table, published, select
+from recexp.sweeper import grid
 from recexp.types import RecexpError
 from tests.report_tests.runs import write_run
 
@@ -120,6 +125,42 @@ def test_deviations_are_told_and_a_faithful_run_has_none(run):
 def test_reconstructions_are_always_named(run, model):
     assert any("reconstruction" in note for note in deviations(run(model, reconstruction=False), None))
     assert not deviations(run("pop"), None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [
+        ("ite/fig5_factors", 0),
+        ("ite/fig12_top_k", 0),
+        ("multi_feedback/table2_factors", 0),
+        ("multi_feedback/table3_negatives", 0),
+        ("multi_feedback/table4_systems", 0),
+        ("bert4rec/table2_systems", 0),
+        ("bert4rec/table3_masks", 0),
+        ("bert4rec/table4_length", 0),
+        ("bert4rec/table5_ablation", 0),
+        ("nova/table3_fusion", 7 * 4),  # a private data set
+        ("nova/table4_side_information", 0),
+        ("nova/table5_size", 0),
+    ],
+)
+def test_every_figure_of_a_table_meets_exactly_one_setting_of_its_experiment(name, without):
+    """The jobs of the experiment at the paper's scale, composed as a sweep would, seeds aside."""
+    sweeper = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{name}.yaml").hydra.sweeper)
+    jobs = grid(sweeper.get("params", {}), sweeper.get("rows", []), [f"experiment={name}", "seed=0"], OverridesParser.create())
+    found = []
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        for job in jobs:
+            cfg = OmegaConf.to_container(compose("config", job, return_hydra_config=True))
+            choices = cfg.pop("hydra")["runtime"]["choices"]
+            result = {"model": choices["model"], "dataset": cfg["dataset"]["name"], "protocol": choices["protocol"], "sampler": choices["sampler"]}
+            result |= {"overrides": job, "config": cfg}
+            here = in_table(result, *paper_table(name))
+            assert here.items() <= match(result).items()  # tables show the figures that the scorecard does
+            found += here.values()
+    wanted = select(paper=paper_table(name)[0], table=paper_table(name)[1])
+    assert len(set(found)) == len(found) == len(wanted) - without and set(found) <= set(wanted)
 
 
 def test_names_of_experiments():

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 
 from recexp.report.__main__ import main
 from recexp.report.collect import collect
 from recexp.report.formats import as_csv, as_latex, as_markdown, as_terminal
-from recexp.report.tables import _table, markdown, systems, tables
+from recexp.report.tables import _table, systems, tables
 from tests.report_tests.runs import write_run
 
 ML = {"dataset": "ml_1m", "protocol": "p3_popular100", "data": {"users": 6040, "items": 3416, "interactions": 999611}}
@@ -135,10 +136,12 @@ def test_an_evaluation_under_another_protocol_has_a_table_of_its_own(tmp_path):
 
 
 def test_the_recorded_results_still_make_tables():
-    results, left_out = collect(["docs/results"])
-    text = markdown(results)
-    assert not left_out and text.count("### ") == len({r["protocol_id"] for r in results})
-    assert "| sasrec | **0.6565** | 0.6629 | -1.0 |" in text
+    results, left_out = collect([Path(__file__).parents[2] / "docs" / "results"])
+    found = tables(results)
+    assert not left_out and len(found) == len({(r["dataset"], r["protocol_id"]) for r in results})
+    seeds = [row[t.head.index("seed")].text for t in found for row in t.rows]
+    assert sum(len(s.split(", ")) for s in seeds) == len(results)  # no run is lost
+    assert any("published" in t.head for t in found)
 
 
 def test_the_command_prints_markdown_and_what_it_left_out(tmp_path, capsys):
