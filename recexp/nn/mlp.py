@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recexp.nn.dropout import Dropout
+
 
 class MLP(nn.Module):
     """Linear layers of the given widths with an activation after each one.
@@ -21,7 +23,7 @@ class MLP(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.activation = activation or nn.ReLU()
         self.last = last
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._from(0, x)

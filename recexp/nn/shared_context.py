@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recexp.nn.attention import attend
+from recexp.nn.dropout import Dropout
 from recexp.types import RecexpError
 
 NORMS = ("post", "pre")
@@ -44,15 +46,14 @@ class SharedContextLayer(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.inner = nn.Linear(width, 4 * width)
         self.outer = nn.Linear(4 * width, width)
-        self.dropout = nn.Dropout(dropout)
-        self.attention_dropout = nn.Dropout(attention_dropout)
+        self.dropout = Dropout(dropout)
+        self.attention_dropout = Dropout(attention_dropout)
 
     def forward(self, x_BND: Tensor, mask_BN: Tensor) -> Tensor:
         """All rows of one sequence each. mask: True where a row may be attended to, at least one per sequence."""
         z = self._input(x_BND)
         q, k, v = (self._heads(f(z)).transpose(1, 2) for f in (self.query, self.key, self.value))
-        rate = self.attention_dropout.p if self.training else 0.0
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_BN[:, None, None, :], dropout_p=rate)
+        out = attend(q, k, v, mask_BN[:, None, None, :], self.attention_dropout.p if self.training else 0.0)
         return self._finish(x_BND, out.transpose(1, 2).flatten(-2))
 
     def expand(self, x_BmD: Tensor, mask_Bm: Tensor, e_BCD: Tensor) -> Tensor:
