@@ -28,14 +28,14 @@ for plugin in (ProcessLauncher, GridSweeper):
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def main(cfg: DictConfig) -> None:
-    """Entry point of ``python -m recexp``."""
+def main(cfg: DictConfig) -> float | None:
+    """Entry point of ``python -m recexp``. Returns validation NDCG@10, what sweepers that search maximise, under launchers other than ours."""
     # After Hydra has parsed: --help and typing errors need not wait for torch.
     from recexp.lightning.interruption import Interrupted
     from recexp.run import run
 
     try:
-        run(cfg)
+        return run(cfg).get("metrics", {}).get("val/ndcg@10")
     except RecexpError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
