@@ -35,15 +35,17 @@ def weights(layer: MultiHeadAttention, query: Tensor, key: Tensor, mask: Tensor)
 def mean_weights(model: nn.Module, batches: list[Query], last: int) -> np.ndarray:
     """Average weights [layers, heads, last, last] over users, positions counted from the newest, which is the last row and column.
 
-    A pair of positions counts for the users whose history reaches both; NaN where none does. The model's ``score`` decides what is read, so
-    what ends the history there ([MASK]) is the newest position. Raises RecexpError where the model has no ``MultiHeadAttention``.
+    Only users whose history fills all these positions count: weights of a row sum to 1 over its history, so shorter ones would stand out by
+    their length. The model's ``score`` decides what is read, so what ends the history there ([MASK]) is the newest position.
+
+    Raises RecexpError where the model has no ``MultiHeadAttention``, or nobody's history is so long.
     """
     layers = [m for m in model.modules() if isinstance(m, MultiHeadAttention)]
     encode = getattr(model, "encode", None)
     if not layers or encode is None:
         raise RecexpError(f"{type(model).__name__} has no self-attention over a history, so there are no weights to show.")
     total = np.zeros((len(layers), layers[0].num_heads, last, last))
-    count = np.zeros((last, last))
+    count = 0
     seen: list[list[Tensor]] = [[] for _ in layers]
     masks: list[Tensor] = []
 
@@ -68,23 +70,22 @@ def mean_weights(model: nn.Module, batches: list[Query], last: int) -> np.ndarra
             for x in (masks, *seen):
                 x.clear()
             model.score(query, torch.ones(len(query), 1, dtype=torch.long, device=query.item_BL.device))
-            real_BL = _newest(masks[0], last, 1)
-            pair_BQK = (real_BL[:, :, None] & real_BL[:, None, :]).double()
+            full_B = masks[0].sum(1) >= last
+            count += int(full_B.sum())
             for i, parts in enumerate(seen):
-                w_BHQK = _newest(_newest(parts[0].double(), last, 3), last, 2)
-                total[i] += (w_BHQK * pair_BQK[:, None]).sum(0).cpu().numpy()
-            count += pair_BQK.sum(0).cpu().numpy()
+                total[i] += parts[0][full_B, :, -last:, -last:].double().sum(0).cpu().numpy() if full_B.any() else 0
     finally:
         del model.encode
         model.train(was_training)
         for hook in hooks:
             hook.remove()
-    with np.errstate(invalid="ignore"):
-        return np.where(count > 0, total / count, np.nan)
+    if not count:
+        raise RecexpError(f"No user's history fills {last} positions: show fewer.")
+    return total / count
 
 
 def attention(run_dir: str | Path, *, users: int = 512, last: int = 10) -> np.ndarray:
-    """``mean_weights`` of a finished run's best checkpoint over its first test users.
+    """``mean_weights`` of a finished run's best checkpoint over its first test users; of fewer positions where half of them have no more.
 
     Raises RecexpError where the checkpoint or the data are gone, or the model has no self-attention.
     """
@@ -100,14 +101,6 @@ def attention(run_dir: str | Path, *, users: int = 512, last: int = 10) -> np.nd
     module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
     targets = store.targets("test")
     rows = torch.arange(min(users, len(targets))).split(256)
-    return mean_weights(module.model, [store.query_held_out(targets, row, module.model.history, protocol.history) for row in rows], last)
-
-
-def _newest(x: Tensor, last: int, dim: int) -> Tensor:
-    """The last places along a dimension, filled up on the left with zeros."""
-    missing = last - x.shape[dim]
-    if missing > 0:
-        shape = list(x.shape)
-        shape[dim] = missing
-        return torch.cat([x.new_zeros(shape), x], dim)
-    return x.narrow(dim, x.shape[dim] - last, last)
+    queries = [store.query_held_out(targets, row, getattr(module.model, "history", 0), protocol.history) for row in rows]
+    typical = int(torch.cat([q.mask_BL.sum(1) for q in queries]).median())
+    return mean_weights(module.model, queries, max(1, min(last, typical)))

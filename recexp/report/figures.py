@@ -98,14 +98,17 @@ def epoch_curves(results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("h
         for width, members in widths.items():
             peeked = any(_peeks(s) for s in members)
             members = [s for s in members if _peeks(s) == peeked]  # test and validation values share no axis
+            shown = _best_of_each_model(members, 8)
+            by_model = len({s.first["model"] for s in shown}) == len(shown)
+            shown = [(s, s.first["model"] if by_model else s.label) for s in shown]
             for metric in metrics:
                 lines = []
-                for s in _best_of_each_model(members, 8):
+                for s, label in shown:
                     points = _mean_curve(s, metric)
                     if len(points) > 1:
-                        lines.append(Line(s.label, *map(tuple, zip(*points, strict=True))))
+                        lines.append(Line(label, *map(tuple, zip(*points, strict=True))))
                         if theirs := curve(s.first, metric):
-                            lines.append(Line(s.label, *map(tuple, zip(*theirs, strict=True)), dashed=True))
+                            lines.append(Line(label, *map(tuple, zip(*theirs, strict=True)), dashed=True))
                 if lines:
                     title = f"{metric} per epoch" + (f", K={width}" if width is not None and len(widths) > 1 else "")
                     made.append(_chart(title, about, lines, "epoch", f"{metric} ({'test' if peeked else 'validation'})"))
@@ -135,15 +138,15 @@ def topk_curves(results: Sequence[dict[str, Any]], names: Iterable[str] = ("hr",
 def heat_maps(weights_LHQK: np.ndarray, label: str, about: tuple[str, str, str]) -> Picture:
     """Average attention, layers by heads, queries down and keys across, both counted from the newest position (0 is the last).
 
-    weights_LHQK: float [layers, heads, last, last], NaN where no user has such a pair (``recexp.report.attention``).
+    weights_LHQK: float [layers, heads, last, last], as ``recexp.report.attention`` returns them.
     """
     layers, heads, last, _ = weights_LHQK.shape
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(1.7 * heads + 1.1, 1.7 * layers + 0.6), layout="constrained")
         axes = figure.subplots(layers, heads, squeeze=False)
-        top = float(np.nanmax(weights_LHQK))
+        low, top = float(weights_LHQK.min()), float(weights_LHQK.max())
         for (i, j), ax in np.ndenumerate(axes):
-            image = ax.imshow(weights_LHQK[i, j], cmap="cividis", vmin=0, vmax=top, origin="upper", interpolation="nearest")
+            image = ax.imshow(weights_LHQK[i, j], cmap="cividis", vmin=low, vmax=top, origin="upper", interpolation="nearest")
             ticks = list(range(last - 1, -1, -max(1, last // 4)))
             ax.set_xticks(ticks, [str(t - last + 1) for t in ticks])
             ax.set_yticks(ticks, [str(t - last + 1) for t in ticks])
@@ -153,8 +156,9 @@ def heat_maps(weights_LHQK: np.ndarray, label: str, about: tuple[str, str, str])
             if j == 0:
                 ax.set_ylabel("position")
         figure.colorbar(image, ax=axes.ravel().tolist(), shrink=0.8, label="mean weight")
-        strongest = np.unravel_index(np.nanargmax(np.nanmean(weights_LHQK, axis=(0, 1))), (last, last))
-        alt = f"Mean attention weights of {label} on {about[0]}: {layers} layers by {heads} heads over the last {last} positions, at most {top:.2f}; "
+        strongest = np.unravel_index(np.argmax(weights_LHQK.mean(axis=(0, 1))), (last, last))
+        alt = f"Mean attention weights of {label} on {about[0]}: {layers} layer(s) by {heads} head(s), the last {last} positions, "
+        alt += f"{low:.2f} to {top:.2f}; "
         alt += f"on average strongest from position {strongest[0] - last + 1} to position {strongest[1] - last + 1}."
         figure.suptitle(_short(label), fontsize=9)
         return _picture(figure, f"attention of {label} {' '.join(about)}", f"Attention of {label}: {about[0]}, {about[1]} (id {about[2]})", alt)
@@ -169,13 +173,13 @@ _STYLE = {
 
 def _chart(title: str, about: tuple[str, str, str], lines: Sequence[Line], xlabel: str, ylabel: str, ticks: bool = False) -> Picture:
     with mpl.rc_context(_STYLE):
-        names = list(dict.fromkeys(line.label for line in lines))
+        names = sorted({line.label for line in lines})  # the same systems have the same colours in every picture
         columns = 1 if max(map(len, names)) > 24 else 2
         figure = Figure(figsize=(4.6, 3.0 + 0.17 * math.ceil((len(names) + 1) / columns)), layout="constrained")
         ax = figure.subplots()
-        for line in lines:
+        for line in sorted(lines, key=lambda line: (line.dashed, line.label)):
             n = names.index(line.label)
-            many = len(line.x) > 25
+            many = len(line.x) > 12
             ax.plot(
                 line.x, line.y, color=COLOURS[n % len(COLOURS)], linestyle="--" if line.dashed else "-", linewidth=1.2 if line.dashed else 1.6,
                 marker=None if many or (line.dashed and len(line.x) > 1) else MARKERS[n % len(MARKERS)], markersize=4.5,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,10 +94,7 @@ def _cell(cell: Cell, numeric: bool) -> str:
 
 
 def _picture(picture: Picture, start: str) -> str:
-    png = base64.b64encode(picture.png).decode()
-    link = f'<a class="save" download="{picture.name}.png" href="data:image/png;base64,{png}">png</a>'
-    caption = f"<figcaption>{_text(picture.title)} {link}</figcaption>"
-    return f"<figure>{inline_svg(picture.svg, start, picture.alt)}{caption}</figure>"
+    return f"<figure>{inline_svg(picture.svg, start, picture.alt)}<figcaption>{_text(picture.title)}</figcaption></figure>"
 
 
 def inline_svg(svg: str, start: str, alt: str) -> str:

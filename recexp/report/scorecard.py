@@ -16,7 +16,7 @@ from recexp.report.formats import Cell, Table
 from recexp.report.published import DATASETS, PROTOCOLS, Figure, in_table, paper_table, same_data, select
 from recexp.report.significance import Comparison, compare, holm
 from recexp.report.statistics import labelled
-from recexp.report.tables import System, protocols, systems
+from recexp.report.tables import System, departures, protocols, systems
 from recexp.types import RecexpError
 
 TOLERANCE = 0.10  # relative, unless the maps say otherwise
@@ -25,6 +25,7 @@ NARROWER = {("bert4rec", "ml_1m", "bert4rec"): 0.05, ("bert4rec", "ml_1m", "sasr
 # Absolute tolerance per (paper, dataset, metric): the ITE paper's own spread from run to run.
 ABSOLUTE = {("ite", "retailrocket", "hr@10"): 0.03}
 ALIKE = 0.05  # systems that differ by less than this share of the metric are alike
+VERDICTS = ("reproduced", "exceeded", "not reproduced", "other data", "another machine", "not measured", "not run")
 MACHINE = ("samples_per_s",)  # depend on the machine
 
 
@@ -67,12 +68,13 @@ def _figures(
         for figure in in_table(s.first, paper, table).values():
             ours.setdefault(figure, s)
     dataset = DATASETS.get(about[0], about[0])
-    rows, notes, count = [], [], dict.fromkeys(("reproduced", "exceeded", "not reproduced", "other data", "another machine", "not run"), 0)
+    rows, notes, count = [], [], dict.fromkeys(VERDICTS, 0)
     lines = [f for f in select(paper=paper, table=table) if f.dataset in ("", dataset) and ours]
     for figure in lines:
         s = ours.get(figure)
         values = _measured(s, figure.metric) if s else []
         verdict, allowed = judge(fmean(values) if values else None, figure, s is not None and same_data(s.first, figure))
+        verdict = "not measured" if s is not None and not values else verdict
         count[verdict] += 1
         full, how = _honest(s, figure.metric, honest) if s else (Cell("–"), "")
         apart = 100 * (fmean(values) / figure.value - 1) if values else None
@@ -80,8 +82,7 @@ def _figures(
             Cell(figure.model if s is None else s.label), Cell(figure.setting), Cell(figure.metric), Cell(f"{figure.value:g}", figure.value),
             _mean(values), Cell("–" if apart is None else f"{apart:+.1f}", apart), Cell(allowed), Cell(verdict), full, Cell(how),
         ))  # fmt: skip
-    for s in dict.fromkeys(s.label for s in ours.values()):
-        notes += [f"{s}: {note}" for note in next(o for o in ours.values() if o.label == s).deviations()]
+    notes += departures(list({s.label: s for s in ours.values()}.values()))
     missing = sorted({f.dataset for f in select(paper=paper, table=table)} - {dataset, ""})
     if not ours and select(paper=paper, table=table):
         notes.append(f"no run here is one that {paper} {table} prints a figure of: other data, protocol or settings")

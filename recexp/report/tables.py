@@ -103,7 +103,6 @@ def _table(results: Sequence[dict[str, Any]], columns: Sequence[str], metric: st
     speeds = any("samples_per_s" in s.figures for s in rows)  # the paper's, on its machine
     head += ["best epoch", "stopped by", "seed", "rows/s", *(["published"] if speeds else []), "s", "commit", "settings"]
     marks = {c: _marks([s.mean(c) for s in rows]) for c in columns}
-    notes: dict[str, list[str]] = {}
     body = []
     for n, s in enumerate(rows):
         cells = [Cell(_name(s))]
@@ -116,13 +115,22 @@ def _table(results: Sequence[dict[str, Any]], columns: Sequence[str], metric: st
             speed = s.figures.get("samples_per_s")
             about.insert(4, Cell(f"{speed.value:,.0f}", speed.value) if speed else Cell("–"))
         body.append((*cells, *about))
-        for note in s.deviations():
-            notes.setdefault(note, []).append(s.label)
-    told = [note if len(who) == len(rows) > 1 else f"{', '.join(who)}: {note}" for note, who in notes.items()]
+    told = departures(rows)
     if sum(len(s.runs) > 1 for s in rows):
         told.append("± is the standard deviation over seeds")
     title = "{}, {} (id {})".format(*key(results[0]))
     return Table(title, caption, tuple(head), tuple(body), tuple(told))
+
+
+def departures(found: Sequence[System]) -> list[str]:
+    """In what the systems depart from the papers, each note once, before it those that it is about if they are not all."""
+    about: dict[str, list[str]] = {}
+    for s in found:
+        for note in s.deviations():
+            about.setdefault(note, []).append(s.label)
+    everybody = {note for note, who in about.items() if len(who) == len(found) > 1}
+    named = {note for note in about if " is a reconstruction" in note}  # says whom itself
+    return [note if note in everybody | named else f"{', '.join(who)}: {note}" for note, who in about.items()]
 
 
 def _name(s: System) -> str:

@@ -107,10 +107,12 @@ def test_mean_weights_over_users_and_positions(users):
         torch.nn.init.zeros_(layer.attention.query.weight)
         torch.nn.init.zeros_(layer.attention.query.bias)
     query = toy.query([0] * users, [[1, 2, 3]] * users)
-    found = mean_weights(model, [query], last=5)
-    assert found.shape == (2, 2, 5, 5)
-    assert np.isnan(found[:, :, 0]).all() and np.isnan(found[:, :, :, 0]).all()  # nobody's history reaches so far
-    np.testing.assert_allclose(found[:, :, 1:, 1:], 0.25, rtol=1e-6)
+    short = toy.query([1], [[4]])  # would attend to two positions with a half each
+    found = mean_weights(model, [query, short], last=4)
+    assert found.shape == (2, 2, 4, 4)
+    np.testing.assert_allclose(found, 0.25, rtol=1e-6)
+    with pytest.raises(RecexpError, match="fills 5 positions"):
+        mean_weights(model, [query], last=5)
     assert model.training and "encode" not in vars(model)
 
 
@@ -121,4 +123,4 @@ def test_causal_models_never_attend_ahead_and_models_without_attention_are_refus
     with pytest.raises(RecexpError, match="no self-attention"):
         mean_weights(MF(toy.schema(), num_factors=4), [], last=3)
     picture = heat_maps(found[None, None], "sasrec", ("shop", "full", "aaa"))
-    assert "1 layers by 1 heads" in picture.alt and "strongest" in picture.alt
+    assert "1 layer(s) by 1 head(s)" in picture.alt and "strongest" in picture.alt
