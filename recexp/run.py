@@ -23,6 +23,7 @@ from recexp.data.store import Store
 from recexp.lightning.callbacks import EpochTable, ProgressBar
 from recexp.lightning.checkpoints import WholeCheckpoints
 from recexp.lightning.interruption import Interrupted, Interruption
+from recexp.lightning.memory import out_of_memory
 from recexp.lightning.module import RecModule
 from recexp.results import describe, git_state, save_curves, save_ranks, show_table
 from recexp.types import RecexpError
@@ -70,6 +71,10 @@ def run(cfg: DictConfig) -> dict[str, Any]:
                 trainer.test(module, data, verbose=False)
             else:
                 trainer.test(module, data, ckpt_path=str(run_dir / "checkpoints" / "best.ckpt"), weights_only=True, verbose=False)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise RecexpError(f"Out of memory in training: lower batch_size (now {cfg.batch_size}), model.max_len or objective.n_negatives.") from error
     except SIGTERMException:
         if trainer.is_global_zero:
             done = {"interrupted": signal.Signals(stop.signum).name, "epochs": len(table.rows), "metrics": {}}
@@ -77,20 +82,16 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         raise Interrupted(stop.signum, run_dir) from None
     if not trainer.is_global_zero:
         return {}
-
     at_best = next((row for row in table.rows if row["epoch"] == best), {})
     metrics = {f"test/{k}": v for k, v in module.results["test"].items()} | {k: v for k, v in at_best.items() if k.startswith("val/")}
     result = about | {
-        "metrics": metrics,
-        "best_epoch": best,
-        "epochs": epochs,
-        "stop_reason": stop_reason,
+        "metrics": metrics, "best_epoch": best, "epochs": epochs, "stop_reason": stop_reason,
         "wall_time_s": time.perf_counter() - started,
         "examples_per_s": sum(r["train/examples_per_s"] for r in table.rows) / max(1, len(table.rows)),
         "parameters": sum(p.numel() for p in module.model.parameters()),
         "reconstruction": getattr(module.model, "reconstruction", False),
         **describe(),
-    }
+    }  # fmt: skip
     save_ranks(run_dir / "ranks.parquet", {"test": module.ranks})
     save_curves(run_dir / "curves.png", table.rows, f"{cfg.names.model} on {cfg.names.dataset}, {cfg.names.protocol}")
     write_json(run_dir / "result.json", result)

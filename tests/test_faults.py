@@ -20,6 +20,7 @@ from recexp.lightning.checkpoints import WholeCheckpoints, verify_checkpoint
 from recexp.lightning.interruption import Interrupted
 from recexp.lightning.module import RecModule
 from recexp.lightning.nonfinite import bad_rows, first_bad_output, first_bad_parameter
+from recexp.models.mf import MF
 from recexp.types import RecexpError
 from tests.running import arguments, run_here
 
@@ -174,3 +175,24 @@ def test_rows_and_layers_that_make_a_loss_infinite_are_found():
     with torch.no_grad():
         model[2].bias[0] = float("nan")
     assert "2.bias" in first_bad_parameter(model)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory")])
+def test_evaluation_that_runs_out_of_memory_goes_on_in_smaller_pieces(shop, whole, monkeypatch, error):
+    score = MF.score
+
+    def little(self, query, item=None):
+        if not self.training and len(query) > 20:
+            raise error
+        return score(self, query, item)
+
+    monkeypatch.setattr(MF, "score", little)
+    with pytest.warns(UserWarning, match="going on with half as many"):
+        result = run_here(shop / f"little-{type(error).__name__}", *SMALL)
+    assert result["metrics"] == whole["bpr"]["metrics"]
+
+
+def test_training_that_runs_out_of_memory_says_what_to_lower(shop, monkeypatch):
+    at_step(monkeypatch, 0, 2, lambda module: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory")))
+    with pytest.raises(RecexpError, match=r"lower batch_size \(now 256\)"):
+        run_here(shop / "no-memory", *SMALL)

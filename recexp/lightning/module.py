@@ -6,12 +6,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from recexp.data.datamodule import rank_and_world
 from recexp.evaluation.metrics import RankingMetrics
 from recexp.evaluation.protocol import Protocol
 from recexp.evaluation.stored import stored_candidates
+from recexp.lightning.memory import out_of_memory
 from recexp.lightning.nonfinite import bad_rows, first_bad_output, first_bad_parameter
 from recexp.types import RecexpError
 
@@ -137,6 +139,17 @@ class RecModule(pl.LightningModule):
                 better, tied, n = self.protocol.ranks(self.store, targets, row, chosen, self.model)
         except RecexpError as error:
             raise RecexpError(f"Evaluating the {split} split in epoch {self.current_epoch}: {error}") from error
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if len(row) == 1:
+                raise RecexpError(f"Evaluating the {split} split: one user's candidates do not fit into memory. Lower model.num_factors.") from error
+            rank_zero_warn(f"Out of memory ranking {len(row)} users at once: going on with half as many. Lower eval_batch_size to be spared this.")
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            for half in row.tensor_split(2):
+                self._rank(split, half)
+            return
         self.metrics[split].update(targets.user[row], better, tied, n, targets.seen[row])
 
     def _finish(self, split: str, prog_bar: bool) -> None:
