@@ -25,6 +25,7 @@ ROOT_KEYS = {
 def register_resolvers() -> None:
     """The names YAML may compute: ``${recexp.monitor:${selection}}``."""
     OmegaConf.register_new_resolver("recexp.monitor", lambda s: ("test" if s == "test_peek" else "val") + "/ndcg@10", replace=True)
+    OmegaConf.register_new_resolver("recexp.at_most", lambda most, n: min(most, n), replace=True)
 
 
 def check_config(cfg: DictConfig) -> None:

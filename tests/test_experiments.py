@@ -134,6 +134,13 @@ def test_what_the_papers_say_of_a_data_set_reaches_the_job():
     assert (nova.model.num_factors, nova.model.num_layers, nova.dataset.filters, nova.optimizer.lr) == (512, 3, [], 1e-4)
 
 
+def test_a_shortened_experiment_still_validates():
+    def every(*overrides):
+        return composed("experiment=ite/fig5_factors", *overrides).trainer.check_val_every_n_epoch
+
+    assert (every(), every("trainer.max_epochs=4"), every("trainer.check_val_every_n_epoch=3")) == (10, 4, 3)
+
+
 def test_papers_settings_are_those_of_a_choice_of_model_and_data():
     models, datasets = ({p.stem for p in (CONF / group).glob("*.yaml")} for group in ("model", "dataset"))
     for path in (CONF / "tuned" / "paper").glob("*/*/*.yaml"):
