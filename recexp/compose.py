@@ -18,7 +18,8 @@ ALLOWED = ("recexp.", "torch.optim.", "pytorch_lightning.")
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 ROOT_KEYS = {
     "dataset", "protocol", "sampler", "objective", "model", "optimizer", "scheduler", "trainer", "logger", "callbacks",
-    "seed", "selection", "batch_size", "eval_batch_size", "ckpt_path", "cache_dir", "run_dir", "threads", "names", "tags", "group", "stand_in", "hydra",
+    "seed", "selection", "batch_size", "eval_batch_size", "ckpt_path", "cache_dir", "run_dir", "threads", "names", "tags", "group",
+    "stand_in", "hydra",
 }  # fmt: skip
 
 
