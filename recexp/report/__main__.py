@@ -71,13 +71,14 @@ def write(
     from recexp.report import figures, statistics
     from recexp.report.page import Section, page
 
+    drawn = tuple(dict.fromkeys(("hr@10", "ndcg@10", metric)))
     maps, without = _attention([r for r in results if "evaluated" not in r and (attention or figures.wants_attention(r))])
     sections = [
         Section("Scorecard", "Published and ours, line by line, and the papers' claims about which system is better.", cards),
         Section("Results", "Means over seeds. Bold: best of the column; underlined: second best. * : the paper had other data.", shown),
         Section(
             "Figures", "Dashed: the paper's own curve.",
-            pictures=[*figures.swept(results), *figures.epoch_curves(results), *figures.topk_curves(results), *maps], lines=without,
+            pictures=[*figures.swept(results, drawn), *figures.epoch_curves(results, drawn), *figures.topk_curves(results), *maps], lines=without,
         ),
         Section("Differences", "Whether one system is better than another on these users.", statistics.comparisons(results, metric)),
         Section("Spread", "", statistics.spreads(results, metric)),

@@ -95,7 +95,7 @@ def epoch_curves(results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("h
             widths.setdefault(setting(s.first, "model.num_factors"), []).append(s)
         if min(len(w) for w in widths.values()) < 2 or len(widths) > 6:
             widths = {None: [s for w in widths.values() for s in w]}
-        for width, members in widths.items():
+        for width, members in sorted(widths.items(), key=lambda item: item[0] or 0):
             peeked = any(_peeks(s) for s in members)
             members = [s for s in members if _peeks(s) == peeked]  # test and validation values share no axis
             shown = _best_of_each_model(members, 8)

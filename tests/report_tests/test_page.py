@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
@@ -103,6 +107,32 @@ def test_writing_twice_gives_the_same_bytes(written, tmp_path):
     runs, out, _ = written
     main([str(runs), "--out", str(tmp_path)])
     assert (tmp_path / "index.html").read_bytes() == (out / "index.html").read_bytes()
+
+
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+PROBE = """<script>
+var table = document.querySelector('table'), heads = Array.from(table.tHead.rows[0].cells);
+var at = heads.findIndex(function (h) { return h.textContent === 'test/ndcg@10'; });
+function column() { return Array.from(table.tBodies[0].rows).map(function (r) { return parseFloat(r.cells[at].dataset.value); }); }
+heads[at].firstChild.click(); var down = column(); heads[at].firstChild.click(); var up = column();
+document.title = JSON.stringify({down: down, up: up, wide: document.documentElement.scrollWidth - innerWidth,
+  fetched: performance.getEntriesByType('resource').length,
+  empty: Array.from(document.querySelectorAll('svg.plot')).filter(function (s) { return !s.getBBox().width; }).length});
+</script>"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
+@pytest.mark.parametrize("width", [500, 1200])
+def test_in_a_browser(written, tmp_path, width):
+    """Sorting works, nothing is fetched, no picture is empty, and the page is no wider than a narrow window."""
+    _, out, _ = written
+    (tmp_path / "page.html").write_text((out / "index.html").read_text().replace("</body>", PROBE + "</body>"))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--dump-dom"]
+    done = subprocess.run([BROWSER, *options, f"file://{tmp_path / 'page.html'}"], capture_output=True, text=True, check=True, timeout=120)
+    seen = json.loads(unescape(re.search("<title>(.*?)</title>", done.stdout)[1]))
+    assert seen["down"] == sorted(seen["down"], reverse=True) and seen["up"] == sorted(seen["up"]) and len(set(seen["up"])) > 1
+    assert seen["wide"] <= 0 and (seen["fetched"], seen["empty"]) == (0, 0)
 
 
 def test_statistics_by_known_answers(tmp_path):
