@@ -33,6 +33,21 @@ def _version(package: str) -> str | None:
         return None
 
 
+@torch.no_grad()
+def scoring_flops(model: torch.nn.Module, store, history: str) -> int:
+    """Floating-point operations of the matrix products that score 100 items for the test user with the longest history."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    longest = (store.test.end - store.test.start).argmax()[None]
+    query = store.query_held_out(store.test, longest, model.history, history)
+    items = torch.arange(1, 1 + min(100, store.schema.n_items), device=store.device)[None]
+    was_training = model.training
+    with FlopCounterMode(display=False) as counter:
+        model.eval().score(query, items)
+    model.train(was_training)
+    return counter.get_total_flops()
+
+
 def git_state() -> dict[str, Any]:
     """Commit and dirty flag of the checkout the code runs from; None outside one."""
 

@@ -25,7 +25,7 @@ from recexp.lightning.checkpoints import WholeCheckpoints
 from recexp.lightning.interruption import Interrupted, Interruption
 from recexp.lightning.memory import out_of_memory
 from recexp.lightning.module import RecModule
-from recexp.results import describe, git_state, save_curves, save_ranks, show_table
+from recexp.results import describe, git_state, save_curves, save_ranks, scoring_flops, show_table
 from recexp.types import RecexpError
 
 
@@ -89,6 +89,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "wall_time_s": time.perf_counter() - started,
         "examples_per_s": sum(r["train/examples_per_s"] for r in table.rows) / max(1, len(table.rows)),
         "parameters": sum(p.numel() for p in module.model.parameters()),
+        "gflops": scoring_flops(module.model, module.store, protocol.history) / 1e9,
         "reconstruction": getattr(module.model, "reconstruction", False),
         **describe(),
     }  # fmt: skip

@@ -12,7 +12,10 @@ import polars as pl
 import pytest
 import torch
 
+from recexp.data.store import Targets
 from recexp.evaluation.metrics import expected_ndcg
+from recexp.results import scoring_flops
+from tests import worlds
 from tests.running import command, composed, run_here
 
 MODEL = ["model=bert_ite_si", "model.num_layers=1", "model.num_factors=8", "model.max_len=5"]
@@ -44,6 +47,20 @@ def test_a_run_leaves_everything_behind(first):
         assert result[key] is not None, key
     assert (result["model"], result["dataset"], result["objective"]) == ("bert_ite_si", "simulated_shop", "pointwise")
     assert len(rows(folder)) == result["epochs"] == 2
+
+
+def test_scoring_costs_what_its_matrix_products_do():
+    """An inner product with 100 items is 100 D multiplications and as many additions, whatever lies around it."""
+
+    class Dot(torch.nn.Module):
+        history = 2
+
+        def score(self, query, item_BC):
+            return torch.ones(len(query), 8) @ torch.ones(8, item_BC.shape[1])
+
+    store = worlds.random_store(n_items=150)
+    store.test = store.val = Targets(*(torch.zeros(1, dtype=torch.int64) for _ in range(7)))
+    assert scoring_flops(Dot(), store, "before_target") == 2 * 8 * 100
 
 
 def test_epochs_without_validation_have_no_metrics_and_are_never_the_best(shop):
