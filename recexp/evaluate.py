@@ -33,6 +33,8 @@ def evaluate(run_dir: Path, name: str, *, raw_dir: str | None = None, cache_dir:
     """
     started = time.perf_counter()
     old = _read(run_dir / "result.json")
+    if "interrupted" in old:
+        raise RecexpError(f"{run_dir} was interrupted: only a finished run can be evaluated.")
     cfg = OmegaConf.load(run_dir / "config.yaml")
     path = CONF / "protocol" / f"{name}.yaml"
     if not path.is_file():

@@ -139,6 +139,7 @@ def _stop_reason(trainer: pl.Trainer) -> str:
 def _quiet() -> None:
     """Silence what does not concern our users: hints about workers for a loader that only deals out indices."""
     hints = ("many workers", "isinstance.treespec", "LeafSpec", "smaller than the logging interval", "with no optimizer")
+    hints += ("dataloader is not resumable",)  # recexp.data.datamodule skips what a resumed epoch has seen
     hints += ("across ranks is zero", "sync_dist")  # an empty validation loader when refitting; metrics are synchronised by torchmetrics
     for text in hints:
         warnings.filterwarnings("ignore", f".*{text}.*")

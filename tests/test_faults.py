@@ -16,11 +16,13 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from torch import nn
 
+from recexp.evaluate import evaluate
 from recexp.lightning.checkpoints import WholeCheckpoints, verify_checkpoint
 from recexp.lightning.interruption import Interrupted
 from recexp.lightning.module import RecModule
 from recexp.lightning.nonfinite import bad_rows, first_bad_output, first_bad_parameter
 from recexp.models.mf import MF
+from recexp.report.collect import collect
 from recexp.types import RecexpError
 from tests.running import arguments, run_here
 
@@ -62,6 +64,10 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_metrics(shop, whole, monk
     assert stop.value.signum == signum
     said = json.loads((folder / "result.json").read_text())
     assert (said["interrupted"], said["epochs"], said["metrics"]) == (signal.Signals(signum).name, 1, {})
+    with pytest.raises(RecexpError, match=f"{signal.Signals(signum).name} ended it after 1 epochs"):
+        collect([folder])
+    with pytest.raises(RecexpError, match="was interrupted"):
+        evaluate(folder, "p1_uniform999")
     last = folder / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] % len_of_epoch(whole, shop, name) == 5  # one epoch and the steps up to the signal
     seen = []

@@ -38,6 +38,8 @@ def collect(folders: Iterable[str | Path]) -> tuple[list[dict[str, Any]], list[s
             seen.add(place)
             try:
                 results.append(_read(run))
+            except _Interrupted as error:
+                left_out.append(f"{run}: {error}")
             except FileNotFoundError:
                 left_out.append(f"{run}: no result.json ({_state(run)})")
             except (OSError, ValueError, yaml.YAMLError) as error:
@@ -75,8 +77,14 @@ def epochs_table(result: dict[str, Any]) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(file)]
 
 
+class _Interrupted(Exception):
+    """The run ended before its time and says so."""
+
+
 def _read(run: Path) -> dict[str, Any]:
     result = json.loads((run / "result.json").read_text())
+    if isinstance(result, dict) and "interrupted" in result:
+        raise _Interrupted(f"{result['interrupted']} ended it after {result.get('epochs')} epochs")
     missing = [key for key in NEEDED if not isinstance(result, dict) or key not in result]
     if missing:
         raise ValueError(f"it lacks {', '.join(missing)}")
