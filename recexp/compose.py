@@ -38,6 +38,9 @@ def check_config(cfg: DictConfig) -> None:
     for name in ("dataset", "protocol", "objective", "model", "trainer"):
         if not isinstance(cfg.get(name), DictConfig) or "_target_" not in cfg[name]:
             raise RecexpError(f"The config has no {name}: choose one with {name}=... ({name}=? lists them).")
+    every, most = (cfg.trainer.get(key) for key in ("check_val_every_n_epoch", "max_epochs"))
+    if isinstance(every, int) and isinstance(most, int) and 0 <= most < every:
+        raise RecexpError(f"trainer.check_val_every_n_epoch={every} never comes within trainer.max_epochs={most}: no epoch could be chosen.")
     nodes = list(_targets(cfg, ""))
     callees = {path: _callee(path, node["_target_"]) for path, node in nodes}
     if isinstance(callees["model"], type) and isinstance(callees["objective"], type):

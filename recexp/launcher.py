@@ -4,9 +4,9 @@ One process per job because Lightning's DDP re-runs the command line for its oth
 fails does not stop the others; the sweep names the failed ones at its end and the exit code says so.
 
 A sweep started once more (same ``hydra.sweep.dir``) finishes only what is missing. ``job.json`` in a job's directory says what it was: its overrides
-and its composed config. A job with the same overrides returns to its directory; it is not run again if a result lies there and the config, which may
-come from a YAML that has been edited meanwhile, is the same too. A job with other overrides gets a directory of its own, so that a sweep over other
-values never replaces results.
+and its composed config. A job with the same overrides returns to its directory. Where the config, which may come from a YAML that has been edited
+meanwhile, is the same too, a job with a result is not run again, and one that was killed or interrupted goes on from its last checkpoint. A job with
+other overrides gets a directory of its own, so that a sweep over other values never replaces results.
 """
 
 from __future__ import annotations
@@ -53,19 +53,22 @@ class ProcessLauncher(Launcher):
             while waiting and len(running) < self.jobs:
                 i, wish, overrides, config = waiting.pop(0)
                 folder, before = known.get(_identity(overrides), (None, None))
+                changed = before is not None and _changes(before, config)
                 if before is not None and (skipped := _result(folder)) is not None:
-                    if not (changed := _changes(before, config)):
+                    if not changed:
                         returns[i] = _job_return(overrides, folder, skipped)
                         _say(f"job {i + initial_job_idx} has its result already: {folder}")
                         continue
                     _say(f"job {i + initial_job_idx} runs again, for its config has changed ({', '.join(changed[:3])}): {folder}")
+                last = folder and folder / "checkpoints" / "last.ckpt"
+                resume = [f"ckpt_path={last}"] if before is not None and not changed and last.is_file() else []
                 folder = folder or _claim(sweep, wish)
                 (folder / "result.json").unlink(missing_ok=True)
                 write_json(folder / "job.json", {"overrides": overrides, "config": config})
                 log = (folder / "log.txt").open("w")
                 group = [] if config.get("group") else [f"group={sweep.name}"]
-                command = [sys.executable, "-m", "recexp", *overrides, f"hydra.run.dir={folder}", *group, "hydra.mode=RUN"]
-                _say(f"job {i + initial_job_idx} started: {' '.join(overrides) or '(defaults)'}")
+                command = [sys.executable, "-m", "recexp", *overrides, *resume, f"hydra.run.dir={folder}", *group, "hydra.mode=RUN"]
+                _say(f"job {i + initial_job_idx} {'goes on' if resume else 'started'}: {' '.join(overrides) or '(defaults)'}")
                 running.append((i, folder, overrides, log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)))
             for entry in list(running):
                 i, folder, overrides, log, process = entry
@@ -140,10 +143,12 @@ def _changes(before: Any, now: Any, path: str = "") -> list[str]:
 
 
 def _result(folder: Path) -> dict[str, Any] | None:
+    """The result of a run that came to its end."""
     try:
-        return json.loads((folder / "result.json").read_text())
+        result = json.loads((folder / "result.json").read_text())
     except (OSError, ValueError):
         return None
+    return None if "interrupted" in result else result
 
 
 def _job_return(overrides: list[str], folder: Path, result: dict | None) -> JobReturn:

@@ -122,7 +122,7 @@ def _trainer(cfg: DictConfig, callbacks: list[pl.Callback], max_epochs: int | No
     loggers = [build(node) for node in (cfg.logger or {}).values() if node]
     for logger in loggers:
         logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-    limits = {} if max_epochs is None else {"max_epochs": max_epochs}
+    limits = {} if max_epochs is None else {"max_epochs": max_epochs, "check_val_every_n_epoch": 1}
     return build(cfg.trainer, callbacks=callbacks, logger=loggers or False, plugins=[WholeCheckpoints()], default_root_dir=cfg.run_dir, **limits)
 
 

@@ -170,3 +170,9 @@ def test_heads_that_do_not_divide_the_width_are_refused(model):
     check_config(cfg)
     with pytest.raises(RecexpError, match=r"num_heads=7.*num_factors=64|num_factors=64.*num_heads=7"):
         build(cfg.model, schema=toy.schema())
+
+
+def test_validation_that_never_comes_is_refused():
+    with pytest.raises(RecexpError, match=r"check_val_every_n_epoch=5 never comes within trainer\.max_epochs=4"):
+        check_config(composed("trainer.max_epochs=4", "trainer.check_val_every_n_epoch=5"))
+    check_config(composed("trainer.max_epochs=5", "trainer.check_val_every_n_epoch=5"))

@@ -24,7 +24,7 @@ from recexp.lightning.nonfinite import bad_rows, first_bad_output, first_bad_par
 from recexp.models.mf import MF
 from recexp.report.collect import collect
 from recexp.types import RecexpError
-from tests.running import arguments, run_here
+from tests.running import arguments, command, run_here
 
 SMALL = ["model=bpr_mf", "model.num_factors=8", "trainer.max_epochs=3"]
 SESSIONS = ["model=gru4rec", "model.num_factors=8", "batch_size=20", "trainer.max_epochs=2"]
@@ -115,6 +115,18 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_metrics(shop,
     result = run_here(folder, *SMALL, f"ckpt_path={folder / 'checkpoints' / 'last.ckpt'}")
     assert result["metrics"] == whole["bpr"]["metrics"]
     assert not list((folder / "checkpoints").glob(".*.ckpt.*")) or (folder / "checkpoints" / "last.ckpt").exists()
+
+
+def test_an_interrupted_job_of_a_sweep_goes_on_from_its_checkpoint(shop, whole):
+    words = ["-m", *SMALL, "seed=0", f"hydra.sweep.dir={shop}/sweep"]
+    assert command(shop / "sweep", *words).returncode == 0
+    job = shop / "sweep" / "0"
+    epochs = (job / "metrics.csv").read_text().count("\n")
+    (job / "result.json").write_text(json.dumps({"interrupted": "SIGTERM", "epochs": 3, "metrics": {}}))
+    again = command(shop / "sweep", *words)
+    assert again.returncode == 0 and "job 0 goes on" in again.stderr, again.stderr
+    assert json.loads((job / "result.json").read_text())["metrics"] == whole["bpr"]["metrics"]
+    assert (job / "metrics.csv").read_text().count("\n") == epochs and "epoch 1/3" not in (job / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "absent"])
