@@ -33,7 +33,6 @@ def _version(package: str) -> str | None:
         return None
 
 
-@torch.no_grad()
 def scoring_flops(model: torch.nn.Module, store, history: str) -> int:
     """Floating-point operations of the matrix products that score 100 items for the test user with the longest history."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -41,9 +40,13 @@ def scoring_flops(model: torch.nn.Module, store, history: str) -> int:
     longest = (store.test.end - store.test.start).argmax()[None]
     query = store.query_held_out(store.test, longest, model.history, history)
     items = torch.arange(1, 1 + min(100, store.schema.n_items), device=store.device)[None]
-    was_training = model.training
+    was_training, learned = model.training, [p for p in model.parameters() if p.requires_grad]
+    for parameter in learned:  # the counter hangs its hooks on whatever asks for a gradient, views of parameters under no_grad too
+        parameter.requires_grad_(False)
     with FlopCounterMode(display=False) as counter:
         model.eval().score(query, items)
+    for parameter in learned:
+        parameter.requires_grad_(True)
     model.train(was_training)
     return counter.get_total_flops()
 

@@ -8,10 +8,12 @@ import dataclasses
 import pytest
 import torch
 
+from recexp.data.store import Targets
 from recexp.objectives.cloze import Cloze
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.sequence import SequenceObjective
 from recexp.objectives.session_parallel import SessionParallel
+from recexp.results import scoring_flops
 from tests import toy
 from tests.contracts.harness import MODELS, STORE, bind, contestant, ready
 
@@ -76,6 +78,15 @@ def test_rows_do_not_see_each_other(name):
     score = model.score(query, item)
     for row in (0, 3, 12):
         torch.testing.assert_close(model.score(query[row : row + 1], item[row : row + 1]), score[row : row + 1], **EXACT)
+
+
+def test_its_cost_can_be_counted(name):
+    model = contestant(name, STORE).model
+    bind(model, STORE)
+    learned = [p.requires_grad for p in model.parameters()]
+    store = dataclasses.replace(STORE, test=Targets(*(torch.tensor([x]) for x in (3, 1, 0, 1, False)), STORE.past.ptr[3:4], STORE.past.ptr[4:5]))
+    assert scoring_flops(model, store, "before_target") >= 0
+    assert [p.requires_grad for p in model.parameters()] == learned
 
 
 def test_loading_a_state_dict_gives_the_same_scores(name):
