@@ -13,7 +13,7 @@ from recexp.nn.dot import row_dot
 from recexp.types import Query, RecexpError
 
 COLUMNS = ("item_BL", "behaviour_BL", "time_BL", "value_BL")
-GROUP = 16  # rows that a CPU encodes together
+TOKENS = 3200  # places that a CPU encodes together: 16 rows at length 200, 320 at length 10
 
 
 def _columns(query: Query, change: Callable[[Tensor], Tensor]) -> Query:
@@ -39,12 +39,13 @@ def by_length(encode: Callable[[Query, Tensor | slice, Tensor | None], Tensor], 
     On CPUs rows of similar length are encoded together without their common padding, which is 40 % of MovieLens at
     length 200. For encoders to whose states padding makes no difference; states at padding may then be 0.
     """
-    if query.item_BL.device.type != "cpu" or len(query) <= GROUP:
+    group = group_size(query)
+    if query.item_BL.device.type != "cpu" or len(query) <= group:
         return encode(query, slice(None), at_BM)
     length_B = query.mask_BL.sum(1)
     order_B = length_B.argsort()
     parts = []
-    for rows in order_B.split(GROUP):
+    for rows in order_B.split(group):
         part = latest(query[rows], max(1, int(length_B[rows[-1]])))
         padding = query.item_BL.shape[1] - part.item_BL.shape[1]
         if at_BM is not None:
@@ -52,6 +53,11 @@ def by_length(encode: Callable[[Query, Tensor | slice, Tensor | None], Tensor], 
         else:
             parts.append(F.pad(encode(part, rows, None), (0, 0, 0 if last_only else padding, 0)))
     return torch.cat(parts)[order_B.argsort()]
+
+
+def group_size(query: Query) -> int:
+    """How many of its rows ``by_length`` takes together."""
+    return max(1, TOKENS // max(1, query.item_BL.shape[1]))
 
 
 def places(wanted_BL: Tensor) -> tuple[Tensor, Tensor]:

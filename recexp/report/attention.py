@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from recexp.compose import build, check_config
 from recexp.data.prepare import prepare
 from recexp.data.store import Store
-from recexp.models.sequence import GROUP
+from recexp.models.sequence import group_size
 from recexp.nn.attention import MultiHeadAttention
 from recexp.run import assemble
 from recexp.types import Query, RecexpError
@@ -66,7 +66,7 @@ def mean_weights(model: nn.Module, batches: list[Query], last: int) -> np.ndarra
     model.encode = encode_all
     try:
         # Sequence models on a CPU encode more rows than a group by length, which would come back in another order.
-        for query in (batch[at : at + GROUP] for batch in batches for at in range(0, len(batch), GROUP)):
+        for query in (part for batch in batches for part in _parts(batch)):
             for x in (masks, *seen):
                 x.clear()
             model.score(query, torch.ones(len(query), 1, dtype=torch.long, device=query.item_BL.device))
@@ -82,6 +82,12 @@ def mean_weights(model: nn.Module, batches: list[Query], last: int) -> np.ndarra
     if not count:
         raise RecexpError(f"No user's history fills {last} positions: show fewer.")
     return total / count
+
+
+def _parts(batch: Query) -> list[Query]:
+    """Few enough rows that they stay together, with the [MASK] that scoring may add."""
+    n = max(1, group_size(batch) // 2)
+    return [batch[at : at + n] for at in range(0, len(batch), n)]
 
 
 def attention(run_dir: str | Path, *, users: int = 512, last: int = 10) -> np.ndarray:

@@ -79,7 +79,7 @@ def test_a_leak_follows_its_rows_into_groups_by_length(monkeypatch):
     query.item_BL[:, -1] = SCHEMA.V
     shown = query.item_BL.masked_fill(query.item_BL == SCHEMA.V, 5)
     leak = m.encode(query, side_item_BL=shown)
-    monkeypatch.setattr(sequence, "GROUP", 1)
+    monkeypatch.setattr(sequence, "group_size", lambda query: 1)
     assert torch.allclose(m.encode(query, side_item_BL=shown)[:, -1], leak[:, -1])
     assert not torch.allclose(m.encode(query)[0, -1], leak[0, -1])
 
@@ -92,7 +92,7 @@ def test_wanted_states_are_those_among_all_states(invasive, leak, monkeypatch):
     wanted = query.mask_BL & (torch.rand(query.item_BL.shape, generator=torch.Generator().manual_seed(2)) < 0.5)
     expected = m.encode(query, side_item_BL=shown)[wanted[:, -m.max_len :]]
     for group in (1, 2, 100):
-        monkeypatch.setattr(sequence, "GROUP", group)
+        monkeypatch.setattr(sequence, "group_size", lambda query, group=group: group)
         assert torch.allclose(m.encode_at(query, wanted, side_item_BL=shown), expected)
 
 

@@ -107,13 +107,13 @@ def test_rows_grouped_by_length_have_the_same_states(name, group, monkeypatch):
     m = model(name)
     query = latest(QUERY, N)
     h, last = m.encode(query), m.encode(query, last_only=True)
-    monkeypatch.setattr(sequence, "GROUP", group)
+    monkeypatch.setattr(sequence, "group_size", lambda query: group)
     real = query.mask_BL[:, -h.shape[1] :]
     assert torch.allclose(m.encode(query)[real], h[real]) and m.encode(query).shape == h.shape
     rows = [0, 1, 3, 4]  # the empty history has no last state of its own
     assert torch.allclose(m.encode(query, last_only=True)[rows], last[rows])
     scores = m.score(QUERY)
-    monkeypatch.setattr(sequence, "GROUP", 100)
+    monkeypatch.setattr(sequence, "group_size", lambda query: 100)
     assert torch.allclose(m.score(QUERY), scores)
 
 
@@ -123,7 +123,7 @@ def test_wanted_states_are_those_among_all_states(name, group, monkeypatch):
     m = model(name)
     if not hasattr(m, "encode_at"):
         pytest.skip("computes all states or one")
-    monkeypatch.setattr(sequence, "GROUP", group)
+    monkeypatch.setattr(sequence, "group_size", lambda query: group)
     query = latest(QUERY, N)
     h = m.encode(query)
     for share in (0.0, 0.3, 1.0):
