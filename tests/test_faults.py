@@ -41,6 +41,14 @@ def whole(shop) -> dict:
     return {"bpr": run_here(shop / "whole-bpr", *SMALL), "sessions": run_here(shop / "whole-sessions", *SESSIONS)}
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c():
+    """As at a terminal, also where the tests run as a background job, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def at_step(monkeypatch, epoch: int, index: int, action) -> None:
     """Do something before one training step."""
     step = RecModule.training_step

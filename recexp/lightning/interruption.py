@@ -33,8 +33,8 @@ class Interruption(pl.Callback):
         self.path, self.signum, self._before = path, None, None
 
     def __enter__(self) -> Interruption:
-        # Around the trainer, which puts back the handlers it found.
-        if threading.current_thread() is threading.main_thread():
+        # Around the trainer, which puts back the handlers it found. A shell's background jobs ignore Ctrl-C, and go on doing so.
+        if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             self._before = signal.signal(signal.SIGINT, self._on_ctrl_c)
         return self
 
