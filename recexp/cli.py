@@ -31,6 +31,8 @@ for plugin in (ProcessLauncher, GridSweeper):
 def main(cfg: DictConfig) -> float | None:
     """Entry point of ``python -m recexp``. Returns validation NDCG@10, what sweepers that search maximise, under launchers other than ours."""
     # After Hydra has parsed: --help and typing errors need not wait for torch.
+    from pytorch_lightning.utilities import rank_zero_only
+
     from recexp.lightning.interruption import Interrupted
     from recexp.run import run
 
@@ -41,7 +43,9 @@ def main(cfg: DictConfig) -> float | None:
         sys.exit(1)
     except Interrupted as stop:
         last = stop.run_dir / "checkpoints" / "last.ckpt"
-        print(f"{stop}; " + (f"to go on: the same command with ckpt_path={last}" if last.exists() else "nothing was saved yet"), file=sys.stderr)
+        advice = f"to go on: the same command with ckpt_path={last}" if last.exists() else "nothing was saved yet"
+        if rank_zero_only.rank == 0:
+            print(f"{stop}; {advice}", file=sys.stderr)
         sys.exit(128 + stop.signum)
     except KeyboardInterrupt:
         print("interrupted before training began", file=sys.stderr)
