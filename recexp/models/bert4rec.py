@@ -86,8 +86,7 @@ class BERT4Rec(SequenceModel):
         return by_length(lambda part, rows, at: self._encode(part, last), query, last_only)
 
     def encode_at(self, query: Query, wanted_BL: Tensor) -> Tensor:
-        """States [N, D] at the wanted places among the newest max_len, row by row. The last layer computes no others, which saves
-        a third of the work where a fifth is wanted.
+        """States [N, D] at the wanted places among the newest max_len, row by row. The last layer computes no others.
         """
         at_BM, real_BM = places(wanted_BL[:, -self.max_len :])
         return by_length(lambda part, rows, at: self._encode(part, at), latest(query, self.max_len), False, at_BM)[real_BM]

@@ -33,8 +33,7 @@ def causal_mask(mask_BL: Tensor) -> Tensor:
 class _DropoutAttention(torch.autograd.Function):
     """Attention with dropped weights on a CPU, block by block. Kept for the way back: weights, and a byte for each.
 
-    torch's fused kernel has no dropout there; what torch falls back to takes four times as long, autograd's own way
-    through these steps half as long again.
+    torch's fused kernel has no dropout there; what torch falls back to takes four times as long.
     """
 
     @staticmethod
