@@ -25,6 +25,7 @@ from recexp.lightning.checkpoints import WholeCheckpoints
 from recexp.lightning.interruption import Interrupted, Interruption
 from recexp.lightning.memory import out_of_memory
 from recexp.lightning.module import RecModule
+from recexp.lightning.processes import gone, lost_process
 from recexp.results import describe, git_state, save_curves, save_ranks, scoring_flops, show_table
 from recexp.types import RecexpError
 
@@ -56,8 +57,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     }  # fmt: skip
     table, stop = EpochTable(run_dir / "metrics.csv"), Interruption(run_dir / "checkpoints" / "last.ckpt")
     trainer = _trainer(cfg, [table, stop, *(build(c) for c in cfg.callbacks.values() if c)], max_epochs=getattr(module.model, "sweeps", None))
-    try:
-        with stop:
+    with stop:
+        try:
             trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True)
             best = _best_epoch(table.rows, OmegaConf.select(cfg, "callbacks.checkpoint.monitor"))
             epochs, stop_reason = len(table.rows), _stop_reason(trainer)
@@ -71,15 +72,17 @@ def run(cfg: DictConfig) -> dict[str, Any]:
                 trainer.test(module, data, verbose=False)
             else:
                 trainer.test(module, data, ckpt_path=str(run_dir / "checkpoints" / "best.ckpt"), weights_only=True, verbose=False)
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        raise RecexpError(f"Out of memory in training: lower batch_size (now {cfg.batch_size}), model.max_len or objective.n_negatives.") from error
-    except SIGTERMException:
-        if trainer.is_global_zero:
-            done = {"interrupted": signal.Signals(stop.signum).name, "epochs": len(table.rows), "metrics": {}}
-            write_json(run_dir / "result.json", about | done | {"wall_time_s": time.perf_counter() - started})
-        raise Interrupted(stop.signum, run_dir) from None
+        except RuntimeError as error:
+            if lost_process(error) and not stop.signum:
+                raise RecexpError(gone(run_dir)) from error
+            if lost_process(error):
+                raise _interrupted(stop.signum, run_dir, about, table, started) from None
+            if not out_of_memory(error):
+                raise
+            hint = f"lower batch_size (now {cfg.batch_size}), model.max_len or objective.n_negatives"
+            raise RecexpError(f"Out of memory in training: {hint}.") from error
+        except SIGTERMException:
+            raise _interrupted(stop.signum, run_dir, about, table, started) from None
     if not trainer.is_global_zero:
         return {}
     at_best = next((row for row in table.rows if row["epoch"] == best), {})
@@ -102,6 +105,14 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         getattr(logger.experiment, "finish", lambda: None)()  # W&B writes its last records here
     show_table(result, run_dir)
     return result
+
+
+def _interrupted(signum: int, run_dir: Path, about: dict[str, Any], table: EpochTable, started: float) -> Interrupted:
+    """Write down that a signal ended the run; the exception that says so."""
+    if rank_zero_only.rank == 0:
+        done = {"interrupted": signal.Signals(signum).name, "epochs": len(table.rows), "metrics": {}}
+        write_json(run_dir / "result.json", about | done | {"wall_time_s": time.perf_counter() - started})
+    return Interrupted(signum, run_dir)
 
 
 def assemble(cfg: DictConfig, protocol, store: Store, splits: tuple[str, ...]) -> tuple[RecModule, RecDataModule]:
@@ -147,4 +158,5 @@ def _quiet() -> None:
     if not sys.warnoptions:
         import logging
 
-        logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+        for name in ("pytorch_lightning", "lightning_fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)

@@ -90,5 +90,6 @@ class RecDataModule(pl.LightningDataModule):
 
     def _held_out(self, split: str) -> DataLoader:
         rank, world = rank_and_world()
-        rows = torch.arange(len(self.store.targets(split)))[rank::world]
-        return DataLoader(list(torch.split(rows, self.eval_batch_size)), batch_size=None)
+        users = torch.arange(len(self.store.targets(split)))
+        # As many batches in every process, so that all of them can stop after the same one.
+        return DataLoader([part[rank::world] for part in torch.split(users, self.eval_batch_size * world)], batch_size=None)
