@@ -180,9 +180,12 @@ class Store:
 
         return Query(user_B, *(gather(c) for c in (events.item, events.behaviour, events.time, events.value)))
 
-    def padded_items(self, events: Events, start_B: Tensor, end_B: Tensor) -> Tensor:
-        """All items of the ranges, right-aligned and padded with 0: int64 [B, longest]."""
-        return self.window(events, start_B, start_B, end_B, len(events)).item_BL
+    def items_between(self, events: Events, start_B: Tensor, end_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows 0..B-1 and items of all events in the ranges, row by row: int64 [M] each."""
+        row_M = torch.repeat_interleave(torch.arange(len(start_B), device=start_B.device), end_B - start_B)
+        before_B = (end_B - start_B).cumsum(0) - (end_B - start_B)
+        at_M = torch.arange(len(row_M), device=row_M.device) + (start_B - before_B)[row_M]
+        return row_M, events.item[at_M].long()
 
 
 def _owners(ptr: Tensor) -> Tensor:

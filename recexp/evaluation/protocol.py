@@ -81,5 +81,5 @@ class Protocol:
             return better, tied, torch.full_like(better, candidate_BC.shape[1] + 1)
         seen = None
         if self.candidates.seen == "removed":
-            seen = store.padded_items(store.past, targets.start[row_B], targets.end[row_B])
+            seen = store.items_between(store.past, targets.start[row_B], targets.end[row_B])
         return full_ranks(model.score(query), target_B, seen)

@@ -66,13 +66,14 @@ def test_histories_of_held_out_targets(tmp_path, split, name):
     assert opened.query_held_out(targets, row[:0], 4).item_BL.shape[0] == 0
 
 
-def test_padded_items(shop):
+def test_items_between(shop):
     targets = shop.test
-    items = shop.padded_items(shop.past, targets.start, targets.end)
-    assert items.shape[1] == int((targets.end - targets.start).max())
-    for row, own in enumerate(items.tolist()):
-        wanted = shop.past.item[targets.start[row] : targets.end[row]].tolist()
-        assert own == [0] * (len(own) - len(wanted)) + wanted
+    row, item = shop.items_between(shop.past, targets.start, targets.end)
+    assert row.tolist() == sorted(row.tolist())
+    for user in range(len(targets)):
+        assert item[row == user].tolist() == shop.past.item[targets.start[user] : targets.end[user]].tolist()
+    nobody = torch.zeros(0, dtype=torch.int64)
+    assert [len(x) for x in shop.items_between(shop.past, nobody, nobody)] == [0, 0]
 
 
 def test_find(shop):

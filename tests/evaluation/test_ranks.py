@@ -5,6 +5,12 @@ from recexp.evaluation.ranks import candidate_ranks, full_ranks
 from recexp.types import RecexpError
 
 
+def flat(seen_BM):
+    """Rows and items, as ``full_ranks`` takes them."""
+    row, column = (seen_BM > 0).nonzero(as_tuple=True)
+    return row, seen_BM[row, column]
+
+
 def scores_with_ties(rows, columns, seed):
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 6, (rows, columns), generator=generator).float() / 7
@@ -39,7 +45,7 @@ def test_full_ranks_against_a_count():
     assert (seen == target[:, None]).any()
     assert (seen.sort(1).values.diff(dim=1) == 0).any()
     for removed in (None, seen):
-        better, tied, candidates = full_ranks(scores, target, removed)
+        better, tied, candidates = full_ranks(scores, target, None if removed is None else flat(removed))
         for row in range(60):
             gone = set() if removed is None else set(removed[row].tolist())
             others = [i for i in range(1, n_items + 1) if i != target[row] and i not in gone]
@@ -56,6 +62,18 @@ def test_full_ranks_of_all_items_as_candidates_agree():
     assert candidates.tolist() == [12] * 20
 
 
+def test_a_table_of_the_models_own_stays_as_it_is():
+    scores = torch.arange(4.0).expand(2, 4)
+    before = scores.clone()
+    assert full_ranks(scores, torch.tensor([1, 2]), (torch.tensor([0, 1]), torch.tensor([4, 3])))[0].tolist() == [2, 1]
+    assert torch.equal(scores, before)
+
+
+def test_finite_scores_whose_sum_is_infinite_are_no_error():
+    scores = torch.full((2, 3), 3e38)
+    assert [x.tolist() for x in candidate_ranks(scores)] == [[0, 0], [2, 2]]
+
+
 def test_scores_are_compared_in_float32():
     scores = torch.tensor([[1.0, 1.0 + 1e-12]], dtype=torch.float64)
     assert [int(x) for x in candidate_ranks(scores)] == [0, 1]
@@ -69,7 +87,7 @@ def test_scores_that_are_not_finite_are_an_error_that_says_where(bad):
     with pytest.raises(RecexpError, match=where):
         candidate_ranks(scores)
     with pytest.raises(RecexpError, match=where):  # also where the item would have been taken out of the ranking
-        full_ranks(scores, torch.full((5,), 8), torch.tensor([[3, 7, 1]] * 5))
+        full_ranks(scores, torch.full((5,), 8), flat(torch.tensor([[3, 7, 1]] * 5)))
 
 
 def test_an_id_outside_the_catalogue_is_named():
@@ -78,5 +96,5 @@ def test_an_id_outside_the_catalogue_is_named():
         full_ranks(scores, torch.tensor([4, 5]))
     with pytest.raises(RecexpError, match=r"target item 0 in row 0"):
         full_ranks(scores, torch.tensor([0, 1]))
-    with pytest.raises(RecexpError, match=r"seen item 9 in row 1 is outside 0\.\.4"):
-        full_ranks(scores, torch.tensor([4, 1]), torch.tensor([[0, 1], [2, 9]]))
+    with pytest.raises(RecexpError, match=r"seen item 9 in row 1 is outside 1\.\.4"):
+        full_ranks(scores, torch.tensor([4, 1]), flat(torch.tensor([[0, 1], [2, 9]])))

@@ -1,0 +1,126 @@
+"""One measurement of recexp in a process of its own; the last line of its output is JSON. See versus_peers.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import statistics
+import sys
+import time
+
+SPEC = json.loads(sys.argv[1])
+os.environ["OMP_NUM_THREADS"] = str(SPEC["threads"])
+
+
+def since_start() -> float:
+    return time.time() - SPEC["born"]
+
+
+def main() -> None:
+    from hydra import compose, initialize_config_dir
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import open_dict
+
+    from recexp.compose import register_resolvers
+
+    register_resolvers()
+    with initialize_config_dir(SPEC["conf"], version_base="1.3"):
+        cfg = compose("config", [*SPEC["overrides"], f"run_dir={SPEC['folder']}"], return_hydra_config=True)
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+
+    import pytorch_lightning as pl
+    import torch
+
+    from recexp.compose import build
+    from recexp.data.prepare import prepare
+    from recexp.data.store import Store
+    from recexp.run import _quiet, assemble
+
+    _quiet()
+    torch.set_num_threads(SPEC["threads"])
+    started, protocol = time.perf_counter(), build(cfg.protocol)
+    store = Store.open(prepare(build(cfg.dataset, _recursive_=False), protocol.split, cfg.cache_dir))
+    said = {"prepare_s": time.perf_counter() - started, "peak_prepared_gb": peak_gb()}
+    module, data = assemble(cfg, protocol, store, ("val",))
+
+    class Clock(pl.Callback):
+        """Seconds of the steps: whole epochs where the time allows, else from the mean step on."""
+
+        ends: list[float] = []
+
+        def on_train_epoch_start(self, trainer, module):
+            self.began = time.perf_counter()
+            self.batches = int(trainer.num_training_batches)
+
+        def on_train_batch_end(self, trainer, module, outputs, batch, index):
+            if "first_step_s" not in said:
+                said["first_step_s"] = since_start()
+            self.ends.append(time.perf_counter())
+            if self.ends[-1] - self.ends[0] > SPEC["train_s"]:
+                trainer.should_stop = True
+
+        def on_validation_end(self, trainer, module):
+            if "until" in SPEC:
+                history.append((time.perf_counter() - began, module.results["val"]["ndcg@10"]))
+                trainer.should_stop |= history[-1][1] >= SPEC["until"]
+
+    clock, history, began = Clock(), [], time.perf_counter()
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=SPEC.get("epochs", 1), callbacks=[clock], logger=False, enable_checkpointing=False,
+        check_val_every_n_epoch=1 if "until" in SPEC else 2, num_sanity_val_steps=0, enable_model_summary=False, enable_progress_bar=False,
+        use_distributed_sampler=False, default_root_dir=SPEC["folder"],
+    )  # fmt: skip
+    trainer.fit(module, data)
+    if "until" in SPEC:
+        print("\n" + json.dumps(said | {"history": history, "peak_gb": peak_gb(), "total_s": since_start()}), flush=True)
+        return
+    steps = [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
+    said |= {
+        "step_s": statistics.mean(steps[5:] or steps), "steps": len(steps), "steps_per_epoch": clock.batches, "peak_train_gb": peak_gb(),
+        "epoch_s": statistics.mean(steps[5:] or steps) * clock.batches, "users": len(store.val), "events": len(store.train),
+    }  # fmt: skip
+    if SPEC.get("count"):
+        said |= counted(module, data)
+    times = []
+    for _ in range(SPEC.get("rankings", 3)):
+        began = time.perf_counter()
+        trainer.validate(module, data, verbose=False)
+        times.append(time.perf_counter() - began)
+    said |= {"rank_s": statistics.median(times), "rank_all_s": times, "peak_gb": peak_gb(), "total_s": since_start()}
+    print("\n" + json.dumps(said), flush=True)
+
+
+def counted(module, data, batches: int = 3) -> dict[str, float]:
+    """Floating-point operations of the matrix products of a training step and of ranking all validation users, and the bytes that a step of the
+    optimiser must move: weights, gradients and its two moments read, and all but the gradients written.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    flops = []
+    for at, row in enumerate(data.train_dataloader()):
+        if at == batches:
+            break
+        generator = torch.Generator().manual_seed(at)
+        with FlopCounterMode(display=False) as counter:
+            module.objective.loss(module.model.train(), module.objective.batch(module.store, row, generator))["loss"].backward()
+        flops.append(counter.get_total_flops())
+    weights = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
+    said = {"step_flops": statistics.mean(flops), "step_bytes": 4 * weights * 7, "rows": len(data.train_dataloader().dataset)}
+    loader = data.val_dataloader()[0]
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module.eval()
+        module._rank("val", next(iter(loader)))
+    module.metrics["val"].reset()
+    # Scores have to be written and read once.
+    return said | {"rank_flops": counter.get_total_flops() * len(loader), "rank_bytes": 8 * len(module.store.val) * module.store.schema.n_items}
+
+
+def peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+main()
