@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import hydra
+import hydra._internal.utils
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 
 from recexp.compose import register_resolvers
+from recexp.files import disk_trouble, reason
 from recexp.launcher import ProcessLauncher
 from recexp.sweeper import GridSweeper
 from recexp.types import RecexpError
@@ -27,6 +32,29 @@ for plugin in (ProcessLauncher, GridSweeper):
     setattr(sys.modules[plugin.__module__], plugin.__name__, plugin)
 
 
+@contextmanager
+def _disk_trouble(run_dir: str) -> Iterator[None]:
+    # Wherever it comes up: a full disk is no bug, and a traceback would say that it is one.
+    try:
+        yield
+    except OSError as error:
+        if not disk_trouble(error):
+            raise
+        sys.exit(f"error: {reason(error)}. Make room for {run_dir}, or choose another place that can be written: hydra.run.dir=...")
+
+
+def _report(work: Callable[[], Any]) -> Any:
+    # Hydra writes to the run directory before us.
+    def guarded() -> Any:
+        with _disk_trouble("the run directory"):
+            return work()
+
+    return run_and_report(guarded)
+
+
+run_and_report, hydra._internal.utils.run_and_report = hydra._internal.utils.run_and_report, _report
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
 def main(cfg: DictConfig) -> float | None:
     """Entry point of ``python -m recexp``. Returns validation NDCG@10, what sweepers that search maximise, under launchers other than ours."""
@@ -37,7 +65,8 @@ def main(cfg: DictConfig) -> float | None:
     from recexp.run import run
 
     try:
-        return run(cfg).get("metrics", {}).get("val/ndcg@10")
+        with _disk_trouble(cfg.run_dir):
+            return run(cfg).get("metrics", {}).get("val/ndcg@10")
     except RecexpError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

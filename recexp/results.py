@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from recexp.files import whole
+
 
 def describe() -> dict[str, Any]:
     """Versions, hardware and peak memory of this process."""
@@ -70,9 +72,8 @@ def save_ranks(path: Path, ranks: dict[str, dict[str, Any]]) -> None:
     import polars as pl
 
     frames = [pl.DataFrame(columns).with_columns(split=pl.lit(split)) for split, columns in ranks.items()]
-    temporary = path.with_name(f".{path.name}")
-    pl.concat(frames).write_parquet(temporary)
-    os.replace(temporary, path)
+    with whole(path) as temporary:
+        pl.concat(frames).write_parquet(temporary)
 
 
 def save_curves(path: Path, rows: list[dict[str, float]], title: str) -> None:
@@ -96,10 +97,9 @@ def save_curves(path: Path, rows: list[dict[str, float]], title: str) -> None:
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(title)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, dpi=120, format="png")
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
     plt.close(figure)
-    os.replace(temporary, path)
 
 
 def show_table(result: dict[str, Any], run_dir: Path) -> None:

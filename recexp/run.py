@@ -20,6 +20,7 @@ from recexp.compose import build, check_config
 from recexp.data.datamodule import RecDataModule
 from recexp.data.prepare import prepare, write_json
 from recexp.data.store import Store
+from recexp.files import whole
 from recexp.lightning.callbacks import EpochTable, ProgressBar
 from recexp.lightning.checkpoints import WholeCheckpoints
 from recexp.lightning.interruption import Interrupted, Interruption
@@ -39,7 +40,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     run_dir = Path(cfg.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     if rank_zero_only.rank == 0:
-        OmegaConf.save(cfg, run_dir / "config.yaml", resolve=True)
+        with whole(run_dir / "config.yaml") as temporary:
+            OmegaConf.save(cfg, temporary, resolve=True)
     started, git = time.perf_counter(), git_state()  # now: the checkout may move on while the run trains
 
     dataset, protocol = build(cfg.dataset, _recursive_=False), build(cfg.protocol)

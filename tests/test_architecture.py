@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "recexp/nn": ("recexp.nn", "recexp.types"),
     "recexp/losses.py": ("recexp.types",),
     "recexp/types.py": (),
-    "recexp/evaluation": ("recexp.evaluation", "recexp.types", "recexp.data.split", "recexp.data.prepare"),
+    "recexp/evaluation": ("recexp.evaluation", "recexp.types", "recexp.files", "recexp.data.split", "recexp.data.prepare"),
     "recexp/objectives": (
         "recexp.objectives", "recexp.losses", "recexp.nn.linear_cross_entropy", "recexp.nn.dot",
         "recexp.sampling", "recexp.types", "recexp.data.datamodule",

@@ -16,11 +16,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recexp.files import locked, reason, whole
 from recexp.types import RecexpError
 
 if TYPE_CHECKING:
@@ -75,12 +75,11 @@ def prepare(dataset: Dataset, split: Split, cache_dir: str | Path) -> Path:
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _lock(cache / f".{pointer.stem}.lock", f"{dataset.name}: another process is preparing it; waiting"):
+        with locked(cache / f".{pointer.stem}.lock", f"{dataset.name}: another process is preparing it; waiting"):
             return _cached(pointer, dataset.name) or _make(dataset, split, settings, pointer)
     except OSError as error:
         raise RecexpError(
-            f"{dataset.name} cannot be prepared in {cache}: {error.strerror} ({error.filename}). cache_dir= must be a writable place with room, and "
-            "the raw files readable."
+            f"{dataset.name} cannot be prepared in {cache}: {reason(error)}. cache_dir= must be a writable place with room, the raw files readable."
         ) from error
 
 
@@ -103,7 +102,7 @@ def _make(dataset: Dataset, split: Split, settings: dict[str, Any], pointer: Pat
         meta["arrays"] = {f.name: checksum(f) for f in sorted(temporary.iterdir())}
         write_json(temporary / "meta.json", meta)
         folder = cache / f"{dataset.name}-{fingerprint}"
-        with _lock(cache / f".{folder.name}.lock"):  # the same files in another place have another pointer, but the same folder
+        with locked(cache / f".{folder.name}.lock"):  # the same files in another place have another pointer, but the same folder
             if folder.exists() and not _same(folder, temporary):
                 shutil.rmtree(folder)
             if not folder.exists():
@@ -131,10 +130,9 @@ def verify(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that the file is always whole: a temporary name, then a rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
-    os.replace(temporary, path)
+    """Write JSON so that the file is always whole (``files.whole``)."""
+    with whole(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
 
 
 def _settings(dataset: Dataset, split: Split) -> dict[str, Any]:
@@ -207,18 +205,3 @@ def _same(folder: Path, new: Path) -> bool:
         return checksum(folder / "meta.json") == checksum(new / "meta.json")
     except (RecexpError, OSError, ValueError, KeyError):
         return False
-
-
-@contextmanager
-def _lock(path: Path, waiting: str = ""):
-    """One process at a time; the lock goes with the process, so a killed one leaves nothing behind that blocks."""
-    import fcntl
-
-    with path.open("w") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            if waiting:
-                print(f"[data] {waiting}", file=sys.stderr)
-            fcntl.flock(f, fcntl.LOCK_EX)
-        yield

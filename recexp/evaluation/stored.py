@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor
 from recexp.data.prepare import checksum, write_json
 from recexp.evaluation.candidates import draw
 from recexp.evaluation.protocol import Protocol
+from recexp.files import locked, reason, whole
 from recexp.types import RecexpError
 
 
@@ -30,11 +30,12 @@ def stored_candidates(store, protocol: Protocol, split: str) -> Tensor | None:
     digest = hashlib.sha256(json.dumps(asdict(wanted), sort_keys=True).encode()).hexdigest()[:12]
     path = store.folder / f"candidates-{split}-{digest}.npy"
     if not _whole(path):
-        drawn = _draw(store, protocol, split)
         try:
-            _write(path, drawn)
+            with locked(store.folder.parent / f".{store.folder.name}.lock", f"{path.stem}: another process is drawing them; waiting"):
+                if not _whole(path):
+                    _write(path, _draw(store, protocol, split))
         except OSError as error:
-            raise RecexpError(f"Candidates cannot be stored in {store.folder}: {error.strerror}. cache_dir= must be a writable place.") from error
+            raise RecexpError(f"Candidates cannot be stored in {store.folder}: {reason(error)}. cache_dir= must be a writable place.") from error
     array = np.load(path, mmap_mode="r")
     return torch.from_numpy(array.copy() if array.nbytes < 2**28 else array)
 
@@ -57,9 +58,8 @@ def _draw(store, protocol: Protocol, split: str) -> np.ndarray:
 
 
 def _write(path: Path, drawn: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.npy")
-    np.save(temporary, drawn)
-    os.replace(temporary, path)
+    with whole(path) as temporary, temporary.open("wb") as file:
+        np.save(file, drawn)
     write_json(path.with_suffix(".json"), {"sha256": checksum(path)})
 
 

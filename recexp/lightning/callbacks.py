@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,8 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.utilities import rank_zero_only
+
+from recexp.files import whole
 
 
 class EpochTable(pl.Callback):
@@ -66,9 +67,8 @@ class EpochTable(pl.Callback):
         writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(k for row in self.rows for k in row)))
         writer.writeheader()
         writer.writerows(self.rows)
-        temporary = self.path.with_name(f".{self.path.name}")
-        temporary.write_text(text.getvalue())
-        os.replace(temporary, self.path)
+        with whole(self.path) as temporary:
+            temporary.write_text(text.getvalue())
         if not sys.stderr.isatty():
             row = self.rows[-1]
             shown = [f"{k} {row[k]:.4f}" for k in row if k == "train/loss" or k.endswith(("/hr@10", "/ndcg@10"))]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from recexp.files import whole
 from recexp.types import RecexpError
 
 
@@ -20,14 +20,10 @@ class WholeCheckpoints(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
+        for left_by_a_killed_process in path.parent.glob(f".{path.name}.*"):  # of the processes of a run only one writes
+            left_by_a_killed_process.unlink(missing_ok=True)
+        with whole(path) as temporary:
             super().save_checkpoint(checkpoint, temporary, storage_options)
-            os.replace(temporary, path)
-        except OSError as error:
-            raise RecexpError(f"The checkpoint {path} cannot be written: {error.strerror or error}. What was there before is unharmed.") from error
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
         verify_checkpoint(Path(path))

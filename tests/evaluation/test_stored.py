@@ -86,7 +86,7 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(shop, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(stored.np, "save", refuse)
-    with pytest.raises(RecexpError, match=r"cannot be stored in .*Permission denied"):
+    with pytest.raises(RecexpError, match=r"candidates-test-.* cannot be written: Permission denied"):
         stored_candidates(shop, protocol(), "test")
 
 
