@@ -1,10 +1,18 @@
-"""Running out of memory, on a GPU or under a limit on a CPU."""
+"""How much to do at once; running out of memory, on a GPU or under a limit on a CPU."""
 
 from __future__ import annotations
 
 import torch
 
+SCORES = 2**25  # of a catalogue held at once on a CPU: 128 MB, and as much again while they are compared
+
 
 def out_of_memory(error: BaseException) -> bool:
     """Is this torch's way of saying that no memory is left?"""
     return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error))
+
+
+def users_at_once(device: torch.device, n_items: int) -> int:
+    """How many users' scores of all items are held at once: on a GPU as many as fill an eighth of what is free."""
+    scores = torch.cuda.mem_get_info(device)[0] // 32 if device.type == "cuda" else SCORES
+    return max(1, scores // n_items)

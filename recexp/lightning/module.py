@@ -13,7 +13,7 @@ from recexp.data.datamodule import rank_and_world
 from recexp.evaluation.metrics import RankingMetrics
 from recexp.evaluation.protocol import Protocol
 from recexp.evaluation.stored import stored_candidates
-from recexp.lightning.memory import out_of_memory
+from recexp.lightning.memory import out_of_memory, users_at_once
 from recexp.lightning.nonfinite import bad_rows, first_bad_output, first_bad_parameter
 from recexp.types import RecexpError
 
@@ -132,6 +132,10 @@ class RecModule(pl.LightningModule):
 
     def _rank(self, split: str, row: Tensor) -> None:
         targets, candidates = self.store.targets(split), self._candidates[split]
+        if candidates is None and len(row) > (most := users_at_once(self.device, self.store.schema.n_items)):
+            for part in row.split(most):
+                self._rank(split, part)
+            return
         chosen = None if candidates is None else candidates[row.to(candidates.device)].to(self.device)
         try:
             # Scores in float32 even where training is in bf16, whose logits tie at the target for many users.

@@ -80,14 +80,21 @@ def main() -> None:
     steps = [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
     said |= {
         "step_s": statistics.mean(steps[5:] or steps), "steps": len(steps), "steps_per_epoch": clock.batches, "peak_train_gb": peak_gb(),
-        "epoch_s": statistics.mean(steps[5:] or steps) * clock.batches, "users": len(store.val), "events": len(store.train),
+        "epoch_s": statistics.mean(steps[5:] or steps) * clock.batches, "users": len(store.val), "items": store.schema.n_items,
+        "events": len(store.train),
     }  # fmt: skip
     if SPEC.get("count"):
         said |= counted(module, data)
     times = []
     for _ in range(SPEC.get("rankings", 3)):
         began = time.perf_counter()
-        trainer.validate(module, data, verbose=False)
+        if "rank_users" in SPEC:  # so many alone
+            module.eval()
+            with torch.inference_mode():
+                for row in torch.arange(min(SPEC["rank_users"], len(store.val))).split(cfg.eval_batch_size):
+                    module._rank("val", row)
+        else:
+            trainer.validate(module, data, verbose=False)
         times.append(time.perf_counter() - began)
     said |= {"rank_s": statistics.median(times), "rank_all_s": times, "peak_gb": peak_gb(), "total_s": since_start()}
     print("\n" + json.dumps(said), flush=True)
@@ -111,8 +118,8 @@ def counted(module, data, batches: int = 3) -> dict[str, float]:
     weights = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
     said = {"step_flops": statistics.mean(flops), "step_bytes": 4 * weights * 7, "rows": len(data.train_dataloader().dataset)}
     loader = data.val_dataloader()[0]
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module.eval()
+    module.eval()
+    with FlopCounterMode(display=False) as counter:  # with gradients: it hooks into their graph
         module._rank("val", next(iter(loader)))
     module.metrics["val"].reset()
     # Scores have to be written and read once.

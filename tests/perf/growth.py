@@ -1,0 +1,89 @@
+"""Time and memory against events, users, items, sequence length and processes, on simulated data: one plot each, and growth.json.
+
+    python tests/perf/growth.py --out docs/results/speed/growth [--only events items]
+
+Nothing should grow faster than its arithmetic says: the dashed line of a plot goes through its first point with the slope of what is counted there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from tests.perf.shapes import overrides, write_events  # noqa: E402
+from tests.perf.versus_peers import store, worker  # noqa: E402
+
+SASREC = ["model=sasrec", "model.num_factors=64", "model.num_layers=2", "model.num_heads=1", "batch_size=128", "~tuned"]
+SAMPLED = ["objective.loss_name=sampled_softmax", "objective.n_negatives=256", "objective.shared=batch", "sampler=popularity", "model.max_len=50"]
+BPR = ["model=bpr_mf", "batch_size=8192", "~tuned"]
+
+# axis -> its points: (value, users, items, events, words)
+AXES = {
+    "events": [(n, max(100, n // 100), 20_000, n, BPR) for n in (10**5, 10**6, 10**7, 10**8)],
+    "users": [(n, n, 10_000, 50 * n, BPR) for n in (10**3, 10**4, 10**5, 10**6)],
+    "items": [(n, 40_000, n, 4 * 10**6, [*SASREC, *SAMPLED]) for n in (10**3, 10**4, 10**5, 10**6)],
+    "length": [(n, 6_000, 3_700, 10**6, [*SASREC, f"model.max_len={n}"]) for n in (25, 50, 100, 200, 400)],
+}
+SHOWN = {"prepare_s": "preparation, s", "step_s": "training step, s", "rank_s": "ranking, s", "peak_gb": "peak memory, GB"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", default=list(AXES), choices=list(AXES))
+    parser.add_argument("--most", type=float, default=1e8, help="no more events than this")
+    parser.add_argument("--work", type=Path, default=Path("cache/growth"))
+    parser.add_argument("--out", type=Path, default=Path("growth"), help="folder")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--train-s", type=float, default=8)
+    a = parser.parse_args()
+    a.work, a.out = a.work.resolve(), a.out.resolve()
+    a.work.mkdir(parents=True, exist_ok=True)
+    a.out.mkdir(parents=True, exist_ok=True)
+    path = a.out / "growth.json"
+    said = json.loads(path.read_text())["measured"] if path.exists() else {}
+    for axis in a.only:
+        said[axis] = []
+        for value, users, items, events, words in AXES[axis]:
+            if events > a.most:
+                continue
+            data = overrides(write_events(a.work / f"u{users}-i{items}-e{events}", users, items, events))
+            # Ranking takes time in proportion to users times items: a thousand users tell it.
+            spec = {"overrides": [*data, *words, "protocol=full_unseen", "logger=none", f"cache_dir={a.work}/cache"], "conf": str(ROOT / "conf")}
+            one = worker(Path(sys.executable), "worker_recexp.py", spec | {"folder": str(a.work / "run"), "rankings": 1, "rank_users": 1024}, a)
+            said[axis].append({"value": value} | one)
+            print(axis, f"{value:>12,}", *(f"{name} {one[key]:.3g};" for key, name in SHOWN.items()), flush=True)
+        store(path, a, said)
+    for axis, points in said.items():
+        draw(axis, points, a.out / f"{axis}.png")
+
+
+def draw(axis: str, points: list[dict], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(SHOWN), figsize=(3.2 * len(SHOWN), 3), constrained_layout=True)
+    x = [p["value"] for p in points]
+    for plot, (key, name) in zip(axes, SHOWN.items(), strict=True):
+        y = [p[key] for p in points]
+        plot.plot(x, y, "o-")
+        plot.plot(x, [y[0] * v / x[0] for v in x], "--", color="grey", label="in proportion")
+        plot.set(xscale="log", yscale="log", xlabel=axis, title=name)
+        plot.set_ylim(min(y) / 2, max(y) * 2)
+        plot.grid(alpha=0.3)
+    axes[0].legend(frameon=False)
+    temporary = path.with_suffix(".part.png")
+    figure.savefig(temporary, dpi=110)
+    temporary.replace(path)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What a step does, counted and not timed: operations, sizes of what is allocated. A regression in work done fails here."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from recexp.evaluation.ranks import full_ranks
+from recexp.lightning import memory
+from recexp.lightning.module import RecModule
+from recexp.nn.linear_cross_entropy import CHUNK_BYTES, linear_cross_entropy
+from tests.running import composed, run_here
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of all tensors that operations made, and of the largest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total, self.largest = 0, 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        out = op(*args, **(kwargs or {}))
+        known = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        for x in tree_leaves(out):
+            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in known:
+                self.total += x.untyped_storage().nbytes()
+                self.largest = max(self.largest, x.untyped_storage().nbytes())
+        return out
+
+
+def module_of(folder, *words: str) -> tuple[RecModule, object]:
+    from recexp.compose import build
+    from recexp.data.prepare import prepare
+    from recexp.data.store import Store
+    from recexp.run import assemble
+
+    cfg = composed(folder, *words)
+    protocol = build(cfg.protocol)
+    store = Store.open(prepare(build(cfg.dataset, _recursive_=False), protocol.split, cfg.cache_dir))
+    module, data = assemble(cfg, protocol, store, ("val",))
+    module.setup("fit")
+    return module, data
+
+
+def step(module, row, seed: int = 0) -> None:
+    torch.manual_seed(seed)
+    batch = module.objective.batch(module.store, row, torch.Generator().manual_seed(seed))
+    module.objective.loss(module.model, batch)["loss"].backward()
+
+
+def flops(action) -> int:
+    with FlopCounterMode(display=False) as counter:
+        action()
+    return counter.get_total_flops()
+
+
+SEQUENCE = ["model.num_factors=32", "model.num_layers=2", "model.num_heads=2", "model.max_len=20", "protocol=full_unseen", "batch_size=64"]
+
+
+def test_bert4rec_computes_its_last_layer_at_masked_places_only(tmp_path):
+    """By hand: three times the forward products, whose second layer needs keys and values of all L places and all else of the M masked ones alone."""
+    module, data = module_of(tmp_path / "run", "model=bert4rec", *SEQUENCE, "~tuned", "objective.one_mask=true", "objective.last_prob=0")
+    row = next(iter(data.train_dataloader()))
+    counted = flops(lambda: step(module, row))
+    batch = module.objective.batch(module.store, row, torch.Generator().manual_seed(0))
+    B, L = batch.query.item_BL.shape
+    D, V, M = 32, module.store.schema.n_items, 1
+    per_token, per_pair = 4 * D * D + 8 * D * D, 2 * D  # projections and feed-forward; logits and weighted sum of one key
+    forward = B * (L * (per_token + L * per_pair) + L * 2 * D * D + M * (per_token - 2 * D * D + L * per_pair)) + B * M * (D * D + V * D)
+    assert counted <= 1.02 * 3 * 2 * forward
+    assert counted >= 0.8 * 3 * 2 * forward
+
+
+def test_ranking_encodes_every_user_once(tmp_path):
+    """And not once per candidate: a thousand candidates cost no more than the products with their vectors."""
+    module, data = module_of(tmp_path / "run", "model=sasrec", *SEQUENCE, "~tuned")
+    row = next(iter(data.val_dataloader()[0]))
+    module.eval()
+    query = module.store.query_held_out(module.store.val, row, 20)
+    encode = flops(lambda: module.model.encode(query, last_only=True))
+    assert encode > 0
+    for candidates in (10, 150):
+        item = torch.randint(1, module.store.schema.V, (len(row), candidates))
+        assert flops(lambda item=item: module.model.score(query, item)) <= encode + 2 * 32 * item.numel()
+
+
+def test_softmax_never_holds_all_logits():
+    h, items, target = torch.randn(4_000, 8, requires_grad=True), torch.randn(3_000, 8, requires_grad=True), torch.randint(0, 3_000, (4_000,))
+    with Allocations() as seen:
+        linear_cross_entropy(h, items, None, target).backward()
+    assert seen.largest <= CHUNK_BYTES < 4 * 4_000 * 3_000
+
+
+def test_ranking_a_large_catalogue_holds_few_users_scores_at_once(tmp_path, monkeypatch):
+    alone = run_here(tmp_path / "whole", "model=bpr_mf", "model.num_factors=8", "protocol=full_unseen", "trainer.max_epochs=1")
+    monkeypatch.setattr(memory, "SCORES", 2_000)
+    largest = []
+    monkeypatch.setattr("recexp.evaluation.ranks.full_ranks", lambda scores, *rest: (largest.append(scores.numel()), full_ranks(scores, *rest))[1])
+    parts = run_here(tmp_path / "parts", "model=bpr_mf", "model.num_factors=8", "protocol=full_unseen", "trainer.max_epochs=1")
+    assert parts["metrics"] == alone["metrics"]
+    assert 0 < max(largest) <= 2_000
+
+
+@pytest.mark.parametrize("name", ["bpr_mf", "fpmc", "sasrec", "gru4rec", "caser"])
+def test_a_step_allocates_in_proportion_to_its_rows(tmp_path, name):
+    """Twice the rows, at most about twice the bytes, apart from the gradients of the tables."""
+    words = ["protocol=full_unseen", "model.num_factors=16", *(["objective=next_item", "sampler=none"] if name == "gru4rec" else [])]
+    module, data = module_of(tmp_path / "run", f"model={name}", *words, "~tuned", "batch_size=128")
+    row = next(iter(data.train_dataloader()))
+    step(module, row)  # makes what is made once
+    made = []
+    for part in (row[:32], row[:64], row):
+        for p in module.parameters():
+            p.grad = None
+        with Allocations() as seen:
+            step(module, part)
+        made.append(seen.total)
+    assert made[2] - made[1] <= 3 * (made[1] - made[0]) + 2**20
+
+
+def test_the_counter_of_allocations_counts():
+    with Allocations() as seen:
+        x = nn.Linear(4, 1000, bias=False)(torch.ones(100, 4))
+        x.view(1000, 100)
+    assert seen.largest == 4 * 100 * 1000
