@@ -14,11 +14,15 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
@@ -28,6 +32,14 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recexp.data.prepare import write_json
+
+
+@dataclass
+class _Running:
+    i: int
+    folder: Path
+    overrides: list[str]
+    process: subprocess.Popen
 
 
 class ProcessLauncher(Launcher):
@@ -46,9 +58,19 @@ class ProcessLauncher(Launcher):
         """Run the jobs; returns one JobReturn each, its value the result's validation NDCG@10 (what sweepers maximise)."""
         sweep = Path(str(self.config.hydra.sweep.dir))
         waiting = [(i, *self._job(sweep, initial_job_idx + i, list(o))) for i, o in enumerate(job_overrides)]
-        known = _known(sweep)
-        total, started, running, returns = len(waiting), time.time(), [], {}
-        ran = 0
+        total, returns, why = len(waiting), {}, {}
+        with _ending_together(sweep) as running:
+            self._run(sweep, waiting, initial_job_idx, running, returns, why)
+        for i, reason in sorted(why.items()):
+            _say(f"FAILED job {i + initial_job_idx} ({' '.join(returns[i].overrides)}): {reason}")
+        if why:
+            _say(f"{len(why)} of {total} jobs failed; the others' results are under {sweep}. To run only these again: hydra.sweep.dir={sweep}")
+            sys.exit(1)
+        return [returns[i] for i in sorted(returns)]
+
+    def _run(self, sweep: Path, waiting: list, first: int, running: list[_Running], returns: dict[int, JobReturn], why: dict[int, str]) -> None:
+        """Run the waiting jobs to their ends. returns: what each returned; why: the reasons of those that failed."""
+        known, total, started, ran = _known(sweep), len(waiting), time.time(), 0
         while waiting or running:
             while waiting and len(running) < self.jobs:
                 i, wish, overrides, config = waiting.pop(0)
@@ -57,38 +79,29 @@ class ProcessLauncher(Launcher):
                 if before is not None and (skipped := _result(folder)) is not None:
                     if not changed:
                         returns[i] = _job_return(overrides, folder, skipped)
-                        _say(f"job {i + initial_job_idx} has its result already: {folder}")
+                        _say(f"job {i + first} has its result already: {folder}")
                         continue
-                    _say(f"job {i + initial_job_idx} runs again, for its config has changed ({', '.join(changed[:3])}): {folder}")
+                    _say(f"job {i + first} runs again, for its config has changed ({', '.join(changed[:3])}): {folder}")
                 last = folder and folder / "checkpoints" / "last.ckpt"
                 resume = [f"ckpt_path={last}"] if before is not None and not changed and last.is_file() else []
                 folder = folder or _claim(sweep, wish)
                 (folder / "result.json").unlink(missing_ok=True)
                 write_json(folder / "job.json", {"overrides": overrides, "config": config})
-                log = (folder / "log.txt").open("w")
                 group = [] if config.get("group") else [f"group={sweep.name}"]
                 command = [sys.executable, "-m", "recexp", *overrides, *resume, f"hydra.run.dir={folder}", *group, "hydra.mode=RUN"]
-                _say(f"job {i + initial_job_idx} {'goes on' if resume else 'started'}: {' '.join(overrides) or '(defaults)'}")
-                running.append((i, folder, overrides, log, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)))
-            for entry in list(running):
-                i, folder, overrides, log, process = entry
-                if process.poll() is None:
-                    continue
-                running.remove(entry)
-                log.close()
+                _say(f"job {i + first} {'goes on' if resume else 'started'}: {' '.join(overrides) or '(defaults)'}")
+                with (folder / "log.txt").open("w") as log:
+                    running.append(_Running(i, folder, overrides, subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)))
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
                 ran += 1
-                returns[i] = _job_return(overrides, folder, _result(folder) if process.returncode == 0 else None)
-                failed = sum(r.status is JobStatus.FAILED for r in returns.values())
+                code = job.process.returncode
+                returns[job.i] = _job_return(job.overrides, job.folder, _result(job.folder) if code == 0 else None)
+                if returns[job.i].status is JobStatus.FAILED:
+                    why[job.i] = _reason(code, job.folder / "log.txt")
                 left = (time.time() - started) / ran * (len(waiting) + len(running))
-                _say(f"{len(returns)} of {total} done, {len(running)} running, {failed} failed, about {left / 60:.0f} min left")
+                _say(f"{len(returns)} of {total} done, {len(running)} running, {len(why)} failed, about {left / 60:.0f} min left")
             time.sleep(0.2)
-        failed = [(i, r) for i, r in sorted(returns.items()) if r.status is JobStatus.FAILED]
-        for i, r in failed:
-            _say(f"FAILED job {i + initial_job_idx} ({' '.join(r.overrides)}): {_last_line(Path(r.working_dir) / 'log.txt')}")
-        if failed:
-            _say(f"{len(failed)} of {total} jobs failed; the others' results are under {sweep}. To run only these again: hydra.sweep.dir={sweep}")
-            sys.exit(1)
-        return [returns[i] for i in sorted(returns)]
 
     def _job(self, sweep: Path, number: int, overrides: list[str]) -> tuple[Path, list[str], dict[str, Any]]:
         """The directory the job would like, what to put on its command line, and its config."""
@@ -157,10 +170,44 @@ def _job_return(overrides: list[str], folder: Path, result: dict | None) -> JobR
     return done
 
 
-def _last_line(path: Path) -> str:
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()] if path.exists() else []
+def _reason(code: int, log: Path) -> str:
+    """Why a job failed: the signal that killed it, or what it said last."""
+    if code < 0:
+        memory = ", as the system does where memory runs out" if code == -signal.SIGKILL else ""
+        return f"killed by {signal.Signals(-code).name}{memory}"
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith(("error:", "Could not"))]
     return (errors or lines or ["no output"])[-1]
+
+
+@contextmanager
+def _ending_together(sweep: Path) -> Iterator[list[_Running]]:
+    """The list of jobs that run, which a sweep ended by a signal ends too: each leaves a checkpoint from which it goes on."""
+
+    def on_sigterm(signum: int, frame: FrameType | None) -> None:
+        raise _Sigterm
+
+    running: list[_Running] = []
+    before = signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield running
+    except (KeyboardInterrupt, _Sigterm) as stop:
+        signum = signal.SIGTERM if isinstance(stop, _Sigterm) else signal.SIGINT
+        _say(f"{signum.name} ends the sweep and its {len(running)} running jobs. To go on: hydra.sweep.dir={sweep}")
+        sys.exit(128 + signum)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for job in running:
+            job.process.terminate()
+        for job in running:
+            try:
+                job.process.wait(60)
+            except subprocess.TimeoutExpired:
+                job.process.kill()
+
+
+class _Sigterm(BaseException):
+    """SIGTERM came."""
 
 
 def _say(text: str) -> None:
