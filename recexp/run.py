@@ -24,6 +24,7 @@ from recexp.files import whole
 from recexp.lightning.callbacks import EpochTable, ProgressBar
 from recexp.lightning.checkpoints import WholeCheckpoints
 from recexp.lightning.interruption import Interrupted, Interruption
+from recexp.lightning.loggers import finish
 from recexp.lightning.memory import out_of_memory
 from recexp.lightning.module import RecModule
 from recexp.lightning.processes import gone, lost_process
@@ -103,8 +104,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     write_json(run_dir / "result.json", result)
     for logger in trainer.loggers:
         logger.log_metrics({k: v for k, v in metrics.items() if k.startswith("test/")}, step=trainer.global_step)
-        logger.finalize("success")
-        getattr(logger.experiment, "finish", lambda: None)()  # W&B writes its last records here
+        finish(logger)
     show_table(result, run_dir)
     return result
 
