@@ -1,0 +1,171 @@
+"""Runs of several processes that lose one, or are told to end: none hangs, none is left behind, nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from recexp.lightning.checkpoints import verify_checkpoint
+from tests.running import arguments
+
+TWO = ["trainer=ddp_cpu2", "model=bpr_mf", "model.num_factors=8"]
+LONG = [*TWO, "trainer.max_epochs=5000", "callbacks.early_stopping=null"]
+GONE = "Another process of this run is gone"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("processes")
+
+
+class Run:
+    """A run of several processes in a session of their own, once its first epoch is over."""
+
+    def __init__(self, folder: Path, *overrides: str, training: bool = True, **environment: str) -> None:
+        self.folder = folder
+        line = [sys.executable, "-m", "recexp", *arguments(folder, *overrides), f"hydra.run.dir={folder}"]
+        self.errors = (folder.parent / f"{folder.name}.err").open("w+")
+        self.main = subprocess.Popen(
+            line, stdout=subprocess.DEVNULL, stderr=self.errors, start_new_session=True, env=os.environ | environment,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's background jobs ignore Ctrl-C
+        )  # fmt: skip
+        if training:
+            self.wait_until(lambda: (folder / "checkpoints" / "last.ckpt").exists())
+            time.sleep(random.random() / 2)  # any step
+
+    def wait_until(self, there) -> None:
+        deadline = time.monotonic() + 240
+        while not there():
+            assert self.main.poll() is None and time.monotonic() < deadline, self.said()
+            time.sleep(0.02)
+
+    def pids(self) -> list[int]:
+        """All processes of the session that live, the first one first."""
+        found = []
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                state, _, _, session = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[:4]
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(session) == self.main.pid and state != "Z":
+                found.append(int(entry))
+        return sorted(found, key=lambda pid: (pid != self.main.pid, pid))
+
+    def ended(self) -> int:
+        """The exit code, no process being left behind."""
+        try:
+            code = self.main.wait(60)
+            deadline = time.monotonic() + 30
+            while (left := self.pids()) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not left, f"left behind: {left}\n{self.said()}"
+            return code
+        finally:
+            for pid in self.pids():
+                os.kill(pid, signal.SIGKILL)
+
+    def said(self) -> str:
+        self.errors.seek(0)
+        return self.errors.read()
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("signum", "to", "code"),
+    [
+        pytest.param(signal.SIGTERM, "child", 143),
+        pytest.param(signal.SIGTERM, "main", 143, marks=slow),
+        pytest.param(signal.SIGTERM, "all", 143, marks=slow),
+        pytest.param(signal.SIGINT, "all", 130, marks=slow),
+        pytest.param(signal.SIGINT, "main", 130, marks=slow),
+    ],
+)
+def test_a_signal_to_any_process_ends_all_at_the_same_step(shop, signum, to, code):
+    run = Run(shop / f"{signum}-{to}", *LONG)
+    main, child = run.pids()
+    for pid in {"main": [main], "child": [child], "all": [main, child]}[to]:
+        os.kill(pid, signum)
+    assert run.ended() == code, run.said()
+    said = run.said()
+    assert said.count(f"{signum.name} ended the run") == 1 and "ckpt_path=" in said
+    assert GONE not in said and "Traceback" not in said
+    assert result(run.folder)["interrupted"] == signum.name
+    verify_checkpoint(run.folder / "checkpoints" / "last.ckpt")
+
+
+@pytest.mark.parametrize("lost", [pytest.param(1, id="child"), pytest.param(0, id="main", marks=slow)])
+def test_where_one_process_is_killed_the_other_ends_with_a_message(shop, lost):
+    run = Run(shop / f"killed-{lost}", *LONG)
+    os.kill(run.pids()[lost], signal.SIGKILL)
+    assert run.ended() == (1 if lost else -signal.SIGKILL)
+    said = run.said()
+    assert GONE in said and f"ckpt_path={run.folder}/checkpoints/last.ckpt" in said and "Traceback" not in said
+    verify_checkpoint(run.folder / "checkpoints" / "last.ckpt")
+
+
+@slow
+def test_a_process_that_no_longer_answers_is_given_up(shop):
+    run = Run(shop / "frozen", *LONG, "trainer.strategy.timeout_s=5")
+    os.kill(run.pids()[1], signal.SIGSTOP)
+    assert run.ended() == 1 and GONE in run.said()
+
+
+@slow
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_lost_before_training_ends_the_other(shop, signum):
+    run = Run(shop / f"early-{signum}", *LONG, training=False)
+    run.wait_until(lambda: len(run.pids()) == 2)
+    os.kill(run.pids()[1], signum)
+    assert run.ended() == (1 if signum == signal.SIGKILL else 143) and GONE in run.said()
+
+
+@slow
+@pytest.mark.parametrize("how", ["killed", "told"])
+def test_what_two_processes_left_goes_on_to_the_same_metrics(shop, how):
+    words = [*TWO, "trainer.max_epochs=40", "callbacks.early_stopping=null"]
+    whole, parts = shop / f"whole-{how}", shop / f"parts-{how}"
+    assert Run(whole, *words).ended() == 0
+    run = Run(parts, *words)
+    main, child = run.pids()
+    os.kill(*((child, signal.SIGKILL) if how == "killed" else (main, signal.SIGTERM)))
+    assert run.ended() == (1 if how == "killed" else 143), run.said()
+    again = Run(parts, *words, f"ckpt_path={parts}/checkpoints/last.ckpt")
+    assert again.ended() == 0, again.said()
+    assert result(parts)["metrics"] == result(whole)["metrics"]
+
+
+@slow
+@pytest.mark.parametrize("model", [["model=item_knn"], ["model=bpr_mf", "model.num_factors=8", "optimizer.lr=1e-30"]], ids=["knn", "mf"])
+def test_one_two_and_three_processes_give_the_same_digits(shop, model):
+    """lr=1e-30: factors as they were drawn, so that nothing but evaluation can differ. Batches of 7 leave remainders everywhere."""
+    metrics = []
+    for n in (1, 2, 3):
+        run = Run(shop / f"{n}-{model[0][6:]}", "trainer=ddp_cpu2", f"trainer.devices={n}", *model, "eval_batch_size=7", training=False)
+        run.main.wait(240)
+        assert run.ended() == 0, run.said()
+        metrics.append(result(run.folder)["metrics"])
+    assert metrics[0] == metrics[1] == metrics[2]
+    assert sum(metrics[0][f"test/users/{kind}"] for kind in ("new", "seen")) % 7 and metrics[0]["test/ndcg@10"] > 0
+
+
+@slow
+def test_two_jobs_of_two_processes_in_a_sweep(shop):
+    line = [sys.executable, "-m", "recexp", "-m", *arguments(shop / "sweep", *TWO, "seed=0,1", "hydra.launcher.jobs=2")]
+    done = subprocess.run([*line, f"hydra.sweep.dir={shop}/sweep"], capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert all(result(shop / "sweep" / job)["seed"] == int(job) for job in "01")
+    assert all((shop / "sweep" / job / "log.txt").read_text().count("epoch 1/2") == 1 for job in "01"), "only the first process speaks"
