@@ -45,11 +45,25 @@ class Caser(SequenceModel):
 
     def encode(self, query: Query, last_only: bool = False) -> Tensor:
         query = latest(query, self.max_len, least=self.max_len)
-        e_BDL = self.item(query.item_BL).transpose(1, 2)
-        pooled = [F.relu(conv(e_BDL)).amax(-1) for conv in self.horizontal]
-        vertical = self.vertical(e_BDL).transpose(1, 2).flatten(1)  # [B, filters * D], one filter after the other
+        e_BLD = self.item(query.item_BL)
+        vertical = (self.vertical.weight @ e_BLD + self.vertical.bias[:, None]).flatten(1)  # [B, filters * D], one filter after the other
+        pooled = [part.unflatten(1, (-1, conv.out_channels)).amax(1).relu() for conv, part in zip(self.horizontal, self._slide(e_BLD), strict=True)]
         z_BD = self.inner(self.dropout(torch.cat([vertical, *pooled], -1))).relu()
         return torch.cat([z_BD, self.user(query.user_B)], -1)[:, None]
+
+    def _slide(self, e_BLD: Tensor) -> list[Tensor]:
+        """The horizontal filters of each height at all their places: [B, places * filters] per height.
+
+        One product with the filters at every place, zero elsewhere: at most three times the operations, but many times as fast as convolutions this
+        small.
+        """
+        L, padded, bias, size = self.max_len, [], [], []
+        for conv in self.horizontal:
+            height = conv.kernel_size[0]
+            padded += [F.pad(conv.weight, (at, L - height - at)) for at in range(L - height + 1)]
+            bias += [conv.bias] * (L - height + 1)
+            size.append(conv.out_channels * (L - height + 1))
+        return F.linear(e_BLD.flatten(1), torch.cat(padded).transpose(1, 2).flatten(1), torch.cat(bias)).split(size, 1)
 
     def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if item is None:

@@ -15,7 +15,7 @@ from recexp.nn.mlp import PairMLP
 from recexp.types import Query, RecexpError, Schema
 
 INTERACTIONS = {"gmf": ("gmf",), "mlp": ("mlp",), "neumf": ("gmf", "mlp")}
-_BLOCK = 1 << 24  # floats of the widest hidden layer computed at a time when scoring
+_BLOCK = 1 << 20  # floats of the widest hidden layer computed at a time when scoring: on a CPU they stay in its cache
 
 
 class NeuMF(nn.Module):
@@ -151,7 +151,8 @@ def in_chunks(score: Callable[[Tensor], Tensor], query: Query, item_BC: Tensor |
     """Scores of the candidates, or of the whole catalogue where item_BC is None, so many items at a time that B * items * width
     floats stay small. ``score`` takes item ids [B, c], or [c] shared by all rows, and returns [B, c]."""
     items = torch.arange(1, n_items + 1, device=query.user_B.device) if item_BC is None else item_BC
-    step = max(1, _BLOCK // (width * max(1, len(query))))
+    block = _BLOCK if items.device.type == "cpu" else _BLOCK << 6
+    step = max(1, block // (width * max(1, len(query))))
     if items.shape[-1] <= step:
         return score(items)
     return torch.cat([score(part) for part in items.split(step, dim=-1)], dim=-1)

@@ -21,7 +21,7 @@ class MLP(nn.Module):
     def __init__(self, widths: Sequence[int], activation: nn.Module | None = None, *, last: bool = True, dropout: float = 0.0):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.activation = activation or nn.ReLU()
+        self.activation = activation or nn.ReLU(inplace=True)  # of a sum or product, whose own gradients do not need it
         self.last = last
         self.dropout = Dropout(dropout)
 
