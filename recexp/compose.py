@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_method, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolationType
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from recexp.objectives.base import require
-from recexp.types import RecexpError
+from recexp.ranges import ROOT, annotations_of, check_values
+from recexp.types import RecexpError, Schema
 
-# Evaluating somebody else's config must not run somebody else's code.
-ALLOWED = ("recexp.", "torch.optim.", "pytorch_lightning.")
-HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+# What each group may instantiate: evaluating somebody else's config must not run somebody else's code, nor ours for another purpose.
+ALLOWED = {
+    "model": ("recexp.models.",),
+    "objective": ("recexp.objectives.", "recexp.sampling."),
+    "sampler": ("recexp.sampling.",),
+    "protocol": ("recexp.evaluation.protocol.", "recexp.data.split."),
+    "dataset": ("recexp.data.prepare.Dataset", "recexp.data.sources."),
+    "stand_in": ("recexp.data.sources.",),
+    "optimizer": ("torch.optim.",),
+    "scheduler": ("recexp.lightning.schedules.", "torch.optim.lr_scheduler."),
+    "trainer": ("pytorch_lightning.Trainer", "recexp.lightning.processes."),
+    "callbacks": ("pytorch_lightning.callbacks.", "recexp.lightning.callbacks."),
+    "logger": ("recexp.lightning.loggers.", "pytorch_lightning.loggers."),
+}
+FUNCTIONS = ("recexp.data.sources.", "recexp.lightning.")  # where a plain function is meant; elsewhere only classes are
+UNTOLD = (InterpolationResolutionError, UnsupportedInterpolationType)  # where no Hydra runs that knows its choices and directories
+HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_"}
 ROOT_KEYS = {
     "dataset", "protocol", "sampler", "objective", "model", "optimizer", "scheduler", "trainer", "logger", "callbacks",
     "seed", "selection", "batch_size", "eval_batch_size", "ckpt_path", "cache_dir", "run_dir", "threads", "names", "tags", "group",
@@ -30,51 +50,116 @@ def register_resolvers() -> None:
 
 
 def check_config(cfg: DictConfig) -> None:
-    """Raise RecexpError naming the first key that nothing reads, the first ``_target_`` that is not allowed or a missing group."""
+    """Raise RecexpError naming the first key that nothing reads, value out of range, ``_target_`` that is not allowed or missing group.
+
+    Then builds what needs no data, so that constructors object now and not after an hour of preparation. Touches no file.
+    """
     if unknown := set(cfg) - ROOT_KEYS:
-        raise RecexpError(f"Unknown key {sorted(unknown)} at the top of the config; known are {', '.join(sorted(ROOT_KEYS))}.")
-    if cfg.selection not in ("val", "test_peek", "refit"):
-        raise RecexpError(f"selection={cfg.selection!r} is unknown; choose val, test_peek or refit.")
-    for name in ("dataset", "protocol", "objective", "model", "trainer"):
+        raise RecexpError(f"Unknown key {sorted(map(str, unknown))} at the top of the config; known are {', '.join(sorted(ROOT_KEYS))}.")
+    for name in ("dataset", "protocol", "objective", "model", "trainer", "optimizer"):
         if not isinstance(cfg.get(name), DictConfig) or "_target_" not in cfg[name]:
             raise RecexpError(f"The config has no {name}: choose one with {name}=... ({name}=? lists them).")
-    every, most = (cfg.trainer.get(key) for key in ("check_val_every_n_epoch", "max_epochs"))
-    if isinstance(every, int) and isinstance(most, int) and 0 <= most < every:
-        raise RecexpError(f"trainer.check_val_every_n_epoch={every} never comes within trainer.max_epochs={most}: no epoch could be chosen.")
+    if missing := [key for key in (*ROOT, "selection", "names", "callbacks", "logger", "scheduler") if key not in cfg]:
+        raise RecexpError(f"The config lacks {', '.join(missing)}: conf/config.yaml has them.")
+    if cfg.selection not in ("val", "test_peek", "refit"):
+        raise RecexpError(f"selection={cfg.selection!r} is unknown; choose val, test_peek or refit.")
+    for name, group in (("callbacks", cfg.callbacks), ("logger", cfg.logger), ("scheduler", {"": cfg.scheduler})):
+        if not isinstance(group, Mapping | DictConfig) or any(
+            part is not None and not (isinstance(part, DictConfig) and "_target_" in part) for part in group.values()
+        ):
+            raise RecexpError(f"{name} must hold what has a _target_, got {group!r}: choose it with {name}=... ({name}=? lists the choices).")
+    if cfg.selection != "refit" and not cfg.callbacks.get("checkpoint"):
+        raise RecexpError("callbacks.checkpoint is missing: the epoch to test is read from its checkpoints/best.ckpt.")
+    check_values("", _plain(cfg, ROOT), ROOT)
     nodes = list(_targets(cfg, ""))
-    callees = {path: _callee(path, node["_target_"]) for path, node in nodes}
+    callees = {path: _callee(path, node) for path, node in nodes}
     if isinstance(callees["model"], type) and isinstance(callees["objective"], type):
         require(callees["model"], callees["objective"])
     for path, node in nodes:
         _check_keys(path, node, callees[path])
+        check_values(path, _plain(node), annotations_of(callees[path]))
+    every, most = (cfg.trainer.get(key) for key in ("check_val_every_n_epoch", "max_epochs"))
+    if isinstance(every, int) and isinstance(most, int) and most < every:
+        raise RecexpError(f"trainer.check_val_every_n_epoch={every} never comes within trainer.max_epochs={most}: no epoch could be chosen.")
+    with suppress(*UNTOLD):
+        _rehearse(cfg)
+
+
+def _rehearse(cfg: DictConfig) -> None:
+    """Build everything but the readers, the loggers and the trainer; the model for a stand-in of the data, without memory and side information."""
+    dataset, protocol = build(cfg.dataset, _recursive_=False), build(cfg.protocol)
+    if protocol.split.target == "explicit" and not dataset.explicit:
+        raise RecexpError(
+            f"protocol={protocol.name} tests on explicit feedback, but dataset.explicit=[]: name some of {list(dataset.behaviours)} there, or choose "
+            "a protocol whose protocol.split.target is any, such as full."
+        )
+    build(cfg.objective)
+    for name, node in _plain(cfg.callbacks).items():
+        with _speaking_of(f"callbacks.{name}"):
+            build(OmegaConf.create(node)) if node else None
+    with _speaking_of("optimizer"):
+        build(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
+    schema = Schema(2, 2, tuple(dataset.behaviours), tuple(b in dataset.explicit for b in dataset.behaviours))
+    # Names of side features and files are for the data to judge.
+    unnamed = {key: [] if key.endswith("side") else None for key, v in cfg.model.items() if key.endswith("side") or isinstance(v, DictConfig)}
+    with _speaking_of("model"), torch.device("meta"):
+        build(OmegaConf.merge(cfg.model, unnamed), schema=schema)
+
+
+@contextmanager
+def _speaking_of(path: str) -> Iterator[None]:
+    """Errors say which part of the config they are about."""
+    try:
+        yield
+    except (RecexpError, ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        raise RecexpError(str(error) if str(error).startswith(path) else f"{path}: {error}") from error
+
+
+def _plain(node: DictConfig, keys: Iterable[str] | None = None) -> dict[str, Any]:
+    """The node's values as they will be, without those that only a running Hydra can tell."""
+    values = {}
+    for key in node if keys is None else keys:
+        with suppress(*UNTOLD):
+            value = node[key]
+            values[key] = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    return values
 
 
 def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
-    if isinstance(node, DictConfig):
+    if isinstance(node, DictConfig) and not node._is_none() and not node._is_interpolation():
         if "_target_" in node:
             yield path, node
         for key in node:
             if not OmegaConf.is_missing(node, key):
                 yield from _targets(node._get_node(key), f"{path}.{key}".lstrip("."))
-    elif isinstance(node, ListConfig):
+    elif isinstance(node, ListConfig) and not node._is_none() and not node._is_interpolation():
         for i in range(len(node)):  # by node: iterating would resolve texts such as ${names.model}
             yield from _targets(node._get_node(i), f"{path}[{i}]")
 
 
-def _callee(path: str, target: str) -> Any:
-    """What a ``_target_`` names, if it may be instantiated."""
-    if not target.startswith(ALLOWED):
-        raise RecexpError(f"{path}._target_={target} is not allowed: only {', '.join(ALLOWED)} may be instantiated from a config.")
+def _callee(path: str, node: DictConfig) -> Any:
+    """What a node's ``_target_`` names, if it may be instantiated in this place."""
+    target, allowed = node["_target_"], ALLOWED.get(re.split(r"[.\[]", path)[0], ())
+    words = f"only {', '.join(allowed) or 'nothing'} may be instantiated there."
+    if not isinstance(target, str) or not target.startswith(allowed):
+        raise RecexpError(f"{path}._target_={target} is not allowed: {words}")
     try:
         callee = get_method(target)
-    except (ImportError, ValueError, InstantiationException) as error:
+    except (ImportError, ValueError, TypeError, InstantiationException) as error:
         raise RecexpError(f"{path}._target_={target} cannot be found: {error}") from error
-    if not f"{callee.__module__}.".startswith(ALLOWED):  # such as recexp.<module>.<something it imports>
-        raise RecexpError(f"{path}._target_={target} is not allowed: it belongs to {callee.__module__}.")
+    home = f"{getattr(callee, '__module__', '?')}.{getattr(callee, '__qualname__', '?')}"
+    package = target.split(".")[0] + "."
+    if not home.startswith(allowed if package == "recexp." else package):  # such as recexp.<module>.<something it imports>
+        raise RecexpError(f"{path}._target_={target} is not allowed: it belongs to {getattr(callee, '__module__', '?')}. {words}")
+    function = inspect.isfunction(callee) and callee.__qualname__ == callee.__name__ and home.startswith(FUNCTIONS)
+    if not (isinstance(callee, type) or function) or callee.__name__.startswith("_"):
+        raise RecexpError(f"{path}._target_={target} is not allowed: it is no public class{' or reader' if function else ''}. {words}")
     return callee
 
 
 def _check_keys(path: str, node: DictConfig, callee: Any) -> None:
+    if "_args_" in node:
+        raise RecexpError(f"Unknown key {path}._args_: settings are given by name.")
     parameters = inspect.signature(callee).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
@@ -94,4 +179,4 @@ def build(node: DictConfig, **extra: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, RecexpError):
             raise cause from None
-        raise RecexpError(f"{node.get('_target_')}: {cause or error}") from error
+        raise RecexpError(f"{node.get('_target_')}: {str(cause or error).splitlines()[0]}") from error

@@ -78,7 +78,7 @@ class ItemEncoder(nn.Module):
     def __init__(self, schema: Schema, width: int, *, side: str | Sequence[str] = (), fusion: str = "add", scale: str = "sum"):
         super().__init__()
         names = chosen_side(side, schema.item_features, "item")
-        self.fusion, self.scale = one_of("fusion", fusion, FUSIONS), one_of("scale", scale, SCALES)
+        self.fusion, self.scale = one_of("fusion", fusion, FUSIONS), one_of("side_scale", scale, SCALES)
         if scale == "half" and fusion != "add":
             raise RecexpError(f"scale=half averages the vectors before adding them; it does not go with fusion={fusion}.")
         self.n_items = schema.n_items
@@ -153,7 +153,7 @@ class UserEncoder(nn.Module):
     def __init__(self, schema: Schema, width: int, *, side: str | Sequence[str] = (), scale: str = "sum"):
         super().__init__()
         names = chosen_side(side, schema.user_features, "user")
-        self.scale = one_of("scale", scale, SCALES)
+        self.scale = one_of("side_scale", scale, SCALES)
         self.id = nn.Embedding(schema.n_users, width)
         self.side = nn.ModuleList(UserBag(schema.user_features[name], schema.item_features[name], width) for name in names)
 

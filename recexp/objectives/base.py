@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from recexp.sampling import NegativeSampler, NoSampler, SupportiveOnly
 from recexp.types import Query, RecexpError
 
 
@@ -67,6 +68,20 @@ def somebody(store: Any, shape: tuple[int, ...], generator: torch.Generator) -> 
     return torch.randint(len(store.train), shape, generator=generator, device=store.device)
 
 
+def check_positives(positives: str) -> None:
+    """Raise RecexpError for a word that ``positive_rows`` does not know."""
+    if positives not in ("any", "explicit", "strongest"):
+        raise RecexpError(f"objective.positives={positives!r}: choose any, explicit or strongest.")
+
+
+def check_sampler(sampler: NegativeSampler, *, log_prob: bool = False) -> None:
+    """Raise RecexpError where an objective is to draw from a sampler that cannot."""
+    if isinstance(sampler, NoSampler):
+        raise RecexpError("This objective draws negatives, but sampler=none: choose sampler=uniform or another.")
+    if log_prob and isinstance(sampler, SupportiveOnly):
+        raise RecexpError("objective.log_q needs a sampler's probabilities, and sampler=supportive_only has none: choose uniform or popularity.")
+
+
 def positive_rows(store: Any, positives: str) -> Tensor:
     """Rows of ``store.train`` with "any" behaviour, an "explicit" one or the "strongest". Raises RecexpError where there is none."""
     T = len(store.schema.behaviours)
@@ -75,8 +90,7 @@ def positive_rows(store: Any, positives: str) -> Tensor:
         "explicit": sum(1 << i for i, explicit in enumerate(store.schema.explicit) if explicit),
         "strongest": 1 << (T - 1),
     }
-    if positives not in bits:
-        raise RecexpError(f"objective.positives={positives!r}: choose any, explicit or strongest.")
+    check_positives(positives)
     if positives == "any":
         return torch.arange(len(store.train))
     rows = torch.nonzero(store.train.mask & bits[positives]).flatten()

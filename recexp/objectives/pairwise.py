@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recexp import losses
-from recexp.objectives.base import behaviours_on, check_negatives, penalty, positive_rows, require, somebody
+from recexp.objectives.base import behaviours_on, check_negatives, check_positives, check_sampler, penalty, positive_rows, require, somebody
 from recexp.sampling import NegativeSampler
 from recexp.types import PairwiseBatch, Query, RecexpError
 
@@ -37,6 +37,8 @@ class Pairwise:
     needs = ("score",)
 
     def __post_init__(self):
+        check_positives(self.positives)
+        check_sampler(self.sampler)
         if self.pairs not in ("sampler", "levels"):
             raise RecexpError(f"objective.pairs={self.pairs!r}: choose sampler or levels.")
         if self.n_negatives < 1:

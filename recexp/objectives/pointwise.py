@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recexp import losses
-from recexp.objectives.base import behaviours_on, check_negatives, penalty, positive_rows, require, somebody
+from recexp.objectives.base import behaviours_on, check_negatives, check_positives, check_sampler, penalty, positive_rows, require, somebody
 from recexp.sampling import NegativeSampler
 from recexp.types import PointwiseBatch, RecexpError
 
@@ -47,6 +47,8 @@ class Pointwise:
     needs = ("logits",)
 
     def __post_init__(self):
+        check_positives(self.positives)
+        check_sampler(self.sampler)
         if self.explicit_neg not in ("unobserved", "clicked_only", "both"):
             raise RecexpError(f"objective.explicit_neg={self.explicit_neg!r}: choose unobserved, clicked_only or both.")
         if self.loss_name not in ("bce", "mse"):

@@ -10,7 +10,7 @@ from torch import Tensor
 from recexp import losses
 from recexp.nn.dot import row_dot
 from recexp.nn.linear_cross_entropy import linear_cross_entropy
-from recexp.objectives.base import check_negatives, require, somebody
+from recexp.objectives.base import check_negatives, check_sampler, require, somebody
 from recexp.sampling import NegativeSampler
 from recexp.types import Query, RecexpError, SequenceBatch
 
@@ -46,6 +46,8 @@ class SequenceObjective:
             raise RecexpError(f"objective.shared={self.shared!r}: choose position, row or batch.")
         if self.loss_name != "ce" and self.n_negatives < 1:
             raise RecexpError(f"objective.loss_name={self.loss_name} needs objective.n_negatives of at least 1.")
+        if self.loss_name != "ce":
+            check_sampler(self.sampler, log_prob=self.log_q)
         if self.loss_name == "gbce" and self.shared == "batch":
             raise RecexpError("objective.loss_name=gbce counts its negatives, so none may be a row's own target: choose shared=position or row.")
         if self.log_q and (self.loss_name, self.shared) != ("sampled_softmax", "batch"):

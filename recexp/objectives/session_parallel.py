@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from recexp.data.datamodule import rank_and_world
-from recexp.objectives.base import require, somebody
+from recexp.objectives.base import check_sampler, require, somebody
 from recexp.objectives.sequence import SequenceObjective
 from recexp.types import Query, RecexpError
 
@@ -45,6 +45,8 @@ class SessionParallel(SequenceObjective):
             raise RecexpError(f"objective.loss_name={self.loss_name!r}: session_parallel knows {', '.join(SAMPLED)}.")
         if self.n_negatives < 0 or self.shared != "batch" or self.log_q:
             raise RecexpError("session_parallel shares its negatives in the batch: n_negatives >= 0, shared=batch, log_q=false.")
+        if self.n_negatives > 0:
+            check_sampler(self.sampler)
 
     def check(self, model, store) -> None:
         require(model, self)
