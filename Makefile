@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m recexp
 
-.PHONY: help setup run test test-all lint clean
+.PHONY: help setup run test test-all bench versus lint clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +25,12 @@ test: setup  ## the tests CI runs
 
 test-all: setup  ## the slow ones too
 	$(VENV)/bin/python -m pytest -m ''
+
+bench: setup  ## our speed against this machine's floor: a table and bench.json (RECEXP_DATA: on ML-1M itself)
+	$(VENV)/bin/python tests/perf/bench.py $(ARGS)
+
+versus: setup  ## beside RecBole and RecTools, each in an environment of its own (RAW=path/to/ml-1m)
+	$(VENV)/bin/python tests/perf/versus_peers.py --raw-dir $(RAW) $(ARGS)
 
 lint: setup  ## style
 	$(VENV)/bin/ruff check recexp tests

@@ -97,7 +97,7 @@ RACES: dict[str, dict] = {
     },
     "bpr": {
         "peer": {"model": "BPR", "batch": 2048, "settings": {}, "epochs": 62}, "ahead": 2, "epochs": 100,
-        "ours": ["model=bpr_mf", "model.num_factors=64", "batch_size=2048"],
+        "ours": ["model=bpr_mf", "model.num_factors=64", "batch_size=2048", "optimizer.lr=0.005"],
     },
 }  # fmt: skip
 
