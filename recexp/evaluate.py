@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -11,12 +10,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from recexp.cli import CONF
 from recexp.compose import build, check_config
 from recexp.data.prepare import prepare, write_json
 from recexp.data.store import Store
+from recexp.foreign import check_fit, read_config, read_result
 from recexp.results import describe, git_state, save_ranks, show_table
 from recexp.run import assemble
 from recexp.types import RecexpError
@@ -32,19 +32,20 @@ def evaluate(run_dir: Path, name: str, *, raw_dir: str | None = None, cache_dir:
     trained on the new protocol's targets.
     """
     started = time.perf_counter()
-    old = _read(run_dir / "result.json")
-    if "interrupted" in old:
-        raise RecexpError(f"{run_dir} was interrupted: only a finished run can be evaluated.")
-    cfg = OmegaConf.load(run_dir / "config.yaml")
+    old, cfg = read_result(run_dir / "result.json"), read_config(run_dir / "config.yaml")
     path = CONF / "protocol" / f"{name}.yaml"
     if not path.is_file():
         raise RecexpError(f"There is no protocol {name!r}; choose one of {', '.join(sorted(p.stem for p in path.parent.glob('*.yaml')))}.")
+    check_config(cfg)  # before anything of it is built
     split, cfg.protocol = build(cfg.protocol).split, OmegaConf.load(path)
-    cfg.dataset.raw_dir, cfg.cache_dir = raw_dir or cfg.dataset.raw_dir, cache_dir or cfg.cache_dir
+    cfg.dataset.raw_dir, cfg.cache_dir = raw_dir or cfg.dataset.raw_dir, cache_dir or _cache(cfg, old["data"]["fingerprint"])
     check_config(cfg)
     protocol = build(cfg.protocol)
     if protocol.split != split:
         raise RecexpError(f"{run_dir} was trained on another split of the data than {name} has ({split} against {protocol.split}): run it anew.")
+    folder = run_dir / name
+    if folder.is_symlink():
+        raise RecexpError(f"{folder} is a link: results are written into the run's own folder only. Remove the link.")
     if threads:
         torch.set_num_threads(threads)
 
@@ -55,7 +56,7 @@ def evaluate(run_dir: Path, name: str, *, raw_dir: str | None = None, cache_dir:
     checkpoint = refit if refit.is_file() else run_dir / "checkpoints" / "best.ckpt"
     module, data = assemble(cfg, protocol, store, ())
     trainer = pl.Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_model_summary=False, default_root_dir=run_dir)
-    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    module.load_state_dict(check_fit(checkpoint, module)["state_dict"])
     trainer.test(module, data, verbose=False)
     result = old | {
         "protocol": name,
@@ -64,21 +65,16 @@ def evaluate(run_dir: Path, name: str, *, raw_dir: str | None = None, cache_dir:
         "metrics": {f"test/{k}": v for k, v in module.results["test"].items()},
         "evaluated": {"git": git_state(), "wall_time_s": time.perf_counter() - started, **describe()},
     }
-    folder = run_dir / name
     folder.mkdir(exist_ok=True)
-    save_ranks(folder / "ranks.parquet", {"test": module.ranks})
+    result["ranks_sha256"] = save_ranks(folder / "ranks.parquet", {"test": module.ranks})
     write_json(folder / "result.json", result)
     show_table(result, folder)
     return result
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RecexpError(f"{path} is missing: only a finished run can be evaluated.") from None
-    except json.JSONDecodeError as error:
-        raise RecexpError(f"{path} is damaged: {error}") from error
+def _cache(cfg: DictConfig, fingerprint: str) -> str:
+    """Where the run found its data, if they are still there; else the place of this checkout. A config from elsewhere has nothing written elsewhere."""
+    return cfg.cache_dir if (Path(cfg.cache_dir) / f"{cfg.dataset.name}-{fingerprint}").is_dir() else "cache"
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from recexp.data.prepare import checksum
 from recexp.files import whole
 
 
@@ -67,13 +68,14 @@ def git_state() -> dict[str, Any]:
         return {"commit": None, "dirty": None}
 
 
-def save_ranks(path: Path, ranks: dict[str, dict[str, Any]]) -> None:
-    """``ranks.parquet``: user, better, tied, candidates, split, one row per evaluated user."""
+def save_ranks(path: Path, ranks: dict[str, dict[str, Any]]) -> str:
+    """``ranks.parquet``: user, better, tied, candidates, split, one row per evaluated user. Returns the checksum ``result.json`` should hold."""
     import polars as pl
 
     frames = [pl.DataFrame(columns).with_columns(split=pl.lit(split)) for split, columns in ranks.items()]
     with whole(path) as temporary:
         pl.concat(frames).write_parquet(temporary)
+    return checksum(path)
 
 
 def save_curves(path: Path, rows: list[dict[str, float]], title: str) -> None:

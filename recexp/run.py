@@ -16,11 +16,12 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from recexp.compose import build, check_config
+from recexp.compose import build, check_config, check_machine
 from recexp.data.datamodule import RecDataModule
 from recexp.data.prepare import prepare, write_json
 from recexp.data.store import Store
 from recexp.files import whole
+from recexp.foreign import check_fit
 from recexp.lightning.callbacks import EpochTable, ProgressBar
 from recexp.lightning.checkpoints import WholeCheckpoints
 from recexp.lightning.interruption import Interrupted, Interruption
@@ -36,6 +37,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """Train and evaluate what the config says; returns the content of ``result.json``. Raises RecexpError for anything a person can mend."""
     check_config(cfg)
     _quiet()
+    check_machine(cfg)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     run_dir = Path(cfg.run_dir)
@@ -53,6 +55,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if not len(store.val) and not peek:
         raise RecexpError("No user has a validation target, so nothing can be selected: loosen dataset.filters or choose another protocol.")
     module, data = assemble(cfg, protocol, store, splits)
+    if cfg.ckpt_path:
+        check_fit(Path(cfg.ckpt_path), module, store.meta["fingerprint"])
     about = {
         **OmegaConf.to_container(cfg.names, resolve=True), "protocol_id": protocol_id, "seed": cfg.seed,
         "selection": cfg.selection + (" (epoch chosen on the TEST set: optimistic)" if peek else ""),
@@ -99,7 +103,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "reconstruction": getattr(module.model, "reconstruction", False),
         **describe(),
     }  # fmt: skip
-    save_ranks(run_dir / "ranks.parquet", {"test": module.ranks})
+    result["ranks_sha256"] = save_ranks(run_dir / "ranks.parquet", {"test": module.ranks})
     save_curves(run_dir / "curves.png", table.rows, f"{cfg.names.model} on {cfg.names.dataset}, {cfg.names.protocol}")
     write_json(run_dir / "result.json", result)
     for logger in trainer.loggers:

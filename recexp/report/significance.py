@@ -21,6 +21,7 @@ import numpy as np
 import polars as pl
 import torch
 
+from recexp.data.prepare import checksum
 from recexp.evaluation.metrics import TIES, expected_hr, expected_ndcg, mrr
 from recexp.types import RecexpError
 
@@ -86,8 +87,11 @@ def per_user(folder: str | Path, metric: str = "ndcg@10") -> tuple[np.ndarray, n
     """
     folder = Path(folder)
     try:
+        result = json.loads((folder / "result.json").read_text())
+        if "ranks_sha256" in result and checksum(folder / "ranks.parquet") != result["ranks_sha256"]:
+            raise RecexpError(f"{folder / 'ranks.parquet'} is damaged, or of another run: its checksum is not the one in result.json. Run again.")
         frame = pl.read_parquet(folder / "ranks.parquet").filter(pl.col("split") == "test").sort("user")
-        recorded = json.loads((folder / "result.json").read_text())["metrics"]["test/mrr"]
+        recorded = result["metrics"]["test/mrr"]
     except FileNotFoundError as error:
         raise RecexpError(f"{folder}: {Path(error.filename or 'ranks.parquet').name} is missing, so users cannot be compared.") from None
     if not len(frame):
