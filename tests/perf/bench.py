@@ -59,8 +59,7 @@ def main() -> None:
     said: dict[str, list[dict]] = {name: [] for name in a.only}
     for round_ in range(a.rounds):
         for name in a.only:
-            has_several = "ite" in name.split("_")
-            words = [*(behaviours(data) if has_several else data), "protocol=full_unseen", "logger=none", f"cache_dir={a.work}/cache", *CASES[name]]
+            words = [*data_for(name, data), "protocol=full_unseen", "logger=none", f"cache_dir={a.work}/cache", *CASES[name]]
             root = Path(__file__).resolve().parent.parent.parent
             spec = {"overrides": words, "conf": str(root / "conf"), "folder": str(a.work / "run"), "rankings": 1, "count": round_ == 0}
             said[name].append(worker(Path(sys.executable), "worker_recexp.py", spec, a))
@@ -90,11 +89,12 @@ def row(name: str, said: list[dict], roofs: dict[str, float]) -> str:
     )
 
 
-def behaviours(data: list[str]) -> list[str]:
-    """The ITE family needs an implicit and an explicit kind of feedback."""
-    if data[0] == "dataset=ml_1m":
+def data_for(name: str, data: list[str]) -> list[str]:
+    """The ITE family needs an implicit and an explicit kind of feedback, NOVA something to say about items."""
+    real, ite = data[0] == "dataset=ml_1m", name.endswith("ite")
+    if real and ite:
         return [*data, "dataset.value_behaviours={rated: 0, liked: 4}", "dataset.behaviours=[rated,liked]", "dataset.explicit=[liked]"]
-    return ["dataset=simulated_shop", "dataset.source.users=6040", "dataset.source.items=3706"]
+    return data if real or not (ite or name == "nova_bert") else ["dataset=simulated_shop", "dataset.source.users=6040", "dataset.source.items=3706"]
 
 
 def matrix_roof(n: int = 2048, rounds: int = 9) -> float:

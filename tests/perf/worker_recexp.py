@@ -118,9 +118,13 @@ def counted(module, data, batches: int = 3) -> dict[str, float]:
     weights = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
     said = {"step_flops": statistics.mean(flops), "step_bytes": 4 * weights * 7, "rows": len(data.train_dataloader().dataset)}
     loader = data.val_dataloader()[0]
-    module.eval()
-    with FlopCounterMode(display=False) as counter:  # with gradients: it hooks into their graph
+    learned = [p for p in module.eval().parameters() if p.requires_grad]
+    for p in learned:  # the counter hangs its hooks on whatever asks for a gradient
+        p.requires_grad_(False)
+    with FlopCounterMode(display=False) as counter:
         module._rank("val", next(iter(loader)))
+    for p in learned:
+        p.requires_grad_(True)
     module.metrics["val"].reset()
     # Scores have to be written and read once.
     return said | {"rank_flops": counter.get_total_flops() * len(loader), "rank_bytes": 8 * len(module.store.val) * module.store.schema.n_items}
