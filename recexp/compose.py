@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolationType
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from recexp.foreign import read_checkpoint
 from recexp.objectives.base import require
 from recexp.ranges import ROOT, annotations_of, check_values
 from recexp.types import RecexpError, Schema
@@ -104,6 +107,15 @@ def _rehearse(cfg: DictConfig) -> None:
     unnamed = {key: [] if key.endswith("side") else None for key, v in cfg.model.items() if key.endswith("side") or isinstance(v, DictConfig)}
     with _speaking_of("model"), torch.device("meta"):
         build(OmegaConf.merge(cfg.model, unnamed), schema=schema)
+
+
+def check_machine(cfg: DictConfig) -> None:
+    """Raise RecexpError where the trainer wants what this machine has not, or ``ckpt_path`` names no checkpoint. Before any work starts."""
+    with _speaking_of("trainer"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the trainer that will train says the same again
+        build(cfg.trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    if cfg.ckpt_path:
+        read_checkpoint(Path(cfg.ckpt_path))
 
 
 @contextmanager

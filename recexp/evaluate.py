@@ -73,7 +73,7 @@ def evaluate(run_dir: Path, name: str, *, raw_dir: str | None = None, cache_dir:
 
 
 def _cache(cfg: DictConfig, fingerprint: str) -> str:
-    """Where the run found its data, if they are still there; else the place of this checkout. A config from elsewhere has nothing written elsewhere."""
+    """Where the run found its data, if they are still there; else ``cache``: a foreign config chooses no place to write to."""
     return cfg.cache_dir if (Path(cfg.cache_dir) / f"{cfg.dataset.name}-{fingerprint}").is_dir() else "cache"
 
 

@@ -83,7 +83,7 @@ CHOICES = {"wandb.mode": ("auto", "online", "offline")}
 
 ROOT = {
     "seed": "int", "batch_size": "int", "eval_batch_size": "int", "threads": "int | None", "ckpt_path": "str | None", "cache_dir": "str",
-    "run_dir": "str", "group": "str | None",
+    "run_dir": "str | None", "group": "str | None",
 }  # fmt: skip
 
 WORDS = {

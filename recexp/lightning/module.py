@@ -109,6 +109,7 @@ class RecModule(pl.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["data_fingerprint"] = self.store.meta["fingerprint"]
         if hasattr(self.objective, "state_dict"):
             checkpoint["objective"] = self.objective.state_dict()
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from recexp.compose import build, check_config
 from recexp.data.prepare import prepare
 from recexp.data.store import Store
+from recexp.foreign import check_fit, read_config
 from recexp.models.sequence import group_size
 from recexp.nn.attention import MultiHeadAttention
 from recexp.run import assemble
@@ -99,12 +99,12 @@ def attention(run_dir: str | Path, *, users: int = 512, last: int = 10) -> np.nd
     checkpoint = run_dir / "checkpoints" / "best.ckpt"
     if not checkpoint.is_file():
         raise RecexpError(f"{checkpoint} is missing: attention needs the trained model.")
-    cfg = OmegaConf.load(run_dir / "config.yaml")
+    cfg = read_config(run_dir / "config.yaml")
     check_config(cfg)
     protocol = build(cfg.protocol)
     store = Store.open(prepare(build(cfg.dataset, _recursive_=False), protocol.split, cfg.cache_dir))
     module, _ = assemble(cfg, protocol, store, ())
-    module.load_state_dict(torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"])
+    module.load_state_dict(check_fit(checkpoint, module)["state_dict"])
     targets = store.targets("test")
     rows = torch.arange(min(users, len(targets))).split(256)
     queries = [store.query_held_out(targets, row, getattr(module.model, "history", 0), protocol.history) for row in rows]

@@ -11,12 +11,11 @@ from typing import Any
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from recexp.cli import CONF
+from recexp.shape import fault
 from recexp.types import RecexpError
-
-# What every reader of results relies on.
-NEEDED = ("model", "dataset", "protocol", "protocol_id", "seed", "selection", "metrics", "best_epoch", "epochs", "stop_reason", "data")
 
 
 def collect(folders: Iterable[str | Path]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -42,7 +41,7 @@ def collect(folders: Iterable[str | Path]) -> tuple[list[dict[str, Any]], list[s
                 left_out.append(f"{run}: {error}")
             except FileNotFoundError:
                 left_out.append(f"{run}: no result.json ({_state(run)})")
-            except (OSError, ValueError, yaml.YAMLError) as error:
+            except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
                 left_out.append(f"{run / 'result.json'}: not readable ({error})")
     if not results:
         raise RecexpError("No run with a result.json was found. " + "; ".join(left_out))
@@ -85,9 +84,8 @@ def _read(run: Path) -> dict[str, Any]:
     result = json.loads((run / "result.json").read_text())
     if isinstance(result, dict) and "interrupted" in result:
         raise _Interrupted(f"{result['interrupted']} ended it after {result.get('epochs')} epochs")
-    missing = [key for key in NEEDED if not isinstance(result, dict) or key not in result]
-    if missing:
-        raise ValueError(f"it lacks {', '.join(missing)}")
+    if wrong := fault(result):
+        raise ValueError(wrong)
     empty = {"overrides": [], "git": {"commit": None, "dirty": None}, "wall_time_s": None, "examples_per_s": None, "reconstruction": False}
     path = next((p for p in (run / "config.yaml", run.parent / "config.yaml") if p.is_file()), None)
     own = path is not None and (path.parent == run or "evaluated" in result)

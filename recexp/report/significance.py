@@ -94,6 +94,11 @@ def per_user(folder: str | Path, metric: str = "ndcg@10") -> tuple[np.ndarray, n
         recorded = result["metrics"]["test/mrr"]
     except FileNotFoundError as error:
         raise RecexpError(f"{folder}: {Path(error.filename or 'ranks.parquet').name} is missing, so users cannot be compared.") from None
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        raise RecexpError(f"{folder / 'ranks.parquet'} cannot be read: {str(error).splitlines()[0]}") from None
+    needed = [frame[c] for c in ("user", "better", "tied", "candidates") if c in frame.columns]
+    if len(needed) < 4 or not all(column.dtype.is_integer() and not column.has_nulls() for column in needed):
+        raise RecexpError(f"{folder / 'ranks.parquet'} is no run's: user, better, tied and candidates must be whole numbers.")
     if not len(frame):
         raise RecexpError(f"{folder / 'ranks.parquet'} has no user of the test split.")
     better, tied = (torch.from_numpy(frame[c].to_numpy().astype(np.int64)) for c in ("better", "tied"))
