@@ -50,6 +50,7 @@ def disk_trouble(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO)
 
 
-def reason(error: OSError) -> str:
+def reason(error: Exception) -> str:
     """The system's words, with the file it speaks of where it says so."""
-    return (error.strerror or str(error)) + (f" ({error.filename})" if error.filename else "")
+    file = getattr(error, "filename", None)
+    return (getattr(error, "strerror", None) or str(error)) + (f" ({file})" if file else "")

@@ -77,7 +77,9 @@ def prepare(dataset: Dataset, split: Split, cache_dir: str | Path) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with locked(cache / f".{pointer.stem}.lock", f"{dataset.name}: another process is preparing it; waiting"):
             return _cached(pointer, dataset.name) or _make(dataset, split, settings, pointer)
-    except OSError as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and "(os error" not in str(error):  # polars wraps the system's errors in its own
+            raise
         raise RecexpError(
             f"{dataset.name} cannot be prepared in {cache}: {reason(error)}. cache_dir= must be a writable place with room, the raw files readable."
         ) from error
