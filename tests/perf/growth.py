@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def main() -> None:
             if events > a.most:
                 continue
             data = overrides(write_events(a.work / f"u{users}-i{items}-e{events}", users, items, events))
+            shutil.rmtree(a.work / "cache", ignore_errors=True)  # every point prepares its data
             # Ranking takes time in proportion to users times items: a thousand users tell it.
             spec = {"overrides": [*data, *words, "protocol=full_unseen", "logger=none", f"cache_dir={a.work}/cache"], "conf": str(ROOT / "conf")}
             one = worker(Path(sys.executable), "worker_recexp.py", spec | {"folder": str(a.work / "run"), "rankings": 1, "rank_users": 1024}, a)
