@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m recexp
 
-.PHONY: help setup run test test-all bench versus lint clean
+.PHONY: help setup run test test-all bench versus lint clean mutations
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ bench: setup  ## our speed against this machine's floor: a table and bench.json 
 
 versus: setup  ## beside RecBole and RecTools, each in an environment of its own (RAW=path/to/ml-1m)
 	$(VENV)/bin/python tests/perf/versus_peers.py --raw-dir $(RAW) $(ARGS)
+
+mutations: setup  ## take the guards out one by one and see whether tests notice (an hour)
+	$(VENV)/bin/python -m tests.mutations
 
 lint: setup  ## style
 	$(VENV)/bin/ruff check recexp tests

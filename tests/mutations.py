@@ -1,0 +1,119 @@
+"""``make mutations``: take one guard out at a time, in a copy of the repository, and see whether its tests notice.
+
+Prints the table of docs/faults.md. ``python -m tests.mutations WORD`` tries only those whose file or name has the word. A survivor is a missing test.
+"""
+# ruff: noqa: E501
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("recexp", "conf", "tests", "pyproject.toml", "README.md", "Makefile")
+
+
+@dataclass
+class Mutation:
+    """guard: what is taken out, in words. tests: what must fail without it, as pytest's arguments."""
+
+    guard: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+P = "tests/faults/test_processes.py"
+MUTATIONS = [
+    # Faults
+    Mutation("all processes agree that a signal came", "recexp/lightning/interruption.py", "if trainer.world_size > 1:", "if False:", f"{P} -k 15-child"),
+    Mutation("Lightning's observer, which kills in silence, is taken off", "recexp/lightning/processes.py", "        children.clear()", "        pass", f"{P} -m slow -k 'before_training and 9'"),
+    Mutation("a lost connection is said in words", "recexp/lightning/processes.py", '"gloo" in str(error)', '"-" == str(error)', f"{P} -k killed_the_other_ends"),
+    Mutation("a stopped run saves a checkpoint", "recexp/lightning/interruption.py", "trainer.save_checkpoint(path)", "pass", "tests/test_faults.py -k 'goes_on_to_the_same and bpr'"),
+    Mutation("batches already seen are skipped when resuming", "recexp/data/datamodule.py", "batches.skip, self._skip = self._skip, 0", "self._skip = 0", "tests/test_faults.py -k 'goes_on_to_the_same and bpr'"),
+    Mutation("as many evaluation batches in every process", "recexp/data/datamodule.py", "self.eval_batch_size * world)]", "self.eval_batch_size)]", "tests/data/test_datamodule.py"),
+    Mutation("files get their name when they are whole", "recexp/files.py", '    temporary = path.with_name(f".{path.name}.{os.getpid()}")', "    temporary = path", "tests/faults/test_disk.py tests/test_faults.py -k 'whole or leaves_the_one'"),
+    Mutation("what cannot be written is an error in words", "recexp/files.py", "    except OSError as error:\n        kept", "    except ZeroDivisionError as error:\n        kept", "tests/faults/test_disk.py -k whole"),
+    Mutation("polars' words for a full disk are known", "recexp/data/prepare.py", '"(os error" not in str(error)', "True", "tests/faults/test_disk.py -k leaves"),
+    Mutation("one process prepares at a time", "recexp/files.py", "            fcntl.flock(f, fcntl.LOCK_EX)\n", "            pass\n", "tests/data/test_cache.py -k eight"),
+    Mutation("what a killed preparation left is removed", "recexp/data/prepare.py", "        shutil.rmtree(left_by_a_killed_process)", "        pass", "tests/data/test_cache.py -k killed_preparation"),
+    Mutation("checksums of the cache are verified", "recexp/data/prepare.py", "        verify(folder)\n        return folder", "        return folder", "tests/faults/test_flips.py tests/data/test_cache.py -k 'cache or damage'"),
+    Mutation("checksums of candidates are verified", "recexp/evaluation/stored.py", '["sha256"] == checksum(path)', '["sha256"] != ""', "tests/faults/test_flips.py -k candidates"),
+    Mutation("checksums of checkpoints are verified", "recexp/lightning/checkpoints.py", "        verify_checkpoint(Path(path))\n", "", "tests/faults/test_flips.py -k checkpoint_is_refused_or"),
+    Mutation("the checksum of the ranks is verified", "recexp/report/significance.py", 'if "ranks_sha256" in result and', "if False and", "tests/faults/test_flips.py -k ranks"),
+    Mutation("W&B's errors end the logging only", "recexp/lightning/loggers.py", "except Exception as error:", "except ZeroDivisionError as error:", "tests/faults/test_loggers.py"),
+    Mutation("W&B warns once", "recexp/lightning/loggers.py", "            if lost:\n", "            if False:\n", "tests/faults/test_loggers.py"),
+    Mutation("a sweep ended by a signal ends its jobs", "recexp/launcher.py", "            job.process.terminate()\n", "            pass\n", "tests/test_launcher.py -k signal"),
+    Mutation("a killed job's signal is named", "recexp/launcher.py", "    if code < 0:", "    if False:", "tests/test_launcher.py -k killed"),
+    Mutation("a loss that is no number stops the run", "recexp/lightning/module.py", "if not torch.isfinite(loss):", "if False:", "tests/test_faults.py -k no_number"),
+    # Correctness
+    Mutation("history lies strictly before the target", "recexp/data/store.py", "self.train.ptr[user], row_B, length)", "self.train.ptr[user], row_B + 1, length)", "tests/data/test_store.py"),
+    Mutation("held-out targets end their own history", "recexp/data/store.py", "targets.start[row_Q], targets.end[row_Q], length)", "targets.start[row_Q], targets.end[row_Q] + 1, length)", "tests/data/test_store.py"),
+    Mutation("validation and test are different targets", "recexp/data/store.py", '{"val": self.val, "test": self.test}', '{"val": self.val, "test": self.val}', "tests/data tests/evaluation"),
+    Mutation("no event of another user in a history", "recexp/data/store.py", "real_BL = at_BL >= start_B[:, None]", "real_BL = at_BL >= 0", "tests/data/test_store.py"),
+    Mutation("negatives are items not seen", "recexp/sampling.py", "return rank + 1 + before", "return rank + 1", "tests/test_sampling.py"),
+    Mutation("ties are counted", "recexp/evaluation/ranks.py", "return _count(scores_BC > target_B1), _count(scores_BC == target_B1) - 1", "return _count(scores_BC > target_B1), 0 * _count(scores_BC == target_B1)", "tests/evaluation"),
+    Mutation("scores that are no numbers are refused", "recexp/evaluation/ranks.py", "    if torch.isfinite(scores.sum()):", "    if True:", "tests/evaluation"),
+    Mutation("the target is never taken out as seen", "recexp/evaluation/ranks.py", "        scores_BN.scatter_(1, at_B1, score_B1)\n", "", "tests/evaluation"),
+    Mutation("candidates are not what the user touched", "recexp/evaluation/stored.py", "torch.cat([key[excluded], ", "torch.cat([key[:0], ", "tests/evaluation/test_stored.py"),
+    Mutation("the target is not among its candidates", "recexp/evaluation/stored.py", "key[excluded], targets.user * schema.V + targets.item]", "key[excluded]]", "tests/evaluation/test_stored.py"),
+    Mutation("validation and test draw other candidates", "recexp/evaluation/stored.py", '2 * wanted.seed + (split == "test")', "2 * wanted.seed", "tests/evaluation/test_stored.py"),
+    Mutation("every row once over all processes", "recexp/data/datamodule.py", "yield torch.tensor_split(batch, world)[rank]", "yield batch", "tests/data/test_datamodule.py"),
+]  # fmt: skip
+
+
+def caught(mutation: Mutation) -> bool:
+    """Do the tests, which pass as things are, fail without the guard?"""
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "repository"
+        copy.mkdir()
+        for name in COPIED:
+            source = ROOT / name
+            if source.is_dir():
+                shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(source, copy / name)
+        path = copy / mutation.file
+        text = path.read_text()
+        if text.count(mutation.old) != 1:
+            raise SystemExit(f"{mutation.file} has {text.count(mutation.old)} times {mutation.old!r}: mend the list of mutations.")
+        if mutation.tests not in GREEN and _fail(copy, mutation.tests):
+            raise SystemExit(f"{mutation.tests} fails as things are: nothing can be learnt from it.")
+        GREEN.add(mutation.tests)
+        path.write_text(text.replace(mutation.old, mutation.new))
+        return _fail(copy, mutation.tests)
+
+
+GREEN: set[str] = set()
+
+
+def _fail(copy: Path, tests: str) -> bool:
+    line = f"{sys.executable} -m pytest -x -p no:cacheprovider {tests}"
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(["sh", "-c", line], cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):  # no test ran, or pytest itself failed
+        raise SystemExit(f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 1
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    chosen = [m for m in MUTATIONS if not words or any(word in m.file or word in m.guard for word in words)]
+    print("| guard taken out | file | caught by |\n|---|---|---|", flush=True)
+    survivors = 0
+    for mutation in chosen:
+        found = caught(mutation)
+        survivors += not found
+        tests = mutation.tests.replace("|", "\\|")
+        print(f"| {mutation.guard} | `{mutation.file}` | {f'`{tests}`' if found else '**survived**'} |", flush=True)
+    sys.exit(f"{survivors} of {len(chosen)} survived: tests are missing" if survivors else 0)
+
+
+if __name__ == "__main__":
+    main()
