@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import polars as pl
 
 from recexp.data.features import build_features
 from recexp.data.filters import apply_filters
-from recexp.data.rows import Rows
+from recexp.data.rows import BLOCK, Rows
 from recexp.data.split import DROPPED, PAST, TEST, TRAIN, VAL
 from recexp.types import RecexpError
 
@@ -27,52 +26,69 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
     """Read the raw files and write the arrays into ``out``. Returns the raw files read and the meta data (sizes, names, report, audit)."""
     from hydra.utils import instantiate
 
+    stage = _Stages(dataset.name, 8)
+    stage("reading")
     raw = instantiate(dataset.source)(Path(dataset.raw_dir), on_bad_rows=dataset.on_bad_rows)
-    events = raw.events.collect()
-    report = [f"{dataset.name}: {events.height:,} events read from {len(raw.files)} file(s)"]
+    report = [f"{dataset.name}: {_count(raw.events):,} events read from {len(raw.files)} file(s)"]
     for reason, (count, examples) in raw.dropped.items():
         report.append(f"{count:,} bad rows dropped ({reason}): {'; '.join(examples[:3])}")
-    events = _behaviours(events, dataset, raw.files[0], report)
+    events = _behaviours(raw.events, dataset, raw.files[0], report).collect(engine="streaming")
+    stage("filtering")
     events = _window(events, dataset, report)
     events, lines = apply_filters(events, dataset.filters, dataset.iterate_filters)
     report += lines
-    users, items = (_ids(events[column], first) for column, first in (("user", 0), ("item", 1)))
+    stage("sorting")
+    users, items, rows, levels = _rows(events)
     users.write_parquet(out / "users.parquet")
     items.write_parquet(out / "items.parquet")
     n_users, n_items = users.height, items.height
-    rows, levels = _rows(events)
     explicit = [b in dataset.explicit for b in dataset.behaviours]
+    stage("counting pairs")
+    _write_pairs(out, "all_pairs", rows.pairs(), n_users)
 
+    stage("splitting")
     unmerged = rows
     # "later" keeps the weaker events of a held-out pair, so it must see events; the others see what will be trained on.
     merge_first = dataset.merge == "pairs" and split.purge != "later"
     if merge_first:
         rows = rows.merged(explicit)
     code = split.assign(rows, explicit)
+    seen = {name: unmerged.seen_weaker(rows.origin[code == of]) for name, of in (("val", VAL), ("test", TEST))}
+    del unmerged
     if purged := int((code == DROPPED).sum()):
         report.append(f"{purged:,} events of held-out (user, item) pairs purged from training (purge={split.purge})")
+    stage("writing training events")
     train = rows[code == TRAIN]
     if dataset.merge == "pairs" and not merge_first:
         # A pair merged across a held-out event would leave its history: only what lies between held-out events is merged.
         stretch = rows.user + np.cumsum((code == VAL) | (code == TEST))
         train = train.merged(explicit, stretch[code == TRAIN])
         code[np.setdiff1d(np.flatnonzero(code == TRAIN), train.origin)] = DROPPED
-        rows = replace(rows, mask=rows.mask.copy(), behaviour=rows.behaviour.copy())
         rows.mask[train.origin], rows.behaviour[train.origin] = train.mask, train.behaviour
-    rows, code = rows[code != DROPPED], code[code != DROPPED]
-
     _write_events(out, "train", train, n_users)
-    ptr = _write_events(out, "past", rows, n_users)
-    seen = {name: _write_targets(out, name, rows, np.flatnonzero(code == of), ptr, unmerged) for name, of in (("val", VAL), ("test", TEST))}
+    n_train, end = len(train), int(train.time.max())
+    train.time = train.origin = train.value = None  # room for the pairs
     train_pairs = train.pairs()
+    del train
     _write_pairs(out, "train_pairs", train_pairs, n_users)
-    _write_pairs(out, "all_pairs", unmerged.pairs(), n_users)
+    del train_pairs["mask"], train_pairs["count"]
+
+    stage("writing histories")
+    rows.keep(code != DROPPED)
+    code = code[code != DROPPED]
+    ptr = _write_events(out, "past", rows, n_users)
+    for name, of in (("val", VAL), ("test", TEST)):
+        _write_targets(out, name, rows, np.flatnonzero(code == of), ptr, seen[name])
     # BERT4Rec's sampler counts complete sequences, validation and test included (models.md §1.5).
     _save(out, "item_count", np.bincount(rows.item[code != PAST], minlength=n_items + 1).astype(np.int64))
-    features = build_features(raw.item_features, items, train_pairs, int(train.time.max()), n_users, out, report)
     audit = _audit(rows, code, seen["test"])
+    n_rows = len(rows)
+    del rows, code
+    stage("item features")
+    features = build_features(raw.item_features, items, train_pairs, end, n_users, out, report)
+    stage.close()
     report += [
-        f"kept {n_users:,} users, {n_items:,} items, {len(rows):,} rows: {len(train):,} to train, "
+        f"kept {n_users:,} users, {n_items:,} items, {n_rows:,} rows: {n_train:,} to train, "
         f"{len(seen['val']):,} validation and {len(seen['test']):,} test targets",
         "audit of leaks: "
         f"{audit['tied_targets']:.1%} of test targets share their time with another event of the user; "
@@ -83,8 +99,8 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         "dataset": dataset.name,
         "users": n_users,
         "items": n_items,
-        "interactions": len(rows),
-        "train": len(train),
+        "interactions": n_rows,
+        "train": n_train,
         "behaviours": list(dataset.behaviours),
         "explicit": explicit,
         "levels": levels,
@@ -95,36 +111,56 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
     return raw.files, meta
 
 
-def _behaviours(events: pl.DataFrame, dataset: Dataset, file: Path, report: list[str]) -> pl.DataFrame:
+class _Stages:
+    """A progress bar on a terminal, silent elsewhere."""
+
+    def __init__(self, name: str, total: int) -> None:
+        from tqdm import tqdm
+
+        self.bar, self.name = tqdm(total=total, disable=None, leave=False, unit="stage"), name
+        self.close = self.bar.close
+
+    def __call__(self, doing: str) -> None:
+        self.bar.set_description(f"[data] {self.name}: {doing}")
+        self.bar.update()
+
+
+def _count(events: pl.LazyFrame) -> int:
+    return events.select(pl.len()).collect(engine="streaming").item()
+
+
+def _behaviours(events: pl.LazyFrame, dataset: Dataset, file: Path, report: list[str]) -> pl.LazyFrame:
     """Replace names by codes 1..K, weak to strong."""
     if dataset.value_behaviours:
-        if "value" not in events.columns:
+        if "value" not in events.collect_schema():
             raise RecexpError("dataset.value_behaviours is set, but the events carry no value to read behaviours from.")
-        code = pl.lit(0, dtype=pl.Int64)
+        code = pl.lit(0, dtype=pl.Int8)
         for name in dataset.behaviours:  # ascending thresholds
-            code = pl.when(pl.col("value") >= dataset.value_behaviours[name]).then(dataset.behaviours.index(name) + 1).otherwise(code)
+            number = pl.lit(dataset.behaviours.index(name) + 1, dtype=pl.Int8)
+            code = pl.when(pl.col("value") >= dataset.value_behaviours[name]).then(number).otherwise(code)
         events = events.with_columns(behaviour=code)
-        below = events.filter(pl.col("behaviour") == 0).height
+        below, height = _count(events.filter(pl.col("behaviour") == 0)), _count(events)
         if below:
             report.append(f"{below:,} events dropped: their value is missing or below every threshold of dataset.value_behaviours")
-        if below == events.height:
+        if below == height:
             raise RecexpError(f"{dataset.name}: no event's value reaches a threshold of dataset.value_behaviours {dict(dataset.value_behaviours)}.")
         return events.filter(pl.col("behaviour") > 0).drop("behavior")
-    found = events["behavior"].unique().to_list()
+    found = events.select(pl.col("behavior").unique()).collect(engine="streaming").to_series().to_list()
     if unknown := sorted(set(found) - set(dataset.behaviours)):
         if dataset.on_bad_rows == "error":
-            row = events.with_row_index("row").filter(pl.col("behavior").is_in(unknown)).row(0, named=True)
+            row = events.with_row_index("row").filter(pl.col("behavior").is_in(unknown)).head(1).collect(engine="streaming").row(0, named=True)
             raise RecexpError(
                 f"{file}: unknown behaviour {row['behavior']!r} in event {row['row'] + 1} (user {row['user']}, item {row['item']}). "
                 f"dataset.behaviours lists {list(dataset.behaviours)}: add it there, or use dataset.on_bad_rows=drop."
             )
-        before = events.height
+        before = _count(events)
         events = events.filter(pl.col("behavior").is_in(list(dataset.behaviours)))
-        report.append(f"{before - events.height:,} events dropped: behaviour among {unknown}")
-        if events.height == 0:
+        left = _count(events)
+        report.append(f"{before - left:,} events dropped: behaviour among {unknown}")
+        if left == 0:
             raise RecexpError(f"{dataset.name}: no event has one of the behaviours {list(dataset.behaviours)}.")
     codes = {name: i + 1 for i, name in enumerate(dataset.behaviours)}
-    return events.with_columns(behaviour=pl.col("behavior").replace_strict(codes, return_dtype=pl.Int64)).drop("behavior")
+    return events.with_columns(behaviour=pl.col("behavior").replace_strict(codes, return_dtype=pl.Int8)).drop("behavior")
 
 
 def _window(events: pl.DataFrame, dataset: Dataset, report: list[str]) -> pl.DataFrame:
@@ -145,25 +181,40 @@ def _window(events: pl.DataFrame, dataset: Dataset, report: list[str]) -> pl.Dat
     return kept
 
 
-def _ids(raw: pl.Series, first: int) -> pl.DataFrame:
-    """Columns index (first, first + 1, ...) and the raw ids, ascending."""
-    return raw.unique().sort().to_frame().with_row_index("index", offset=first).with_columns(pl.col("index").cast(pl.Int64))
+def _indexed(raw: pl.Series, first: int) -> tuple[pl.DataFrame, np.ndarray]:
+    """Columns index (first, first + 1, ...) and the raw ids, ascending; and each row's index, int32."""
+    ids = raw.unique().sort()
+    table = ids.to_frame().with_row_index("index", offset=first).with_columns(pl.col("index").cast(pl.Int64))
+    if not raw.dtype.is_integer():
+        return table, (raw.rank("dense").to_numpy().astype(np.int64) + (first - 1)).astype(np.int32)
+    sorted_ids, index = ids.to_numpy(), np.empty(len(raw), dtype=np.int32)
+    for at in range(0, len(raw), BLOCK):
+        index[at : at + BLOCK] = np.searchsorted(sorted_ids, raw[at : at + BLOCK].to_numpy()) + first
+    return table, index
 
 
-def _rows(events: pl.DataFrame) -> tuple[Rows, list[float]]:
-    """The events indexed and sorted, and the levels of their value (none where it is absent or continuous, as a price is)."""
-    user, item = (events[c].rank("dense").to_numpy().astype(np.int64) for c in ("user", "item"))
-    behaviour, time = events["behaviour"].to_numpy(), events["timestamp"].to_numpy()
+def _rows(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, Rows, list[float]]:
+    """Ids of users and items; the events indexed and sorted; and the levels of their value (none where it is absent or continuous, as a price is).
+
+    Takes the events' columns away one by one: whoever has them no longer needs them.
+    """
     value, levels = None, np.zeros(0)
     if "value" in events.columns:
         levels = events["value"].drop_nulls().unique().sort().to_numpy()
         if 0 < len(levels) <= MAX_LEVELS:
             known = events["value"].is_not_null().to_numpy()
             value = np.where(known, np.searchsorted(levels, events["value"].fill_null(levels[0]).to_numpy()) + 1, 0).astype(np.int16)
+    users, user = _indexed(events.drop_in_place("user"), 0)
+    items, item = _indexed(events.drop_in_place("item"), 1)
+    behaviour, time = events.drop_in_place("behaviour").to_numpy(), events.drop_in_place("timestamp").to_numpy()
     order = np.lexsort((time, user))  # stable: ties stay in the order of the source
-    rows = Rows(user - 1, item, behaviour, time, np.left_shift(1, behaviour - 1), order, value)[order]
-    rows.origin = np.arange(len(rows))
-    return rows, levels.tolist() if value is not None else []
+    rows = Rows(user, item, behaviour, time, None, None, value)
+    del user, item, behaviour, time, value
+    rows.keep(order)
+    rows.origin = np.arange(len(rows), dtype=np.int32 if len(rows) < 2**31 else np.int64)
+    bits = np.int8 if rows.behaviour.max() < 8 else np.int32
+    rows.mask = np.left_shift(bits(1), rows.behaviour - 1, dtype=bits)
+    return users, items, rows, levels.tolist() if rows.value is not None else []
 
 
 def _save(out: Path, name: str, array: np.ndarray) -> None:
@@ -177,33 +228,31 @@ def _ptr(user: np.ndarray, n_users: int) -> np.ndarray:
 def _write_events(out: Path, name: str, rows: Rows, n_users: int) -> np.ndarray:
     ptr = _ptr(rows.user, n_users)
     _save(out, f"{name}_ptr", ptr)
-    _save(out, f"{name}_item", rows.item.astype(np.int32))
-    _save(out, f"{name}_behaviour", rows.behaviour.astype(np.int8))
+    _save(out, f"{name}_item", rows.item.astype(np.int32, copy=False))
+    _save(out, f"{name}_behaviour", rows.behaviour.astype(np.int8, copy=False))
     _save(out, f"{name}_time", rows.time)
-    _save(out, f"{name}_mask", rows.mask.astype(np.int32))
+    _save(out, f"{name}_mask", rows.mask.astype(np.int32, copy=False))
     if rows.value is not None:
         _save(out, f"{name}_value", rows.value)
     return ptr
 
 
-def _write_targets(out: Path, name: str, rows: Rows, at: np.ndarray, past_ptr: np.ndarray, unmerged: Rows) -> np.ndarray:
-    """Targets of one split with the range of their history in the ``past`` arrays: past_ptr[user] .. end. Returns which were seen before."""
+def _write_targets(out: Path, name: str, rows: Rows, at: np.ndarray, past_ptr: np.ndarray, seen: np.ndarray) -> None:
+    """Targets of one split with the range of their history in the ``past`` arrays: past_ptr[user] .. end."""
     target = rows[at]
-    seen = unmerged.seen_weaker(target.origin)
-    _save(out, f"{name}_user", target.user)
-    _save(out, f"{name}_item", target.item)
+    _save(out, f"{name}_user", target.user.astype(np.int64))
+    _save(out, f"{name}_item", target.item.astype(np.int64))
     _save(out, f"{name}_time", target.time)
     _save(out, f"{name}_behaviour", target.behaviour.astype(np.int8))
     _save(out, f"{name}_seen", seen)
     _save(out, f"{name}_start", past_ptr[target.user])
     _save(out, f"{name}_end", at)
-    return seen
 
 
 def _write_pairs(out: Path, name: str, pairs: dict[str, np.ndarray], n_users: int) -> None:
     _save(out, f"{name}_ptr", _ptr(pairs["user"], n_users))
     for column in ("item", "mask", "count"):
-        _save(out, f"{name}_{column}", pairs[column].astype(np.int32))
+        _save(out, f"{name}_{column}", pairs[column].astype(np.int32, copy=False))
 
 
 def _audit(rows: Rows, code: np.ndarray, seen: np.ndarray) -> dict[str, float]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from recexp.data.rows import blocks
 from recexp.data.sources import ItemFeature
 from recexp.types import RecexpError
 
@@ -42,7 +43,7 @@ def build_features(
 
 def _as_of(feature: ItemFeature, items: pl.DataFrame, end: int) -> pl.DataFrame:
     """Columns item (index), value: what was known at ``end``."""
-    frame = feature.frame.collect()
+    frame = feature.frame.collect(engine="streaming")
     frame = frame.with_columns(pl.col("item").cast(items["item"].dtype, strict=False))
     frame = frame.join(items, on="item", how="inner").drop("item").rename({"index": "item"}).drop_nulls("value")
     if "timestamp" in frame.columns:
@@ -91,10 +92,14 @@ def _numeric(frame: pl.DataFrame, n_items: int) -> tuple[np.ndarray, np.ndarray,
 def _bags(path: Path, item: np.ndarray, value: np.ndarray, train_pairs: dict[str, np.ndarray], n_users: int, cardinality: int) -> None:
     """a_u of S000: how many of the user's training items carry each value. ``item`` is ascending."""
     per_item = np.bincount(item, minlength=int(train_pairs["item"].max()) + 1)
-    first, count = (np.cumsum(per_item) - per_item)[train_pairs["item"]], per_item[train_pairs["item"]]
-    at = np.arange(count.sum()) + np.repeat(first - (np.cumsum(count) - count), count)
-    key, count = np.unique(np.repeat(train_pairs["user"], count) * cardinality + value[at], return_counts=True)
-    ptr = np.concatenate([[0], np.cumsum(np.bincount(key // cardinality, minlength=n_users))]).astype(np.int64)
-    np.save(f"{path}_ptr.npy", ptr)
-    np.save(f"{path}_id.npy", key % cardinality)
-    np.save(f"{path}_count.npy", count.astype(np.float32))
+    before, bags, size = np.cumsum(per_item) - per_item, [], np.zeros(n_users, dtype=np.int64)
+    for block in blocks(train_pairs["user"]):
+        user, mine = train_pairs["user"][block].astype(np.int64), train_pairs["item"][block]
+        first, count = before[mine], per_item[mine]
+        at = np.arange(count.sum()) + np.repeat(first - (np.cumsum(count) - count), count)
+        key, count = np.unique(np.repeat(user, count) * cardinality + value[at], return_counts=True)
+        size += np.bincount(key // cardinality, minlength=n_users)
+        bags.append((key % cardinality, count.astype(np.float32)))
+    np.save(f"{path}_ptr.npy", np.concatenate([[0], np.cumsum(size)]).astype(np.int64))
+    for name, part in zip(("id", "count"), zip(*bags, strict=True), strict=True):
+        np.save(f"{path}_{name}.npy", np.concatenate(part))

@@ -65,13 +65,13 @@ class Split:
         return code
 
     def _leave_one_out(self, rows: Rows, eligible: np.ndarray) -> np.ndarray:
-        n_users, index = int(rows.user[-1]) + 1, np.arange(len(rows))
+        n_users, index = int(rows.user[-1]) + 1, np.arange(len(rows), dtype=rows.origin.dtype)
         code = np.zeros(len(rows), dtype=np.int8)
         test = self._hold_out(code, TEST, _last_per_user(index[eligible], rows.user, n_users), rows)
         if self.merge_val:
             return code
         before_test = index < test[rows.user]  # nobody is validated who is not tested
-        val = np.full(n_users, -1)
+        val = np.full(n_users, -1, dtype=index.dtype)
         for wanted in [eligible, np.ones_like(eligible)][: 2 if self.fallback == "any" else 1]:
             last = _last_per_user(index[wanted & before_test & (code == TRAIN)], rows.user, n_users)
             val = np.maximum(val, self._hold_out(code, VAL, np.where(val < 0, last, -1), rows))
@@ -90,7 +90,7 @@ class Split:
         elif self.purge == "later":
             held[pair & (rows.time >= rows.time[mine])] = DROPPED
         held[target[target >= 0]] = which
-        first = _first_per_user(np.flatnonzero(held == TRAIN), rows.user, len(target))
+        first = _first_per_user(np.flatnonzero(held == TRAIN).astype(target.dtype), rows.user, len(target))
         target = np.where(first < target, target, -1)
         changed = target[rows.user] >= 0
         code[changed] = held[changed]
@@ -98,7 +98,7 @@ class Split:
 
     def _global_time(self, rows: Rows, eligible: np.ndarray) -> np.ndarray:
         """Train before the first cut; the targets are each user's first eligible events after the first and the second cut."""
-        n_users, index = int(rows.user[-1]) + 1, np.arange(len(rows))
+        n_users, index = int(rows.user[-1]) + 1, np.arange(len(rows), dtype=rows.origin.dtype)
         rank = [min(len(rows) - 1, round((1 - share) * len(rows))) for share in (self.val_share + self.test_share, self.test_share)]
         val_cut, test_cut = np.partition(rows.time, rank)[rank]
         # Who is tested does not depend on merge_val: both stages of selection=refit report on the same users.
@@ -114,13 +114,13 @@ class Split:
 
 def _last_per_user(rows: np.ndarray, user: np.ndarray, n_users: int) -> np.ndarray:
     """The last of the ascending rows for each user, -1 where he has none."""
-    last = np.full(n_users, -1, dtype=np.int64)
+    last = np.full(n_users, -1, dtype=rows.dtype)
     last[user[rows]] = rows  # ascending, so the last assignment wins
     return last
 
 
 def _first_per_user(rows: np.ndarray, user: np.ndarray, n_users: int) -> np.ndarray:
     """The first of the ascending rows for each user, len(user) where he has none."""
-    first = np.full(n_users, len(user), dtype=np.int64)
+    first = np.full(n_users, len(user), dtype=rows.dtype)
     first[user[rows[::-1]]] = rows[::-1]
     return first

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import polars as pl
+
 from recexp.data.columns import Column
 from recexp.data.reading import Folder
+from recexp.data.scanning import scan
 from recexp.data.sources import ItemFeature, Raw
 
 ORIGIN = "Tianchi: User Behavior Data from Taobao (dataset 649)"
@@ -22,6 +25,6 @@ def read(raw_dir: str | Path, *, on_bad_rows: str = "error", file: str = "UserBe
         Column("behavior", 3, choices=BEHAVIOURS),
         Column("timestamp", 4, "s"),
     ]
-    events = folder.delimited(file, columns, header=False).lazy()
-    category = events.select("item", value="category").unique("item", keep="last", maintain_order=True)
+    events = scan(folder, file, columns)  # 100 million rows are not held
+    category = events.group_by("item").agg(value=pl.col("category").last())
     return Raw(events.drop("category"), folder.files, {"category": ItemFeature("categorical", category)}, folder.dropped)
