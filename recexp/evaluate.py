@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,14 @@ from recexp.run import assemble
 from recexp.types import RecexpError
 
 
-def evaluate(run_dir: Path, name: str, *, raw_dir: str | None = None, cache_dir: str | None = None, threads: int | None = None) -> dict[str, Any]:
+def evaluate(
+    run_dir: Path, name: str, *, own_split: bool = False, raw_dir: str | None = None, cache_dir: str | None = None, threads: int | None = None
+) -> dict[str, Any]:
     """Rank the test users of ``run_dir``'s model (its best checkpoint, or the refitted one) under the protocol ``name``.
 
     Writes ``result.json`` and ``ranks.parquet`` below ``run_dir/name`` and returns the result, which says by which protocol the epoch was
-    chosen. raw_dir, cache_dir: where the data lies now, if not where the run found it.
+    chosen. own_split: the targets stay those of the run's own protocol; candidates, histories and the rest are ``name``'s. raw_dir, cache_dir:
+    where the data lies now, if not where the run found it.
 
     Raises RecexpError where the run is unfinished, or the protocol unknown, or one that splits the data otherwise: the model may have been
     trained on the new protocol's targets.
@@ -41,9 +45,14 @@ def evaluate(run_dir: Path, name: str, *, raw_dir: str | None = None, cache_dir:
     cfg.dataset.raw_dir, cfg.cache_dir = raw_dir or cfg.dataset.raw_dir, cache_dir or _cache(cfg, old["data"]["fingerprint"])
     check_config(cfg)
     protocol = build(cfg.protocol)
-    if protocol.split != split:
-        raise RecexpError(f"{run_dir} was trained on another split of the data than {name} has ({split} against {protocol.split}): run it anew.")
-    folder = run_dir / name
+    if own_split:
+        protocol = replace(protocol, split=split)
+    elif protocol.split != split:
+        raise RecexpError(
+            f"{run_dir} was trained on another split of the data than {name} has ({split} against {protocol.split}): run it anew, or keep its own "
+            "targets (--own-split)."
+        )
+    folder = run_dir / (f"{name}-own-split" if own_split else name)
     if folder.is_symlink():
         raise RecexpError(f"{folder} is a link: results are written into the run's own folder only. Remove the link.")
     if threads:
@@ -59,7 +68,7 @@ def evaluate(run_dir: Path, name: str, *, raw_dir: str | None = None, cache_dir:
     module.load_state_dict(check_fit(checkpoint, module)["state_dict"])
     trainer.test(module, data, verbose=False)
     result = old | {
-        "protocol": name,
+        "protocol": f"{name} of {old['protocol']}'s targets" if own_split else name,
         "protocol_id": protocol.id(store.meta),
         "selection": f"{old['selection']}, by {old['protocol']}",
         "metrics": {f"test/{k}": v for k, v in module.results["test"].items()},
@@ -81,12 +90,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m recexp.evaluate", description=evaluate.__doc__.splitlines()[0])
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     parser.add_argument("protocol", metavar="PROTOCOL", help="a name from conf/protocol")
+    parser.add_argument("--own-split", action="store_true", help="keep the run's own targets, where the protocol would split the data otherwise")
     parser.add_argument("--raw-dir", help="where the raw data lie, if not where the run found them")
     parser.add_argument("--cache-dir", help="where prepared data are kept, if not where the run kept them")
     parser.add_argument("--threads", type=int)
     a = parser.parse_args()
     try:
-        evaluate(a.run_dir, a.protocol, raw_dir=a.raw_dir, cache_dir=a.cache_dir, threads=a.threads)
+        evaluate(a.run_dir, a.protocol, own_split=a.own_split, raw_dir=a.raw_dir, cache_dir=a.cache_dir, threads=a.threads)
     except RecexpError as error:
         sys.exit(f"error: {error}")
 

@@ -36,6 +36,17 @@ def test_another_protocol_gives_the_metrics_of_a_run_under_it(shop, trained):
     assert json.loads((shop / "one-full" / "p3_popular100" / "result.json").read_text())["metrics"] == got["metrics"]
 
 
+def test_the_runs_own_targets_ranked_in_full(shop):
+    """What a run whose protocol had these candidates from the start would have got."""
+    words = [*MODEL, "protocol=p1_uniform999", "trainer.max_epochs=1"]
+    run_here(shop / "own", *words)
+    expected = run_here(shop / "own-full", *words, "protocol.candidates.kind=all", "protocol.candidates.seen=removed", "protocol.ks=[1,5,10,20]")
+    got = evaluate(shop / "own", "full_unseen", own_split=True)
+    assert got["metrics"] == {k: v for k, v in expected["metrics"].items() if k.startswith("test/")}
+    assert got["protocol"] == "full_unseen of p1_uniform999's targets"
+    assert (shop / "own" / "full_unseen-own-split" / "ranks.parquet").is_file()
+
+
 def test_what_cannot_be_evaluated_is_refused(shop, trained, tmp_path):
     with pytest.raises(RecexpError, match="no protocol 'p9'"):
         evaluate(trained, "p9")

@@ -1,7 +1,7 @@
 """Reproduced or not, line by line: the published figure, ours, and beside it what an honest evaluation of the same runs says.
 
-The honest number ranks all items the user has not met (``python -m recexp.evaluate RUN_DIR full_unseen``), comes from an epoch chosen on
-validation, and is a mean over seeds.
+The honest number ranks all items the user has not met (``python -m recexp.evaluate RUN_DIR full_unseen``, with ``--own-split`` for the ITE and
+multi-feedback papers), comes from an epoch chosen on validation, and is a mean over seeds.
 """
 
 from __future__ import annotations
