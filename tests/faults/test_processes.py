@@ -119,7 +119,7 @@ def test_where_one_process_is_killed_the_other_ends_with_a_message(shop, lost):
 
 @slow
 def test_a_process_that_no_longer_answers_is_given_up(shop):
-    run = Run(shop / "frozen", *LONG, "trainer.strategy.timeout_s=5")
+    run = Run(shop / "frozen", *LONG, "trainer.strategy.timeout_s=30")
     os.kill(run.pids()[1], signal.SIGSTOP)
     assert run.ended() == 1 and GONE in run.said()
 

@@ -48,7 +48,7 @@ def test_a_scorecard_line_by_line_with_the_honest_number(tmp_path):
         run = write_run(tmp_path / f"s{seed}", ndcg, model="sasrec", seed=seed, **ML)
         result = json.loads((run / "result.json").read_text())
         (run / "full_unseen").mkdir()
-        more = {"protocol": "full_unseen", "protocol_id": "bbb", "evaluated": {}, "metrics": {"test/ndcg@10": ndcg / 4}}
+        more = {"protocol": "full_unseen", "protocol_id": "bbb", "evaluated": {}, "metrics": {"test/ndcg@10": ndcg / 4, "test/mrr": ndcg / 4}}
         (run / "full_unseen" / "result.json").write_text(json.dumps(result | more))
     write_run(tmp_path / "c", 0.2, model="caser", **ML)
     lines = records(scorecard("bert4rec/table2_systems", collect([tmp_path])[0])[0])
