@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import polars as pl
 
 END_OF_TIME = 253_402_300_800_000  # the year 10 000 in milliseconds
+MAX_NUMBER = 3.4e38  # values are kept in 32 bits
 NO_ID = ("null", "NULL", "None", "nan", "NaN", "\\N")  # what other programs write for a missing id
 ISO_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d")
 
@@ -16,7 +17,7 @@ class Column:
     """One wanted column of a raw file.
 
     source: its name in the header, or its position (from 0) in a file without one.
-    kind: "int", "id" (any text but the usual spellings of null), "text", "number" (finite), or a time: "s" and "ms" (seconds
+    kind: "int", "id" (any text but the usual spellings of null), "text", "number" (finite, within 32 bits), or a time: "s" and "ms" (seconds
     or milliseconds since 1970, fractions allowed) or "iso" (a date, or date and time; UTC where no zone is given). Times
     come out as int64 milliseconds.
     choices: the only texts allowed, where given. nullable: may be blank, which gives null.
@@ -80,7 +81,7 @@ def _faults(column: Column, value: pl.Expr) -> list[tuple[pl.Expr, str]]:
     if column.kind == "int":
         return [(value.is_null(), "is not a whole number")]
     if column.kind == "number":
-        return [(value.is_null() | ~value.is_finite(), "is not a number")]
+        return [(value.is_null() | ~value.is_finite(), "is not a number"), (value.abs() > MAX_NUMBER, f"lies beyond {MAX_NUMBER:g}")]
     if column.kind in ("s", "ms", "iso"):
         late = "lies beyond the year 9999" + (": are the times in milliseconds?" if column.kind == "s" else "")
         what = "date (YYYY-MM-DD, or with HH:MM:SS)" if column.kind == "iso" else "number"
@@ -88,7 +89,7 @@ def _faults(column: Column, value: pl.Expr) -> list[tuple[pl.Expr, str]]:
     faults = []
     if column.kind == "id":
         faults = [(value.is_in(list(NO_ID)), "stands for a missing id")]
-        faults.append((value.str.contains("\n", literal=True), "runs over several lines: a quote is likely unbalanced"))
+        faults.append((value.str.contains("[\r\n]"), "runs over several lines: a quote is likely unbalanced"))
     if column.choices:
         faults.append((~value.is_in(list(column.choices)), f"is not one of {', '.join(column.choices)}"))
     return faults

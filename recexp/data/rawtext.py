@@ -8,13 +8,23 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
+
+import numpy as np
 
 from recexp.types import RecexpError
 
 BOM = b"\xef\xbb\xbf"
 GZIP = b"\x1f\x8b"
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+MAX_LINE = 1 << 28  # bytes; no line of a data file is so long
+MAX_LITERAL = 1 << 20  # characters; Python's parser takes a hundred times the memory
+MAX_RATIO, FREE = 200, 1 << 30  # a packed file may unpack to FREE bytes, or to MAX_RATIO times its size: texts pack 3 to 30 times
+CHUNK = 1 << 22
+csv.field_size_limit(MAX_LINE)
 
 # Line number (from 1); the fields, or None where there are none to use; what is wrong with the row as a whole, or "".
 Row = tuple[int, Sequence[str | None] | None, str]
@@ -22,10 +32,17 @@ Row = tuple[int, Sequence[str | None] | None, str]
 
 def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, str]]:
     """(number, line with its end). Bytes that are no text survive as lone surrogates. RecexpError for a damaged file."""
-    number = 0
+    number, size, most = 0, 0, _most(path)
     try:
         with _open(path) as file:
-            for number, raw in enumerate(file, 1):
+            for number, raw in enumerate(iter(partial(file.readline, MAX_LINE), b""), 1):
+                size += len(raw)
+                if len(raw) == MAX_LINE:
+                    raise RecexpError(f"{path}, line {number} is longer than {MAX_LINE >> 20} MiB: this is no text of lines.")
+                if size > most:
+                    raise _bomb(path)
+                if number == 1 and raw.startswith(UTF_16):
+                    raise RecexpError(f"{path} is UTF-16 text. Save it as UTF-8.")
                 yield number, (raw.removeprefix(BOM) if number == 1 else raw).decode(encoding, "surrogateescape")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise RecexpError(f"{path} is cut off or damaged after line {number} ({error}). Get it anew.") from None
@@ -42,13 +59,59 @@ def fields(path: Path, separator: str, quote: str | None, encoding: str = "utf-8
         return
     reader = csv.reader((text for _, text in numbered_lines(path, encoding)), delimiter=separator, quotechar=quote, strict=True)
     number = 1
-    try:
-        for row in reader:
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            if not str(error).startswith("new-line character"):
+                raise RecexpError(f"{path}, line {number}: the quoting is broken ({error}). Correct the file.") from None
+            yield number, None, "holds a carriage return that ends no line"
+        else:
+            if row is None:
+                return
             if len(row) > 1 or any(field.strip() for field in row):
                 yield number, row, ""
-            number = reader.line_num + 1
-    except csv.Error as error:
-        raise RecexpError(f"{path}, line {number}: the quoting is broken ({error}). Correct the file.") from None
+        number = reader.line_num + 1
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What decides whether a file may be read the fast way. odd: it holds what polars and ``fields`` may take for different things."""
+
+    lines: int
+    quotes: bool
+    odd: bool
+
+
+def survey(path: Path, separator: str, quote: str | None) -> Survey:
+    """One pass over the bytes. RecexpError for a packed file that unpacks to absurd lengths; damaged ones raise what gzip raises.
+
+    Odd are a carriage return that ends no line, a second BOM, a separator at the very end, an odd number of quotes, and a quote amid
+    the text of a field.
+    """
+    mark, edges = ord(quote) if quote else -1, np.zeros(256, dtype=bool)
+    edges[[*b"\r\n", *separator.encode()[:1], *(quote or "").encode()]] = True
+    most, size, lines, quotes, odd = _most(path), 0, 0, 0, False
+    with _open(path) as file:
+        before, chunk = b"\n", file.read(CHUNK)  # the byte before the chunk
+        odd = chunk.startswith(BOM * 2)
+        while chunk:
+            size += len(chunk)
+            if size > most:
+                raise _bomb(path)
+            after = file.read(CHUNK)
+            byte = np.frombuffer(before + chunk + (after[:1] or b"\n"), dtype=np.uint8)
+            own = byte[1:-1]
+            odd = odd or (not after and chunk.endswith(separator.encode()))
+            lines += int(np.count_nonzero(own == 10)) + (not after and own[-1] != 10)
+            if b"\r" in chunk:
+                odd = odd or bool(((own == 13) & (byte[2:] != 10)).any())
+            if quote and quote.encode() in chunk:
+                at = np.flatnonzero(own == mark)
+                quotes += len(at)
+                odd = odd or not bool((edges[byte[at]] | edges[byte[at + 2]]).all())
+            before, chunk = chunk[-1:], after
+    return Survey(lines, quotes > 0, odd or quotes % 2 == 1)
 
 
 def parse_record(text: str) -> dict:
@@ -56,6 +119,8 @@ def parse_record(text: str) -> dict:
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):
+        if len(text) > MAX_LITERAL:
+            raise ValueError("is not JSON, and too long for a Python literal") from None
         try:
             record = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
@@ -70,6 +135,15 @@ def unpacked(path: Path, encoding: str) -> bytes:
     with _open(path) as file:
         content = file.read().removeprefix(BOM)
     return content if encoding == "utf-8" else content.decode(encoding).encode()
+
+
+def _most(path: Path) -> float:
+    """How many bytes the file may hold, unpacked."""
+    return max(FREE, MAX_RATIO * path.stat().st_size)
+
+
+def _bomb(path: Path) -> RecexpError:
+    return RecexpError(f"{path} unpacks to more than {MAX_RATIO} times its size: hardly data. If you trust it, unpack it first.")
 
 
 def _open(path: Path) -> BinaryIO:

@@ -18,12 +18,14 @@ from pathlib import Path
 import polars as pl
 
 from recexp.data.columns import Column, judge
-from recexp.data.rawtext import Row, fields, numbered_lines, parse_record, unpacked
+from recexp.data.rawtext import Row, fields, numbered_lines, parse_record, survey, unpacked
 from recexp.types import RecexpError
 
 UNIT = "\x1f"  # stands in for separators of several characters, which polars does not take
 EXAMPLES = 5
+SHOWN = 80  # characters of a text that an error shows
 CHUNK = 200_000
+COUNTED = pl.QueryOptFlags(projection_pushdown=False)  # with it polars overlooks rows of too many fields
 
 
 class Folder:
@@ -74,10 +76,13 @@ class Folder:
         """The wanted columns of a delimited text file (plain or gzip), rows in file order.
 
         only: (header name, text): every row whose field is another text is passed over unread.
-        Raises RecexpError naming file, line, column and text.
+        A separator of several characters goes without quotes. Raises RecexpError naming file, line, column and text.
         """
         path = self.file(name)
-        start, first, _ = next(fields(path, separator, quote, encoding), (1, None, ""))
+        quote = quote if len(separator) == 1 else None
+        start, first, fault = next(fields(path, separator, quote, encoding), (1, None, ""))
+        if fault:
+            raise RecexpError(f"{path}, line {start} {fault}. Correct the file.")
         if not first:
             raise RecexpError(f"{path} is empty. Get it anew from {self.origin}.")
         names = [field.strip() for field in first] if header else list(range(len(first)))
@@ -85,9 +90,16 @@ class Folder:
         if only:
             position["_only"] = _position(path, names, only[0], f"column {only[0]!r}")
 
-        def fast() -> pl.DataFrame:
+        def fast() -> pl.DataFrame | None:
+            found = survey(path, separator, quote)
+            if start != 1 or found.odd or (found.quotes and only):  # polars would take a blank first line for the header
+                return None
             plain = len(separator) == 1 and encoding == "utf-8"
-            source = path if plain else unpacked(path, encoding).replace(separator.encode(), UNIT.encode())
+            source = path if plain else unpacked(path, encoding)
+            if not plain:
+                if UNIT.encode() in source:
+                    return None  # it would separate, too
+                source = source.replace(separator.encode(), UNIT.encode())
             typed = {position[column.name]: column.dtype for column in columns} if only is None else {}
             frame = pl.scan_csv(
                 source,
@@ -100,20 +112,23 @@ class Folder:
             ).select(pl.col(f"c{i}").alias(name) for name, i in position.items())
             if only:
                 frame = frame.filter(pl.col("_only") == only[1]).drop("_only")
-            return frame.collect()
+            frame = frame.collect(optimizations=COUNTED)
+            # where rows are fewer than lines, polars may have taken a quote for an opening one and swallowed some
+            return frame if not found.quotes or frame.height + header == found.lines else None
 
         def slow() -> Iterator[Row]:
             pick = itemgetter(*position.values(), 0)  # one more, so that it is a tuple even for one column
-            for line, row, _ in islice(fields(path, separator, quote, encoding), int(header), None):
-                if len(row) > len(first):
-                    yield line, None, f"has {len(row)} fields where {len(first)} are expected"
+            for line, row, fault in islice(fields(path, separator, quote, encoding), int(header), None):
+                if fault or len(row) > len(first):
+                    yield line, None, fault or f"has {len(row)} fields where {len(first)} are expected"
                     continue
                 picked = pick(row + [None] * (len(first) - len(row)))
                 if only is None or picked[len(columns)] == only[1]:
                     yield line, picked, ""
 
         try:
-            judged = judge(fast(), columns) if start == 1 else None  # polars would take a blank first line for the header
+            frame = fast()
+            judged = None if frame is None else judge(frame, columns)
             if judged is not None and judged["_reason"].null_count() == judged.height:
                 return self._nonempty(path, judged.drop("_reason"))
         except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error):
@@ -166,7 +181,7 @@ class Folder:
             for row, line, reason in bad.select("_row", "_line", "_reason").iter_rows():
                 i, reason = reason.split(" ", 1)
                 text = kept[row][1][int(i)]
-                faults.append((line, columns[int(i)].label, text if text and text.strip() else None, reason))
+                faults.append((line, columns[int(i)].label, shortened(text) if text and text.strip() else None, reason))
             self._account(path, sorted(faults, key=lambda fault: fault[0]), unit)
             good.append(judged.filter(pl.col("_reason").is_null()).drop("_reason", "_line"))
         return self._nonempty(path, pl.concat(good))
@@ -180,13 +195,13 @@ class Folder:
             try:
                 record = parse_record(text)
             except ValueError as error:
-                self._account(path, [(line, "", text.strip()[:80], str(error))])
+                self._account(path, [(line, "", shortened(text.strip()), str(error))])
                 continue
             yield line, record
 
     def record_table(self, name: str, columns: list[Column]) -> pl.DataFrame:
         """The wanted entries of every record of such a file; ``source`` names their keys."""
-        return self.table(name, columns, ((line, texts(record, columns), "") for line, record in self.records(name)))
+        return self.table(name, columns, (record_row(line, record, columns) for line, record in self.records(name)))
 
     def lines(self, name: str) -> Iterator[tuple[int, str]]:
         """(line, text) of the non-blank lines of a text file."""
@@ -224,14 +239,38 @@ class Folder:
         return frame
 
 
-def texts(record: dict, columns: list[Column]) -> list[str | None]:
-    """The wanted entries of a record as the texts that ``Folder.table`` takes."""
-    return [None if (value := record.get(column.source)) is None else str(value) for column in columns]
+def record_row(line: int, record: dict, columns: list[Column], *more: str) -> Row:
+    """The wanted entries of a record as a row that ``Folder.table`` takes, and ``more`` texts after them."""
+    values = [record.get(column.source) for column in columns]
+    for column, value in zip(columns, values, strict=True):
+        if not (value is None or type(value) is str or _plain(value, column.kind == "id")):
+            return line, None, f"has something at {column.source!r} that is neither a text nor a {'whole ' * (column.kind == 'id')}number"
+    return line, [*(None if value is None else str(value) for value in values), *more], ""
 
 
-def is_names(value: object) -> bool:
-    """Is it a list of strings?"""
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+def joined(names: object) -> str | None:
+    """A list of strings as one text, blank ones left out; ``split_names`` undoes it. None for anything else."""
+    if isinstance(names, list) and all(isinstance(name, str) and UNIT not in name for name in names):
+        return UNIT.join(dict.fromkeys(name for name in names if name.strip()))
+    return None
+
+
+def split_names(frame: pl.DataFrame, column: str) -> pl.LazyFrame:
+    """Columns item, value: a row per name in a ``column`` of ``joined`` texts."""
+    values = frame.lazy().select("item", value=column).drop_nulls("value")
+    return values.with_columns(pl.col("value").str.split(UNIT)).explode("value")
+
+
+def shortened(text: str) -> str:
+    """At most SHOWN characters of it, fit for any screen or file."""
+    text = text.encode(errors="backslashreplace").decode()
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def _plain(value: object, whole: bool) -> bool:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value.bit_length() <= 128  # a longer one is no id, and Python refuses to print the longest
+    return isinstance(value, float) and not whole
 
 
 def _empty(columns: list[Column]) -> pl.DataFrame:
@@ -244,7 +283,7 @@ def _position(path: Path, names: list, source: str | int, label: str) -> int:
     if isinstance(source, int):
         raise RecexpError(f"{path}, line 1: there are {len(names)} columns; {label} is missing")
     found = "twice in" if source in names else "not in"
-    raise RecexpError(f"{path}, line 1: {label} is {found} the header: {', '.join(names)}")
+    raise RecexpError(f"{path}, line 1: {label} is {found} the header: {shortened(', '.join(names))}")
 
 
 def _frame(rows: list[Row], columns: list[Column]) -> pl.DataFrame:

@@ -10,7 +10,7 @@ import polars as pl
 
 from recexp.data.columns import Column, judge
 from recexp.data.rawtext import GZIP, fields
-from recexp.data.reading import Folder
+from recexp.data.reading import COUNTED, Folder
 
 LARGE = 100_000_000  # bytes: below, the whole file is read at once
 BLOCK = 1 << 24
@@ -31,7 +31,7 @@ def scan(folder: Folder, name: str, columns: list[Column]) -> pl.LazyFrame:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", pl.exceptions.PerformanceWarning)  # asking a lazy frame for its schema
                 judged = judge(raw.select(pl.col(f"c{column.source}").alias(column.name) for column in columns), columns)
-            faults, rows = judged.select(pl.col("_reason").is_not_null().sum(), pl.len()).collect(engine="streaming").row(0)
+            faults, rows = judged.select(pl.col("_reason").is_not_null().sum(), pl.len()).collect(engine="streaming", optimizations=COUNTED).row(0)
             if rows and not faults:
                 return judged.drop("_reason")
         except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error):

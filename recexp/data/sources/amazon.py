@@ -9,7 +9,7 @@ import polars as pl
 
 from recexp.data.columns import Column
 from recexp.data.rawtext import Row
-from recexp.data.reading import Folder, is_names, texts
+from recexp.data.reading import Folder, joined, record_row, split_names
 from recexp.data.sources import ItemFeature, Raw
 from recexp.types import RecexpError
 
@@ -48,20 +48,23 @@ def _features(folder: Folder, name: str) -> dict[str, ItemFeature]:
         Column("category", "categories", "text", nullable=True),
     ]
 
+    def is_lists(value: object) -> bool:
+        return isinstance(value, list) and all(isinstance(path, list) for path in value)
+
     def rows() -> Iterator[Row]:
         for line, record in folder.records(name):
             paths = record.get("categories") or []
-            if isinstance(paths, list) and all(is_names(path) for path in paths):
-                labels = dict.fromkeys(label for path in paths for label in path if label.strip())
-                yield line, [*texts(record, columns[:3]), "\n".join(labels)], ""  # no name holds a line end
+            labels = joined([label for path in paths for label in path]) if is_lists(paths) else None
+            if labels is not None:
+                yield record_row(line, record, columns[:3], labels)
             else:
                 yield line, None, "has categories that are not lists of names"
 
     frame = folder.table(name, columns, rows())
 
-    values = {column.name: frame.lazy().select("item", value=column.name).drop_nulls("value") for column in columns[1:]}
+    values = {column.name: frame.lazy().select("item", value=column.name).drop_nulls("value") for column in columns[1:3]}
     return {
-        "category": ItemFeature("multi_label", values["category"].with_columns(pl.col("value").str.split("\n")).explode("value")),
+        "category": ItemFeature("multi_label", split_names(frame, "category")),
         "brand": ItemFeature("categorical", values["brand"]),
         "price": ItemFeature("numeric", values["price"]),
     }

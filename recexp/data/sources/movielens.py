@@ -10,7 +10,7 @@ from recexp.data.columns import Column
 from recexp.data.reading import Folder
 from recexp.data.sources import ItemFeature, Raw
 
-YEAR = r"^.*\((\d{4})[-–]?(?:\d{4})?\)"  # the last one in parentheses, the first of a range
+YEAR = r"(?s)^.*\(([0-9]{4})[-–]?(?:[0-9]{4})?\)"  # the last one in parentheses, the first of a range
 NO_GENRE = "(no genres listed)"
 GENRES_100K = [
     "unknown",

@@ -9,7 +9,7 @@ import polars as pl
 
 from recexp.data.columns import Column
 from recexp.data.rawtext import Row
-from recexp.data.reading import Folder, is_names, texts
+from recexp.data.reading import Folder, joined, record_row, split_names
 from recexp.data.sources import ItemFeature, Raw
 
 ORIGIN = "J. McAuley, UCSD: Steam Video Game and Bundle Data (version 2)"
@@ -33,11 +33,10 @@ def _genres(folder: Folder) -> ItemFeature:
 
     def rows() -> Iterator[Row]:
         for line, record in folder.records(GAMES):
-            genres = record.get("genres") or []
-            if not is_names(genres):
+            genres = joined(record.get("genres") or [])
+            if genres is None:
                 yield line, None, "has genres that are not a list of names"
             elif record.get("id") is not None:  # a few entries of the published file have no id: they describe nothing
-                yield line, [*texts(record, columns[:1]), "\n".join(genres)], ""
+                yield record_row(line, record, columns[:1], genres)
 
-    values = folder.table(GAMES, columns, rows()).lazy().drop_nulls("value")
-    return ItemFeature("multi_label", values.with_columns(pl.col("value").str.split("\n")).explode("value"))
+    return ItemFeature("multi_label", split_names(folder.table(GAMES, columns, rows()), "value"))

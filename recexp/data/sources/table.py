@@ -36,9 +36,12 @@ def read(
     and zone); a parquet column of dates or times needs none.
     features: {file, item, columns: {column: categorical | multi_label | numeric}, label_separator: "|"}: one row per item;
     the labels of a multi_label column are joined by label_separator. Ids become strings.
+    separator: one character; or several, and then quotes mean nothing.
     """
     if time_unit not in ("s", "ms", "iso"):
         raise RecexpError(f"time_unit={time_unit!r} is not known; choose s, ms or iso")
+    if not separator or (len(separator) == 1 and not separator.isascii()) or set(separator) & set('"\r\n'):
+        raise RecexpError(f"separator={separator!r} cannot separate: choose one ASCII character, or several, but no quote and no line end")
     folder = Folder(raw_dir, "whoever made the table; dataset.source.file names it", on_bad_rows)
     columns = [
         Column("user", user),
