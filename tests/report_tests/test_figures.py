@@ -69,7 +69,7 @@ def test_epoch_curves_average_the_seeds_and_show_the_paper(tmp_path):
 def test_topk_curves_need_three_depths(tmp_path):
     run = write_run(tmp_path / "a", model="ite", **RR)
     assert topk_curves(collect([run])[0]) == []
-    metrics = {f"test/{m}@{k}": k / 100 for m in ("hr", "ndcg") for k in (5, 10, 20, 50)}
+    metrics = {f"test/{m}@{k}": k / 100 for m in ("hr", "ndcg") for k in (5, 10, 20, 50)} | {"test/mrr": 0.1}
     write_run(tmp_path / "b", model="ite", metrics=metrics, **RR)
     hr, _ = topk_curves(collect([tmp_path / "b"])[0])
     assert "ite from 0.0500 at 5 to 0.5000 at 50" in hr.alt and "ite (published)" in hr.alt

@@ -126,7 +126,7 @@ def test_an_evaluation_under_another_protocol_has_a_table_of_its_own(tmp_path):
     run = write_run(tmp_path / "a", 0.4, model="sasrec", **ML)
     result = json.loads((run / "result.json").read_text())
     (run / "full_unseen").mkdir()
-    more = {"protocol": "full_unseen", "protocol_id": "bbb", "evaluated": {}, "metrics": {"test/ndcg@10": 0.1}}
+    more = {"protocol": "full_unseen", "protocol_id": "bbb", "evaluated": {}, "metrics": {"test/ndcg@10": 0.1, "test/mrr": 0.1}}
     (run / "full_unseen" / "result.json").write_text(json.dumps(result | more))
     results, left_out = collect([tmp_path, run])
     assert len(results) == 2 and not left_out
