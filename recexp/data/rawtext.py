@@ -86,32 +86,35 @@ class Survey:
 def survey(path: Path, separator: str, quote: str | None) -> Survey:
     """One pass over the bytes. RecexpError for a packed file that unpacks to absurd lengths; damaged ones raise what gzip raises.
 
-    Odd are a carriage return that ends no line, a second BOM, a separator at the very end, an odd number of quotes, and a quote amid
-    the text of a field.
+    Odd are a carriage return that ends no line, a second BOM, a separator at the very end, and quotes that are not strictly in their places.
     """
-    mark, edges = ord(quote) if quote else -1, np.zeros(256, dtype=bool)
-    edges[[*b"\r\n", *separator.encode()[:1], *(quote or "").encode()]] = True
-    most, size, lines, quotes, odd = _most(path), 0, 0, 0, False
+    most, size, lines, quotes, inside, odd = _most(path), 0, 0, False, False, False
     with _open(path) as file:
-        before, chunk = b"\n", file.read(CHUNK)  # the byte before the chunk
-        odd = chunk.startswith(BOM * 2)
-        while chunk:
+        while chunk := file.read(CHUNK):
+            chunk += b"" if chunk.endswith(b"\n") else file.readline(CHUNK)
+            odd = odd or (not size and chunk.startswith(BOM * 2)) or len(chunk) >= 2 * CHUNK  # a line of its length is odd, too
             size += len(chunk)
             if size > most:
                 raise _bomb(path)
-            after = file.read(CHUNK)
-            byte = np.frombuffer(before + chunk + (after[:1] or b"\n"), dtype=np.uint8)
-            own = byte[1:-1]
-            odd = odd or (not after and chunk.endswith(separator.encode()))
-            lines += int(np.count_nonzero(own == 10)) + (not after and own[-1] != 10)
-            if b"\r" in chunk:
-                odd = odd or bool(((own == 13) & (byte[2:] != 10)).any())
+            byte = np.frombuffer(chunk, dtype=np.uint8)
+            lines += int(np.count_nonzero(byte == 10)) + (not chunk.endswith(b"\n"))
+            odd = odd or chunk.endswith(separator.encode()) or (b"\r" in chunk and chunk.count(b"\r") > chunk.count(b"\r\n"))
             if quote and quote.encode() in chunk:
-                at = np.flatnonzero(own == mark)
-                quotes += len(at)
-                odd = odd or not bool((edges[byte[at]] | edges[byte[at + 2]]).all())
-            before, chunk = chunk[-1:], after
-    return Survey(lines, quotes > 0, odd or quotes % 2 == 1)
+                quotes = True
+                strict, inside = _strict(chunk, separator, quote, inside)
+                odd = odd or not strict
+    return Survey(lines, quotes, odd or inside)
+
+
+def _strict(chunk: bytes, separator: str, quote: str, inside: bool) -> tuple[bool, bool]:
+    """Does every quote of these whole lines open or close a field, or stand doubled in one? And are we inside one at the end?"""
+    byte = np.frombuffer(b"\n" + chunk.removeprefix(BOM) + b"\n", dtype=np.uint8)
+    marks = byte == ord(quote)
+    edges = marks | (byte == 10) | (byte == 13) | (byte == ord(separator))
+    after = np.bitwise_xor.accumulate(marks) ^ inside  # inside a field after this byte; a doubled quote closes and opens
+    opens, closes = marks & after, marks & ~after
+    strict = not ((opens[1:-1] & ~edges[:-2]).any() or (closes[1:-1] & ~edges[2:]).any())
+    return strict, bool(after[-1])
 
 
 def parse_record(text: str) -> dict:
