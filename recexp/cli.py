@@ -13,6 +13,7 @@ import hydra
 import hydra._internal.utils
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from recexp.compose import register_resolvers
 from recexp.files import disk_trouble, reason
@@ -69,6 +70,9 @@ def main(cfg: DictConfig) -> float | None:
             return run(cfg).get("metrics", {}).get("val/ndcg@10")
     except RecexpError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OmegaConfBaseException as error:  # such as ${nosuch}
+        print(f"error: {error.full_key or 'config'}: {str(error).splitlines()[0]}", file=sys.stderr)
         sys.exit(1)
     except Interrupted as stop:
         last = stop.run_dir / "checkpoints" / "last.ckpt"

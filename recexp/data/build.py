@@ -159,8 +159,10 @@ def _behaviours(events: pl.LazyFrame, dataset: Dataset, file: Path, report: list
         report.append(f"{before - left:,} events dropped: behaviour among {unknown}")
         if left == 0:
             raise RecexpError(f"{dataset.name}: no event has one of the behaviours {list(dataset.behaviours)}.")
-    codes = {name: i + 1 for i, name in enumerate(dataset.behaviours)}
-    return events.with_columns(behaviour=pl.col("behavior").replace_strict(codes, return_dtype=pl.Int8)).drop("behavior")
+    code = pl.lit(None, dtype=pl.Int8)
+    for i, name in enumerate(dataset.behaviours):  # replace_strict would gather all events first
+        code = pl.when(pl.col("behavior") == name).then(pl.lit(i + 1, dtype=pl.Int8)).otherwise(code)
+    return events.with_columns(behaviour=code).drop("behavior")
 
 
 def _window(events: pl.DataFrame, dataset: Dataset, report: list[str]) -> pl.DataFrame:
@@ -187,9 +189,14 @@ def _indexed(raw: pl.Series, first: int) -> tuple[pl.DataFrame, np.ndarray]:
     table = ids.to_frame().with_row_index("index", offset=first).with_columns(pl.col("index").cast(pl.Int64))
     if not raw.dtype.is_integer():
         return table, (raw.rank("dense").to_numpy().astype(np.int64) + (first - 1)).astype(np.int32)
-    sorted_ids, index = ids.to_numpy(), np.empty(len(raw), dtype=np.int32)
+    known, index = ids.to_numpy(), np.empty(len(raw), dtype=np.int32)
+    place = None
+    if len(raw) > int(known[-1]) - int(known[0]):  # looked up in a table of a place for every number, instead of searched for
+        place = np.zeros(int(known[-1]) - int(known[0]) + 1, dtype=np.int32)
+        place[known - known[0]] = np.arange(len(known), dtype=np.int32)
     for at in range(0, len(raw), BLOCK):
-        index[at : at + BLOCK] = np.searchsorted(sorted_ids, raw[at : at + BLOCK].to_numpy()) + first
+        block = raw[at : at + BLOCK].to_numpy()
+        index[at : at + BLOCK] = (np.searchsorted(known, block) if place is None else place[block - known[0]]) + first
     return table, index
 
 
