@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python -m recexp
+FUZZ ?= 100000
 
-.PHONY: help setup run test test-all bench versus lint clean mutations
+.PHONY: help setup run test test-all fuzz bench versus lint clean mutations
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -25,6 +26,9 @@ test: setup  ## the tests CI runs
 
 test-all: setup  ## the slow ones too
 	$(VENV)/bin/python -m pytest -m ''
+
+fuzz: setup  ## generated raw files, spoilt, for every reader and the preparation behind it (FUZZ=100000 inputs, JOBS=processes)
+	$(VENV)/bin/python -m tests.fuzz --inputs $(FUZZ) $(if $(JOBS),--jobs $(JOBS))
 
 bench: setup  ## our speed against this machine's floor: a table and bench.json (RECEXP_DATA: on ML-1M itself)
 	$(VENV)/bin/python tests/perf/bench.py $(ARGS)

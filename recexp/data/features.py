@@ -11,7 +11,7 @@ from recexp.data.rows import blocks
 from recexp.data.sources import ItemFeature
 from recexp.types import RecexpError
 
-MAX_DEPTH = 64  # of a category tree; a deeper one has a cycle
+MAX_DEPTH = 64  # of a category tree; a deeper one has a cycle, most likely
 
 
 def build_features(
@@ -63,7 +63,7 @@ def _with_ancestors(frame: pl.DataFrame, tree: pl.LazyFrame, name: str) -> pl.Da
         if level.height == 0:
             return pl.concat(levels).unique(maintain_order=True)
         levels.append(level)
-    raise RecexpError(f"The tree of item feature {name} has a cycle: value {level['value'][0]} still has ancestors {MAX_DEPTH} levels up.")
+    raise RecexpError(f"The tree of item feature {name} has a cycle, or more than {MAX_DEPTH} levels: value {level['value'][0]} still has ancestors.")
 
 
 def _value_ids(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, pl.DataFrame]:
