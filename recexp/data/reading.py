@@ -25,6 +25,7 @@ UNIT = "\x1f"  # stands in for separators of several characters, which polars do
 EXAMPLES = 5
 SHOWN = 80  # characters of a text that an error shows
 CHUNK = 200_000
+FAILED = (pl.exceptions.PolarsError, pl.exceptions.PanicException)  # a panic of its Rust parts is no PolarsError, and no Exception
 COUNTED = pl.QueryOptFlags(projection_pushdown=False)  # with it polars overlooks rows of too many fields
 
 
@@ -131,7 +132,7 @@ class Folder:
             judged = None if frame is None else judge(frame, columns)
             if judged is not None and judged["_reason"].null_count() == judged.height:
                 return self._nonempty(path, judged.drop("_reason"))
-        except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error):
+        except (*FAILED, OSError, EOFError, zlib.error):
             pass  # read again below, to say what is wrong
         return self.table(name, columns, slow())
 
@@ -153,8 +154,8 @@ class Folder:
                     columns = [*columns[:i], replace(column, kind="ms"), *columns[i + 1 :]]
                     frame = frame.with_columns(pl.col(column.name).dt.epoch("ms"))
             frame = frame.cast(pl.String)
-        except (pl.exceptions.PolarsError, OSError) as error:
-            raise RecexpError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from None
+        except (*FAILED, OSError) as error:
+            raise RecexpError(f"{path} cannot be read as parquet: {(str(error).splitlines() or ['it is damaged'])[0]}") from None
         judged = judge(frame, columns)
         if judged["_reason"].null_count() == judged.height:
             return self._nonempty(path, judged.drop("_reason"))
