@@ -9,7 +9,7 @@ import sys
 import polars as pl
 import pytest
 
-from recexp.data import rows, scanning
+from recexp.data import build, rows, scanning
 from recexp.data.prepare import Dataset, prepare, read_meta
 from recexp.data.sources import taobao
 from recexp.data.split import Split
@@ -31,6 +31,7 @@ def test_streaming_in_blocks_gives_the_same_arrays(tmp_path, monkeypatch, option
     whole = prepared(tmp_path / "raw", tmp_path / "a", **options)
     monkeypatch.setattr(scanning, "LARGE", 0)
     monkeypatch.setattr(rows.blocks, "__defaults__", (100,))
+    monkeypatch.setattr(build, "BLOCK", 100)
     assert prepared(tmp_path / "raw", tmp_path / "b", **options) == whole
 
 
