@@ -4,9 +4,10 @@ import random
 
 import pytest
 
-from tests.fuzz.layouts import LAYOUTS, World
+from tests.fuzz.layouts import LAYOUTS
 from tests.fuzz.mutations import MUTATIONS
 from tests.fuzz.trial import Wrong, check, trial
+from tests.fuzz.world import World
 
 INPUTS, EACH = 300, 25
 

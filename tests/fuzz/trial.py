@@ -21,8 +21,9 @@ from recexp.data.sources import Raw
 from recexp.data.split import Split
 from recexp.types import RecexpError
 from tests.fuzz.files import Refused
-from tests.fuzz.layouts import LAYOUTS, Expected, Layout, World
+from tests.fuzz.layouts import LAYOUTS
 from tests.fuzz.mutations import mutate
+from tests.fuzz.world import Expected, Layout, World
 
 MAX_DEPTH = 64  # of a category tree, as features.py has it
 SPLITS = (
