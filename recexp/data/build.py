@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,7 +230,7 @@ def _by_user_and_time(user: np.ndarray, time: np.ndarray) -> np.ndarray:
     ends = np.cumsum(np.bincount(user))
     order, done = np.empty(len(user), dtype=np.int32 if len(user) < 2**31 else np.int64), 0
     cuts = [0, *np.unique(np.searchsorted(ends, np.arange(BLOCK, len(user), BLOCK))), len(ends)]
-    for low, high in zip(cuts, cuts[1:], strict=False):
+    for low, high in pairwise(cuts):
         at = np.flatnonzero((user >= low) & (user < high))
         order[done : done + len(at)] = at[np.lexsort((time[at], user[at]))]
         done += len(at)
