@@ -49,8 +49,7 @@ class EpochTable(pl.Callback):
         now = time.perf_counter()
         seconds = self._trained or now - self._started
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
-        row |= {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("train/")}
-        row |= {"train/seconds": seconds, "train/examples_per_s": self._examples * trainer.world_size / max(seconds, 1e-9)}
+        row |= module.train_means() | {"train/seconds": seconds, "train/examples_per_s": self._examples * trainer.world_size / max(seconds, 1e-9)}
         for split in module.splits if self._trained else ():  # else the results are those of an earlier epoch
             row |= {f"{split}/{k}": v for k, v in module.results.get(split, {}).items()}
         groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
@@ -84,4 +83,5 @@ class ProgressBar(TQDMProgressBar):
 
     def get_metrics(self, trainer, module):
         """Without the version number, which tells nothing about the model."""
-        return {k: v for k, v in super().get_metrics(trainer, module).items() if k != "v_num"}
+        loss = {} if module.latest_loss is None else {"loss": float(module.latest_loss)}
+        return loss | {k: v for k, v in super().get_metrics(trainer, module).items() if k != "v_num" and not k.startswith("train/")}

@@ -27,6 +27,13 @@ def mix(*numbers: int) -> int:
     return seed % 2**63
 
 
+def _seed(device: torch.device, seed: int) -> None:
+    """torch.manual_seed for the CPU and this device alone: for devices that are not there it keeps a stack trace each time, a millisecond a step."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
 class RecModule(pl.LightningModule):
     """splits: as in ``RecDataModule``. optimizer: partial of a torch optimiser; scheduler: partial of a per-step learning-rate scheduler or None."""
 
@@ -40,6 +47,8 @@ class RecModule(pl.LightningModule):
             self.anchor = torch.nn.Parameter(torch.zeros(()))  # DDP refuses a module without parameters
         self.metrics = torch.nn.ModuleDict({s: RankingMetrics(protocol.ks, protocol.ties) for s in {*self.splits, "test"}})
         self._candidates: dict[str, Tensor | None] = {}
+        self._sums: dict[str, tuple[Tensor | float, int]] = {}  # of losses over the rows of this epoch
+        self.latest_loss: Tensor | None = None
         self.results: dict[str, dict[str, float]] = {}  # split -> latest metrics in full precision (Lightning logs float32)
         if callable(getattr(model, "bind", None)):
             model.bind(store)
@@ -67,12 +76,12 @@ class RecModule(pl.LightningModule):
     def training_step(self, row: Tensor, index: int) -> Tensor | None:
         # A step's randomness (negatives, masks, dropout) depends on nothing before it: a resumed run equals an uninterrupted one.
         seed = mix(self.seed, self.current_epoch, rank_and_world()[0], index)
-        torch.manual_seed(seed)
+        _seed(self.device, seed)
         generator = torch.Generator(self.device).manual_seed(seed)
         batch = self.objective.batch(self.store, row, generator)
         losses = self.objective.loss(self.model, batch)
         if self.gradient_free:
-            self.log_dict({f"train/{k}": float(v) for k, v in losses.items()}, batch_size=len(row))
+            self._add(losses, len(row))
             # Count the sweep as a step: loggers and checkpoints go by the number of steps.
             progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
             progress.increment_ready()
@@ -81,10 +90,27 @@ class RecModule(pl.LightningModule):
         loss = losses["loss"]
         if not torch.isfinite(loss):
             raise RecexpError(self._not_finite(row, index, seed))
-        losses = losses | getattr(self.model, "diagnostics", dict)()
-        self.log_dict({f"train/{k}": v for k, v in losses.items()}, on_step=False, on_epoch=True, batch_size=len(row))
-        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(row))
+        self._add(losses | getattr(self.model, "diagnostics", dict)(), len(row))
+        self.latest_loss = loss.detach()
         return loss
+
+    def on_train_epoch_start(self) -> None:
+        """Not called where a run goes on in the middle of an epoch, whose sums were in the checkpoint."""
+        self._sums = {}
+
+    def _add(self, losses: dict[str, Tensor | float], n_rows: int) -> None:
+        # Not by Lightning's log at every step, which takes longer than a step of matrix factorisation.
+        for name, value in losses.items():
+            value = value.detach().double() * n_rows if isinstance(value, Tensor) else float(value) * n_rows
+            total, rows = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + value, rows + n_rows
+
+    def train_means(self) -> dict[str, float]:
+        """Loss and diagnostics of the epoch so far, means over its rows."""
+        return {f"train/{name}": float(total) / max(1, rows) for name, (total, rows) in self._sums.items()}
+
+    def on_train_epoch_end(self) -> None:
+        self.log_dict(self.train_means())
 
     def _not_finite(self, row: Tensor, index: int, seed: int) -> str:
         def batch_of(some: Tensor):
@@ -92,7 +118,7 @@ class RecModule(pl.LightningModule):
 
         @torch.no_grad()
         def loss_of(some: Tensor) -> Tensor:
-            torch.manual_seed(seed)
+            _seed(self.device, seed)
             return self.objective.loss(self.model, batch_of(some))["loss"]
 
         cause = first_bad_parameter(self.model)
@@ -109,11 +135,13 @@ class RecModule(pl.LightningModule):
         )
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["train_sums"] = {name: (float(total), rows) for name, (total, rows) in self._sums.items()}
         checkpoint["data_fingerprint"] = self.store.meta["fingerprint"]
         if hasattr(self.objective, "state_dict"):
             checkpoint["objective"] = self.objective.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._sums = dict(checkpoint.get("train_sums", {}))
         if hasattr(self.objective, "load_state_dict") and "objective" in checkpoint:
             self.objective.load_state_dict(checkpoint["objective"])
 
