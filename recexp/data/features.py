@@ -81,11 +81,13 @@ def _padded(item: np.ndarray, value: np.ndarray, n_items: int) -> tuple[np.ndarr
 
 
 def _numeric(frame: pl.DataFrame, n_items: int) -> tuple[np.ndarray, np.ndarray, int]:
-    frame = frame.group_by("item").agg(pl.col("value").cast(pl.Float64, strict=False).mean()).drop_nulls()
+    frame = frame.group_by("item").agg(pl.col("value").cast(pl.Float64, strict=False).mean()).drop_nulls().sort("item")
     ids, weights = np.zeros((n_items + 1, 1), dtype=np.int64), np.zeros((n_items + 1, 1), dtype=np.float32)
     item, value = frame["item"].to_numpy(), frame["value"].to_numpy()
     ids[item, 0] = 1
-    weights[item, 0] = (value - value.mean()) / max(float(value.std()), 1e-12) if len(value) else value
+    spread = value.std() if len(value) else 0.0
+    if spread > 1e-12 * np.abs(value).max(initial=0):  # else they are equal but for rounding
+        weights[item, 0] = (value - value.mean()) / spread
     return ids, weights, 2
 
 

@@ -7,7 +7,10 @@ import polars as pl
 import pytest
 
 from recexp.data import rawtext, scanning
+from recexp.data.prepare import Dataset, prepare
 from recexp.data.sources import amazon, movielens, steam, table, taobao
+from recexp.data.split import Split
+from recexp.data.store import Store
 from recexp.types import RecexpError
 from tests.data.test_sources_errors import layout, lines, packed
 
@@ -182,6 +185,18 @@ def test_packed_in_parts_is_read_whole(tmp_path):
     assert events(tmp_path) == [("a", "x", 1000), ("b", "y", 2000)]
 
 
+
+
+@pytest.mark.parametrize("price", ["1e30", "0.1", "100000.1", "0"])
+def test_equal_numbers_have_no_spread(tmp_path, price):
+    """The rounding of their mean became -1 for every item."""
+    written(tmp_path, HEADER, *(f"u{n % 2},i{n},{n}," for n in range(6)))
+    written(tmp_path, "item,price", *(f"i{n},{price}" for n in range(6)), name="i.csv")
+    features = {"file": "i.csv", "item": "item", "columns": {"price": "numeric"}}
+    source = {"_target_": "recexp.data.sources.table.read", "_partial_": True, "file": "t.csv", "features": features}
+    dataset = Dataset("x", str(tmp_path), source, ["interaction"], ["interaction"])
+    feature = Store.open(prepare(dataset, Split(), tmp_path / "cache")).schema.item_features["price"]
+    assert feature.id_VM[:, 0].tolist() == [0] + [1] * 6 and not feature.weight_VM.any()
 
 
 def test_any_byte_of_a_parquet_file_may_be_wrong(tmp_path):
