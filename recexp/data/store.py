@@ -158,6 +158,9 @@ class Store:
     def query(self, row_B: Tensor, length: int) -> Query:
         """The state of the world strictly before each training event: at most ``length`` of its user's earlier training events."""
         user = self.train.user[row_B]
+        if length == 0:  # for models without a history, whose steps are short
+            nothing = row_B.new_zeros(len(row_B), 0)
+            return Query(user, nothing, nothing, nothing, None if self.train.value is None else nothing)
         return self.window(self.train, user, self.train.ptr[user], row_B, length)
 
     def query_held_out(self, targets: Targets, row_Q: Tensor, length: int, history: str = "before_target") -> Query:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from recexp.models.mf import inner_product, mean_square, require_positive
+from recexp.nn.dot import Embedding
 from recexp.nn.init import normal_embeddings
 from recexp.types import Query, Schema
 
@@ -21,10 +22,10 @@ class FPMC(nn.Module):
     def __init__(self, schema: Schema, *, num_factors: int = 64, init_std: float = 0.01) -> None:
         super().__init__()
         require_positive(num_factors=num_factors)
-        self.user_item = nn.Embedding(schema.n_users, num_factors)
-        self.item_user = nn.Embedding(schema.V, num_factors, padding_idx=0)
-        self.item_last = nn.Embedding(schema.V, num_factors, padding_idx=0)
-        self.last_item = nn.Embedding(schema.V, num_factors, padding_idx=0)
+        self.user_item = Embedding(schema.n_users, num_factors)
+        self.item_user = Embedding(schema.V, num_factors, padding_idx=0)
+        self.item_last = Embedding(schema.V, num_factors, padding_idx=0)
+        self.last_item = Embedding(schema.V, num_factors, padding_idx=0)
         normal_embeddings(self, init_std)
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recexp.nn.dot import row_dot
+from recexp.nn.dot import Embedding, table_dot
 from recexp.nn.init import normal_embeddings
 from recexp.types import Query, RecexpError, Schema
 
@@ -23,8 +22,8 @@ class MF(nn.Module):
     def __init__(self, schema: Schema, *, num_factors: int = 64, item_bias: bool = False, init_std: float = 0.01) -> None:
         super().__init__()
         require_positive(num_factors=num_factors)
-        self.user = nn.Embedding(schema.n_users, num_factors)
-        self.item = nn.Embedding(schema.V, num_factors, padding_idx=0)
+        self.user = Embedding(schema.n_users, num_factors)
+        self.item = Embedding(schema.V, num_factors, padding_idx=0)
         self.item_bias = nn.Parameter(torch.zeros(schema.V)) if item_bias else None
         normal_embeddings(self, init_std)
 
@@ -46,7 +45,7 @@ def inner_product(user_BD: Tensor, item_VD: Tensor, bias_V: Tensor | None, item_
     if item_BC is None:
         s = user_BD @ item_VD[1:].T
         return s if bias_V is None else s + bias_V[1:]
-    s = row_dot(F.embedding(item_BC, item_VD, padding_idx=0), user_BD)
+    s = table_dot(user_BD, item_VD, item_BC)
     return s if bias_V is None else s + bias_V[item_BC]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from recexp.models.mf import mean_square, require_positive
-from recexp.nn.dot import row_dot
+from recexp.nn.dot import Embedding, row_dot
 from recexp.nn.init import normal_embeddings, xavier_linears
 from recexp.nn.mlp import PairMLP
 from recexp.types import Query, RecexpError, Schema
@@ -132,8 +132,8 @@ def interaction_widths(interaction: str, num_factors: int, num_layers: int) -> d
 
 def pair_tables(schema: Schema, widths: Mapping[str, int]) -> tuple[nn.ModuleDict, nn.ModuleDict]:
     """User and item embeddings per part."""
-    user = nn.ModuleDict({part: nn.Embedding(schema.n_users, width) for part, width in widths.items()})
-    item = nn.ModuleDict({part: nn.Embedding(schema.V, width, padding_idx=0) for part, width in widths.items()})
+    user = nn.ModuleDict({part: Embedding(schema.n_users, width) for part, width in widths.items()})
+    item = nn.ModuleDict({part: Embedding(schema.V, width, padding_idx=0) for part, width in widths.items()})
     return user, item
 
 
