@@ -100,6 +100,13 @@ def test_errors_show_little_of_a_long_text(tmp_path):
     assert len(str(error.value).encode()) < 500  # and it can be written to a log
 
 
+def test_a_long_user_without_items_is_shown_in_short(tmp_path):
+    _, read, _ = layout(tmp_path, "attribute_sequence", Beauty__txt=lines("1 10", "k" * 10_000))
+    with pytest.raises(RecexpError, match=r"line 2: has a user .'kkk") as error:
+        read(tmp_path)
+    assert len(str(error.value)) < 500
+
+
 @pytest.mark.parametrize("separator", ["", '"', "\n", "é", 'a"'])
 def test_separators_that_cannot_separate(tmp_path, separator):
     with pytest.raises(RecexpError, match="cannot separate: choose one ASCII character"):

@@ -79,7 +79,10 @@ def _date(text: str) -> int:
         raise Bad("no date")
     *whole, fraction, _, sign, hours, minutes = match.groups()
     try:
-        moment = datetime(*(int(part or 0) for part in whole), tzinfo=UTC)
+        *whole, second = (int(part or 0) for part in whole)
+        moment = datetime(*whole, min(second, 59), tzinfo=UTC) + timedelta(seconds=second == 60)  # a leap second is the next one
+        if second > 60:
+            raise Bad("no second")
         if sign:
             if int(hours) > 23 or int(minutes) > 59:
                 raise Bad("no zone")

@@ -9,7 +9,7 @@ import polars as pl
 
 from recexp.data.columns import Column
 from recexp.data.rawtext import Row
-from recexp.data.reading import Folder
+from recexp.data.reading import Folder, shortened
 from recexp.data.sources import ItemFeature, Raw
 
 ORIGIN = "github.com/RUCAIBox/CIKM2020-S3Rec, folder data"
@@ -35,7 +35,7 @@ def _pairs(folder: Folder, file: str) -> Iterator[Row]:
     for line, text in folder.lines(file):
         user, *items = text.split()
         if not items:
-            yield line, None, f"has a user ({user!r}) and no item"
+            yield line, None, f"has a user ({shortened(user)!r}) and no item"
         for item in items:
             yield line, [user, item], ""
 
