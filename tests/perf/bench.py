@@ -26,7 +26,9 @@ CASES = {
     "fpmc": ["model=fpmc", "batch_size=16384"],
     "neumf": ["model=neumf", "model.num_factors=64", "model.num_layers=2", "objective.n_negatives=1", "batch_size=4096"],
     "ite": ["model=ite", "model.num_factors=32", "batch_size=4096"],
-    "bert_ite": ["model=bert_ite", "model.num_factors=32", "batch_size=256"],
+    # all items as candidates of a Transformer each are no protocol of this family
+    "bert_ite": ["model=bert_ite", "model.num_factors=32", "batch_size=256", "protocol.candidates.kind=uniform", "protocol.candidates.n=100",
+                 "protocol.candidates.seen=ranked"],
     "caser": ["model=caser", "batch_size=2048"],
     "gru4rec": ["model=gru4rec", "batch_size=50"],
     "sasrec": [*SASREC, "batch_size=128"],
@@ -34,7 +36,7 @@ CASES = {
     "bert4rec": [*BERT4REC, "batch_size=128"],
     "bert4rec d256": [*BERT4REC, *D256, "batch_size=128"],
     "nova_bert": ["model=nova_bert", "model.num_factors=64", "model.num_layers=2", "model.num_heads=2", "objective.step=1000000", "batch_size=128"],
-}
+}  # fmt: skip
 
 
 def main() -> None:
