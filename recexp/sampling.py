@@ -40,12 +40,22 @@ class Uniform:
     """Uniform over the items the user has not in training."""
 
     def __call__(self, store, query: Query, n: int, generator: torch.Generator, pool: Tensor | None = None) -> Tensor:
-        pairs, V1 = store.train_pairs, store.schema.n_items
-        user = query.user_B[:, None].expand(-1, n)
-        available = V1 - (pairs.ptr[query.user_B + 1] - pairs.ptr[query.user_B])
+        pairs, V1, shape = store.train_pairs, store.schema.n_items, (len(query), n)
+        user = query.user_B[:, None].expand(shape)
+        if pairs.bits is None:
+            return self._unseen(pairs, V1, user, generator)
+        # An item at random unless the user has it, then exactly one of his unseen ones: uniform again, and few need the search.
+        item = torch.randint(1, V1 + 1, shape, generator=generator, device=user.device)
+        row, column = pairs.contain(user, item).nonzero().unbind(1)
+        item[row, column] = self._unseen(pairs, V1, query.user_B[row], generator)
+        return item
+
+    @staticmethod
+    def _unseen(pairs, n_items: int, user: Tensor, generator: torch.Generator) -> Tensor:
+        available = n_items - (pairs.ptr[user + 1] - pairs.ptr[user])
         # 2^62 mod available: the bias is below 2^-30 for any catalogue.
-        draw = torch.randint(2**62, (len(query), n), generator=generator, device=user.device)
-        return unseen(pairs, V1, user, draw % available.clamp(min=1)[:, None])
+        draw = torch.randint(2**62, user.shape, generator=generator, device=user.device)
+        return unseen(pairs, n_items, user, draw % available.clamp(min=1))
 
     def log_prob(self, store, item: Tensor) -> Tensor:
         """Shape of ``item``; the users' own items are neglected."""
@@ -106,12 +116,12 @@ def _rejecting(draw: Callable, store, query: Query, n: int, generator: torch.Gen
     """Draws [B, n], drawn anew up to ``rounds`` times where the user has the item, then uniform over those he has not."""
     user = query.user_B[:, None].expand(-1, n)
     item = draw(user.shape)
-    seen = store.train_pairs.find(user, item) >= 0
+    seen = store.train_pairs.contain(user, item)
     for _ in range(rounds):
         if not seen.any():
             return item
         item = torch.where(seen, draw(user.shape), item)
-        seen = store.train_pairs.find(user, item) >= 0
+        seen = store.train_pairs.contain(user, item)
     return torch.where(seen, Uniform()(store, query, n, generator), item)
 
 

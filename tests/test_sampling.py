@@ -66,8 +66,13 @@ def test_unseen_of_random_users():
         assert unseen(pairs, 50, torch.full_like(rank, user), rank)[0].tolist() == sorted(set(range(1, 51)) - own.keys())
 
 
-def test_uniform_is_uniform_over_what_the_user_has_not():
+@pytest.mark.parametrize("bits", [True, False])
+def test_uniform_is_uniform_over_what_the_user_has_not(bits):
+    """By bits, and by search where bits would take too much memory."""
     store = world(OWNED, 9)
+    if not bits:
+        store.train_pairs.bits = None
+    assert (store.train_pairs.bits is not None) == bits
     items = draw(Uniform(), store, list(range(len(OWNED))))
     assert items.shape == (len(OWNED), DRAWS) and items.dtype == torch.int64
     for own, found in zip(OWNED, items, strict=True):
@@ -75,8 +80,11 @@ def test_uniform_is_uniform_over_what_the_user_has_not():
         assert close(shares(found, 9), free / free.sum())
 
 
-def test_one_unseen_item_is_always_drawn():
+@pytest.mark.parametrize("bits", [True, False])
+def test_one_unseen_item_is_always_drawn(bits):
     store = world(OWNED, 9)
+    if not bits:
+        store.train_pairs.bits = None
     for sampler in (Uniform(), Popularity()):
         assert (draw(sampler, store, [2], 50) == 6).all()
 

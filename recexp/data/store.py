@@ -75,8 +75,31 @@ class Pairs(_Movable):
         position = torch.arange(len(self.item), device=self.item.device) - self.ptr[self.user]
         return (self.user << 32) + (self.item - 1 - position)
 
+    @cached_property
+    def bits(self) -> Tensor | None:
+        """uint8 [U * width]: bit i % 8 of byte user * width + i // 8 says whether the pair exists, a look where ``find`` takes a search. None where
+        that takes more than 64 MiB, and off the CPU, where searches are cheap.
+        """
+        users, width = len(self.ptr) - 1, self._width
+        if self.item.device.type != "cpu" or users * width > 2**26:
+            return None
+        at, bit = self.user * width + (self.item >> 3), 1 << (self.item & 7)
+        return torch.zeros(users * width, dtype=torch.uint8).scatter_add_(0, at, bit.to(torch.uint8))  # unique pairs: no bit is added twice
+
+    @cached_property
+    def _width(self) -> int:
+        return 2 + int(self.item.max()) // 8 if len(self) else 1  # the last bit is nobody's: items beyond are clamped to it
+
     def __len__(self) -> int:
         return self.item.shape[0]
+
+    def contain(self, user: Tensor, item: Tensor) -> Tensor:
+        """bool: does each pair exist? Any common shape."""
+        if self.bits is None:
+            return self.find(user, item) >= 0
+        item = item.clamp(max=8 * self._width - 1)
+        byte = self.bits[user * self._width + (item >> 3)]
+        return (byte >> (item & 7)).bitwise_and_(1) != 0
 
     def find(self, user: Tensor, item: Tensor) -> Tensor:
         """Row of each pair, -1 where the pair does not exist. Any common shape."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 BLOCK = 2**17  # floats looked up at a time, half a megabyte: products and their gradients find them in the cache
+NARROW = 8  # columns
 
 
 def row_dot(many_BCD: Tensor, one_BD: Tensor) -> Tensor:
@@ -25,36 +26,46 @@ def table_dot(one_BD: Tensor, table_VD: Tensor, index_BC: Tensor) -> Tensor:
 
 
 class _TableDot(torch.autograd.Function):
-    """Block by block, nothing of the rows looked up being kept: looking them up again is cheaper than memory."""
+    """Tile by tile, nothing of the rows looked up being kept: looking them up again is cheaper than memory."""
 
     @staticmethod
     def forward(ctx, one_BD: Tensor, table_VD: Tensor, index_BC: Tensor) -> Tensor:
         ctx.save_for_backward(one_BD, table_VD, index_BC)
         out = one_BD.new_empty(index_BC.shape)
-        for rows in _blocks(index_BC, one_BD):
-            torch.sum(F.embedding(index_BC[rows], table_VD).mul_(one_BD[rows, None]), -1, out=out[rows])
+        for tile in _tiles(index_BC, one_BD):
+            torch.sum(F.embedding(index_BC[tile], table_VD).mul_(_beside(one_BD, tile)), -1, out=out[tile])
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_BC: Tensor):
         one_BD, table_VD, index_BC = ctx.saved_tensors
-        d_one = torch.empty_like(one_BD) if ctx.needs_input_grad[0] else None
+        d_one = torch.zeros_like(one_BD) if ctx.needs_input_grad[0] else None
         d_table = torch.zeros_like(table_VD) if ctx.needs_input_grad[1] else None
-        for rows in _blocks(index_BC, one_BD):
-            grad = grad_BC[rows].unsqueeze(-1)
+        for tile in _tiles(index_BC, one_BD):
+            grad, index = grad_BC[tile].unsqueeze(-1), index_BC[tile]
             if d_one is not None:
-                torch.sum(F.embedding(index_BC[rows], table_VD).mul_(grad), 1, out=d_one[rows])
+                d_many = F.embedding(index, table_VD).mul_(grad)
+                d_one[tile[0]] += d_many if d_many.ndim == 2 else d_many.sum(1)
             if d_table is not None:
-                d_table.index_add_(0, index_BC[rows].flatten(), (grad * one_BD[rows, None]).flatten(0, 1))
+                d_table.index_add_(0, index.flatten(), (grad * _beside(one_BD, tile)).flatten(0, -2))
         if d_table is not None:
             d_table[0] = 0
         return d_one, d_table, None
 
 
-def _blocks(index_BC: Tensor, one_BD: Tensor) -> list[slice]:
-    size = max(1, BLOCK // max(1, index_BC.shape[1] * one_BD.shape[1]))
-    return [slice(start, start + size) for start in range(0, len(index_BC), size)]
+def _tiles(index_BC: Tensor, one_BD: Tensor) -> list[tuple[slice, int | slice]]:
+    """(rows, columns) of index_BC. Of few columns one at a time: sums and products over a short dimension in the middle are slow."""
+    (B, C), D = index_BC.shape, one_BD.shape[1]
+    columns = range(C) if C <= NARROW else [slice(None)]
+    size = max(1, BLOCK // max(1, D * (1 if C <= NARROW else C)))
+    return [(slice(start, start + size), column) for start in range(0, B, size) for column in columns]
+
+
+def _beside(one_BD: Tensor, tile: tuple[slice, int | slice]) -> Tensor:
+    """The rows' own vectors, in a shape that multiplies the tile's [..., D]."""
+    rows, column = tile
+    return one_BD[rows] if isinstance(column, int) else one_BD[rows, None]
 
 
 class Embedding(nn.Embedding):

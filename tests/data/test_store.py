@@ -1,5 +1,7 @@
 """Gathers of the store against plain loops over the events."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -84,6 +86,12 @@ def test_find(shop):
     assert pairs.find(user, item).tolist() == expected
     assert pairs.find(user[3], item[3]).tolist() == expected[3]
     assert any(n == -1 for own in expected for n in own)
+    owned = [[n >= 0 for n in own] for own in expected]
+    assert pairs.bits is not None and pairs.contain(user, item).tolist() == owned
+    assert not pairs.contain(user, item + 10**6).any()
+    pairs = dataclasses.replace(pairs)
+    pairs.bits = None  # as where they would take too much memory
+    assert pairs.contain(user, item).tolist() == owned
 
 
 def test_users_without_training_events(tmp_path):

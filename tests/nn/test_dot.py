@@ -14,15 +14,16 @@ def gradients(loss, *inputs):
 
 
 @pytest.mark.parametrize("block", [1, 40, dot.BLOCK])
+@pytest.mark.parametrize("columns", [3, dot.NARROW + 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_table_dot_equals_looking_up_and_multiplying(monkeypatch, block, dtype):
+def test_table_dot_equals_looking_up_and_multiplying(monkeypatch, block, columns, dtype):
     monkeypatch.setattr(dot, "BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     one = torch.randn(9, 5, generator=generator, dtype=dtype, requires_grad=True)
     table = torch.randn(7, 5, generator=generator, dtype=dtype, requires_grad=True)
-    index = torch.randint(0, 7, (9, 3), generator=generator)
+    index = torch.randint(0, 7, (9, columns), generator=generator)
     assert (index == 0).any()
-    weight = torch.randn(9, 3, generator=generator, dtype=dtype)
+    weight = torch.randn(9, columns, generator=generator, dtype=dtype)
     plain, fast = row_dot(F.embedding(index, table, padding_idx=0), one), table_dot(one, table, index)
     torch.testing.assert_close(fast, plain)
     expected = gradients((plain * weight).sum(), one, table)
