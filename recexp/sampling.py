@@ -31,7 +31,7 @@ def unseen(pairs, n_items: int, user: Tensor, rank: Tensor) -> Tensor:
     Exact and without rejection: seen item number j (from 0) has ``item - 1 - j`` unseen items before it, ascending in j, so the number of seen items
     before the wanted one is found by one binary search.
     """
-    before = torch.searchsorted(pairs.gap_key, (user << 32) + rank, right=True) - pairs.ptr[user]
+    before = torch.searchsorted(pairs.gap_key, (user << 32) + rank, right=True) - pairs.ptr.take(user)
     return rank + 1 + before
 
 
@@ -44,15 +44,19 @@ class Uniform:
         user = query.user_B[:, None].expand(shape)
         if pairs.bits is None:
             return self._unseen(pairs, V1, user, generator)
-        # An item at random unless the user has it, then exactly one of his unseen ones: uniform again, and few need the search.
-        item = torch.randint(1, V1 + 1, shape, generator=generator, device=user.device)
+        # Any item, drawn again where the user has it, and then exactly one of his unseen ones: each uniform, and few need the search.
+        item = torch.randint(1, V1 + 1, shape, generator=generator)
         row, column = pairs.contain(user, item).nonzero().unbind(1)
-        item[row, column] = self._unseen(pairs, V1, query.user_B[row], generator)
+        again = torch.randint(1, V1 + 1, row.shape, generator=generator)
+        owner = query.user_B[row]
+        at = pairs.contain(owner, again).nonzero()[:, 0]
+        again[at] = self._unseen(pairs, V1, owner[at], generator)
+        item[row, column] = again
         return item
 
     @staticmethod
     def _unseen(pairs, n_items: int, user: Tensor, generator: torch.Generator) -> Tensor:
-        available = n_items - (pairs.ptr[user + 1] - pairs.ptr[user])
+        available = n_items - (pairs.ptr.take(user + 1) - pairs.ptr.take(user))
         # 2^62 mod available: the bias is below 2^-30 for any catalogue.
         draw = torch.randint(2**62, user.shape, generator=generator, device=user.device)
         return unseen(pairs, n_items, user, draw % available.clamp(min=1))

@@ -47,7 +47,7 @@ class _Rows(Dataset):
         self.row = row
 
     def __getitem__(self, at: Tensor) -> Tensor:
-        return self.row[at]
+        return self.row.take(at)
 
     def __len__(self) -> int:
         return len(self.row)

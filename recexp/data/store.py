@@ -98,14 +98,14 @@ class Pairs(_Movable):
         if self.bits is None:
             return self.find(user, item) >= 0
         item = item.clamp(max=8 * self._width - 1)
-        byte = self.bits[user * self._width + (item >> 3)]
+        byte = self.bits.take(user * self._width + (item >> 3))
         return (byte >> (item & 7)).bitwise_and_(1) != 0
 
     def find(self, user: Tensor, item: Tensor) -> Tensor:
         """Row of each pair, -1 where the pair does not exist. Any common shape."""
         key = (user << 32) + item
         at = torch.searchsorted(self.key, key).clamp_(max=len(self) - 1)
-        return torch.where(self.key[at] == key, at, -1)
+        return torch.where(self.key.take(at) == key, at, -1)
 
 
 @dataclass
@@ -180,7 +180,7 @@ class Store:
 
     def query(self, row_B: Tensor, length: int) -> Query:
         """The state of the world strictly before each training event: at most ``length`` of its user's earlier training events."""
-        user = self.train.user[row_B]
+        user = self.train.user.take(row_B)  # a fifth of the time of indexing
         if length == 0:  # for models without a history, whose steps are short
             nothing = row_B.new_zeros(len(row_B), 0)
             return Query(user, nothing, nothing, nothing, None if self.train.value is None else nothing)
@@ -202,7 +202,7 @@ class Store:
         at_BL = at_BL.clamp_(min=0)
 
         def gather(column: Tensor | None) -> Tensor | None:
-            return None if column is None else torch.where(real_BL, column[at_BL], 0).long()
+            return None if column is None else torch.where(real_BL, column.take(at_BL), 0).long()
 
         return Query(user_B, *(gather(c) for c in (events.item, events.behaviour, events.time, events.value)))
 
@@ -211,7 +211,7 @@ class Store:
         row_M = torch.repeat_interleave(torch.arange(len(start_B), device=start_B.device), end_B - start_B)
         before_B = (end_B - start_B).cumsum(0) - (end_B - start_B)
         at_M = torch.arange(len(row_M), device=row_M.device) + (start_B - before_B)[row_M]
-        return row_M, events.item[at_M].long()
+        return row_M, events.item.take(at_M).long()
 
 
 def _owners(ptr: Tensor) -> Tensor:

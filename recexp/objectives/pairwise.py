@@ -59,10 +59,11 @@ class Pairwise:
         return positive_rows(store, self.positives)
 
     def batch(self, store, rows: Tensor, generator: torch.Generator) -> PairwiseBatch:
-        query, source = store.query(rows, self._history), rows
+        query = owner = store.query(rows, self._history)
         if self.shuffle_targets:
-            source = somebody(store, rows.shape, generator)
-        owner, positive_B = replace(query, user_B=store.train.user[source]), store.train.item[source].long()
+            rows = somebody(store, rows.shape, generator)
+            owner = replace(query, user_B=store.train.user.take(rows))
+        positive_B = store.train.item.take(rows).long()
         negative_Bn = self.sampler(store, owner, self.n_negatives, generator, positive_B)
         if self.pairs == "levels":
             negative_Bn = self._lower(store, owner, positive_B, negative_Bn, generator)

@@ -89,11 +89,11 @@ class Pointwise:
         return positive_rows(store, self.positives)
 
     def batch(self, store, rows: Tensor, generator: torch.Generator) -> PointwiseBatch:
-        query, source = store.query(rows, self._history), rows
+        query = owner = store.query(rows, self._history)
         if self.shuffle_targets:
-            source = somebody(store, rows.shape, generator)
-        owner = replace(query, user_B=store.train.user[source])
-        positive = store.train.item[source].long()
+            rows = somebody(store, rows.shape, generator)
+            owner = replace(query, user_B=store.train.user.take(rows))
+        positive = store.train.item.take(rows).long()
         if self.leave_target_out:
             query.without_B = positive
         item_BC = torch.cat([positive[:, None], self.sampler(store, owner, self.n_negatives, generator, positive)], 1)
