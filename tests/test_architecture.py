@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "recexp/types.py": (),
     "recexp/evaluation": ("recexp.evaluation", "recexp.types", "recexp.files", "recexp.data.split", "recexp.data.prepare"),
     "recexp/objectives": (
-        "recexp.objectives", "recexp.losses", "recexp.nn.linear_cross_entropy", "recexp.nn.dot",
+        "recexp.objectives", "recexp.losses", "recexp.nn.linear_cross_entropy", "recexp.nn.lookup",
         "recexp.sampling", "recexp.types", "recexp.data.datamodule",
     ),
 }

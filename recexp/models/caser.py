@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from recexp.models.sequence import SequenceModel, checked_length, latest
 from recexp.nn.dropout import Dropout
+from recexp.nn.lookup import Embedding
 from recexp.types import Query, Schema
 
 
@@ -32,13 +33,13 @@ class Caser(SequenceModel):
     ):
         super().__init__()
         self.history = self.max_len = checked_length(max_len)
-        self.user = nn.Embedding(schema.n_users, num_factors)
-        self.item = nn.Embedding(schema.V, num_factors)
+        self.user = Embedding(schema.n_users, num_factors)
+        self.item = Embedding(schema.V, num_factors)
         self.horizontal = nn.ModuleList(nn.Conv1d(num_factors, num_horizontal, height) for height in range(1, max_len + 1))
         self.vertical = nn.Linear(max_len, num_vertical)
         self.dropout = Dropout(dropout)
         self.inner = nn.Linear(num_vertical * num_factors + num_horizontal * max_len, num_factors)
-        self.output = nn.Embedding(schema.V, 2 * num_factors)
+        self.output = Embedding(schema.V, 2 * num_factors)
         self.output_bias = nn.Parameter(torch.zeros(schema.V))
         for table in (self.user, self.item, self.output):
             nn.init.normal_(table.weight, std=1 / table.embedding_dim)

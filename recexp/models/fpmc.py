@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from recexp.models.mf import inner_product, mean_square, require_positive
-from recexp.nn.dot import Embedding
 from recexp.nn.init import normal_embeddings
+from recexp.nn.lookup import Embedding
 from recexp.types import Query, Schema
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from recexp.models.sequence import SequenceModel, checked_length, latest
 from recexp.nn.dropout import Dropout
 from recexp.nn.embeddings import one_of
+from recexp.nn.lookup import Embedding
 from recexp.types import Query, RecexpError, Schema
 
 CELLS = ("official", "torch")
@@ -72,9 +73,9 @@ class GRU4Rec(SequenceModel):
         one_hot = input_table == "one_hot"
         if cell == "torch" and one_hot:
             raise RecexpError("cell: torch reads item vectors; choose input_table: separate or constrained.")
-        self.item = nn.Embedding(schema.V, num_factors, padding_idx=0)
+        self.item = Embedding(schema.V, num_factors, padding_idx=0)
         self.item_bias = nn.Parameter(torch.zeros(schema.V)) if output_bias else None
-        self.input = None if input_table == "constrained" else nn.Embedding(schema.V, (3 if one_hot else 1) * num_factors, padding_idx=0)
+        self.input = None if input_table == "constrained" else Embedding(schema.V, (3 if one_hot else 1) * num_factors, padding_idx=0)
         self.embedding_dropout, self.dropout = Dropout(embedding_dropout), Dropout(dropout)
         if cell == "torch":
             self.gru = nn.GRU(num_factors, num_factors, num_layers, batch_first=True, dropout=dropout if num_layers > 1 else 0.0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from recexp.nn.dot import Embedding, table_dot
 from recexp.nn.init import normal_embeddings
+from recexp.nn.lookup import Embedding, table_dot
 from recexp.types import Query, RecexpError, Schema
 
 

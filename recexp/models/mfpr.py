@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from recexp.models.mf import inner_product, mean_square, require_positive
-from recexp.nn.dot import row_dot
 from recexp.nn.init import normal_embeddings
+from recexp.nn.lookup import row_dot
 from recexp.types import Query, RecexpError, Schema
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from recexp.models.mf import mean_square, require_positive
-from recexp.models.neumf import in_chunks, pair_dot
+from recexp.models.neumf import in_chunks
+from recexp.nn.lookup import Embedding, Rows
 from recexp.nn.mlp import PairMLP
 from recexp.types import Query, Schema
 
@@ -35,12 +36,12 @@ class MMLP(nn.Module):
         d = num_factors
         widths = [2 * d, *(max(1, 2 * d >> k) for k in range(num_layers))]
         n_branches = len(schema.behaviours)
-        self.user = nn.Embedding(schema.n_users, d)
-        self.item = nn.Embedding(schema.V, d, padding_idx=0)
+        self.user = Embedding(schema.n_users, d)
+        self.item = Embedding(schema.V, d, padding_idx=0)
         self.branches = nn.ModuleList(PairMLP(widths) for _ in range(n_branches))
         self.fusion = nn.Linear(n_branches * widths[-1], d if mf_part else 1)
-        self.mf_user = nn.Embedding(schema.n_users, d) if mf_part else None
-        self.mf_item = nn.Embedding(schema.V, d, padding_idx=0) if mf_part else None
+        self.mf_user = Embedding(schema.n_users, d) if mf_part else None
+        self.mf_item = Embedding(schema.V, d, padding_idx=0) if mf_part else None
         self.head = nn.Linear(2 * d, 1) if mf_part else None
         self.widest = n_branches * widths[1]
         self._active: list[Tensor] = []
@@ -52,8 +53,8 @@ class MMLP(nn.Module):
                     table.weight[0] = 0.0
 
     def _logit(self, query: Query, item: Tensor, branch_mask_BCT: Tensor | None = None) -> Tensor:
-        p_B1D, q = self.user(query.user_B).unsqueeze(1), self.item(item)
-        outputs = [branch(p_B1D, q) for branch in self.branches]
+        users, items = Rows(self.user, query.user_B), Rows(self.item, item)
+        outputs = [branch.join(users.through(branch.left).unsqueeze(1), items.through(branch.right)) for branch in self.branches]
         if self.training:
             self._active = [(o.detach() > 0).float().mean() for o in outputs]
         if branch_mask_BCT is not None:
@@ -63,7 +64,7 @@ class MMLP(nn.Module):
         if self.head is None:
             return phi.squeeze(-1)
         w_mf, w_ml = self.head.weight.squeeze(0).chunk(2)
-        return pair_dot(self.mf_user(query.user_B) * w_mf, self.mf_item(item)) + phi @ w_ml + self.head.bias
+        return Rows(self.mf_item, item).dot(self.mf_user(query.user_B) * w_mf) + phi @ w_ml + self.head.bias
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         """[B, C], or [B, V-1] where item_BC is None."""

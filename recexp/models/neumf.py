@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from recexp.models.mf import mean_square, require_positive
-from recexp.nn.dot import Embedding, row_dot
 from recexp.nn.init import normal_embeddings, xavier_linears
+from recexp.nn.lookup import Embedding, Rows
 from recexp.nn.mlp import PairMLP
 from recexp.types import Query, RecexpError, Schema
 
@@ -64,7 +64,7 @@ class NeuMF(nn.Module):
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         """Mean square of the embeddings looked up."""
-        return mean_square(*look_up(self.user, query.user_B).values(), *look_up(self.item, item_BC).values())
+        return mean_square_of(look_up(self.user, query.user_B), look_up(self.item, item_BC))
 
     @property
     def n_items(self) -> int:
@@ -110,15 +110,21 @@ class Interaction(nn.Module):
         limit = (3.0 / self.head.in_features) ** 0.5  # LeCun uniform
         nn.init.uniform_(self.head.weight, -limit, limit)
 
-    def forward(self, user: Mapping[str, Tensor], item: Mapping[str, Tensor]) -> Tensor:
-        """Logits [B, C] of user vectors [B, D] and item vectors [B, C, D], or [C, D] shared by all rows, by part."""
+    def forward(self, user: Mapping[str, Rows], item: Mapping[str, Rows]) -> Tensor:
+        """Logits [B, C] of users [B] and items [B, C], or [C] shared by all rows, by part."""
         weight = self.head.weight.squeeze(0).split(self.num_factors)
         z = 0.0 if self.head.bias is None else self.head.bias
         if "gmf" in user:
-            z = z + pair_dot(user["gmf"] * weight[0], item["gmf"])
+            z = z + item["gmf"].dot(user["gmf"].vectors * weight[0])
         if self.tower is not None:
-            z = z + self.tower(user["mlp"].unsqueeze(1), item["mlp"]) @ weight[-1]
+            z = z + self._tower(user["mlp"], item["mlp"]) @ weight[-1]
         return z
+
+    def _tower(self, user: Rows, item: Rows) -> Tensor:
+        tower = self.tower
+        if self.training and tower.dropout.p > 0:  # every pair drops inputs of its own
+            return tower(user.vectors.unsqueeze(1), item.vectors)
+        return tower.join(user.through(tower.left).unsqueeze(1), item.through(tower.right))
 
 
 def interaction_widths(interaction: str, num_factors: int, num_layers: int) -> dict[str, int]:
@@ -137,14 +143,14 @@ def pair_tables(schema: Schema, widths: Mapping[str, int]) -> tuple[nn.ModuleDic
     return user, item
 
 
-def look_up(tables: nn.ModuleDict, id: Tensor) -> dict[str, Tensor]:
-    """Vectors of the ids from every table."""
-    return {part: table(id) for part, table in tables.items()}
+def look_up(tables: nn.ModuleDict, id: Tensor) -> dict[str, Rows]:
+    """The ids' rows of every table."""
+    return {part: Rows(table, id) for part, table in tables.items()}
 
 
-def pair_dot(user_BD: Tensor, item: Tensor) -> Tensor:
-    """Inner products [B, C] with item vectors [B, C, D], or [C, D] shared by all rows."""
-    return user_BD @ item.T if item.dim() == 2 else row_dot(item, user_BD)
+def mean_square_of(*rows: Mapping[str, Rows]) -> Tensor:
+    """Mean square of all the vectors looked up."""
+    return mean_square(*(part.vectors for parts in rows for part in parts.values()))
 
 
 def in_chunks(score: Callable[[Tensor], Tensor], query: Query, item_BC: Tensor | None, width: int, n_items: int) -> Tensor:

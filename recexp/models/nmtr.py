@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from recexp.models.mf import mean_square
-from recexp.models.neumf import Interaction, in_chunks, interaction_widths, look_up, pair_tables
+from recexp.models.neumf import Interaction, in_chunks, interaction_widths, look_up, mean_square_of, pair_tables
 from recexp.nn.init import normal_embeddings
 from recexp.types import Query, RecexpError, Schema
 
@@ -55,10 +54,10 @@ class NMTR(nn.Module):
         normal_embeddings(self, init_std)
 
     def _logits(self, query: Query, item: Tensor) -> list[Tensor]:
-        user_vectors, item_vectors, bias = look_up(self.user, query.user_B), look_up(self.item, item), self.item_bias[item]
+        users, items, bias = look_up(self.user, query.user_B), look_up(self.item, item), self.item_bias[item]
         z = []
         for level, interact in enumerate(self.levels):
-            own = interact(user_vectors, item_vectors) + bias[..., level]
+            own = interact(users, items) + bias[..., level]
             before = 0.0 if not z else z[-1] if self.carry == "logit" else z[-1].sigmoid()
             z.append(own + before)
         return z
@@ -74,4 +73,4 @@ class NMTR(nn.Module):
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         """Mean square of the embeddings looked up."""
-        return mean_square(*look_up(self.user, query.user_B).values(), *look_up(self.item, item_BC).values())
+        return mean_square_of(look_up(self.user, query.user_B), look_up(self.item, item_BC))

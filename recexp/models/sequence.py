@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recexp.nn.dot import row_dot
+from recexp.nn.lookup import row_dot
 from recexp.types import Query, RecexpError
 
 COLUMNS = ("item_BL", "behaviour_BL", "time_BL", "value_BL")

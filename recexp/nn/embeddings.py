@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recexp.nn.lookup import Embedding
 from recexp.types import Bag, Feature, RecexpError, Schema
 
 FUSIONS = ("add", "concat", "gate")
@@ -51,7 +52,7 @@ class FeatureBag(nn.Module):
 
     def __init__(self, feature: Feature, width: int):
         super().__init__()
-        self.table = nn.Embedding(feature.cardinality, width, padding_idx=0)
+        self.table = Embedding(feature.cardinality, width, padding_idx=0)
         # The values come with the data, not with the checkpoint.
         self.register_buffer("id_VM", feature.id_VM, persistent=False)
         self.register_buffer("weight_VM", feature.weight_VM, persistent=False)
@@ -82,7 +83,7 @@ class ItemEncoder(nn.Module):
         if scale == "half" and fusion != "add":
             raise RecexpError(f"scale=half averages the vectors before adding them; it does not go with fusion={fusion}.")
         self.n_items = schema.n_items
-        self.id = nn.Embedding(schema.V, width, padding_idx=0)
+        self.id = Embedding(schema.V, width, padding_idx=0)
         self.side = nn.ModuleList(FeatureBag(schema.item_features[name], width) for name in names)
         if fusion == "concat":
             self.mix = nn.Linear((1 + len(names)) * width, width, bias=False)
@@ -113,7 +114,7 @@ class UserBag(nn.Module):
 
     def __init__(self, bag: Bag, items: Feature, width: int):
         super().__init__()
-        self.table = nn.Embedding(bag.cardinality, width, padding_idx=0)
+        self.table = Embedding(bag.cardinality, width, padding_idx=0)
         n_users = len(bag.ptr) - 1
         owner = torch.repeat_interleave(torch.arange(n_users), bag.ptr.diff())
         total_U = torch.zeros(n_users, dtype=torch.float64).index_add_(0, owner, bag.count.double())
@@ -154,7 +155,7 @@ class UserEncoder(nn.Module):
         super().__init__()
         names = chosen_side(side, schema.user_features, "user")
         self.scale = one_of("side_scale", scale, SCALES)
-        self.id = nn.Embedding(schema.n_users, width)
+        self.id = Embedding(schema.n_users, width)
         self.side = nn.ModuleList(UserBag(schema.user_features[name], schema.item_features[name], width) for name in names)
 
     def forward(self, user_B: Tensor, without_B: Tensor | None = None) -> Tensor:

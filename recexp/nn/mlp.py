@@ -43,8 +43,18 @@ class PairMLP(MLP):
     """
 
     def forward(self, left: Tensor, right: Tensor) -> Tensor:
-        first, split = self.layers[0], left.shape[-1]
-        x = F.linear(self.dropout(left), first.weight[:, :split], first.bias)
-        x = x + F.linear(self.dropout(right), first.weight[:, split:])
+        return self.join(self.left(left), self.right(right))
+
+    def left(self, x: Tensor) -> Tensor:
+        """What the left input adds to the first layer, with the bias."""
+        return F.linear(self.dropout(x), self.layers[0].weight[:, : x.shape[-1]], self.layers[0].bias)
+
+    def right(self, x: Tensor) -> Tensor:
+        """What the right input adds to the first layer."""
+        return F.linear(self.dropout(x), self.layers[0].weight[:, -x.shape[-1] :])
+
+    def join(self, left: Tensor, right: Tensor) -> Tensor:
+        """The output of what ``left`` and ``right`` give."""
+        x = left + right
         x = self.activation(x) if self.last or len(self.layers) > 1 else x
         return self._from(1, x)

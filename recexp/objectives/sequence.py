@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from recexp import losses
-from recexp.nn.dot import row_dot
 from recexp.nn.linear_cross_entropy import linear_cross_entropy
+from recexp.nn.lookup import row_dot
 from recexp.objectives.base import check_negatives, check_sampler, require, somebody
 from recexp.sampling import NegativeSampler
 from recexp.types import Query, RecexpError, SequenceBatch

@@ -1,6 +1,9 @@
-"""Inner products of one vector per row with several, and tables looked up, as fast as a CPU can."""
+"""Tables looked up, and inner products with what is looked up, as fast as a CPU can."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -75,6 +78,28 @@ class Embedding(nn.Embedding):
         if self.weight.device.type == "cpu" and self.weight.requires_grad and torch.is_grad_enabled():
             return _LookUp.apply(self.weight, index, self.padding_idx)
         return super().forward(index)
+
+
+class Rows:
+    """Rows of a table, ids of any shape, and what is computed from them."""
+
+    def __init__(self, table: Embedding, id: Tensor) -> None:
+        self.table, self.id = table, id
+
+    @cached_property
+    def vectors(self) -> Tensor:
+        """[..., D]"""
+        return self.table(self.id)
+
+    def through(self, f: Callable[[Tensor], Tensor]) -> Tensor:
+        """f of the vectors, where f deals with each alone and leaves nothing to chance: of the whole table, if that is fewer."""
+        if self.id.numel() <= self.table.num_embeddings:
+            return f(self.vectors)
+        return _LookUp.apply(f(self.table.weight), self.id, self.table.padding_idx)
+
+    def dot(self, one_BD: Tensor) -> Tensor:
+        """Inner products [B, C] of ids [B, C], or [C] shared by all rows."""
+        return one_BD @ self.vectors.T if self.id.dim() == 1 else table_dot(one_BD, self.table.weight, self.id)
 
 
 class _LookUp(torch.autograd.Function):

@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recexp.nn import dot
-from recexp.nn.dot import Embedding, row_dot, table_dot
+from recexp.nn import lookup
+from recexp.nn.lookup import Embedding, Rows, row_dot, table_dot
 
 
 def gradients(loss, *inputs):
@@ -13,11 +13,11 @@ def gradients(loss, *inputs):
     return [x.grad.clone() for x in inputs]
 
 
-@pytest.mark.parametrize("block", [1, 40, dot.BLOCK])
-@pytest.mark.parametrize("columns", [3, dot.NARROW + 2])
+@pytest.mark.parametrize("block", [1, 40, lookup.BLOCK])
+@pytest.mark.parametrize("columns", [3, lookup.NARROW + 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_table_dot_equals_looking_up_and_multiplying(monkeypatch, block, columns, dtype):
-    monkeypatch.setattr(dot, "BLOCK", block)
+    monkeypatch.setattr(lookup, "BLOCK", block)
     generator = torch.Generator().manual_seed(0)
     one = torch.randn(9, 5, generator=generator, dtype=dtype, requires_grad=True)
     table = torch.randn(7, 5, generator=generator, dtype=dtype, requires_grad=True)
@@ -48,3 +48,33 @@ def test_our_embedding_is_torchs(padding):
         module(index).square().sum().backward()
     assert torch.equal(ours(index), theirs(index))
     torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+
+
+@pytest.mark.parametrize("shape", [(3,), (4, 5)])
+@pytest.mark.parametrize("padding", [None, 0])
+def test_rows_through_a_layer(shape, padding):
+    """Fewer ids than the table has rows, and more: the same values and gradients."""
+    torch.manual_seed(0)
+    table, layer = Embedding(6, 4, padding_idx=padding).double(), torch.nn.Linear(4, 2, bias=False).double()
+    id = torch.randint(6, shape)
+    id.view(-1)[0] = 0
+    asked = []
+
+    def f(x):
+        asked.append(x.shape)
+        return layer(x)
+
+    through, plain = Rows(table, id).through(f), layer(table(id))
+    assert asked == [(*shape, 4) if id.numel() < 6 else (6, 4)]
+    torch.testing.assert_close(through, plain)
+    weights = [table.weight, layer.weight]
+    expected = gradients(plain.square().sum(), *weights)
+    for got, wanted in zip(gradients(through.square().sum(), *weights), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_rows_dot():
+    table, one = Embedding(6, 4, padding_idx=0), torch.randn(2, 4)
+    each, shared = torch.tensor([[1, 5, 0], [2, 2, 3]]), torch.tensor([4, 1])
+    torch.testing.assert_close(Rows(table, each).dot(one), torch.einsum("bd,bcd->bc", one, table(each)))
+    torch.testing.assert_close(Rows(table, shared).dot(one), one @ table(shared).T)
