@@ -68,7 +68,7 @@ class SASRec(SequenceModel):
         super().__init__()
         self.history = self.max_len = checked_length(max_len)
         one_of("residual", residual, RESIDUALS)
-        self.item = nn.Embedding(schema.V, num_factors, padding_idx=0)
+        self.item = Embedding(schema.V, num_factors, padding_idx=0)
         self.position = PositionEmbedding(max_len, num_factors, "right")
         self.dropout = Dropout(dropout)
         options = dict(dropout=dropout, attention_dropout=dropout if attention_dropout is None else attention_dropout, residual=residual)
