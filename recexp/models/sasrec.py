@@ -10,6 +10,7 @@ from recexp.nn.attention import MultiHeadAttention, causal_mask
 from recexp.nn.dropout import Dropout
 from recexp.nn.embeddings import one_of
 from recexp.nn.init import xavier_linears
+from recexp.nn.lookup import Embedding
 from recexp.nn.transformer import PositionEmbedding
 from recexp.types import Query, Schema
 
