@@ -41,7 +41,7 @@ UNTOLD = (InterpolationResolutionError, UnsupportedInterpolationType)  # where n
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_"}
 ROOT_KEYS = {
     "dataset", "protocol", "sampler", "objective", "model", "optimizer", "scheduler", "trainer", "logger", "callbacks",
-    "seed", "selection", "batch_size", "eval_batch_size", "ckpt_path", "cache_dir", "run_dir", "threads", "names", "tags", "group",
+    "seed", "selection", "batch_size", "eval_batch_size", "ckpt_path", "cache_dir", "run_dir", "threads", "store_on", "names", "tags", "group",
     "stand_in", "hydra",
 }  # fmt: skip
 
@@ -66,6 +66,8 @@ def check_config(cfg: DictConfig) -> None:
         raise RecexpError(f"The config lacks {', '.join(missing)}: conf/config.yaml has them.")
     if cfg.selection not in ("val", "test_peek", "refit"):
         raise RecexpError(f"selection={cfg.selection!r} is unknown; choose val, test_peek or refit.")
+    if cfg.get("store_on", "auto") not in ("auto", "device", "host"):
+        raise RecexpError(f"store_on={cfg.store_on!r} is unknown; choose auto, device or host.")
     for name, group in (("callbacks", cfg.callbacks), ("logger", cfg.logger), ("scheduler", {"": cfg.scheduler})):
         if not isinstance(group, Mapping | DictConfig) or any(
             part is not None and not (isinstance(part, DictConfig) and "_target_" in part) for part in group.values()

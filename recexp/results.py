@@ -14,6 +14,7 @@ import torch
 
 from recexp.data.prepare import checksum
 from recexp.files import whole
+from recexp.types import moved
 
 
 def describe() -> dict[str, Any]:
@@ -41,8 +42,9 @@ def scoring_flops(model: torch.nn.Module, store, history: str) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     longest = (store.test.end - store.test.start).argmax()[None]
-    query = store.query_held_out(store.test, longest, model.history, history)
-    items = torch.arange(1, 1 + min(100, store.schema.n_items), device=store.device)[None]
+    home = next((x.device for x in (*model.parameters(), *model.buffers())), store.device)  # after training the host, wherever the data are
+    query = moved(store.query_held_out(store.test, longest, model.history, history), home)
+    items = torch.arange(1, 1 + min(100, store.schema.n_items), device=home)[None]
     was_training, learned = model.training, [p for p in model.parameters() if p.requires_grad]
     for parameter in learned:  # the counter hangs its hooks on whatever asks for a gradient, views of parameters under no_grad too
         parameter.requires_grad_(False)

@@ -127,7 +127,7 @@ def assemble(cfg: DictConfig, protocol, store: Store, splits: tuple[str, ...]) -
     objective.check(model, store)
     module = RecModule(
         model, objective, protocol, store, optimizer=build(cfg.optimizer), scheduler=build(cfg.scheduler) if cfg.scheduler else None,
-        seed=cfg.seed, splits=splits,
+        seed=cfg.seed, splits=splits, store_on=cfg.get("store_on", "auto"),
     )  # fmt: skip
     data = RecDataModule(store, objective, batch_size=cfg.batch_size, eval_batch_size=cfg.eval_batch_size, seed=cfg.seed, splits=splits)
     return module, data

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -93,8 +93,21 @@ class Query:
     def __getitem__(self, rows: Tensor | slice) -> Query:
         return Query(**{f.name: None if (x := getattr(self, f.name)) is None else x[rows] for f in dataclasses.fields(self)})
 
-    def to(self, device: torch.device | str) -> Query:
-        return Query(**{f.name: None if (x := getattr(self, f.name)) is None else x.to(device) for f in dataclasses.fields(self)})
+
+def moved(value: Any, device: torch.device | str) -> Any:
+    """A query, batch or tensor on the device, itself where it is there already; None stays None.
+
+    From a CPU to a GPU through pinned memory, so that nobody waits: the next batch is gathered while the GPU still works on this one.
+    """
+    device = torch.device(device)
+    if isinstance(value, Tensor):
+        if value.device == device:
+            return value
+        pinned = value.pin_memory() if (value.device.type, device.type) == ("cpu", "cuda") else value
+        return pinned.to(device, non_blocking=True)
+    if dataclasses.is_dataclass(value):
+        return dataclasses.replace(value, **{f.name: moved(getattr(value, f.name), device) for f in dataclasses.fields(value)})
+    return value
 
 
 @dataclass

@@ -82,6 +82,10 @@ class RecDataModule(pl.LightningDataModule):
         batches.skip, self._skip = self._skip, 0
         return DataLoader(_Rows(rows), sampler=batches, batch_size=None)
 
+    def transfer_batch_to_device(self, batch: Tensor, device: torch.device, dataloader_idx: int) -> Tensor:
+        """Row numbers go where the data are, which may not be where the model is."""
+        return batch.to(self.trainer.lightning_module.store.device)
+
     def val_dataloader(self) -> list[DataLoader]:
         return [self._held_out(split) for split in self.splits]
 

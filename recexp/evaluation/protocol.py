@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from recexp.data.split import Split
-from recexp.types import RecexpError
+from recexp.types import RecexpError, moved
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,22 @@ class Protocol:
             said["candidates"].pop("counts")
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
-    def ranks(self, store, targets, row_B: Tensor, candidate_BC: Tensor | None, model) -> tuple[Tensor, Tensor, Tensor]:
-        """(better, tied, candidates) per row, int64 [B]: how many candidates the model puts strictly above the target, and level with it."""
+    def ranks(self, store, targets, row_B: Tensor, candidate_BC: Tensor | None, model, device=None) -> tuple[Tensor, Tensor, Tensor]:
+        """(better, tied, candidates) per row, int64 [B]: how many candidates the model puts strictly above the target, and level with it.
+
+        device: the model's, where the data stay on another.
+        """
         from recexp.evaluation.ranks import candidate_ranks, full_ranks
 
-        query = store.query_held_out(targets, row_B, model.history, self.history)
-        target_B = targets.item[row_B]
+        device = store.device if device is None else device
+        query = moved(store.query_held_out(targets, row_B, model.history, self.history), device)
+        target_B = moved(targets.item[row_B], device)
         if candidate_BC is not None:
             score = model.score(query, torch.cat([target_B[:, None], candidate_BC.long()], 1))
             better, tied = candidate_ranks(score)
             return better, tied, torch.full_like(better, candidate_BC.shape[1] + 1)
         seen = None
         if self.candidates.seen == "removed":
-            seen = store.items_between(store.past, targets.start[row_B], targets.end[row_B])
+            row_M, item_M = store.items_between(store.past, targets.start[row_B], targets.end[row_B])
+            seen = moved(row_M, device), moved(item_M, device)
         return full_ranks(model.score(query), target_B, seen)

@@ -13,9 +13,9 @@ from recexp.data.datamodule import rank_and_world
 from recexp.evaluation.metrics import RankingMetrics
 from recexp.evaluation.protocol import Protocol
 from recexp.evaluation.stored import stored_candidates
-from recexp.lightning.memory import out_of_memory, users_at_once
+from recexp.lightning.memory import out_of_memory, too_large, users_at_once
 from recexp.lightning.nonfinite import bad_rows, first_bad_output, first_bad_parameter
-from recexp.types import RecexpError
+from recexp.types import RecexpError, moved
 
 
 def mix(*numbers: int) -> int:
@@ -35,11 +35,17 @@ def _seed(device: torch.device, seed: int) -> None:
 
 
 class RecModule(pl.LightningModule):
-    """splits: as in ``RecDataModule``. optimizer: partial of a torch optimiser; scheduler: partial of a per-step learning-rate scheduler or None."""
+    """splits: as in ``RecDataModule``. optimizer: partial of a torch optimiser; scheduler: partial of a per-step learning-rate scheduler or None.
 
-    def __init__(self, model, objective, protocol: Protocol, store, *, optimizer=None, scheduler=None, seed: int = 0, splits=("val",)) -> None:
+    store_on: "device" gathers batches where the model is; "host" gathers them in the host's memory and moves them; "auto" takes the host where the
+    data would fill more than half of what is free on the device.
+    """
+
+    def __init__(
+        self, model, objective, protocol: Protocol, store, *, optimizer=None, scheduler=None, seed: int = 0, splits=("val",), store_on: str = "auto"
+    ) -> None:
         super().__init__()
-        self.model, self.objective, self.protocol, self.store, self.seed = model, objective, protocol, store, seed
+        self.model, self.objective, self.protocol, self.store, self.seed, self.store_on = model, objective, protocol, store, seed, store_on
         self._optimizer, self._scheduler, self.splits = optimizer, scheduler, tuple(splits)
         self.gradient_free = callable(getattr(model, "sweep", None))
         self.automatic_optimization = not self.gradient_free
@@ -58,7 +64,16 @@ class RecModule(pl.LightningModule):
         for split in {*self.splits, "test"}:
             if split not in self._candidates:
                 self._candidates[split] = stored_candidates(self.store, self.protocol, split) if len(self.store.targets(split)) else None
-        self.store = self.store.to(self.device)
+        host = self.store_on == "host" or (self.store_on == "auto" and too_large(self.store, self.device))
+        if host and self.gradient_free and self.device.type != "cpu":
+            raise RecexpError("This model fits by sweeps over all data, which do not fit on the device beside it: set trainer.accelerator=cpu.")
+        if not host:
+            self.store = self.store.to(self.device)
+
+    def _batch(self, row: Tensor, seed: int) -> Any:
+        """What the objective makes of the rows, on the model's device."""
+        generator = torch.Generator(self.store.device).manual_seed(seed)
+        return moved(self.objective.batch(self.store, row, generator), self.device)
 
     def configure_optimizers(self) -> Any:
         if self.gradient_free:
@@ -77,9 +92,7 @@ class RecModule(pl.LightningModule):
         # A step's randomness (negatives, masks, dropout) depends on nothing before it: a resumed run equals an uninterrupted one.
         seed = mix(self.seed, self.current_epoch, rank_and_world()[0], index)
         _seed(self.device, seed)
-        generator = torch.Generator(self.device).manual_seed(seed)
-        batch = self.objective.batch(self.store, row, generator)
-        losses = self.objective.loss(self.model, batch)
+        losses = self.objective.loss(self.model, self._batch(row, seed))
         if self.gradient_free:
             self._add(losses, len(row))
             # Count the sweep as a step: loggers and checkpoints go by the number of steps.
@@ -113,13 +126,10 @@ class RecModule(pl.LightningModule):
         self.log_dict(self.train_means())
 
     def _not_finite(self, row: Tensor, index: int, seed: int) -> str:
-        def batch_of(some: Tensor):
-            return self.objective.batch(self.store, some, torch.Generator(self.device).manual_seed(seed))
-
         @torch.no_grad()
         def loss_of(some: Tensor) -> Tensor:
             _seed(self.device, seed)
-            return self.objective.loss(self.model, batch_of(some))["loss"]
+            return self.objective.loss(self.model, self._batch(some, seed))["loss"]
 
         cause = first_bad_parameter(self.model)
         if cause is None:
@@ -127,7 +137,7 @@ class RecModule(pl.LightningModule):
             cause = f"the first output that is not finite is that of {name}" if name else "every layer's output is finite, the loss of them is not"
             if not hasattr(self.objective, "batches"):
                 bad = bad_rows(row, loss_of)
-                users = batch_of(bad).query.user_B.tolist() if len(bad) else []
+                users = self._batch(bad, seed).query.user_B.tolist() if len(bad) else []
                 cause += f"; alone already in rows {bad.tolist()} of users {users}" if users else "; no row alone brings it about"
         return (
             f"The loss is not finite in step {index + 1} of epoch {self.current_epoch + 1}: {cause}. The last good checkpoint is kept. Lower "
@@ -169,7 +179,7 @@ class RecModule(pl.LightningModule):
         try:
             # Scores in float32 even where training is in bf16, whose logits tie at the target for many users.
             with torch.autocast(self.device.type, enabled=False):
-                better, tied, n = self.protocol.ranks(self.store, targets, row, chosen, self.model)
+                better, tied, n = self.protocol.ranks(self.store, targets, row, chosen, self.model, self.device)
         except RecexpError as error:
             raise RecexpError(f"Evaluating the {split} split in epoch {self.current_epoch}: {error}") from error
         except RuntimeError as error:
@@ -183,7 +193,7 @@ class RecModule(pl.LightningModule):
             for half in row.tensor_split(2):
                 self._rank(split, half)
             return
-        self.metrics[split].update(targets.user[row], better, tied, n, targets.seen[row])
+        self.metrics[split].update(moved(targets.user[row], self.device), better, tied, n, moved(targets.seen[row], self.device))
 
     def _finish(self, split: str, prog_bar: bool) -> None:
         values = self.results[split] = self.metrics[split].compute()

@@ -84,6 +84,7 @@ class SessionParallel(SequenceObjective):
         slots = int(batch.slot_S[-1]) + 1
         if self._state is None or self._state.shape[1] < slots:
             self._state = model.initial_state(slots)  # before any session's first step, so nothing is lost
+        self._state = self._state.to(batch.item_S.device)  # a checkpoint's comes from the host
         h_SD, state = model.step(batch.item_S, self._state[:, batch.slot_S] * ~batch.start_S[:, None])
         self._state[:, batch.slot_S] = state.detach().to(self._state.dtype)
         return {"loss": self._sampled(model, model.head(h_SD), batch.target_S, batch.negative_n)}

@@ -1,0 +1,139 @@
+"""Every model and objective on a device whose tensors refuse to meet the CPU's: with the data beside the model, and with the data on the host."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+
+from recexp.evaluation.protocol import Candidates, Protocol
+from recexp.lightning.memory import too_large
+from recexp.lightning.module import RecModule
+from recexp.types import RecexpError, moved
+from tests import worlds
+from tests.contracts.harness import MODELS, contestant
+from tests.pretend import DEVICE, pretend, values
+
+STORE = worlds.random_store(12, side=True, held_out=[1 + 5 * user % 30 for user in range(12)])
+USERS = torch.arange(len(STORE.test))
+
+
+def tensors(value):
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif dataclasses.is_dataclass(value):
+        for f in dataclasses.fields(value):
+            yield from tensors(getattr(value, f.name))
+
+
+def there(model):
+    """A copy on the device."""
+    return copy.deepcopy(model).to(DEVICE)
+
+
+def batch_of(objective, store, generator):
+    rows = next(iter(objective.batches(store, 8, 0))) if hasattr(objective, "batches") else objective.rows(STORE)[:8]
+    return objective.batch(store, rows.to(store.device), generator)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training(name):
+    """The loss and gradients of a batch gathered on the host are the CPU's; batches gathered on the device are all there."""
+    entry = contestant(name, STORE, dropout=False)
+    model = entry.model.train()
+    if entry.sweeps:
+        with pretend():
+            far = there(model)
+            expected, found = model.sweep(STORE), far.sweep(STORE.to(DEVICE))
+            assert found == pytest.approx(expected, rel=1e-4)
+        return
+    objective = copy.deepcopy(entry.objective)
+    batch = batch_of(objective, STORE, torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    loss = entry.objective.loss(model, batch)["loss"]
+    loss.backward()
+    with pretend():
+        far = there(model)
+        torch.manual_seed(0)
+        far_loss = objective.loss(far, moved(batch, DEVICE))["loss"]
+        far_loss.backward()
+        assert far_loss.device == DEVICE
+        torch.testing.assert_close(values(far_loss.detach()), loss.detach())
+        for (key, here), away in zip(model.named_parameters(), far.parameters(), strict=True):
+            if here.grad is not None:
+                torch.testing.assert_close(values(away.grad), here.grad, msg=lambda text, key=key: f"{key}: {text}", rtol=1e-4, atol=1e-5)
+        gathered = batch_of(objective, STORE.to(DEVICE), torch.Generator().manual_seed(0))
+        assert {x.device for x in tensors(gathered)} == {DEVICE}
+        assert torch.isfinite(objective.loss(far, gathered)["loss"])
+
+
+PROTOCOLS = [Protocol("all", candidates=Candidates("all", seen="removed")), Protocol("some", candidates=Candidates("uniform", n=3))]
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda p: p.name)
+@pytest.mark.parametrize("name", MODELS)
+def test_ranks(name, protocol):
+    entry = contestant(name, STORE)
+    model = entry.model.eval()
+    if entry.sweeps:
+        model.sweep(STORE)
+    generator = torch.Generator().manual_seed(1)
+    chosen = None if protocol.candidates.kind == "all" else torch.randint(1, STORE.schema.V, (len(USERS), 3), generator=generator)
+    expected = protocol.ranks(STORE, STORE.test, USERS, chosen, model)
+    assert len(expected[0]) == 12
+    with pretend():
+        far, beside = there(model), STORE.to(DEVICE)
+        of_device = protocol.ranks(beside, beside.test, USERS.to(DEVICE), None if chosen is None else chosen.to(DEVICE), far)
+        of_host = protocol.ranks(STORE, STORE.test, USERS, None if chosen is None else chosen.to(DEVICE), far, DEVICE)
+        for found in (of_device, of_host):
+            for a, b in zip(found, expected, strict=True):
+                assert a.device == DEVICE and torch.equal(values(a), b)
+
+
+@pytest.mark.parametrize("name", ["bpr_mf", "sasrec", "bert_ite_si"])
+def test_the_module_gathers_on_the_host(name):
+    """With store_on=host everything is as on the CPU: the loss of a step, the ranks of a split."""
+
+    def module(store_on):
+        entry = contestant(name, STORE, dropout=False)
+        return RecModule(entry.model.train(), entry.objective, PROTOCOLS[0], STORE, store_on=store_on)
+
+    rows = torch.arange(6)
+    near = module("auto")
+    near.setup("fit")
+    loss = near.training_step(rows, 0)
+    near._rank("val", USERS)
+    with pretend():
+        far = module("host").to(DEVICE)
+        far.setup("fit")
+        assert far.store is STORE
+        far_loss = far.training_step(rows, 0)
+        far._rank("val", USERS)
+        assert far_loss.device == DEVICE
+        torch.testing.assert_close(values(far_loss.detach()), loss.detach())
+        assert {k: float(v) for k, v in far.metrics["val"].compute().items()} == {k: float(v) for k, v in near.metrics["val"].compute().items()}
+
+
+def test_what_is_too_large(monkeypatch):
+    free = {}
+    monkeypatch.setattr(torch.pretend, "mem_get_info", lambda device: (free["bytes"], 10**12), raising=False)
+    held = sum(x.numel() * x.element_size() for part in (STORE.train, STORE.past, STORE.train_pairs, STORE.all_pairs, STORE.val, STORE.test)
+               for x in tensors(part))  # fmt: skip
+    free["bytes"] = 2 * held
+    assert too_large(STORE, DEVICE) and not too_large(STORE, torch.device("cpu"))
+    free["bytes"] = 4 * held
+    assert not too_large(STORE, DEVICE)
+    store_of = contestant("bpr_mf", STORE)
+    module = RecModule(store_of.model, store_of.objective, PROTOCOLS[0], STORE)
+    free["bytes"] = held
+    with pretend():
+        module.to(DEVICE).setup("fit")
+        assert module.store is STORE
+
+
+def test_sweeps_over_data_that_do_not_fit():
+    entry = contestant("wmf", STORE)
+    with pretend():
+        module = RecModule(entry.model, entry.objective, PROTOCOLS[0], STORE, store_on="host").to(DEVICE)
+        with pytest.raises(RecexpError, match=r"trainer\.accelerator=cpu"):
+            module.setup("fit")
