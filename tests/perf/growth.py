@@ -8,9 +8,11 @@ Nothing should grow faster than its arithmetic says: the dashed line of a plot g
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -31,12 +33,13 @@ AXES = {
     "items": [(n, 40_000, n, 4 * 10**6, [*SASREC, *SAMPLED]) for n in (10**3, 10**4, 10**5, 10**6)],
     "length": [(n, 6_000, 3_700, 10**6, [*SASREC, f"model.max_len={n}"]) for n in (25, 50, 100, 200, 400)],
 }
+PROCESSES = [n for n in (1, 2, 4, 8, 16) if n <= len(os.sched_getaffinity(0))]  # one thread each
 SHOWN = {"prepare_s": "preparation, s", "step_s": "training step, s", "rank_s": "ranking, s", "peak_gb": "peak memory, GB"}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=list(AXES), choices=list(AXES))
+    parser.add_argument("--only", nargs="+", default=[*AXES, "processes"], choices=[*AXES, "processes"])
     parser.add_argument("--most", type=float, default=1e8, help="no more events than this")
     parser.add_argument("--work", type=Path, default=Path("cache/growth"))
     parser.add_argument("--out", type=Path, default=Path("growth"), help="folder")
@@ -49,8 +52,8 @@ def main() -> None:
     path = a.out / "growth.json"
     said = json.loads(path.read_text())["measured"] if path.exists() else {}
     for axis in a.only:
-        said[axis] = []
-        for value, users, items, events, words in AXES[axis]:
+        said[axis] = processes(a) if axis == "processes" else []
+        for value, users, items, events, words in AXES.get(axis, []):
             if events > a.most:
                 continue
             data = overrides(write_events(a.work / f"u{users}-i{items}-e{events}", users, items, events))
@@ -65,18 +68,34 @@ def main() -> None:
         draw(axis, points, a.out / f"{axis}.png")
 
 
+def processes(a: argparse.Namespace) -> list[dict]:
+    """Seconds of SASRec's second epoch, its validation left out, shared by so many processes, each with batches of 128."""
+    data = overrides(write_events(a.work / "u6000-i3700-e1000000", 6_000, 3_700, 10**6))
+    points = []
+    for n in PROCESSES:
+        run_dir = a.work / f"processes-{n}"
+        words = [*data, *SASREC, "model.max_len=100", "protocol=full_unseen", "logger=none", f"cache_dir={a.work}/cache", "threads=1"]
+        words += ["trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={n}", "trainer.max_epochs=2", f"hydra.run.dir={run_dir}"]
+        subprocess.run([sys.executable, "-m", "recexp", *words], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        with (run_dir / "metrics.csv").open() as f:
+            points.append({"value": n, "epoch_s": float(list(csv.DictReader(f))[-1]["train/seconds"])})
+        print("processes", points[-1], flush=True)
+    return points
+
+
 def draw(axis: str, points: list[dict], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(SHOWN), figsize=(3.2 * len(SHOWN), 3), constrained_layout=True)
-    x = [p["value"] for p in points]
-    for plot, (key, name) in zip(axes, SHOWN.items(), strict=True):
+    shown, slope = ({"epoch_s": "training epoch, s"}, -1) if axis == "processes" else (SHOWN, 1)
+    figure, axes = plt.subplots(1, len(shown), figsize=(3.2 * len(shown), 3), constrained_layout=True, squeeze=False)
+    axes, x = axes[0], [p["value"] for p in points]
+    for plot, (key, name) in zip(axes, shown.items(), strict=True):
         y = [p[key] for p in points]
         plot.plot(x, y, "o-")
-        plot.plot(x, [y[0] * v / x[0] for v in x], "--", color="grey", label="in proportion")
+        plot.plot(x, [y[0] * (v / x[0]) ** slope for v in x], "--", color="grey", label="in proportion")
         plot.set(xscale="log", yscale="log", xlabel=axis, title=name)
         plot.set_ylim(min(y) / 2, max(y) * 2)
         plot.grid(alpha=0.3)
