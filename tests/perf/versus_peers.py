@@ -70,7 +70,7 @@ CASES: dict[str, dict] = {
         "targets": {"epoch": 3},
     },
     "recbole/bpr": {
-        "ours": ["model=bpr_mf", "model.num_factors=64", "model.item_bias=false"], "batch": 2048, "best": (16384, 16384),
+        "ours": ["model=bpr_mf", "model.num_factors=64", "model.item_bias=false"], "batch": 2048, "best": (65536, 16384),
         "peer": {"model": "BPR", "settings": {"embedding_size": 64}}, "targets": {"epoch": 2, "epoch, own best": 4, "rank": 5},
     },
     "recbole/fpmc": {
@@ -78,7 +78,7 @@ CASES: dict[str, dict] = {
         "peer": {"model": "FPMC", "length": 200, "settings": {"embedding_size": 64}}, "targets": {"epoch": 2, "epoch, own best": 4},
     },
     "recbole/neumf": {
-        "ours": ["model=neumf", "model.num_factors=64", "model.num_layers=2", "objective.n_negatives=1"], "batch": 2048, "best": (4096, 8192),
+        "ours": ["model=neumf", "model.num_factors=64", "model.num_layers=2", "objective.n_negatives=1"], "batch": 2048, "best": (16384, 8192),
         "peer": {"model": "NeuMF",
         "settings": {"mf_embedding_size": 64, "mlp_embedding_size": 128, "mlp_hidden_size": [128, 64], "dropout_prob": 0.0}},
         "targets": {"epoch": 1.5, "epoch, own best": 2, "rank": 8},
