@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -56,9 +57,21 @@ def _report(work: Callable[[], Any]) -> Any:
 run_and_report, hydra._internal.utils.run_and_report = hydra._internal.utils.run_and_report, _report
 
 
+def _follow(words: list[str], environment: Mapping[str, str]) -> list[str]:
+    """The command line of one of several processes that torchrun or SLURM started alike: only the first one may have a run directory."""
+    rank = next((environment[key] for key in ("RANK", "SLURM_PROCID") if key in environment), "0")
+    return words if rank in ("", "0") else [w for w in words if not w.startswith("hydra.run.dir=")] + ["hydra.run.dir=.", "hydra.output_subdir=null"]
+
+
+def main() -> float | None:
+    """Entry point of ``python -m recexp``."""
+    sys.argv[1:] = _follow(sys.argv[1:], os.environ)
+    return _main()
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-def main(cfg: DictConfig) -> float | None:
-    """Entry point of ``python -m recexp``. Returns validation NDCG@10, what sweepers that search maximise, under launchers other than ours."""
+def _main(cfg: DictConfig) -> float | None:
+    """Returns validation NDCG@10, what sweepers that search maximise, under launchers other than ours."""
     # After Hydra has parsed: --help and typing errors need not wait for torch.
     from pytorch_lightning.utilities import rank_zero_only
 

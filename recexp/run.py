@@ -41,8 +41,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     run_dir = Path(cfg.run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
     if rank_zero_only.rank == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
         with whole(run_dir / "config.yaml") as temporary:
             OmegaConf.save(cfg, temporary, resolve=True)
     started, git = time.perf_counter(), git_state()  # now: the checkout may move on while the run trains
@@ -78,7 +78,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
                 trainer.save_checkpoint(run_dir / "checkpoints" / "refit.ckpt")
                 trainer.test(module, data, verbose=False)
             else:
-                trainer.test(module, data, ckpt_path=str(run_dir / "checkpoints" / "best.ckpt"), weights_only=True, verbose=False)
+                best_epoch = trainer.strategy.broadcast(str(run_dir / "checkpoints" / "best.ckpt"))  # only the first process knows the directory
+                trainer.test(module, data, ckpt_path=best_epoch, weights_only=True, verbose=False)
         except RuntimeError as error:
             if lost_process(error) and not stop.signum:
                 raise RecexpError(gone(run_dir)) from error
