@@ -161,7 +161,15 @@ def in_chunks(score: Callable[[Tensor], Tensor], query: Query, item_BC: Tensor |
     step = max(1, block // (width * max(1, len(query))))
     if items.shape[-1] <= step:
         return score(items)
-    return torch.cat([score(part) for part in items.split(step, dim=-1)], dim=-1)
+    parts = items.split(step, dim=-1)
+    if torch.is_grad_enabled():
+        return torch.cat([score(part) for part in parts], dim=-1)
+    scores = None
+    for part, at in zip(parts, range(0, items.shape[-1], step), strict=True):  # into place: a list of small pieces splinters a CPU's memory
+        z = score(part)
+        scores = z.new_empty(len(query), items.shape[-1]) if scores is None else scores
+        scores[:, at : at + step] = z
+    return scores
 
 
 def _load_state(path: str) -> dict[str, Tensor]:
