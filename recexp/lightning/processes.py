@@ -12,6 +12,7 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 from pytorch_lightning.strategies import DDPStrategy
 
@@ -23,15 +24,18 @@ class WatchedDDP(DDPStrategy):
     """Lightning's DDP, whose processes look after each other: where one dies, the others end within seconds, with a message, even those that wait
     inside an exchange that will never come.
 
-    timeout_s: how long an exchange may wait for a process that lives but does not answer. run_dir: where the message sends people.
+    timeout_s: how long an exchange may wait for a process that lives but does not answer. run_dir: where the message sends people. threads: of each
+    process; Lightning's launcher shares out the cores instead, whatever was set before.
     """
 
-    def __init__(self, timeout_s: float = 600, run_dir: str | Path = ".", **settings) -> None:
+    def __init__(self, timeout_s: float = 600, run_dir: str | Path = ".", threads: int | None = None, **settings) -> None:
         super().__init__(timeout=timedelta(seconds=timeout_s), **settings)
-        self.run_dir = Path(run_dir)
+        self.run_dir, self.threads = Path(run_dir), threads
         os.environ.setdefault(MAIN, str(os.getpid()))
 
     def setup_environment(self) -> None:
+        if self.threads:
+            torch.set_num_threads(self.threads)
         children = getattr(self.launcher, "procs", [])
         mine = children[:]
         children.clear()  # so Lightning's observer has nothing to observe: it would end this process by SIGKILL, without a word

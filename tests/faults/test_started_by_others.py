@@ -44,3 +44,15 @@ def test_torchrun_gives_the_metrics_of_our_own_processes(tmp_path):
     assert metrics(tmp_path / "torchrun") == metrics(tmp_path / "own")
     assert not list((tmp_path / "machine1").iterdir())
     assert "hr@10" in said[0].lower() and "hr@10" not in said[1].lower()  # the table is printed once
+
+
+def test_threads_stay_what_they_were_set_to(tmp_path):
+    """Lightning's launcher gives every process its share of the cores, were it asked or not."""
+    watch = "import torch, atexit; atexit.register(lambda: print('threads', torch.get_num_threads()))"
+    code = f"{watch}\nimport sys\nfrom recexp.cli import main\nsys.argv[0] = 'recexp'\nmain()"
+    words = [*arguments(tmp_path / "run", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "model=bpr_mf"), "threads=3"]
+    clean = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
+    line = [sys.executable, "-c", code, *words, f"hydra.run.dir={tmp_path}/run"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=clean, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "threads 3"
