@@ -78,8 +78,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
                 trainer.save_checkpoint(run_dir / "checkpoints" / "refit.ckpt")
                 trainer.test(module, data, verbose=False)
             else:
-                best_epoch = trainer.strategy.broadcast(str(run_dir / "checkpoints" / "best.ckpt"))  # only the first process knows the directory
-                trainer.test(module, data, ckpt_path=best_epoch, weights_only=True, verbose=False)
+                best_path = trainer.strategy.broadcast(str(run_dir / "checkpoints" / "best.ckpt"))  # only the first process knows the directory
+                trainer.test(module, data, ckpt_path=best_path, weights_only=True, verbose=False)
         except RuntimeError as error:
             if lost_process(error) and not stop.signum:
                 raise RecexpError(gone(run_dir)) from error

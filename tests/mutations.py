@@ -59,7 +59,7 @@ MUTATIONS = [
     Mutation("no event of another user in a history", "recexp/data/store.py", "real_BL = at_BL >= start_B[:, None]", "real_BL = at_BL >= 0", "tests/data/test_store.py"),
     Mutation("negatives the user has are drawn again", "recexp/sampling.py", "        item[row, column] = again\n", "", "tests/test_sampling.py"),
     Mutation("what is drawn again is looked at again", "recexp/sampling.py", "        again[at] = self._unseen(pairs, V1, owner[at], generator)\n", "", "tests/test_sampling.py"),
-    Mutation("a batch gathered on the host moves to the device", "recexp/lightning/module.py", "return moved(self.objective.batch(self.store, row, generator), self.device)", "return self.objective.batch(self.store, row, generator)", "tests/contracts/test_devices.py -k module"),
+    Mutation("a batch gathered on the host moves to the device", "recexp/lightning/module.py", "return batch if self.store.device == self.device else moved(batch, self.device)", "return batch", "tests/contracts/test_devices.py -k module"),
     Mutation("a pair beyond the last item is nobody's", "recexp/data/store.py", "        item = item.clamp(max=8 * self._width - 1)\n", "", "tests/data/test_store.py"),
     Mutation("negatives are items not seen", "recexp/sampling.py", "return rank + 1 + before", "return rank + 1", "tests/test_sampling.py"),
     Mutation("ties are counted", "recexp/evaluation/ranks.py", "return _count(scores_BC > target_B1), _count(scores_BC == target_B1) - 1", "return _count(scores_BC > target_B1), 0 * _count(scores_BC == target_B1)", "tests/evaluation"),

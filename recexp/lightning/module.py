@@ -73,7 +73,8 @@ class RecModule(pl.LightningModule):
     def _batch(self, row: Tensor, seed: int) -> Any:
         """What the objective makes of the rows, on the model's device."""
         generator = torch.Generator(self.store.device).manual_seed(seed)
-        return moved(self.objective.batch(self.store, row, generator), self.device)
+        batch = self.objective.batch(self.store, row, generator)
+        return batch if self.store.device == self.device else moved(batch, self.device)
 
     def configure_optimizers(self) -> Any:
         if self.gradient_free:

@@ -113,7 +113,8 @@ class _LookUp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         (index,) = ctx.saved_tensors
-        d_table = grad.new_zeros(ctx.shape).index_add_(0, index.flatten(), grad.flatten(0, -2))
+        exact = torch.promote_types(grad.dtype, torch.float32)  # sums of many in bfloat16 would stand still
+        d_table = grad.new_zeros(ctx.shape, dtype=exact).index_add_(0, index.flatten(), grad.flatten(0, -2).to(exact))
         if ctx.padding is not None:
             d_table[ctx.padding] = 0
-        return d_table, None, None
+        return d_table.to(grad.dtype), None, None
