@@ -113,7 +113,7 @@ class _LookUp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         (index,) = ctx.saved_tensors
-        exact = torch.promote_types(grad.dtype, torch.float32)  # sums of many in bfloat16 would stand still
+        exact = torch.promote_types(grad.dtype, torch.float32)  # a GPU adds bfloat16 one by one, and 256 + 1 is 256 there
         d_table = grad.new_zeros(ctx.shape, dtype=exact).index_add_(0, index.flatten(), grad.flatten(0, -2).to(exact))
         if ctx.padding is not None:
             d_table[ctx.padding] = 0
