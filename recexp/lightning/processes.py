@@ -80,7 +80,8 @@ class _Watch(threading.Thread):
 
 def lost_process(error: BaseException) -> bool:
     """Is this torch's way of saying that another process of the run is gone or does not answer?"""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    # gloo names its source file in most of its messages, but not in what ends an exchange that was given up.
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo", "pair closure")))
 
 
 def gone(run_dir: Path) -> str:

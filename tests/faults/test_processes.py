@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from recexp.lightning.checkpoints import verify_checkpoint
+from recexp.lightning.processes import lost_process
 from tests.running import arguments
 
 TWO = ["trainer=ddp_cpu2", "model=bpr_mf", "model.num_factors=8"]
@@ -115,6 +116,13 @@ def test_where_one_process_is_killed_the_other_ends_with_a_message(shop, lost):
     said = run.said()
     assert GONE in said and f"ckpt_path={run.folder}/checkpoints/last.ckpt" in said and "Traceback" not in said
     verify_checkpoint(run.folder / "checkpoints" / "last.ckpt")
+
+
+def test_what_a_lost_process_looks_like():
+    """In gloo's words, as seen in runs; another error of training is not taken for one."""
+    for words in ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer", "Application timeout caused pair closure"):
+        assert lost_process(RuntimeError(words))
+    assert not lost_process(RuntimeError("shape mismatch")) and not lost_process(ValueError("gloo"))
 
 
 @slow
