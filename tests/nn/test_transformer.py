@@ -72,6 +72,23 @@ def test_attention_is_the_formula_and_never_nan(make, p, block, monkeypatch):
     assert torch.allclose(attend(q[:, :, -1:], k, v, last, p), plain_attention(q, k, v, mask)[:, :, -1:])
 
 
+def test_attention_trains_in_half_precision_as_in_full():
+    """In half precision training goes another way than evaluation; both are the formula to bfloat16's three digits."""
+    mask = key_mask(REAL)
+    exact = [x.requires_grad_() for x in torch.randn(3, 4, 2, 5, 3, generator=torch.Generator().manual_seed(0))]
+    half = [x.detach().bfloat16().requires_grad_() for x in exact]
+    with torch.no_grad():
+        evaluated = attend(*half, mask)
+    outputs = [plain_attention(*exact, mask), attend(*half, mask)]
+    for output in outputs:
+        output.square().sum().backward()
+    assert torch.allclose(outputs[1].float(), outputs[0], atol=0.03)
+    assert torch.allclose(evaluated.float(), outputs[0], atol=0.03)
+    for a, b in zip(half, exact, strict=True):
+        assert b.grad.abs().max() > 0.5
+        assert torch.allclose(a.grad.float(), b.grad, atol=0.1)
+
+
 def test_masks_allow_what_they_say():
     keys, causal = key_mask(REAL), causal_mask(REAL)
     assert torch.equal(keys[:, 0, 0], torch.where(REAL.any(1, keepdim=True), REAL, True))
