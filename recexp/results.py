@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import signal
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from recexp.data.prepare import checksum
+from recexp.data.prepare import checksum, write_json
 from recexp.files import whole
 from recexp.types import moved
 
@@ -54,6 +55,12 @@ def scoring_flops(model: torch.nn.Module, store, history: str) -> int:
         parameter.requires_grad_(True)
     model.train(was_training)
     return counter.get_total_flops()
+
+
+def save_interrupted(run_dir: Path, about: dict[str, Any], signum: int, epochs: int, seconds: float) -> None:
+    """The ``result.json`` of a run that a signal ended: the signal's name, and no metrics."""
+    done = {"interrupted": signal.Signals(signum).name, "epochs": epochs, "metrics": {}, "wall_time_s": seconds}
+    write_json(run_dir / "result.json", about | done)
 
 
 def git_state() -> dict[str, Any]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 import time
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,19 +21,20 @@ from recexp.files import whole
 from recexp.foreign import check_fit
 from recexp.lightning.callbacks import EpochTable, ProgressBar
 from recexp.lightning.checkpoints import WholeCheckpoints
+from recexp.lightning.hints import quiet
 from recexp.lightning.interruption import Interrupted, Interruption
 from recexp.lightning.loggers import finish
 from recexp.lightning.memory import out_of_memory
 from recexp.lightning.module import RecModule
 from recexp.lightning.processes import gone, lost_process
-from recexp.results import describe, git_state, save_curves, save_ranks, scoring_flops, show_table
+from recexp.results import describe, git_state, save_curves, save_interrupted, save_ranks, scoring_flops, show_table
 from recexp.types import RecexpError
 
 
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Train and evaluate what the config says; returns the content of ``result.json``. Raises RecexpError for anything a person can mend."""
     check_config(cfg)
-    _quiet()
+    quiet()
     check_machine(cfg)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
@@ -64,6 +62,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     }  # fmt: skip
     table, stop = EpochTable(run_dir / "metrics.csv"), Interruption(run_dir / "checkpoints" / "last.ckpt")
     trainer = _trainer(cfg, [table, stop, *(build(c) for c in cfg.callbacks.values() if c)], max_epochs=getattr(module.model, "sweeps", None))
+
+    def interrupted() -> Interrupted:
+        if rank_zero_only.rank == 0:
+            save_interrupted(run_dir, about, stop.signum, len(table.rows), time.perf_counter() - started)
+        return Interrupted(stop.signum, run_dir)
+
     with stop:
         try:
             trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True)
@@ -84,13 +88,13 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             if lost_process(error) and not stop.signum:
                 raise RecexpError(gone(run_dir)) from error
             if lost_process(error):
-                raise _interrupted(stop.signum, run_dir, about, table, started) from None
+                raise interrupted() from None
             if not out_of_memory(error):
                 raise
             hint = f"lower batch_size (now {cfg.batch_size}), model.max_len or objective.n_negatives"
             raise RecexpError(f"Out of memory in training: {hint}.") from error
         except SIGTERMException:
-            raise _interrupted(stop.signum, run_dir, about, table, started) from None
+            raise interrupted() from None
     if not trainer.is_global_zero:
         return {}
     at_best = next((row for row in table.rows if row["epoch"] == best), {})
@@ -112,14 +116,6 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         finish(logger)
     show_table(result, run_dir)
     return result
-
-
-def _interrupted(signum: int, run_dir: Path, about: dict[str, Any], table: EpochTable, started: float) -> Interrupted:
-    """Write down that a signal ended the run; the exception that says so."""
-    if rank_zero_only.rank == 0:
-        done = {"interrupted": signal.Signals(signum).name, "epochs": len(table.rows), "metrics": {}}
-        write_json(run_dir / "result.json", about | done | {"wall_time_s": time.perf_counter() - started})
-    return Interrupted(signum, run_dir)
 
 
 def assemble(cfg: DictConfig, protocol, store: Store, splits: tuple[str, ...]) -> tuple[RecModule, RecDataModule]:
@@ -152,18 +148,3 @@ def _best_epoch(rows: list[dict[str, float]], monitor: str | None) -> int:
 def _stop_reason(trainer: pl.Trainer) -> str:
     stopper = trainer.early_stopping_callback
     return "early stopping: no better validation" if stopper is not None and stopper.stopped_epoch > 0 else "max_epochs reached"
-
-
-def _quiet() -> None:
-    """Silence what does not concern our users: hints about workers for a loader that only deals out indices."""
-    hints = ("many workers", "isinstance.treespec", "LeafSpec", "smaller than the logging interval", "with no optimizer")
-    hints += ("dataloader is not resumable",)  # recexp.data.datamodule skips what a resumed epoch has seen
-    hints += ("across ranks is zero", "sync_dist")  # an empty validation loader when refitting; metrics are synchronised by torchmetrics
-    for text in hints:
-        warnings.filterwarnings("ignore", f".*{text}.*")
-    warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning.*checkpoint.*")
-    if not sys.warnoptions:
-        import logging
-
-        for name in ("pytorch_lightning", "lightning_fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)

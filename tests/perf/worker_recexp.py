@@ -37,9 +37,10 @@ def main() -> None:
     from recexp.compose import build
     from recexp.data.prepare import prepare
     from recexp.data.store import Store
-    from recexp.run import _quiet, assemble
+    from recexp.lightning.hints import quiet
+    from recexp.run import assemble
 
-    _quiet()
+    quiet()
     torch.set_num_threads(SPEC["threads"])
     started, protocol = time.perf_counter(), build(cfg.protocol)
     store = Store.open(prepare(build(cfg.dataset, _recursive_=False), protocol.split, cfg.cache_dir))
