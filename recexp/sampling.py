@@ -10,8 +10,9 @@ loss decides whether it counts.
 
 ``sampler.log_prob(store, item)`` is the log of the probability that one draw of ``draw_shared`` is
 the item, of the shape of ``item``; ids from 1. The law of a row's negatives is the same one,
-restricted to the items that the user does not have. Where that leaves no item with a positive
-probability, it is uniform over the items that the user does not have.
+restricted to the items that the user does not have (``Mixed``: that of each part). Where that
+leaves no item with a positive probability, it is uniform over the items that the user does not
+have.
 
 pool holds the items that the batch is to predict, of any shape, 0 where there is none.
 """
@@ -206,8 +207,8 @@ def _without_own(
     for _ in range(rounds):
         if len(left) == 0:
             break
-        item_M[left] = again = draw(len(left))
-        left = left[pairs.contain(user_M[left], again)]
+        item_M[left] = draw(len(left))
+        left = left[pairs.contain(user_M[left], item_M[left])]
     if len(left):
         owner = user_M[left]
         exact = _draw_restricted(pairs, owner, *weights(), generator)
@@ -225,7 +226,8 @@ def _draw_restricted(
     """
     owner_R, row_M = user_M.unique(return_inverse=True)
     drawn_M = torch.zeros_like(user_M)
-    C, chunk = len(item_C), max(1, _CHUNK // len(item_C))
+    C = len(item_C)
+    chunk = max(1, _CHUNK // C)
     for first in range(0, len(owner_R), chunk):
         user_RC = owner_R[first : first + chunk, None].expand(-1, C)
         own_RC = pairs.contain(user_RC, item_C.expand_as(user_RC))
