@@ -51,8 +51,14 @@ class SessionParallel(SequenceObjective):
     def __post_init__(self):
         if self.loss_name not in SAMPLED:
             raise RecexpError(f"objective.loss_name={self.loss_name!r}: session_parallel knows {', '.join(SAMPLED)}.")
-        if self.n_negatives < 0 or self.shared != "batch" or self.log_q:
-            raise RecexpError("session_parallel shares its negatives in the batch: n_negatives >= 0, shared=batch, log_q=false.")
+        if self.n_negatives < 0 or self.shared != "batch":
+            raise RecexpError("session_parallel shares its negatives in the batch: n_negatives >= 0, shared=batch.")
+        if self.log_q:
+            raise RecexpError(
+                "objective.log_q=true: session_parallel's negatives, the other sessions' targets "
+                "and the sampler's items, follow two laws, so it has no such correction. Set "
+                "objective.log_q=false."
+            )
         if self.n_negatives > 0:
             check_sampler(self.sampler, shared=True)
 
