@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from recexp.report.claims import Claim, Pick, claims
+from recexp.report.claims import Claim, Pick, claims, epochs_to
 from recexp.report.formats import Cell, Table
 from recexp.report.published import DATASETS, PROTOCOLS, Figure, in_table, paper_table, same_data, select
 from recexp.report.significance import Comparison, compare, holm
@@ -170,6 +170,9 @@ def _test(claim: Claim, runs: Sequence[dict[str, Any]]) -> tuple[Comparison | No
             return None, f"no run of {pick}"
     if left is right:
         return None, "both sides are the same system here"
+    if claim.sooner:  # epochs are one number a run: nothing to test over users
+        epochs = [[epochs_to(r, claim.metric) or "?" for r in s.runs] for s in (left, right)]
+        return None, "no test of epochs: near the best after {} and {}".format(*epochs)
     chosen = [r for s in (left, right) for r in s.runs]
     if lacking := [r["folder"] for r in chosen if not (Path(r["folder"]) / "ranks.parquet").is_file()]:
         return None, f"no ranks.parquet in {', '.join(lacking)}"
