@@ -13,6 +13,7 @@ from typing import Any
 
 from recexp.report.claims import Claim, Pick, claims, epochs_to
 from recexp.report.formats import Cell, Table
+from recexp.report.paper_tables import measured
 from recexp.report.published import DATASETS, PROTOCOLS, Figure, in_table, paper_table, same_data, select
 from recexp.report.significance import Comparison, compare, holm
 from recexp.report.statistics import labelled
@@ -93,12 +94,7 @@ def _figures(
 
 
 def _measured(s: System, metric: str) -> list[float]:
-    elsewhere = {"samples_per_s": "examples_per_s", "gflops": "gflops"}
-    if metric == "size_mb":  # float32 parameters
-        return [r["parameters"] * 4 / 1e6 for r in s.runs if r.get("parameters")]
-    if metric in elsewhere:
-        return [r[elsewhere[metric]] for r in s.runs if r.get(elsewhere[metric]) is not None]
-    return s.values(f"test/{metric}")
+    return [value for r in s.runs if (value := measured(r, metric)) is not None]
 
 
 def _honest(s: System, metric: str, evaluated: Sequence[dict[str, Any]]) -> tuple[Cell, str]:
