@@ -121,11 +121,15 @@ def _attention(results: list[dict[str, Any]]) -> tuple[list, list[str]]:
     maps, without = [], []
     for about, runs in protocols(results).items():
         found, _ = labelled(runs)
+        weights = {}
         for system in found:
             try:
-                maps.append(heat_maps(attention(system.first["folder"]), system.label, about))
+                weights[system.label] = attention(system.first["folder"])
             except (RecexpError, OSError) as error:
                 without.append(f"no attention of {system.label}: {error}")
+        if weights:  # one colour scale: the maps are there to be compared
+            limits = min(float(w.min()) for w in weights.values()), max(float(w.max()) for w in weights.values())
+            maps += [heat_maps(w, label, about, limits) for label, w in weights.items()]
     return maps, without
 
 
