@@ -137,9 +137,13 @@ def test_what_the_papers_say_of_a_data_set_reaches_the_job():
 
 
 def test_figure_5_of_nova_shows_every_system_that_the_paper_may_compare():
-    said = [dict(o.split("=", 1) for o in job) for job in jobs("nova/fig5_attention")]
-    found = {(s["model"], s.get("model.side", "")) for s in said}
-    assert found == {("nova_bert", "all"), ("nova_bert", "[]"), ("bert4rec", ""), ("invasive_bert", "")}
+    found = set()
+    for job in jobs("nova/fig5_attention"):
+        said = dict(override.split("=", 1) for override in job)
+        without = said["model"] == "bert4rec" or said.get("model.side") == "[]"
+        found.add((said["model"], "without" if without else "with"))
+    nova = {("nova_bert", "with"), ("nova_bert", "without")}
+    assert found == nova | {("bert4rec", "without"), ("invasive_bert", "with")}
 
 
 def test_a_shortened_experiment_still_validates():
