@@ -167,11 +167,15 @@ def _same(a: Claim, b: Claim) -> bool:
 
 
 def epochs_to(result: dict[str, Any], metric: str, near: float = NEAR) -> int | None:
-    """After how many epochs a run had ``near`` of its best value: on the test set where the run took
-    it in every epoch, else in validation. None where it kept no such curve."""
+    """After how many epochs a run had ``near`` of its best value, None where it kept no such curve.
+
+    On the test set where the run took it in every epoch, else in validation.
+    """
     rows = epochs_table(result)
     for split in ("test", "val"):
-        values = [(int(r["epoch"]) + 1, r[f"{split}/{metric}"]) for r in rows if f"{split}/{metric}" in r]
+        values = [
+            (int(r["epoch"]) + 1, r[f"{split}/{metric}"]) for r in rows if f"{split}/{metric}" in r
+        ]
         if len(values) > 1:
             best = max(v for _, v in values)
             return next(epoch for epoch, v in values if v >= near * best)

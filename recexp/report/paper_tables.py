@@ -94,10 +94,10 @@ HEADS = {"dataset": "data", "max_len": "N", "side_info": "side information", "se
 COUNTED = {"samples_per_s": "examples_per_s", "gflops": "gops"}  # keys of result.json
 SIMULATED = "simulated_"
 MARKS = {
-    "†": "simulated data or smoke scale: a test of the machinery, which says nothing about the systems",
+    "†": "simulated data or smoke scale: a test of the machinery, not of the systems",
     "*": "measured on data that are not the paper's in size",
 }
-OPERATIONS = "FLOPs: ours are gops of result.json, in which a multiply-add is one operation; gflops counts two"
+OPERATIONS = "FLOPs: ours are gops of result.json, where a multiply-add is one operation, not two"
 
 
 def paper_tables(results: Sequence[dict[str, Any]], name: str = "") -> list[Table]:
@@ -109,13 +109,14 @@ def paper_tables(results: Sequence[dict[str, Any]], name: str = "") -> list[Tabl
     found = [layout for layout in LAYOUTS if (layout.paper, layout.table) in wanted]
     if name and not found:
         raise RecexpError(
-            f"No paper prints numbers of {name!r}. Try e.g. bert4rec/table2_systems or ite/fig5_factors."
+            f"No paper prints numbers of {name!r}. Try e.g. bert4rec/table2_systems."
         )
     return [table for layout in found for table in _laid_out(layout, results)]
 
 
 def measured(result: dict[str, Any], metric: str) -> float | None:
-    """A run's value of a published metric: hr@10 on the test set, samples_per_s, gflops, size_mb."""
+    """A run's value of a published metric: hr@10 and its kin (test set), samples_per_s, gflops or
+    size_mb."""
     if metric == "size_mb":  # float32 parameters
         return result["parameters"] * 4 / 1e6 if result.get("parameters") else None
     if metric in COUNTED:
@@ -175,8 +176,10 @@ def _value(result: dict[str, Any], figure: Figure) -> float | None:
 
 
 def _groups(results: Sequence[dict[str, Any]], layout: Layout) -> list[list[list[dict[str, Any]]]]:
-    """Per table the groups of runs that fill it: of each data set one protocol id's. A second id of a
-    data set, and its simulated stand-in where it was run itself, fill the next table."""
+    """Per table the groups of runs that fill it: of each data set one protocol id's.
+
+    A second id of a data set, and its simulated stand-in beside real runs, fill the next table.
+    """
     of_dataset: dict[str, list[list[dict[str, Any]]]] = {}
     for runs in protocols(results).values():
         kept = [r for r in runs if list(_figures_of(r, layout))]
@@ -276,7 +279,9 @@ def _table(
     head = [HEADS.get(n, n) for n in layout.rows]
     head += ["from", *(_named(layout.columns, c) for c in columns)]
     head += ["improvement, %"] if layout.gain_of else []
-    title = " · ".join([f"{PAPERS[layout.paper]}, {layout.title}", *map(_shown, layout.apart, part)])
+    title = " · ".join(
+        [f"{PAPERS[layout.paper]}, {layout.title}", *map(_shown, layout.apart, part)]
+    )
     shown = [ours[f] for f in figures if f in ours]
     notes = _notes(figures, shown, used)
     return Table(title, "", tuple(head), tuple(body), tuple(notes))
@@ -350,9 +355,7 @@ def _averages(
     return lines
 
 
-def _notes(
-    figures: Sequence[Figure], shown: Sequence[_Ours], used: Sequence[System]
-) -> list[str]:
+def _notes(figures: Sequence[Figure], shown: Sequence[_Ours], used: Sequence[System]) -> list[str]:
     notes = [f"{mark} {says}" for mark, says in MARKS.items() if any(o.mark == mark for o in shown)]
     if counts := sorted({len(o.values) for o in shown} - {1}):
         notes.append(f"± is the standard error over {' or '.join(map(str, counts))} runs")

@@ -44,7 +44,9 @@ def sketches(name):
         config = OmegaConf.merge(more, config) if more else OmegaConf.create(config)
         for key, value in said.items():  # the job wins over the experiment
             if "." in key:
-                OmegaConf.update(config, key, OmegaConf.create({"x": _value(value)}).x, force_add=True)
+                OmegaConf.update(
+                    config, key, OmegaConf.create({"x": _value(value)}).x, force_add=True
+                )
         dataset = said.get("dataset", default_dataset(name))
         found.append(result | {"config": OmegaConf.to_container(config), "dataset": dataset})
     return found
@@ -88,7 +90,9 @@ def test_every_claim_holds_in_the_table_it_is_taken_from(source):
     loose = 0
     for claim in claims(*source):
         for dataset in claim.datasets or {r["dataset"] for r, _ in printed}:
-            values = [_figures(printed, pick, dataset, claim.metric) for pick in (claim.left, claim.right)]
+            values = [
+                _figures(printed, pick, dataset, claim.metric) for pick in (claim.left, claim.right)
+            ]
             for pick, found in zip((claim.left, claim.right), values, strict=True):
                 assert found is not None, f"no job on {dataset} is {pick}"
             if not all(values) or claim.sooner:
