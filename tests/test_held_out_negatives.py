@@ -1,7 +1,7 @@
-"""Negatives and held-out pairs: which targets can be drawn, and that being held out decides nothing.
+"""Negatives and held-out pairs: which targets are drawn, and that being held out decides nothing.
 
-Every sampler of conf/sampler under every protocol of conf/protocol, and the pairs of lower levels of
-MFPR, on prepared data and through an objective's batches.
+Every sampler of conf/sampler under every protocol of conf/protocol, and the pairs of lower levels
+of MFPR, on prepared data and through an objective's batches.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def batches_of(opened, sampler: str, n: int, seed: int = 0) -> tuple[torch.Tenso
 
 @pytest.mark.parametrize("merge_val", [False, True], ids=["", "refit"])
 @pytest.mark.parametrize("protocol", PROTOCOLS)
-def test_held_out_events_might_as_well_not_be_in_the_raw_data(tmp_path, prepared, protocol, merge_val):
+def test_held_out_events_might_as_well_not_be_in_the_raw_data(
+    tmp_path, prepared, protocol, merge_val
+):
     """Training data and negatives equal those of raw data without what the protocol holds out."""
     opened = prepared(protocol, merge_val)
     trained = [e for own in listed(opened, opened.train).values() for e in own]
@@ -104,7 +106,13 @@ def test_which_targets_are_drawn_for_their_own_user(prepared, protocol, sampler)
     user, drawn = batches_of(opened, sampler, DRAWS)
     found = set(zip(user.repeat_interleave(DRAWS).tolist(), drawn.flatten().tolist(), strict=True))
     pairs = opened.train_pairs
-    mask = dict(zip(zip(pairs.user.tolist(), pairs.item.tolist(), strict=True), pairs.mask.tolist(), strict=True))
+    mask = dict(
+        zip(
+            zip(pairs.user.tolist(), pairs.item.tolist(), strict=True),
+            pairs.mask.tolist(),
+            strict=True,
+        )
+    )
     with_weaker = {u for (u, _), m in mask.items() if not m & STRONGEST}
     hit, pool = {}, {}
     for name in ("val", "test"):
@@ -119,22 +127,32 @@ def test_which_targets_are_drawn_for_their_own_user(prepared, protocol, sampler)
                 assert was_drawn == (drawable or (unseen and pair[0] not in with_weaker))
             elif sampler in ("uniform", "mixed"):
                 assert was_drawn == unseen
-            elif sampler != LEVELS:  # popularity: not what never occurs, unless nothing else is left
+            elif (
+                sampler != LEVELS
+            ):  # popularity: not what never occurs, unless nothing else is left
                 assert unseen or not was_drawn
         # What preparation prints is the share that a sampler of weaker items draws from its pool.
         assert opened.meta["audit"][f"{name}_targets_weaker_only"] == pytest.approx(pool[name])
         assert (pool[name] == 0) == (protocol in WHOLE_PAIR)
-    line = f"{pool['test']:.1%} of test and {pool['val']:.1%} of validation targets stand in training"
+    line = (
+        f"{pool['test']:.1%} of test and {pool['val']:.1%} of validation targets stand in training"
+    )
     assert line in opened.meta["report"][-1]
 
 
 @pytest.mark.parametrize("sampler", ["supportive_only", LEVELS])
 def test_a_target_met_before_is_no_negative_once_its_pair_is_purged(tmp_path, sampler):
-    """User u carts b and then buys it. Where the cart stays in training, b is a negative of u's other
-    purchases; where the whole pair leaves, b is drawn no more often than e, which u never met.
+    """User u carts b and then buys it. Where the cart stays in training, b is a negative of u's
+    other purchases; where the whole pair leaves, b is drawn as often as e, which u never met.
     """
     own = (("a", "view", 1), ("d", "buy", 2), ("c", "buy", 3), ("b", "cart", 4), ("b", "buy", 5))
-    others = (("a", "view", 1), ("b", "view", 2), ("e", "view", 2), ("c", "buy", 3), ("d", "buy", 4))
+    others = (
+        ("a", "view", 1),
+        ("b", "view", 2),
+        ("e", "view", 2),
+        ("c", "buy", 3),
+        ("d", "buy", 4),
+    )
     events = [*(Event("u", *e) for e in own), *(Event("v", *e) for e in others)]
     for merge_val in (False, True):
         share = {}

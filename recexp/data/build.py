@@ -35,7 +35,9 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
     for reason, (count, examples) in raw.dropped.items():
         report.append(f"{count:,} bad rows dropped ({reason}): {'; '.join(examples[:3])}")
     left_out: dict[str, int] = {}
-    events = _behaviours(raw.events, dataset, raw.files[0], report, left_out).collect(engine="streaming")
+    known = _behaviours(raw.events, dataset, raw.files[0], report, left_out)
+    events = known.collect(engine="streaming")
+    del known
     stage("filtering")
     events = _window(events, dataset, report, left_out)
     n_before = events["user"].n_unique() if dataset.filters else 0
@@ -80,10 +82,10 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
     train_pairs = train.pairs()
     del train
     _write_pairs(out, "train_pairs", train_pairs, n_users)
-    weaker_only = {
-        name: _weaker_only(train_pairs, rows.user[at], rows.item[at], len(explicit), n_users)
-        for name, at in (("val", np.flatnonzero(code == VAL)), ("test", np.flatnonzero(code == TEST)))
-    }
+    weaker_only = {}
+    for name, of in (("val", VAL), ("test", TEST)):
+        at = np.flatnonzero(code == of)
+        weaker_only[name] = _weaker_only(train_pairs, rows.user[at], rows.item[at], len(explicit))
     del train_pairs["mask"], train_pairs["count"]
 
     stage("writing histories")
@@ -108,13 +110,13 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         f"{audit['tied_targets']:.1%} of test targets share their time with another event of the user; "
         f"{audit['seen_targets']:.1%} were seen before through a weaker behaviour; "
         f"{audit['future_events']:.1%} of training events happened after their user's test event; "
-        f"{weaker_only['test']:.1%} of test and {weaker_only['val']:.1%} of validation targets stand in "
-        f"training through behaviours weaker than {dataset.behaviours[-1]} only, so that "
+        f"{weaker_only['test']:.1%} of test and {weaker_only['val']:.1%} of validation targets stand "
+        f"in training through behaviours weaker than {dataset.behaviours[-1]} only, so that "
         "sampler=supportive_only draws them as negatives for their own user",
     ]
     report[-1:-1] = [f"users left out: {_listed(left_out)}"]
     if simulated:
-        report.insert(1, "SIMULATED data: written by a simulator; figures on them say nothing about real users")
+        report.insert(1, "SIMULATED data: figures on them say nothing about real users")
     meta = {
         "dataset": dataset.name,
         "users": n_users,
@@ -123,7 +125,8 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         "train": n_train,
         "simulated": simulated,
         "left_out": left_out,
-        "events": dict(zip(dataset.behaviours, n_events, strict=True)),  # after filters, before the split
+        # After filters, before the split.
+        "events": dict(zip(dataset.behaviours, n_events, strict=True)),
         "behaviours": list(dataset.behaviours),
         "explicit": explicit,
         "levels": levels,
@@ -164,7 +167,7 @@ def _listed(left_out: dict[str, int]) -> str:
 def _behaviours(
     events: pl.LazyFrame, dataset: Dataset, file: Path, report: list[str], left_out: dict[str, int]
 ) -> pl.LazyFrame:
-    """Replace names by codes 1..K, weak to strong. Users who thereby lose all events enter ``left_out``."""
+    """Replace names by codes 1..K, weak to strong. Users who lose all events enter ``left_out``."""
     if dataset.value_behaviours:
         if "value" not in events.collect_schema():
             raise RecexpError("dataset.value_behaviours is set, but the events carry no value to read behaviours from.")
@@ -318,12 +321,14 @@ def _write_pairs(out: Path, name: str, pairs: dict[str, np.ndarray], n_users: in
 
 
 def _weaker_only(
-    train_pairs: dict[str, np.ndarray], user: np.ndarray, item: np.ndarray, n_behaviours: int, n_users: int
+    train_pairs: dict[str, np.ndarray], user: np.ndarray, item: np.ndarray, n_behaviours: int
 ) -> float:
-    """Share of the targets (at most one per user) whose pair stands in training without the strongest
-    behaviour. 0 where there are no targets."""
+    """Share of the targets (at most one per user) whose pair stands in training without the
+    strongest behaviour. 0 where there are no targets.
+    """
     if not len(user):
         return 0.0
+    n_users = 1 + max(int(user.max()), int(train_pairs["user"].max()))
     target = np.zeros(n_users, dtype=train_pairs["item"].dtype)
     target[user] = item
     weaker = (train_pairs["mask"] >> (n_behaviours - 1)) & 1 == 0
@@ -332,10 +337,10 @@ def _weaker_only(
 
 
 def _audit(rows: Rows, code: np.ndarray, seen: np.ndarray) -> dict[str, float]:
-    """Shares that tell how far a figure can be trusted: ties in time, targets seen before, leaks."""
+    """Shares that tell how far to trust a figure: ties in time, targets seen before, leaks."""
     at = np.flatnonzero(code == TEST)
-    # The last entry is False, and so is that at every user's last row: index at - 1 is safe for a user's
-    # first row and for row 0.
+    # False at every user's last row, the very last one included. So index at - 1 is safe where a
+    # target is its user's first row or row 0.
     same_as_next = np.append((np.diff(rows.user) == 0) & (np.diff(rows.time) == 0), False)
     test_time = np.full(rows.user[-1] + 1, np.iinfo(np.int64).max)
     test_time[rows.user[at]] = rows.time[at]

@@ -155,7 +155,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def _settings(dataset: Dataset, split: Split) -> dict[str, Any]:
     plain = {k: v for k, v in asdict(dataset).items() if k != "raw_dir"} | {"raw_dir": str(Path(dataset.raw_dir).resolve())}
-    return json.loads(json.dumps({"dataset": _plain(plain), "split": split.said(), "code": CODE_VERSION}, default=str))
+    settings = {"dataset": _plain(plain), "split": split.said(), "code": CODE_VERSION}
+    return json.loads(json.dumps(settings, default=str))
 
 
 def _plain(value: Any) -> Any:

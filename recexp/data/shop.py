@@ -26,8 +26,9 @@ from recexp.types import RecexpError
 START, END = 1_430_622_000_000, 1_442_545_200_000  # ms: 2015-05-03 03:00 to 2015-09-18 03:00 UTC, RetailRocket's window
 SNAPSHOT, WEEK = 1_431_226_800_000, 7 * 86_400_000  # item properties are stated at weekly snapshots
 MINUTE = 60_000
-# Milliseconds modulo the first leave the second: what tells simulated events by their content. No unit
-# of time is a multiple of the first, so that rounded times of real events do not leave one remainder.
+# Times in milliseconds modulo the first number leave the second: the content says that it is
+# simulated. No unit of time is a multiple of the first, so that rounded times of real events do not
+# all leave one remainder.
 GRID = 101, 37
 
 FANOUT = 5  # children of an inner category

@@ -56,12 +56,15 @@ class Split:
             raise RecexpError("protocol.split.purge and fallback belong to kind=leave_one_out; set both to none with kind=global_time.")
         if self.kind == "global_time" and self.test_without_history:
             raise RecexpError(
-                "protocol.split.test_without_history belongs to kind=leave_one_out; set it to false with "
-                "kind=global_time, which tests users known before the first cut only."
+                "protocol.split.test_without_history belongs to kind=leave_one_out; set it to false "
+                "with kind=global_time, which tests users known before the first cut only."
             )
 
     def said(self) -> dict[str, Any]:
-        """The settings as fingerprints and protocol ids hold them: a later option counts where it is set."""
+        """The settings as fingerprints and protocol ids hold them.
+
+        An option that came later is absent at its default, so that ids from before it stay.
+        """
         said = asdict(self)
         if not self.test_without_history:
             said.pop("test_without_history")
@@ -70,17 +73,18 @@ class Split:
     def assign(self, rows: Rows, explicit: list[bool]) -> np.ndarray:
         """Split code per row: int8 [rows] of TRAIN, VAL, TEST, DROPPED, PAST.
 
-        A user has at most one VAL and one TEST row, and the VAL row precedes the TEST row. A user keeps
-        at least one TRAIN row before each; with test_without_history the TRAIN rows may all follow the
-        TEST row. A user for whom that cannot be had only trains (``left_out`` counts them). Raises
-        RecexpError where no user at all has a test target.
+        A user has at most one VAL and one TEST row, and the VAL row precedes the TEST row. A user
+        keeps at least one TRAIN row before each; with test_without_history the TRAIN rows may all
+        follow the TEST row. A user for whom that cannot be had only trains (``left_out`` counts
+        them). Raises RecexpError where no user at all has a test target.
         """
         eligible = self._eligible(rows, explicit)
         code = (self._global_time if self.kind == "global_time" else self._leave_one_out)(rows, eligible)
         if not (code == TEST).any():
             other = "other" if self.test_without_history else "earlier"
             raise RecexpError(
-                f"No user has a test target: the split wants {self.target!r} events with at least one {other} training event each. "
+                f"No user has a test target: the split wants {self.target!r} events with at least one "
+                f"{other} training event each. "
                 "Check dataset.behaviours and dataset.explicit, loosen dataset.filters, or choose another protocol."
             )
         return code
@@ -89,8 +93,8 @@ class Split:
         """Users whom ``code`` (of ``assign``) does not test or does not validate, by reason.
 
         The reasons that begin with "not tested" sum to the users without a test target, those that
-        begin with "not validated" to the users without a validation target. Reasons without users are
-        absent, and so is validation where ``merge_val`` trains on its targets.
+        begin with "not validated" to the users without a validation target. Reasons without users
+        are absent, and so is validation where ``merge_val`` trains on its targets.
         """
         n_users = int(rows.user[-1]) + 1
 
@@ -110,7 +114,8 @@ class Split:
             }
         else:
             can = users(self._eligible(rows, explicit))
-            place = "besides the target's pair" if self.test_without_history else "before the target"
+            anywhere = self.test_without_history
+            place = "besides the target's pair" if anywhere else "before the target"
             reasons = {
                 "not tested: no event that can be a target": ~can,
                 f"not tested: no training event {place}": can & ~tested,
@@ -118,15 +123,17 @@ class Split:
                 "not validated: no target before the test target leaves a training event before it":
                     tested & ~validated,
             }  # fmt: skip
-        counted = {reason: int(who.sum()) for reason, who in reasons.items() if who.any()}
-        return {k: n for k, n in counted.items() if not (self.merge_val and k.startswith("not validated"))}
+        if self.merge_val:
+            reasons = {k: who for k, who in reasons.items() if k.startswith("not tested")}
+        return {reason: int(who.sum()) for reason, who in reasons.items() if who.any()}
 
     def _eligible(self, rows: Rows, explicit: list[bool]) -> np.ndarray:
         """bool per row: can it be a target?"""
         if self.target == "any":
             return np.ones(len(rows), dtype=bool)
-        strongest = len(explicit) - 1
-        wanted = [i for i, e in enumerate(explicit) if e] if self.target == "explicit" else [strongest]
+        wanted = [len(explicit) - 1]
+        if self.target == "explicit":
+            wanted = [i for i, is_explicit in enumerate(explicit) if is_explicit]
         return (rows.mask & sum(1 << i for i in wanted)) != 0
 
     def _cuts(self, rows: Rows) -> np.ndarray:
@@ -147,14 +154,15 @@ class Split:
         val = np.full(n_users, -1, dtype=index.dtype)
         for wanted in [eligible, np.ones_like(eligible)][: 2 if self.fallback == "any" else 1]:
             last = _last_per_user(index[wanted & before_test & (code == TRAIN)], rows.user, n_users)
-            val = np.maximum(val, self._hold_out(code, VAL, np.where(val < 0, last, -1), rows, True))
+            still = np.where(val < 0, last, -1)
+            val = np.maximum(val, self._hold_out(code, VAL, still, rows, True))
         return code
 
     def _hold_out(
         self, code: np.ndarray, which: int, target: np.ndarray, rows: Rows, history_needed: bool
     ) -> np.ndarray:
-        """Mark each user's target row (-1: none) and purge the rest of its pair, where a training row
-        remains: before the target with ``history_needed``, else anywhere.
+        """Mark each user's target row (-1: none) and purge the rest of its pair, where a training
+        row remains: before the target with ``history_needed``, else anywhere.
 
         Changes ``code``; returns the targets held out, -1 for the others.
         """

@@ -1,4 +1,4 @@
-"""Every model of conf/model scores users whose history before the target is empty, as P1 tests them."""
+"""Every model of conf/model scores users without a history before the target, as P1 tests them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ N_ITEMS = 15
 
 
 def world() -> list[Event]:
-    """Users with histories; and "first" and "second", whose purchase is the earliest event left of theirs."""
+    """Users with histories; and "first" and "second", whose purchase no other pair precedes."""
     users = [Event(f"u{u}", f"i{(3 * u + n) % N_ITEMS}", BEHAVIOURS[n % 3], 1000 * n, 1 + n % 5)
              for u in range(6) for n in range(4 + u)]  # fmt: skip
     own = [("first", "i1", "buy", 0), ("first", "i2", "view", 1), ("second", "i3", "view", 0),
@@ -29,7 +29,9 @@ def opened(tmp_path_factory):
     folder = tmp_path_factory.mktemp("empty")
     (folder / "raw").mkdir()
     lines = [f"i{n},c{n % 4},g{n % 3}|g{n % 2},{n / 10}" for n in range(N_ITEMS)]
-    (folder / "raw" / "items.csv").write_text("item,category,genres,price\n" + "\n".join(lines) + "\n")
+    (folder / "raw" / "items.csv").write_text(
+        "item,category,genres,price\n" + "\n".join(lines) + "\n"
+    )
     kinds = {"category": "categorical", "genres": "multi_label", "price": "numeric"}
     features = {"file": "items.csv", "item": "item", "columns": kinds}
     return store(folder, world(), P1, value="value", features=features)

@@ -7,7 +7,24 @@ import pytest
 
 from recexp.data.prepare import prepare, read_meta
 from recexp.types import RecexpError
-from tests.events import BEHAVIOURS, GLOBAL, P1, P2, P2_LATER, P3, Event, dataset, held_out, in_order, listed, merged, names, random_events, store, write
+from tests.events import (
+    BEHAVIOURS,
+    GLOBAL,
+    P1,
+    P2,
+    P2_LATER,
+    P3,
+    Event,
+    dataset,
+    held_out,
+    in_order,
+    listed,
+    merged,
+    names,
+    random_events,
+    store,
+    write,
+)
 
 
 @pytest.mark.parametrize("merge", ["none", "pairs"])

@@ -10,7 +10,20 @@ from recexp.cli import CONF
 from recexp.data.split import Split
 from recexp.types import RecexpError
 from tests.events import (
-    BEHAVIOURS, GLOBAL, P1, P2, P2_LATER, P3, Event, held_out, in_order, listed, merged, names, random_events, store,
+    BEHAVIOURS,
+    GLOBAL,
+    P1,
+    P2,
+    P2_LATER,
+    P3,
+    Event,
+    held_out,
+    in_order,
+    listed,
+    merged,
+    names,
+    random_events,
+    store,
     without,
 )  # fmt: skip
 
