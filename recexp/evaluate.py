@@ -72,6 +72,8 @@ def evaluate(
         "protocol_id": protocol.id(store.meta),
         "selection": f"{old['selection']}, by {old['protocol']}",
         "metrics": {f"test/{k}": v for k, v in module.results["test"].items()},
+        "data": old["data"] | {"simulated": store.meta["simulated"]},
+        "left_out": store.meta["left_out"],
         "evaluated": {"git": git_state(), "wall_time_s": time.perf_counter() - started, **describe()},
     }
     folder.mkdir(exist_ok=True)

@@ -195,7 +195,12 @@ def show_table(result: dict[str, Any], run_dir: Path) -> None:
     """The result as a small table on the terminal."""
     metrics = result["metrics"]
     ks = sorted(int(k[8:]) for k in metrics if k.startswith("test/hr@") and k[8:].isdigit())
-    about = (f"{result['model']} on {result['dataset']}", f"{result['protocol']} ({result['protocol_id']})", f"seed {result['seed']}")
+    simulated = " (SIMULATED data)" if result["data"].get("simulated") else ""
+    about = (
+        f"{result['model']} on {result['dataset']}{simulated}",
+        f"{result['protocol']} ({result['protocol_id']})",
+        f"seed {result['seed']}",
+    )
     print("\n" + " · ".join((*about, f"selected on {result['selection']}")))
     print(f"{'':8}" + "".join(f"{f'HR@{k}':>9}" for k in ks) + "".join(f"{f'NDCG@{k}':>9}" for k in ks) + f"{'MRR':>9}")
     for split in ("val", "test"):

@@ -30,6 +30,8 @@ from recexp.lightning.processes import gone, lost_process
 from recexp.results import describe, git_state, save_curves, save_interrupted, save_ranks, scoring_costs, show_table
 from recexp.types import RecexpError
 
+DATA_FACTS = ("users", "items", "interactions", "fingerprint", "simulated")  # into result.json
+
 
 def run(cfg: DictConfig) -> dict[str, Any]:
     """Train and evaluate what the config says; returns the content of ``result.json``. Raises RecexpError for anything a person can mend."""
@@ -58,7 +60,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     about = {
         **OmegaConf.to_container(cfg.names, resolve=True), "protocol_id": protocol_id, "seed": cfg.seed,
         "selection": cfg.selection + (" (epoch chosen on the TEST set: optimistic)" if peek else ""),
-        "data": {k: store.meta[k] for k in ("users", "items", "interactions", "fingerprint")}, "audit": store.meta["audit"], "git": git,
+        "data": {k: store.meta[k] for k in DATA_FACTS},
+        "left_out": store.meta["left_out"], "audit": store.meta["audit"], "git": git,
     }  # fmt: skip
     table, stop = EpochTable(run_dir / "metrics.csv"), Interruption(run_dir / "checkpoints" / "last.ckpt")
     trainer = _trainer(cfg, [table, stop, *(build(c) for c in cfg.callbacks.values() if c)], max_epochs=getattr(module.model, "sweeps", None))

@@ -15,8 +15,10 @@ from recexp.data.store import Store
 
 Event = namedtuple("Event", "user item behaviour time value", defaults=(None,))
 BEHAVIOURS = ("view", "cart", "buy")
-P1 = Split(target="explicit", purge="pair", fallback="any")
-P2 = Split(target="strongest", purge="later", fallback="any")
+# As in conf/protocol (tests/data/test_split.py compares).
+P1 = Split(target="explicit", purge="pair", fallback="any", test_without_history=True)
+P2 = Split(target="strongest", purge="pair", fallback="any", test_without_history=True)
+P2_LATER = Split(target="strongest", purge="later", fallback="any")
 P3 = Split()
 GLOBAL = Split(kind="global_time", test_share=0.2, val_share=0.2)
 

@@ -50,6 +50,10 @@ def test_a_run_leaves_everything_behind(first):
         assert result[key] is not None, key
     assert (result["model"], result["dataset"], result["objective"]) == ("bert_ite_si", "simulated_shop", "pointwise")
     assert len(rows(folder)) == result["epochs"] == 2
+    assert result["data"]["simulated"] is True
+    left = {k: n for k, n in result["left_out"].items() if k.startswith(("removed", "not tested"))}
+    tested = int(result["metrics"]["test/users"])
+    assert sum(left.values()) + tested == 150
 
 
 def store_of_one_history(length: int, n_items: int = 150):
@@ -156,7 +160,7 @@ def test_another_protocol_has_another_id(shop, first):
     assert other["protocol_id"] != first[1]["protocol_id"]
 
 
-@pytest.mark.parametrize("protocol", ["p2_uniform99", "p3_popular100", "p5_sasrec100", "full", "full_unseen", "global_time"])
+@pytest.mark.parametrize("protocol", ["p2_uniform99", "p2_uniform99_later", "p3_popular100", "p5_sasrec100", "full", "full_unseen", "global_time"])
 def test_every_protocol_runs(shop, protocol):
     few = ["protocol.candidates.n=20"] if "100" in protocol or "99" in protocol else []
     result = run_here(shop / protocol, "model=item_knn", f"protocol={protocol}", *few)

@@ -13,6 +13,7 @@ import polars as pl
 from recexp.data.features import build_features
 from recexp.data.filters import apply_filters
 from recexp.data.rows import BLOCK, Rows
+from recexp.data.simulator import is_simulated
 from recexp.data.split import DROPPED, PAST, TEST, TRAIN, VAL
 from recexp.types import RecexpError
 
@@ -33,9 +34,13 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
     report = [f"{dataset.name}: {_count(raw.events):,} events read from {len(raw.files)} file(s)"]
     for reason, (count, examples) in raw.dropped.items():
         report.append(f"{count:,} bad rows dropped ({reason}): {'; '.join(examples[:3])}")
-    events = _behaviours(raw.events, dataset, raw.files[0], report).collect(engine="streaming")
+    left_out: dict[str, int] = {}
+    known = _behaviours(raw.events, dataset, raw.files[0], report, left_out)
+    events = known.collect(engine="streaming")
+    del known
     stage("filtering")
-    events = _window(events, dataset, report)
+    events = _window(events, dataset, report, left_out)
+    n_before = events["user"].n_unique() if dataset.filters else 0
     events, lines = apply_filters(events, dataset.filters, dataset.iterate_filters)
     report += lines
     stage("sorting")
@@ -43,6 +48,10 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
     users.write_parquet(out / "users.parquet")
     items.write_parquet(out / "items.parquet")
     n_users, n_items = users.height, items.height
+    if n_before > n_users:
+        left_out["removed by dataset.filters"] = n_before - n_users
+    simulated = is_simulated(raw.files, Path(dataset.raw_dir), rows.time)
+    n_events = np.bincount(rows.behaviour, minlength=1 + len(dataset.behaviours))[1:].tolist()
     explicit = [b in dataset.explicit for b in dataset.behaviours]
     stage("counting pairs")
     _write_pairs(out, "all_pairs", rows.pairs(), n_users)
@@ -56,6 +65,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
     code = split.assign(rows, explicit)
     seen = {name: unmerged.seen_weaker(rows.origin[code == of]) for name, of in (("val", VAL), ("test", TEST))}
     del unmerged
+    left_out |= split.left_out(rows, explicit, code)
     if purged := int((code == DROPPED).sum()):
         report.append(f"{purged:,} events of held-out (user, item) pairs purged from training (purge={split.purge})")
     stage("writing training events")
@@ -72,6 +82,10 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
     train_pairs = train.pairs()
     del train
     _write_pairs(out, "train_pairs", train_pairs, n_users)
+    weaker_only = {}
+    for name, of in (("val", VAL), ("test", TEST)):
+        at = np.flatnonzero(code == of)
+        weaker_only[name] = _weaker_only(train_pairs, rows.user[at], rows.item[at], len(explicit))
     del train_pairs["mask"], train_pairs["count"]
 
     stage("writing histories")
@@ -83,6 +97,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
     # BERT4Rec's sampler counts complete sequences, validation and test included (models.md §1.5).
     _save(out, "item_count", np.bincount(rows.item[code != PAST], minlength=n_items + 1).astype(np.int64))
     audit = _audit(rows, code, seen["test"])
+    audit |= {f"{name}_targets_weaker_only": share for name, share in weaker_only.items()}
     n_rows = len(rows)
     del rows, code
     stage("item features")
@@ -94,14 +109,24 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         "audit of leaks: "
         f"{audit['tied_targets']:.1%} of test targets share their time with another event of the user; "
         f"{audit['seen_targets']:.1%} were seen before through a weaker behaviour; "
-        f"{audit['future_events']:.1%} of training events happened after their user's test event",
+        f"{audit['future_events']:.1%} of training events happened after their user's test event; "
+        f"{weaker_only['test']:.1%} of test and {weaker_only['val']:.1%} of validation targets stand "
+        f"in training through behaviours weaker than {dataset.behaviours[-1]} only, so that "
+        "sampler=supportive_only draws them as negatives for their own user",
     ]
+    report[-1:-1] = [f"users left out: {_listed(left_out)}"]
+    if simulated:
+        report.insert(1, "SIMULATED data: figures on them say nothing about real users")
     meta = {
         "dataset": dataset.name,
         "users": n_users,
         "items": n_items,
         "interactions": n_rows,
         "train": n_train,
+        "simulated": simulated,
+        "left_out": left_out,
+        # After filters, before the split.
+        "events": dict(zip(dataset.behaviours, n_events, strict=True)),
         "behaviours": list(dataset.behaviours),
         "explicit": explicit,
         "levels": levels,
@@ -130,8 +155,19 @@ def _count(events: pl.LazyFrame) -> int:
     return events.select(pl.len()).collect(engine="streaming").item()
 
 
-def _behaviours(events: pl.LazyFrame, dataset: Dataset, file: Path, report: list[str]) -> pl.LazyFrame:
-    """Replace names by codes 1..K, weak to strong."""
+def _users(events: pl.LazyFrame) -> int:
+    return events.select(pl.col("user").n_unique()).collect(engine="streaming").item()
+
+
+def _listed(left_out: dict[str, int]) -> str:
+    """As in the report."""
+    return "; ".join(f"{n:,} {reason}" for reason, n in left_out.items()) or "none"
+
+
+def _behaviours(
+    events: pl.LazyFrame, dataset: Dataset, file: Path, report: list[str], left_out: dict[str, int]
+) -> pl.LazyFrame:
+    """Replace names by codes 1..K, weak to strong. Users who lose all events enter ``left_out``."""
     if dataset.value_behaviours:
         if "value" not in events.collect_schema():
             raise RecexpError("dataset.value_behaviours is set, but the events carry no value to read behaviours from.")
@@ -145,7 +181,10 @@ def _behaviours(events: pl.LazyFrame, dataset: Dataset, file: Path, report: list
             report.append(f"{below:,} events dropped: their value is missing or below every threshold of dataset.value_behaviours")
         if below == height:
             raise RecexpError(f"{dataset.name}: no event's value reaches a threshold of dataset.value_behaviours {dict(dataset.value_behaviours)}.")
-        return events.filter(pl.col("behaviour") > 0).drop("behavior")
+        kept = events.filter(pl.col("behaviour") > 0)
+        if below and (gone := _users(events) - _users(kept)):
+            left_out["removed by dataset.value_behaviours"] = gone
+        return kept.drop("behavior")
     found = events.select(pl.col("behavior").unique()).collect(engine="streaming").to_series().to_list()
     if unknown := sorted(set(found) - set(dataset.behaviours)):
         if dataset.on_bad_rows == "error":
@@ -154,9 +193,11 @@ def _behaviours(events: pl.LazyFrame, dataset: Dataset, file: Path, report: list
                 f"{file}: unknown behaviour {row['behavior']!r} in event {row['row'] + 1} (user {row['user']}, item {row['item']}). "
                 f"dataset.behaviours lists {list(dataset.behaviours)}: add it there, or use dataset.on_bad_rows=drop."
             )
-        before = _count(events)
+        before, users_before = _count(events), _users(events)
         events = events.filter(pl.col("behavior").is_in(list(dataset.behaviours)))
         left = _count(events)
+        if gone := users_before - _users(events):
+            left_out["removed by dataset.behaviours"] = gone
         report.append(f"{before - left:,} events dropped: behaviour among {unknown}")
         if left == 0:
             raise RecexpError(f"{dataset.name}: no event has one of the behaviours {list(dataset.behaviours)}.")
@@ -166,7 +207,9 @@ def _behaviours(events: pl.LazyFrame, dataset: Dataset, file: Path, report: list
     return events.with_columns(behaviour=code).drop("behavior")
 
 
-def _window(events: pl.DataFrame, dataset: Dataset, report: list[str]) -> pl.DataFrame:
+def _window(
+    events: pl.DataFrame, dataset: Dataset, report: list[str], left_out: dict[str, int]
+) -> pl.DataFrame:
     if not dataset.window:
         return events
     ms = {}
@@ -178,6 +221,8 @@ def _window(events: pl.DataFrame, dataset: Dataset, report: list[str]) -> pl.Dat
             raise RecexpError(f"dataset.window.{key} must be an ISO date such as 2016-08-08: {error}") from error
     kept = events.filter((pl.col("timestamp") >= ms["start"]) & (pl.col("timestamp") < ms["end"]))
     report.append(f"window {dataset.window['start']} to {dataset.window['end']}: {events.height - kept.height:,} events outside dropped")
+    if gone := events["user"].n_unique() - kept["user"].n_unique():
+        left_out["removed by dataset.window"] = gone
     if kept.height == 0:
         first, last = (datetime.fromtimestamp(t / 1000, UTC).isoformat() for t in (events["timestamp"].min(), events["timestamp"].max()))
         raise RecexpError(f"dataset.window left no event: the data run from {first} to {last}.")
@@ -275,15 +320,33 @@ def _write_pairs(out: Path, name: str, pairs: dict[str, np.ndarray], n_users: in
         _save(out, f"{name}_{column}", pairs[column].astype(np.int32, copy=False))
 
 
+def _weaker_only(
+    train_pairs: dict[str, np.ndarray], user: np.ndarray, item: np.ndarray, n_behaviours: int
+) -> float:
+    """Share of the targets (at most one per user) whose pair stands in training without the
+    strongest behaviour. 0 where there are no targets.
+    """
+    if not len(user):
+        return 0.0
+    n_users = 1 + max(int(user.max()), int(train_pairs["user"].max()))
+    target = np.zeros(n_users, dtype=train_pairs["item"].dtype)
+    target[user] = item
+    weaker = (train_pairs["mask"] >> (n_behaviours - 1)) & 1 == 0
+    found = weaker & (train_pairs["item"] == target[train_pairs["user"]])
+    return float(found.sum() / len(user))
+
+
 def _audit(rows: Rows, code: np.ndarray, seen: np.ndarray) -> dict[str, float]:
-    """Shares a careful reader wants to know before believing a figure (models.md §2.0, §11)."""
+    """Shares that tell how far to trust a figure: ties in time, targets seen before, leaks."""
     at = np.flatnonzero(code == TEST)
+    # False at every user's last row, the very last one included. So index at - 1 is safe where a
+    # target is its user's first row or row 0.
     same_as_next = np.append((np.diff(rows.user) == 0) & (np.diff(rows.time) == 0), False)
     test_time = np.full(rows.user[-1] + 1, np.iinfo(np.int64).max)
     test_time[rows.user[at]] = rows.time[at]
     trained = code == TRAIN
     return {
-        "tied_targets": float((same_as_next[at] | same_as_next[at - 1]).mean()),  # a target is never the first row
+        "tied_targets": float((same_as_next[at] | same_as_next[at - 1]).mean()),
         "seen_targets": float(seen.mean()),
         "future_events": float((rows.time > test_time[rows.user])[trained].mean()),
     }

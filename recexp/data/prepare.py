@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from recexp.data.split import Split
 
 CODE_VERSION = 2  # raise it whenever preparation would write other arrays from the same raw files
+# Raise it whenever meta.json gets other content for the same arrays: data prepared before are made
+# again, and as their arrays are the same, fingerprints and protocol ids stay.
+META_VERSION = 2
 
 
 @dataclass
@@ -72,7 +75,7 @@ def prepare(dataset: Dataset, split: Split, cache_dir: str | Path) -> Path:
     """Folder of the prepared data, made if it is not there. Safe when several processes ask at once: one prepares, the others wait and read."""
     settings = _settings(dataset, split)
     cache = Path(cache_dir)
-    pointer = cache / f"{dataset.name}-{_digest(settings)[:12]}.json"
+    pointer = cache / f"{dataset.name}-{_digest(settings | {'meta': META_VERSION})[:12]}.json"
     if folder := _cached(pointer, dataset.name):
         return folder
     try:
@@ -102,7 +105,10 @@ def _make(dataset: Dataset, split: Split, settings: dict[str, Any], pointer: Pat
         # The place of the raw files is no part of the fingerprint: protocol ids agree between machines.
         said = settings | {"dataset": {k: v for k, v in settings["dataset"].items() if k != "raw_dir"}}
         hashes = {os.path.relpath(k, dataset.raw_dir): v["sha256"] for k, v in checksums.items()}
-        fingerprint = _digest({"settings": said, "files": hashes})[:16]
+        identity = {"settings": said, "files": hashes}
+        if meta["simulated"]:  # a copy that cannot be recognised is another data set
+            identity["simulated"] = True
+        fingerprint = _digest(identity)[:16]
         meta |= {"fingerprint": fingerprint, "settings": said, "files": hashes}
         meta["arrays"] = {f.name: checksum(f) for f in sorted(temporary.iterdir())}
         write_json(temporary / "meta.json", meta)
@@ -149,7 +155,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def _settings(dataset: Dataset, split: Split) -> dict[str, Any]:
     plain = {k: v for k, v in asdict(dataset).items() if k != "raw_dir"} | {"raw_dir": str(Path(dataset.raw_dir).resolve())}
-    return json.loads(json.dumps({"dataset": _plain(plain), "split": asdict(split), "code": CODE_VERSION}, default=str))
+    settings = {"dataset": _plain(plain), "split": split.said(), "code": CODE_VERSION}
+    return json.loads(json.dumps(settings, default=str))
 
 
 def _plain(value: Any) -> Any:

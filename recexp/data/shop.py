@@ -26,6 +26,10 @@ from recexp.types import RecexpError
 START, END = 1_430_622_000_000, 1_442_545_200_000  # ms: 2015-05-03 03:00 to 2015-09-18 03:00 UTC, RetailRocket's window
 SNAPSHOT, WEEK = 1_431_226_800_000, 7 * 86_400_000  # item properties are stated at weekly snapshots
 MINUTE = 60_000
+# Times in milliseconds modulo the first number leave the second: the content says that it is
+# simulated. No unit of time is a multiple of the first, so that rounded times of real events do not
+# all leave one remainder.
+GRID = 101, 37
 
 FANOUT = 5  # children of an inner category
 INTERESTS = 16  # leaf categories in a user's taste
@@ -153,6 +157,7 @@ def events(rng: np.random.Generator, shop: Catalogue, setting: dict) -> pl.DataF
     return pl.concat([
         pl.DataFrame({"timestamp": when, "visitorid": user[at], "itemid": shop.item_id[item[at]]}).with_columns(
             pl.lit(event).alias("event"),
+            pl.col("timestamp") - (pl.col("timestamp") - GRID[1]) % GRID[0],
             pl.Series("transactionid", order_S[session[at]] if event == "transaction" else [None] * len(at), dtype=pl.Int64),
         )
         for event, (at, when) in rows.items()

@@ -4,6 +4,11 @@
 
 writes ``events.csv``, ``item_properties_part1.csv``, ``item_properties_part2.csv``, ``category_tree.csv`` and
 ``simulation.json`` (the setting). The numbers of a model on such data say nothing about real shops.
+
+Preparation recognises such data whichever reader reads them (``is_simulated``): by
+``simulation.json`` beside the files, and where files were copied without it, by the time stamps,
+which all leave the same remainder (``GRID``). It does not recognise events copied without
+``simulation.json`` that were mixed with others or whose times were converted to another unit.
 """
 
 from __future__ import annotations
@@ -15,15 +20,36 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from recexp.data.shop import catalogue, events, properties, tree
+from recexp.data.shop import GRID, catalogue, events, properties, tree
 from recexp.types import RecexpError
 
-VERSION = 1  # raise it whenever the same setting writes other files
+VERSION = 2  # raise it whenever the same setting writes other files
 SETTING_FILE = "simulation.json"
+DISTINCT_TIMES = 20  # fewer could leave the same remainder by chance
+
+
+def is_simulated(files: Iterable[Path], raw_dir: Path, time: np.ndarray) -> bool:
+    """Were these events written by a simulator? ``simulation.json`` lies in the folder of a file or
+    above it up to ``raw_dir``, or every time stamp lies on the simulator's grid.
+
+    files: the raw files read. time: int64 [E], milliseconds.
+    """
+    raw_dir = Path(raw_dir).resolve()
+    for file in files:
+        folder = Path(file).resolve().parent
+        above = [p for p in folder.parents if p.is_relative_to(raw_dir)]
+        if any((p / SETTING_FILE).is_file() for p in (folder, *above)):
+            return True
+    modulus, remainder = GRID
+    for part in (time[:1000], time):  # the first events tell most real data at once
+        if not (part % modulus == remainder).all():
+            return False
+    return len(np.unique(time)) >= DISTINCT_TIMES
 
 
 def simulate(

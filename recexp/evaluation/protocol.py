@@ -65,6 +65,7 @@ class Protocol:
     def id(self, meta: dict[str, Any]) -> str:
         """Hash of everything that decides what a number means: raw checksums, filters, split, candidates, tie rule, history."""
         said = {k: v for k, v in asdict(self).items() if k not in ("ks", "name")} | {"data": meta["fingerprint"]}
+        said["split"] = self.split.said()
         if self.candidates.counts == "all":  # a later option: ids from before it stay
             said["candidates"].pop("counts")
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]

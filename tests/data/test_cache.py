@@ -15,7 +15,7 @@ from recexp.data.prepare import prepare, read_meta, verify
 from recexp.data.split import Split
 from recexp.data.store import Store
 from recexp.types import RecexpError
-from tests.events import BEHAVIOURS, GLOBAL, P1, P2, P3, dataset, names, random_events, write
+from tests.events import BEHAVIOURS, GLOBAL, P1, P2, P2_LATER, P3, dataset, names, random_events, write
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_another_setting_is_another_folder(tmp_path, shop, change):
     assert other != folder and read_meta(other)["fingerprint"] != read_meta(folder)["fingerprint"]
 
 
-@pytest.mark.parametrize("split", [P1, P2, GLOBAL, Split(merge_val=True), Split(fallback="any")])
+@pytest.mark.parametrize("split", [P1, P2, P2_LATER, GLOBAL, Split(merge_val=True), Split(fallback="any")])
 def test_another_split_is_another_folder(tmp_path, shop, split):
     assert prepare(shop, split, tmp_path / "cache") != prepare(shop, P3, tmp_path / "cache")
 

@@ -7,7 +7,24 @@ import pytest
 
 from recexp.data.prepare import prepare, read_meta
 from recexp.types import RecexpError
-from tests.events import BEHAVIOURS, GLOBAL, P1, P2, P3, Event, dataset, held_out, in_order, listed, merged, names, random_events, store, write
+from tests.events import (
+    BEHAVIOURS,
+    GLOBAL,
+    P1,
+    P2,
+    P2_LATER,
+    P3,
+    Event,
+    dataset,
+    held_out,
+    in_order,
+    listed,
+    merged,
+    names,
+    random_events,
+    store,
+    write,
+)
 
 
 @pytest.mark.parametrize("merge", ["none", "pairs"])
@@ -25,7 +42,7 @@ def test_arrays_hold_the_events(tmp_path, merge):
     assert opened.schema.explicit == (False, True, True)
 
 
-@pytest.mark.parametrize("split", [P1, P2, P3, GLOBAL])
+@pytest.mark.parametrize("split", [P1, P2, P2_LATER, P3, GLOBAL])
 def test_pairs_hold_masks_and_counts(tmp_path, split):
     events = random_events(2)
     opened = store(tmp_path, events, split)
@@ -41,7 +58,7 @@ def test_pairs_hold_masks_and_counts(tmp_path, split):
 
 
 @pytest.mark.parametrize("merge", ["none", "pairs"])
-@pytest.mark.parametrize("split", [P1, P2, P3, GLOBAL])
+@pytest.mark.parametrize("split", [P1, P2, P2_LATER, P3, GLOBAL])
 def test_seen_and_audit(tmp_path, split, merge):
     """A target was seen if a weaker behaviour on its item stands before it; a merged pair stands where its last explicit event stood."""
     events = random_events(3, n_times=15)
@@ -52,7 +69,7 @@ def test_seen_and_audit(tmp_path, split, merge):
         own = in_order(events)[user]
         pair = [n for n, e in enumerate(own) if e.item == target.item]
         explicit = [n for n in pair if own[n].behaviour != "view"]
-        single = merge == "none" or split is P2
+        single = merge == "none" or split is P2_LATER
         at = own.index(target) if single else max(explicit or pair)
         expected.append(any(BEHAVIOURS.index(own[n].behaviour) < BEHAVIOURS.index(own[at].behaviour) for n in pair if n < at))
     assert flags == expected and any(flags) and not all(flags)

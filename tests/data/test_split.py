@@ -3,16 +3,38 @@
 from itertools import product
 
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+from recexp.cli import CONF
 from recexp.data.split import Split
 from recexp.types import RecexpError
-from tests.events import BEHAVIOURS, GLOBAL, P1, P2, P3, Event, held_out, in_order, listed, merged, names, random_events, store, without
+from tests.events import (
+    BEHAVIOURS,
+    GLOBAL,
+    P1,
+    P2,
+    P2_LATER,
+    P3,
+    Event,
+    held_out,
+    in_order,
+    listed,
+    merged,
+    names,
+    random_events,
+    store,
+    without,
+)  # fmt: skip
 
 SPLITS = {
     "p1": P1,
     "p1 without fallback": without(P1, fallback="none"),
+    "p1 with histories only": without(P1, test_without_history=False),
     "p2": P2,
+    "p2 later": P2_LATER,
     "p3": P3,
+    "any, without history": Split(test_without_history=True),
     "explicit, nothing purged": Split(target="explicit"),
     "any, pairs purged": Split(purge="pair", fallback="any"),
     "global": GLOBAL,
@@ -49,8 +71,11 @@ def split_of(tmp_path, text, split, **changes):
         ("view a 1, view b 2, view c 3, cart c 4, view d 5", ("view a 1, view d 5", "view b 2", "cart c 4")),
         # no explicit pair: trains only
         ("view a 1, view b 2, view c 3", ("view a 1, view b 2, view c 3", None, None)),
-        # nothing before the explicit pair: trains only, its purged views come back
-        ("view a 1, buy a 2, view b 3", ("view a 1, buy a 2, view b 3", None, None)),
+        # nothing before the explicit pair: tested all the same, for b trains the user's vector
+        ("view a 1, buy a 2, view b 3", ("view b 3", None, "buy a 2")),
+        ("buy a 2, cart a 3, view b 3, view c 4", ("view b 3, view c 4", None, "cart a 3")),
+        # nothing besides the explicit pair: trains only, its purged views come back
+        ("view a 1, buy a 2, view a 3", ("view a 1, buy a 2, view a 3", None, None)),
         # one event before the test target: it trains, nobody validates
         ("view a 1, buy b 2", ("view a 1", None, "buy b 2")),
         # the second-last explicit pair is all there is before the last: held out, it would leave nothing
@@ -61,6 +86,21 @@ def split_of(tmp_path, text, split, **changes):
 )
 def test_p1(tmp_path, text, expected):
     assert split_of(tmp_path, text, P1) == expected
+
+
+def test_users_without_history_train_only_where_they_are_not_to_be_tested(tmp_path):
+    text, strict = "view a 1, buy a 2, view b 3", without(P1, test_without_history=False)
+    assert split_of(tmp_path, text, strict) == (text, None, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("p1_uniform999", P1), ("p2_uniform99", P2), ("p2_uniform99_later", P2_LATER), ("p3_popular100", P3),
+     ("p5_sasrec100", P3), ("full", P3), ("full_unseen", P3)],
+)  # fmt: skip
+def test_the_splits_of_these_tests_are_those_of_the_protocols(name, split):
+    protocol = instantiate(OmegaConf.load(CONF / "protocol" / f"{name}.yaml"))
+    assert (protocol.name, protocol.split) == (name, split)
 
 
 def test_p1_on_pairs(tmp_path):
@@ -84,13 +124,31 @@ def test_p1_on_pairs(tmp_path):
         ("view a 1, cart b 2, view c 3", ("view a 1, cart b 2, view c 3", None, None)),
     ],
 )
+def test_p2_later(tmp_path, text, expected):
+    assert split_of(tmp_path, text, P2_LATER) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        # the whole pair leaves, also what came before the purchase
+        ("view a 1, view b 2, cart b 3, buy b 4, view b 5, view c 6", ("view a 1, view c 6", None, "buy b 4")),
+        ("view z 0, view a 1, cart b 3, buy b 4", ("view z 0", "view a 1", "buy b 4")),
+        # so does the validation pair
+        ("view a 1, view b 2, buy b 3, cart c 4, buy c 5, view b 6", ("view a 1", "buy b 3", "buy c 5")),
+        # the earlier purchase of another item validates; an earlier purchase of the same item leaves
+        ("view a 1, buy c 2, buy b 3, buy c 4", ("view a 1", "buy b 3", "buy c 4")),
+        # nothing else before the purchase
+        ("cart a 1, buy a 2, view b 3", ("view b 3", None, "buy a 2")),
+    ],
+)
 def test_p2(tmp_path, text, expected):
     assert split_of(tmp_path, text, P2) == expected
 
 
-def test_p2_on_pairs(tmp_path):
+def test_p2_later_on_pairs(tmp_path):
     """Merged between the held-out events, and nowhere across; the weaker event that merging hid still makes the target a seen one."""
-    opened = store(tmp_path, own("buy b 1, cart b 2, view a 3, view c 4, buy b 5, view d 6") + OTHERS, P2, merge="pairs")
+    opened = store(tmp_path, own("buy b 1, cart b 2, view a 3, view c 4, buy b 5, view d 6") + OTHERS, P2_LATER, merge="pairs")
     assert [(e.item, e.behaviour, e.time // 1000) for e in listed(opened, opened.past)["u"]] == [
         *(("b", "buy", 2), ("a", "view", 3)),
         ("c", "view", 4),  # validates
@@ -139,15 +197,15 @@ def reference(events, split, merge):
         wanted = {"any": BEHAVIOURS, "explicit": BEHAVIOURS[1:], "strongest": BEHAVIOURS[2:]}[split.target]
         return any(b in wanted for b in behaviours)
 
-    def remaining(rows, left, target):
-        """Training rows once the target is held out, None where none is left before it."""
+    def remaining(rows, left, target, anywhere=False):
+        """Training rows once the target is held out, None where none is left before it (or anywhere)."""
         item, time = rows[target][0].item, rows[target][0].time
 
         def purged(n):
             return rows[n][0].item == item and (split.purge == "pair" or (split.purge == "later" and rows[n][0].time >= time))
 
         left = [n for n in left if n != target and not purged(n)]
-        return left if left and left[0] < target else None
+        return left if left and (anywhere or left[0] < target) else None
 
     out = {}
     everything = {user: merged(own) if merge else [(e, {e.behaviour}) for e in own] for user, own in in_order(events).items()}
@@ -163,9 +221,9 @@ def reference(events, split, merge):
             val = None if split.merge_val else val
         else:
             candidates = [n for n in left if eligible(rows[n][1])]
-            if candidates and remaining(rows, left, candidates[-1]):
+            if candidates and remaining(rows, left, candidates[-1], split.test_without_history):
                 test = candidates[-1]
-                left = remaining(rows, left, test)
+                left = remaining(rows, left, test, split.test_without_history)
                 seconds = [n for n in left if n < test and eligible(rows[n][1])][-1:]
                 seconds += [n for n in left if n < test][-1:] if split.fallback == "any" else []
                 for n in seconds if not split.merge_val else ():
@@ -205,7 +263,9 @@ def test_equals_the_reference_and_never_leaks(tmp_path, name, merge, merge_val):
         assert all(row[u] < end for u, end in zip(opened.test.user.tolist(), opened.test.end.tolist(), strict=True) if u in row)
         assert set(opened.test.user.tolist()) >= (set(row) if split.kind == "leave_one_out" else set())
         for user, (target, history) in [*val.items(), *test.items()]:
-            assert history and all(e.user == user and e.time <= target.time for e in history)
+            may_be_empty = split.test_without_history and user in test and target == test[user][0]
+            assert history or may_be_empty
+            assert all(e.user == user and e.time <= target.time for e in history)
             assert train[user]
             if split.purge == "pair":
                 assert target.item not in {e.item for e in train[user] + history}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from recexp.data.store import Events, Pairs, Store
-from tests.events import BEHAVIOURS, GLOBAL, P1, P2, P3, Event, held_out, listed, names, random_events, store
+from tests.events import BEHAVIOURS, GLOBAL, P1, P2, P2_LATER, P3, Event, held_out, listed, names, random_events, store
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_query_reads_values(shop):
     assert query.value_BL.tolist() == expected
 
 
-@pytest.mark.parametrize("split", [P1, P2, P3, GLOBAL])
+@pytest.mark.parametrize("split", [P1, P2, P2_LATER, P3, GLOBAL])
 @pytest.mark.parametrize("name", ["val", "test"])
 def test_histories_of_held_out_targets(tmp_path, split, name):
     opened = store(tmp_path, random_events(8), split)

@@ -20,6 +20,7 @@ META = {"fingerprint": "abc"}
     [
         {"split": P2},
         {"split": Split(merge_val=True)},
+        {"split": Split(test_without_history=True)},
         {"split": Split(kind="global_time")},
         {"split": Split(kind="global_time", test_share=0.2)},
         {"candidates": Candidates(n=4)},
@@ -35,6 +36,11 @@ META = {"fingerprint": "abc"}
 )
 def test_the_id_changes_with_what_a_number_means(change):
     assert dataclasses.replace(BASE, **change).id(META) != BASE.id(META)
+
+
+def test_ids_from_before_later_options_stay():
+    """Runs made before ``candidates.counts`` and ``split.test_without_history`` stand beside new ones."""
+    assert BASE.id(META) == "b1a040dd4a48"
 
 
 def test_the_id_changes_with_the_data():

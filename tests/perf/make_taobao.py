@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from recexp.data.simulator import SETTING_FILE
+
 EVENTS, USERS, ITEMS, CATEGORIES = 100_150_807, 987_994, 4_162_024, 9_439
 BEHAVIOURS, SHARES = ("pv", "fav", "cart", "buy"), (0.8958, 0.0288, 0.0553, 0.0201)
 START, DAYS = 1_511_539_200, 9  # 2017-11-25
@@ -37,6 +39,7 @@ def make(folder: Path, events: int = EVENTS, seed: int = 0) -> Path:
             )
             frame.write_csv(file, include_header=False)
     os.replace(temporary, path)
+    (folder / SETTING_FILE).write_text('{"simulator": "tests.perf.make_taobao"}\n')
     return path
 
 
