@@ -12,7 +12,7 @@ NEEDED = {
 OPTIONAL = {
     "objective": str, "sampler": str, "overrides": list, "git": dict, "wall_time_s": NUMBER, "examples_per_s": NUMBER, "parameters": int,
     "gflops": NUMBER, "reconstruction": bool, "versions": dict, "hardware": dict, "peak_memory_mb": NUMBER, "audit": dict, "evaluated": dict,
-    "ranks_sha256": str,
+    "ranks_sha256": str, "config": dict, "updates": int, "parts": list,
 }  # fmt: skip
 HUGE = 1e15  # nothing we count or measure comes near
 

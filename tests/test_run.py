@@ -12,6 +12,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+import yaml
 
 from recexp.data.store import Targets
 from recexp.evaluation.metrics import expected_ndcg
@@ -48,6 +49,15 @@ def test_a_run_leaves_everything_behind(first):
         assert result[key] is not None, key
     assert (result["model"], result["dataset"], result["objective"]) == ("bert_ite_si", "simulated_shop", "pointwise")
     assert len(rows(folder)) == result["epochs"] == 2
+
+
+def test_a_result_holds_its_settings_and_no_places(first):
+    folder, result = first
+    config, written = result["config"], yaml.safe_load((folder / "config.yaml").read_text())
+    for group in ("model", "objective", "optimizer", "protocol", "sampler", "scheduler", "trainer", "batch_size"):
+        assert config[group] == written[group], group
+    assert len(json.dumps(config)) < 20_000
+    assert str(folder) not in json.dumps(config) and "raw_dir" not in json.dumps(config)
 
 
 def test_scoring_costs_what_its_matrix_products_do():

@@ -11,6 +11,19 @@ import polars as pl
 from omegaconf import OmegaConf
 
 from recexp.cli import CONF
+from recexp.report.recipe import COLUMNS
+
+ML = {
+    "dataset": "ml_1m", "protocol": "p3_popular100",
+    "data": {"users": 6040, "items": 3416, "interactions": 999611},
+}  # fmt: skip
+
+
+def paper_settings(folder: Path, *rows: str) -> Path:
+    """A file of papers' settings with these rows."""
+    path = folder / f"settings{len(list(folder.glob('settings*')))}.csv"
+    path.write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+    return path
 
 
 def write_run(
