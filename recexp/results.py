@@ -79,7 +79,18 @@ def git_state() -> dict[str, Any]:
 
 
 # Settings that say where things lie or who is told, not what is run.
-_PLACES = ("ckpt_path", "run_dir", "cache_dir", "logger", "names", "group", "tags", "raw_dir", "dirpath", "save_dir")
+_PLACES = (
+    "ckpt_path",
+    "run_dir",
+    "cache_dir",
+    "logger",
+    "names",
+    "group",
+    "tags",
+    "raw_dir",
+    "dirpath",
+    "save_dir",
+)
 
 
 def kept_config(cfg: DictConfig) -> dict[str, Any]:

@@ -54,7 +54,16 @@ def test_a_run_leaves_everything_behind(first):
 def test_a_result_holds_its_settings_and_no_places(first):
     folder, result = first
     config, written = result["config"], yaml.safe_load((folder / "config.yaml").read_text())
-    for group in ("model", "objective", "optimizer", "protocol", "sampler", "scheduler", "trainer", "batch_size"):
+    for group in (
+        "model",
+        "objective",
+        "optimizer",
+        "protocol",
+        "sampler",
+        "scheduler",
+        "trainer",
+        "batch_size",
+    ):
         assert config[group] == written[group], group
     assert len(json.dumps(config)) < 20_000
     assert str(folder) not in json.dumps(config) and "raw_dir" not in json.dumps(config)

@@ -74,10 +74,10 @@ def write(
     drawn = tuple(dict.fromkeys(("hr@10", "ndcg@10", metric)))
     maps, without = _attention([r for r in results if "evaluated" not in r and (attention or figures.wants_attention(r))])
     sections = [
-        Section("Scorecard", "Published and ours, line by line, in what they differ, and the papers' claims about which system is better.", cards),
+        Section("Scorecard", "Published and ours line by line, what differs, and the papers' claims.", cards),
         Section("Results", "Means over seeds. Bold: best of the column; underlined: second best. * : the paper had other data.", shown),
         Section(
-            "Figures", "Dashed: the paper's own curve, of the test set; not drawn on axes of validation values.",
+            "Figures", "Dashed: the paper's own curve, which is drawn beside test values only.",
             pictures=[*figures.swept(results, drawn), *figures.epoch_curves(results, drawn), *figures.topk_curves(results), *maps], lines=without,
         ),
         Section("Differences", "Whether one system is better than another on these users.", statistics.comparisons(results, metric)),
@@ -103,7 +103,9 @@ def _title(results: list[dict[str, Any]]) -> str:
     if not names:
         return ", ".join(dict.fromkeys(map(data_name, results)))
     made_up = [simulated(r) for r in results]
-    mark = " (simulated data)" if all(made_up) else " (partly simulated data)" if any(made_up) else ""
+    mark = (
+        " (simulated data)" if all(made_up) else " (partly simulated data)" if any(made_up) else ""
+    )
     return ", ".join(names) + mark
 
 

@@ -21,7 +21,7 @@ from recexp.types import RecexpError
 def collect(folders: Iterable[str | Path]) -> tuple[list[dict[str, Any]], list[str]]:
     """Every ``result.json`` at or below the folders, with its ``folder`` and ``config``, and a line per run left out.
 
-    config: the nested settings in ``result.json`` or, for results of older versions, in ``config.yaml``.
+    config: the nested settings in ``result.json``, or those in ``config.yaml`` for older results.
     Where neither has them (``recorded`` is False), the model's YAML and the overrides stand in.
     An evaluation of a run under another protocol (``RUN_DIR/full_unseen``) is a result of its own,
     with the run's config and ``trained``: the validation metrics of the run's training.
@@ -62,7 +62,9 @@ def setting(result: dict[str, Any], key: str, default: Any = None) -> Any:
 
 def simulated(result: dict[str, Any]) -> bool:
     """Whether the run's data come from a simulator."""
-    return bool(result["data"].get("simulated")) or result["dataset"].startswith("simulated")
+    return bool(result.get("data", {}).get("simulated")) or result["dataset"].startswith(
+        "simulated"
+    )
 
 
 def data_name(result: dict[str, Any]) -> str:
@@ -84,7 +86,12 @@ def trained_under(result: dict[str, Any]) -> str | None:
 
 
 def updates(result: dict[str, Any]) -> int | None:
-    """Optimizer steps of the run, None where neither ``result.json`` nor ``metrics.csv`` tells."""
+    """Optimizer steps of the training that gave the tested model.
+
+    None where neither ``result.json`` nor ``metrics.csv`` tells.
+    """
+    if "refit" in result:
+        return result["refit"].get("updates")
     if result.get("updates") is not None:
         return int(result["updates"])
     rows = epochs_table(result)

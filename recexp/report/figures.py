@@ -86,9 +86,10 @@ def sweep_lines(results: Sequence[dict[str, Any]], name: str, metric: str) -> li
 
 
 def epoch_curves(results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("hr@10", "ndcg@10")) -> list[Picture]:
-    """Validation metrics per epoch (test's, where runs peeked at it), seeds averaged, one picture per width where that is swept.
+    """Validation metrics per epoch (test's, where runs peeked at it), seeds averaged.
 
-    The ITE paper's curves are of the test set: they are dashed where ours are too, and not drawn on an axis of validation values.
+    One picture per width where that is swept. The ITE paper's curves are of the test set: they
+    stand, dashed, beside our test curves, and are not drawn on an axis of validation values.
     """
     made = []
     for about, runs in protocols([r for r in results if "evaluated" not in r]).items():
@@ -115,9 +116,15 @@ def epoch_curves(results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("h
                             lines.append(Line(label, *map(tuple, zip(*theirs, strict=True)), dashed=True))
                 if lines:
                     title = f"{metric} per epoch" + (f", K={width}" if width is not None and len(widths) > 1 else "")
-                    note = "; the paper's curves, of the test set, are not drawn here" if omitted else ""
+                    note = (
+                        "; the paper's curves, of the test set, are not drawn here"
+                        if omitted
+                        else ""
+                    )
                     split = "test" if peeked else "validation"
-                    made.append(_chart(title, about, lines, "epoch", f"{metric} ({split})", note=note))
+                    made.append(
+                        _chart(title, about, lines, "epoch", f"{metric} ({split})", note=note)
+                    )
     return made
 
 
@@ -178,7 +185,13 @@ _STYLE = {
 
 
 def _chart(
-    title: str, about: tuple[str, str, str], lines: Sequence[Line], xlabel: str, ylabel: str, ticks: bool = False, note: str = ""
+    title: str,
+    about: tuple[str, str, str],
+    lines: Sequence[Line],
+    xlabel: str,
+    ylabel: str,
+    ticks: bool = False,
+    note: str = "",
 ) -> Picture:
     """note: stands in the caption, behind the title."""
     with mpl.rc_context(_STYLE):

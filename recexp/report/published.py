@@ -94,9 +94,10 @@ def paper_table(name: str) -> tuple[str, str]:
 def match(result: dict[str, Any]) -> dict[str, Figure]:
     """Per metric (``hr@10``) the published figure of the run's system: same model, source of data, protocol and setting.
 
-    Where several tables print it, the one of the run's experiment counts, else the first of the paper's. Settings that no paper printed,
-    twins trained on shuffled targets and runs on simulated data match nothing, and nothing matches a figure without data set. That the
-    data are a smaller extract does not hinder a match: ``deviations`` says so.
+    Where several tables print it, the one of the run's experiment counts, else the first of the
+    paper's. Settings that no paper printed, twins trained on shuffled targets and runs on simulated
+    data match nothing, and nothing matches a figure without data set. A smaller extract of the data
+    does not hinder a match: ``deviations`` says so.
     """
     paper, table = experiment(result)
     for tried in sorted(_RULES, key=lambda name: name != paper):
@@ -114,7 +115,11 @@ def in_table(result: dict[str, Any], paper: str, table: str) -> dict[str, Figure
 
     Figures whose data set the paper does not name are among them; ``named_data`` tells them apart.
     """
-    found = [_at(result, paper, place, ("",)) for place in _places(result, paper, table) if place[0] == table]
+    found = [
+        _at(result, paper, place, ("",))
+        for place in _places(result, paper, table)
+        if place[0] == table
+    ]
     return found[0] if found else {}
 
 
@@ -135,7 +140,11 @@ def _at(
     """others: names of data sets accepted besides the run's own."""
     table, model, at = place
     datasets = (DATASETS.get(result["dataset"], result["dataset"]), *others)
-    found = [f for f in select(paper=paper, table=table, model=model, setting=at) if f.dataset in datasets]
+    found = [
+        f
+        for f in select(paper=paper, table=table, model=model, setting=at)
+        if f.dataset in datasets
+    ]
     return {f.metric: f for f in found if PROTOCOLS[f.protocol] == standard(result["protocol"])}
 
 
@@ -146,7 +155,11 @@ def standard(protocol: str) -> str:
 
 def curve(result: dict[str, Any], metric: str) -> list[tuple[int, float]]:
     """The published values of the run's system per epoch (ITE fig. 10 and 11): [(epoch counted from 1, value)]."""
-    if simulated(result) or setting(result, "objective.shuffle_targets") or result["protocol"] != PROTOCOLS["P1"]:
+    if (
+        simulated(result)
+        or setting(result, "objective.shuffle_targets")
+        or result["protocol"] != PROTOCOLS["P1"]
+    ):
         return []
     model, start = VARIANTS.get(result["model"], result["model"]), f"K={setting(result, 'model.num_factors')},epoch="
     found = select(paper="ite", table="fig10_11", dataset=DATASETS.get(result["dataset"], result["dataset"]), model=model, metric=metric)
@@ -260,8 +273,8 @@ ITEMS = {("bert4rec", "ml_1m"): 3_416, ("nova_bert", "ml_1m"): 3_706, ("ite", "r
 # how the papers chose the reported epoch
 SELECTED = {"ite": "test_peek", "bert4rec": "refit", "nova_bert": "val", "multi_feedback": "val"}
 SELECTION = {
-    "test_peek": "the best test value of all epochs", "refit": "validation, then trained on its items too",
-    "val": "validation",
+    "test_peek": "the best test value of all epochs", "val": "validation",
+    "refit": "validation, then trained on its items too",
 }  # fmt: skip
 RUNS = {("multi_feedback", "table4"): 10}
 RECONSTRUCTED = {"nmtr": "from another paper's summary", "mtmf": "from its abstract", "mfpr": "from its abstract"}
@@ -280,7 +293,8 @@ VARIED = {
     "L": ("model.num_layers",), "h": ("model.num_heads",), "max_len": ("model.max_len",),
     "negatives": ("objective.n_negatives",), "side_info": ("model.side",),
     "w/o PE": ("model.positions",), "w/o PFFN": ("model.ffn",), "w/o LN": ("model.layer_norm",),
-    "w/o residual": ("model.residual",), "w/o dropout": ("model.dropout", "model.attention_dropout"),
+    "w/o residual": ("model.residual",),
+    "w/o dropout": ("model.dropout", "model.attention_dropout"),
 }  # fmt: skip
 
 
@@ -294,9 +308,9 @@ def settings_apart(result: dict[str, Any], figure: Figure) -> list[Difference]:
 
 
 def deviations(result: dict[str, Any], figure: Figure | None, seeds: int = 1) -> list[str]:
-    """In words, where a run departs from what the paper did, as far as is recorded; reconstructions are always named.
+    """In words, where a run departs from what the paper did, as far as is recorded.
 
-    seeds: runs averaged.
+    Reconstructions are always named. seeds: runs averaged.
     """
     notes = [f"{result['model']} is a reconstruction ({RECONSTRUCTED.get(_root(result), 'its paper does not say enough')})"] * (
         bool(result.get("reconstruction")) or _root(result) in RECONSTRUCTED)  # fmt: skip
@@ -309,11 +323,18 @@ def deviations(result: dict[str, Any], figure: Figure | None, seeds: int = 1) ->
         published_size = f"{USERS[key]:,} users" + (f" and {ITEMS[key]:,} items" if key in ITEMS else "")
         notes.append(f"data: {data['users']:,} users and {data['items']:,} items; the paper has {published_size}")
     if result["dataset"] != figure.dataset:
-        theirs = f"the paper's {figure.dataset}" if figure.dataset else "data that the paper does not name"
+        theirs = (
+            f"the paper's {figure.dataset}"
+            if figure.dataset
+            else "data that the paper does not name"
+        )
         notes.append(f"data: {result['dataset']} stands in for {theirs}")
     later = figure.protocol == "P2" and setting(result, "protocol.split.purge") == "later"
     if later or result["protocol"] in READINGS:
-        notes.append(f"protocol {result['protocol']}: a variant, weaker events of a held-out pair stay in training")
+        notes.append(
+            f"protocol {result['protocol']}: a variant, "
+            "weaker events of a held-out pair stay in training"
+        )
     if under := trained_under(result):
         notes.append(f"trained and selected under {under}")
     selection, theirs = re.match(r"\w*", result["selection"])[0], SELECTED[figure.paper]

@@ -1,4 +1,4 @@
-"""How the papers trained their systems (``papers/settings.csv``), and where a run departs from it."""
+"""How the papers trained their systems (``papers/settings.csv``), and where a run departs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a paper. key: dotted config key. value: a number, word, switch or list of them.
+    """One setting of a paper. key: dotted config key. value: number, word, switch or list of them.
 
     stated: the paper states it; else it is our choice where the paper leaves it open.
     """
@@ -90,8 +90,15 @@ def all_settings(path: Path) -> tuple[Setting, ...]:
             raise RecexpError(f"{path.name}, line 1: {expected}.")
         for row in rows:
             where = f"{path.name}, line {rows.line_num}"
-            if len(row) != len(COLUMNS) or not row[0] or not row[4] or row[7].lower() not in _YES_NO:
-                raise RecexpError(f"{where}: {row} is no setting ({', '.join(COLUMNS)}; stated: yes or no).")
+            if (
+                len(row) != len(COLUMNS)
+                or not row[0]
+                or not row[4]
+                or row[7].lower() not in _YES_NO
+            ):
+                raise RecexpError(
+                    f"{where}: {row} is no setting ({', '.join(COLUMNS)}; stated: yes or no)."
+                )
             paper, experiment, model, dataset, key, value, source, stated = row
             place = (paper_of(paper), experiment, model, dataset, key)
             if place in found:
@@ -149,7 +156,9 @@ def differences(
         if not known:
             unknown.append(_word(key))
         elif not agrees(ours, s.value, key):
-            theirs = f"paper {_shown(s.value)}" if s.stated else f"paper silent, here {_shown(s.value)}"
+            theirs = (
+                f"paper {_shown(s.value)}" if s.stated else f"paper silent, here {_shown(s.value)}"
+            )
             ending = f", {_ending(result)}" if key in BUDGETS and _ending(result) else ""
             found.append(Difference(key, f"{_word(key)} {_shown(ours)} ({theirs}{ending})"))
     if unknown:
@@ -162,12 +171,15 @@ BUDGETS = ("trainer.max_steps", "trainer.max_epochs", "updates", "epochs")
 
 
 def value_of(result: dict[str, Any], key: str) -> tuple[bool, Any]:
-    """(whether it is on record, the run's value of a setting). Budgets are what was spent."""
+    """(whether it is on record, the run's value of a setting).
+
+    Budgets are what was spent on the model that was tested.
+    """
     if key in ("trainer.max_steps", "updates"):
         spent = updates(result)
         return spent is not None, spent
     if key in ("trainer.max_epochs", "epochs"):
-        return True, result["epochs"]
+        return True, result.get("refit", {}).get("epochs", result["epochs"])
     if key in ("objective", "sampler"):
         return result.get(key) is not None, result.get(key)
     if key == "batch_counts":  # before there was the key, a batch counted positives
@@ -188,7 +200,9 @@ def agrees(ours: Any, theirs: Any, key: str = "") -> bool:
     """Whether two values are the same. Classes and functions go by their names without modules."""
     if isinstance(theirs, str) and "|" in theirs:
         return any(agrees(ours, read_value(part), key) for part in theirs.split("|"))
-    ours = None if isinstance(ours, str) and _plain(ours) in ("none", "nosampler") else _number(ours)
+    ours = (
+        None if isinstance(ours, str) and _plain(ours) in ("none", "nosampler") else _number(ours)
+    )
     if isinstance(theirs, list) and isinstance(ours, list):
         pairs = zip(ours, theirs, strict=False)
         return len(ours) == len(theirs) and all(agrees(a, b) for a, b in pairs)

@@ -1,12 +1,12 @@
 """Reproduced or not, line by line: the published figure, ours, and what an honest evaluation says.
 
-"reproduced", "exceeded" and "not reproduced" are said only of runs whose settings are all those that
-the paper states (``papers/settings.csv``) and whose data are the paper's. Where settings differ, the
-same row lists them and the verdict says "other settings".
+"reproduced", "exceeded" and "not reproduced" are said only of runs on the paper's data with all
+settings that the paper states (``papers/settings.csv``). Where settings differ, the same row lists
+them and the verdict says "other settings".
 
 The honest number ranks all items the user has not met (``python -m recexp.evaluate RUN_DIR
-full_unseen``, with ``--own-split`` for the ITE and multi-feedback papers), comes from an epoch chosen
-on validation, and is a mean over seeds.
+full_unseen``, with ``--own-split`` for the ITE and multi-feedback papers), comes from an epoch
+chosen on validation, and is a mean over seeds.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ ABSOLUTE = {("ite", "retailrocket", "hr@10"): 0.03}
 ALIKE = 0.05  # systems that differ by less than this share of the metric are alike
 REPRODUCED, EXCEEDED, SHORT = "reproduced", "exceeded", "not reproduced"
 # The same three where settings differ from the paper's.
-WITHIN, ABOVE, BELOW = (f"{place}, other settings" for place in ("within tolerance", "above", "below"))
+WITHIN, ABOVE, BELOW = (
+    f"{place}, other settings" for place in ("within tolerance", "above", "below")
+)
 VERDICTS = (
     REPRODUCED, EXCEEDED, SHORT, WITHIN, ABOVE, BELOW,
     "other data", "not comparable", "another machine", "not measured", "not run",
@@ -58,8 +60,10 @@ SMOKE = "runs of smoke scale are not judged: they test the machinery, not the sy
 def scorecard(name: str, results: Sequence[dict[str, Any]]) -> list[Table]:
     """Figures and claims of the experiment's table against the runs.
 
-    Runs evaluated under the table's protocol after training under another one count too, and say so.
-    Runs of smoke scale get no verdict. Raises RecexpError where ``name`` is no experiment of a paper.
+    Runs evaluated under the table's protocol after training under another one count too, and say
+    so. Runs of smoke scale get no verdict.
+
+    Raises RecexpError where ``name`` is no experiment of a paper.
     """
     paper, table = paper_table(name)
     if not paper or not (select(paper=paper, table=table) or claims(paper, table)):
@@ -69,15 +73,20 @@ def scorecard(name: str, results: Sequence[dict[str, Any]]) -> list[Table]:
     if not able:
         raise RecexpError(f"{name} is about protocol {protocol}; no run here has it.")
     judged = [r for r in able if not smoke(r)]
-    made = [_figures(name, paper, table, about, runs, results) for about, runs in protocols(judged).items()]
+    made = [
+        _figures(name, paper, table, about, runs, results)
+        for about, runs in protocols(judged).items()
+    ]
     made.append(_claims(name, claims(paper, table), judged))
     if refused := len(able) - len(judged):
         made.append(Table(f"No verdicts of {name}", "", ("why",), (), (f"{refused} {SMOKE}",)))
     return [t for t in made if t.rows or t.notes]
 
 
-def judge(ours: float | None, figure: Figure, comparable: bool, faithful: bool = True) -> tuple[str, str]:
-    """(verdict, tolerance in words). "exceeded" is better than published by more than the tolerance.
+def judge(
+    ours: float | None, figure: Figure, comparable: bool, faithful: bool = True
+) -> tuple[str, str]:
+    """(verdict, tolerance in words). "exceeded": better than published by more than the tolerance.
 
     comparable: the data are the paper's. faithful: so are all settings that the paper states.
     Costs (operations, size) have a tolerance to both sides and are never "exceeded".
@@ -101,7 +110,12 @@ def judge(ours: float | None, figure: Figure, comparable: bool, faithful: bool =
 
 
 def _figures(
-    name: str, paper: str, table: str, about: tuple[str, str, str], runs: Sequence[dict[str, Any]], every: Sequence[dict[str, Any]]
+    name: str,
+    paper: str,
+    table: str,
+    about: tuple[str, str, str],
+    runs: Sequence[dict[str, Any]],
+    every: Sequence[dict[str, Any]],
 ) -> Table:
     ours: dict[Figure, System] = {}
     for s in _by_validation(systems(runs)):  # of several systems for one line the first counts
@@ -115,16 +129,20 @@ def _figures(
         values = _measured(s, figure.metric) if s else []
         apart = deviations(s.first, figure, len(s.runs)) if s else []
         verdict, allowed = judge(
-            fmean(values) if values else None, figure, s is not None and same_data(s.first, figure), not apart
+            fmean(values) if values else None,
+            figure,
+            s is not None and same_data(s.first, figure),
+            not apart,
         )
         verdict = "not measured" if s is not None and not values else verdict
         count[verdict] += 1
         full, how = _honest(s, figure.metric, every) if s else (Cell("–"), "")
         change = 100 * (fmean(values) / figure.value - 1) if values else None
         rows.append((
-            Cell(figure.model if s is None else row_name(s)), Cell(figure.setting), Cell(figure.metric), Cell(f"{figure.value:g}", figure.value),
-            _mean(values), Cell("–" if change is None else f"{change:+.1f}", change), Cell(allowed), Cell(verdict),
-            Cell("; ".join(apart) if apart else "–" if s is None else "none"), full, Cell(how),
+            Cell(figure.model if s is None else row_name(s)), Cell(figure.setting),
+            Cell(figure.metric), Cell(f"{figure.value:g}", figure.value), _mean(values),
+            Cell("–" if change is None else f"{change:+.1f}", change), Cell(allowed), Cell(verdict),
+            Cell("–" if s is None else "; ".join(apart) or "none"), full, Cell(how),
         ))  # fmt: skip
     missing = sorted({f.dataset for f in select(paper=paper, table=table)} - {dataset, ""})
     if not ours and select(paper=paper, table=table):
@@ -207,7 +225,10 @@ def _claims(name: str, listed: Sequence[Claim], results: Sequence[dict[str, Any]
             rows.append((*start, *figures, Cell(f"{c.p:.4f}", c.p), Cell(f"{p_holm:.4f}", p_holm), Cell(verdict), Cell(f"{c.left} before {c.right}")))
         counts[verdict] += 1
     head = ("claim", "on", "metric", "difference", "95 % interval", "p", "p (Holm)", "verdict", "came out")
-    caption = "; ".join(f"{n} {verdict}" for verdict, n in counts.items()) + f". Holm's correction over the {len(p)} claims tested."
+    caption = (
+        "; ".join(f"{n} {verdict}" for verdict, n in counts.items())
+        + f". Holm's correction over the {len(p)} claims tested."
+    )
     mark = " (simulated)" if results and all(map(simulated, results)) else ""
     return Table(f"Claims of {name}{mark}", caption, head, tuple(rows))
 

@@ -64,7 +64,14 @@ def spreads(results: Sequence[dict[str, Any]], metric: str = "ndcg@10") -> list[
             if x is not None:
                 sd = Cell("one seed" if x.sd_seeds is None else f"{x.sd_seeds:.4f}", x.sd_seeds)
                 figures = Cell(f"{x.mean:.4f}", x.mean), sd, Cell(f"{x.se_users:.4f}", x.se_users)
-                rows.append((Cell(row_name(s)), *figures, Cell(str(x.seeds), x.seeds), Cell(f"{x.users:,}", x.users)))
+                rows.append(
+                    (
+                        Cell(row_name(s)),
+                        *figures,
+                        Cell(str(x.seeds), x.seeds),
+                        Cell(f"{x.users:,}", x.users),
+                    )
+                )
         head = ("system", metric, "s.d. over seeds", "s.e. over users", "seeds", "users")
         caption = "The first says how far another seed would move the figure, the second how far other users would."
         if rows:
@@ -81,7 +88,14 @@ def convergence(results: Sequence[dict[str, Any]]) -> list[Table]:
         for s in found:
             for r in s.runs:
                 v = verdict(r)
-                rows.append((Cell(row_name(s)), Cell(str(r["seed"]), r["seed"]), Cell(ENDINGS.get(v.kind, v.kind)), Cell(v.text)))
+                rows.append(
+                    (
+                        Cell(row_name(s)),
+                        Cell(str(r["seed"]), r["seed"]),
+                        Cell(ENDINGS.get(v.kind, v.kind)),
+                        Cell(v.text),
+                    )
+                )
         made.append(Table(_title("Convergence", about), "", ("system", "seed", "verdict", "why"), tuple(rows)))
     return made
 

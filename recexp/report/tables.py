@@ -14,6 +14,7 @@ from recexp.report.published import Figure, deviations, match, same_data
 # Overrides that a table says elsewhere, or that say only where things lie.
 SAID = ("model=", "dataset=", "experiment=", "protocol=", "seed=", "selection=")
 PLACES = ("dataset.raw_dir", "hydra.", "hydra/", "cache_dir", "logger", "threads", "group", "ckpt_path", "tags", "run_dir")
+STOPS = {"early": "patience", "max_epochs": "epochs", "max_steps": "steps", "max_time": "time"}
 COLUMNS = ("test/hr@10", "test/ndcg@10", "test/mrr", "val/ndcg@10")
 
 
@@ -137,7 +138,9 @@ def departures(found: Sequence[System]) -> list[str]:
 def row_name(s: System) -> str:
     """The label, with what a reader must know of the system before they compare it."""
     mark = " (reconstructed)" if s.first.get("reconstruction") else ""
-    mark += " (epoch chosen on the test set)" if s.first["selection"].startswith("test_peek") else ""
+    mark += (
+        " (epoch chosen on the test set)" if s.first["selection"].startswith("test_peek") else ""
+    )
     under = trained_under(s.first)
     return s.label + mark + (f" (trained and selected under {under})" if under else "")
 
@@ -160,7 +163,9 @@ def _beside(s: System, metric: str) -> list[Cell]:
 def _about(s: System) -> list[Cell]:
     runs = s.runs
     commits = dict.fromkeys((str(r["git"].get("commit") or "?"))[:7] + ("+" if r["git"].get("dirty") else "") for r in runs)
-    stops = dict.fromkeys(_stopped_by(r) for r in runs)
+    stops = dict.fromkeys(
+        STOPS.get(r["stop_reason"].partition(" ")[0], r["stop_reason"]) for r in runs
+    )
     epochs = dict.fromkeys(f"{r['best_epoch'] + 1}/{r['epochs']}" for r in runs)
     rates = [r["examples_per_s"] for r in runs if r["examples_per_s"] is not None]
     seconds = [r["wall_time_s"] for r in runs if r["wall_time_s"] is not None]
@@ -175,13 +180,6 @@ def _about(s: System) -> list[Cell]:
         Cell(", ".join(commits)),
         Cell(" ".join(settings(s.first)), code=True),
     ]
-
-
-def _stopped_by(result: dict[str, Any]) -> str:
-    """``patience``, ``epochs``, or what the run says else: a limit of steps or time, a signal."""
-    reason = result["stop_reason"]
-    known = {"early": "patience", "max_epochs": "epochs", "max_steps": "steps", "max_time": "time"}
-    return next((word for start, word in known.items() if reason.startswith(start)), reason)
 
 
 def _marks(values: Sequence[float | None]) -> list[str]:

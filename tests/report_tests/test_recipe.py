@@ -73,7 +73,12 @@ def test_the_most_specific_row_counts(settings):
 
 @pytest.mark.parametrize(
     "row",
-    ["bert4rec,*,*,*,model.max_len,200,s", "bert4rec,*,*,*,,200,s,yes", "bert4rec,*,*,*,k,1,s,maybe", ""],
+    [
+        "bert4rec,*,*,*,model.max_len,200,s",
+        "bert4rec,*,*,*,,200,s,yes",
+        "bert4rec,*,*,*,k,1,s,maybe",
+        "",
+    ],
 )
 def test_a_damaged_row_is_named_by_its_line(tmp_path, row):
     path = paper_settings(tmp_path, "bert4rec,*,*,*,batch_size,256,s,yes", row)
@@ -95,7 +100,8 @@ def test_a_setting_with_two_values_is_refused(tmp_path):
         ("torch.optim.AdamW", "adam", False), ("none", "none", True), (None, "null", True),
         ("recexp.sampling.NoSampler", "none", True), (True, "true", True), (1, "true", False),
         ("recexp.sampling.SupportiveOnly", "supportive_only", True), (None, "5", False),
-        (0.2, "0.1|0.2", True), (0.3, "0.1|0.2", False), ("x.GRU4RecAdagrad", "adagrad|GRU4RecAdagrad", True),
+        (0.2, "0.1|0.2", True), (0.3, "0.1|0.2", False),
+        ("x.GRU4RecAdagrad", "adagrad|GRU4RecAdagrad", True),
     ],
 )  # fmt: skip
 def test_values_agree_whatever_their_spelling(ours, theirs, same):
@@ -125,7 +131,9 @@ def test_an_open_choice_counts_only_where_it_defines_the_system(run, settings):
     )  # fmt: skip
     wanted = recipe("bert4rec", "table2", ("bert4rec",), ("ml_1m",))
     result = run({"model.dropout": 0.7, "sampler._target_": "recexp.sampling.Popularity"})
-    assert [d.text for d in differences(result, wanted)] == ["sampler Popularity (paper silent, here uniform)"]
+    assert [d.text for d in differences(result, wanted)] == [
+        "sampler Popularity (paper silent, here uniform)"
+    ]
 
 
 def test_a_batch_is_what_one_update_sees(run, settings):
@@ -133,7 +141,9 @@ def test_a_batch_is_what_one_update_sees(run, settings):
     wanted = recipe("bert4rec", "table2", ("bert4rec",), ("ml_1m",))
     config = {"batch_size": 64, "trainer.accumulate_grad_batches": 2, "trainer.devices": 2}
     assert differences(run(config), wanted) == []
-    assert differences(run(config | {"trainer.devices": 1}), wanted)[0].text == "batch 128 (paper 256)"
+    assert (
+        differences(run(config | {"trainer.devices": 1}), wanted)[0].text == "batch 128 (paper 256)"
+    )
 
 
 def test_what_was_not_recorded_is_no_agreement(run, settings):
@@ -165,8 +175,22 @@ def test_what_a_figure_varies_is_no_difference(run, settings):
 def test_how_a_short_training_ended_is_said(run, settings):
     settings("bert4rec,*,*,*,trainer.max_steps,400000,s,yes")
     wanted = recipe("bert4rec", "table2", ("bert4rec",), ("ml_1m",))
-    (found,) = differences(run(updates=1440, stop_reason="early stopping: no better validation"), wanted)
+    (found,) = differences(
+        run(updates=1440, stop_reason="early stopping: no better validation"), wanted
+    )
     assert found.text == "updates 1,440 (paper 400,000, early stopping: no better validation)"
+
+
+def test_the_budget_is_that_of_the_model_tested(run, settings):
+    """After a second training with the validation items the first one's length says nothing."""
+    settings(
+        "bert4rec,*,*,*,trainer.max_steps,400000,s,yes", "bert4rec,*,*,*,trainer.max_epochs,9,s,yes"
+    )
+    wanted = recipe("bert4rec", "table2", ("bert4rec",), ("ml_1m",))
+    result = run(updates=400_000, epochs=9, refit={"updates": 120_000, "epochs": 3})
+    assert [d.text for d in differences(result, wanted)] == [
+        "updates 120,000 (paper 400,000)", "epochs 3 (paper 9)",
+    ]  # fmt: skip
 
 
 def test_the_shipped_file_can_be_read():

@@ -120,16 +120,23 @@ def test_differences_stand_in_the_row_of_the_verdict(tmp_path):
     lines = {}
     for folder in "ab":
         table = scorecard(TABLE, collect([tmp_path / folder])[0])[0]
-        lines[folder] = next(r for r in records(table) if r["metric"] == "ndcg@10" and "sasrec" in r["system"])
+        lines[folder] = next(
+            r for r in records(table) if r["metric"] == "ndcg@10" and "sasrec" in r["system"]
+        )
     kept = [(r["verdict"], r["differs from the paper in"]) for r in lines.values()]
-    assert kept == [("reproduced", "none"), ("within tolerance, other settings", "loss ce (paper bce)")]
+    assert kept == [
+        ("reproduced", "none"),
+        ("within tolerance, other settings", "loss ce (paper bce)"),
+    ]
 
 
 def test_smoke_scale_gets_no_verdict(tmp_path):
     for model in ("sasrec", "caser"):
         faithful(tmp_path / model, 0.4368, model=model, overrides=("scale=smoke",), better=[0] * 9)
     tables = scorecard(TABLE, collect([tmp_path])[0])
-    assert not any(t.rows for t in tables) and any("2 runs of smoke scale" in n for n in tables[-1].notes)
+    assert not any(t.rows for t in tables) and any(
+        "2 runs of smoke scale" in n for n in tables[-1].notes
+    )
     faithful(tmp_path / "real", 0.4368)
     first, *_, last = scorecard(TABLE, collect([tmp_path])[0])
     assert [r["verdict"] for r in records(first)].count("reproduced") and last.notes
@@ -137,17 +144,30 @@ def test_smoke_scale_gets_no_verdict(tmp_path):
 
 @pytest.mark.parametrize("sign", ["flag", "name"])
 def test_simulated_data_meet_no_figure_and_say_so(tmp_path, sign):
-    said = {"data": ML["data"] | {"simulated": True}} if sign == "flag" else {"dataset": "simulated_ml_1m"}
+    said = (
+        {"data": ML["data"] | {"simulated": True}}
+        if sign == "flag"
+        else {"dataset": "simulated_ml_1m"}
+    )
     faithful(tmp_path / "a", 0.4368, **said)
     results, _ = collect([tmp_path])
     assert match(results[0]) == {}
-    for table in (*scorecard(TABLE, results), *tables(results), *convergence(results), *budgets(results)):
-        assert "(simulated)" in table.title + " ".join(c.text for row in table.rows for c in row[:2])
+    for table in (
+        *scorecard(TABLE, results),
+        *tables(results),
+        *convergence(results),
+        *budgets(results),
+    ):
+        assert "(simulated)" in table.title + " ".join(
+            c.text for row in table.rows for c in row[:2]
+        )
         assert "reproduced" not in as_markdown(table)
 
 
 def test_an_evaluated_run_counts_and_says_under_what_it_was_trained(tmp_path):
-    run = faithful(tmp_path / "a", 0.1, "bert4rec", protocol="full_unseen", config={"model.max_len": 100})
+    run = faithful(
+        tmp_path / "a", 0.1, "bert4rec", protocol="full_unseen", config={"model.max_len": 100}
+    )
     evaluated(run, "p3_popular100", 0.48)
     table = scorecard(TABLE, collect([tmp_path])[0])[0]
     row = next(r for r in records(table) if r["metric"] == "ndcg@10" and r["ours"] != "–")
@@ -167,7 +187,11 @@ def test_of_evaluated_runs_validation_chooses_and_own_training_comes_first(tmp_p
 
     def shown():
         table = scorecard(TABLE, collect([tmp_path])[0])[0]
-        return next(r["ours"] for r in records(table) if r["metric"] == "ndcg@10" and "sasrec" in r["system"])
+        return next(
+            r["ours"]
+            for r in records(table)
+            if r["metric"] == "ndcg@10" and "sasrec" in r["system"]
+        )
 
     assert shown() == "0.3"
     faithful(tmp_path / "c", 0.05)
@@ -182,7 +206,10 @@ def test_a_variant_of_a_protocol_is_called_one(tmp_path):
             write_run(tmp_path / f"{name}{seed}", 0.1505, model="bpr_mf", seed=seed, config=config,
                       protocol=name, protocol_id=name, **taobao)  # fmt: skip
     first, second, _ = scorecard("multi_feedback/table4", collect([tmp_path])[0])
-    rows = [next(r for r in records(t) if r["metric"] == "ndcg@10" and r["ours"] != "–") for t in (first, second)]
+    rows = [
+        next(r for r in records(t) if r["metric"] == "ndcg@10" and r["ours"] != "–")
+        for t in (first, second)
+    ]
     assert [r["verdict"] for r in rows] == ["reproduced", "within tolerance, other settings"]
     assert "a variant" in rows[1]["differs from the paper in"]
 
@@ -202,7 +229,9 @@ def test_result_and_ranks_alone_carry_scorecard_and_claims(tmp_path):
     verdicts = {r["system"]: r["verdict"] for r in records(figures) if r["metric"] == "ndcg@10"}
     assert verdicts["sasrec"] == "reproduced"
     assert {r["claim"]: r["verdict"] for r in records(claimed)}["sasrec > gru4rec"] == "held"
-    (tmp_path / "gru4rec" / "ranks.parquet").write_bytes((tmp_path / "sasrec" / "ranks.parquet").read_bytes())
+    (tmp_path / "gru4rec" / "ranks.parquet").write_bytes(
+        (tmp_path / "sasrec" / "ranks.parquet").read_bytes()
+    )
     claimed = scorecard(TABLE, collect([tmp_path])[0])[-1]
     row = next(r for r in records(claimed) if r["claim"] == "sasrec > gru4rec")
     assert row["verdict"] == "not tested" and "checksum" in row["came out"]
@@ -289,7 +318,12 @@ def test_a_claim_is_not_held_only_where_the_data_contradict_it(low, high, p, ver
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
-    [(-0.01, 0.015, "held"), (0.01, 0.05, OPEN), (0.021, 0.05, "not held"), (-0.05, -0.021, "not held")],
+    [
+        (-0.01, 0.015, "held"),
+        (0.01, 0.05, OPEN),
+        (0.021, 0.05, "not held"),
+        (-0.05, -0.021, "not held"),
+    ],
 )
 def test_alike_is_contradicted_only_by_a_difference_above_the_margin(low, high, verdict):
     claim = Claim(("ite", "fig7"), Pick("ite"), Pick("pop"), alike=True)

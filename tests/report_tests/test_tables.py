@@ -158,7 +158,9 @@ def test_a_resumed_run_shows_the_whole_time_and_its_parts(tmp_path):
 def test_the_config_in_the_result_is_preferred(tmp_path):
     run = write_run(tmp_path / "a", config={"model.depth": 1})
     told = json.loads((run / "result.json").read_text())
-    assert [(r["config"]["model"], r["recorded"]) for r in collect([run])[0]] == [({"depth": 1}, True)]
+    assert [(r["config"]["model"], r["recorded"]) for r in collect([run])[0]] == [
+        ({"depth": 1}, True)
+    ]
     (run / "result.json").write_text(json.dumps(told | {"config": {"model": {"depth": 2}}}))
     assert [r["config"] for r in collect([run])[0]] == [{"model": {"depth": 2}}]
     (run / "result.json").write_text(json.dumps(told))
@@ -182,15 +184,20 @@ def test_an_evaluation_under_another_protocol_has_a_table_of_its_own(tmp_path):
     run = write_run(tmp_path / "a", 0.4, model="sasrec", **ML)
     result = json.loads((run / "result.json").read_text())
     (run / "full_unseen").mkdir()
-    more = {"protocol": "full_unseen", "protocol_id": "bbb", "evaluated": {}, "metrics": {"test/ndcg@10": 0.1, "test/mrr": 0.1},
-            "selection": "val, by p3_popular100"}  # fmt: skip
+    more = {
+        "protocol": "full_unseen", "protocol_id": "bbb", "evaluated": {},
+        "metrics": {"test/ndcg@10": 0.1, "test/mrr": 0.1}, "selection": "val, by p3_popular100",
+    }  # fmt: skip
     (run / "full_unseen" / "result.json").write_text(json.dumps(result | more))
     results, left_out = collect([tmp_path, run])
     assert len(results) == 2 and not left_out
     assert results[1]["config"] == results[0]["config"]
     first, second = tables(results)
     assert column(first, "test/ndcg@10").text == "0.4000" and column(second, "test/ndcg@10").text == "0.1000"
-    assert [t.rows[0][0].text for t in (first, second)] == ["sasrec", "sasrec (trained and selected under p3_popular100)"]
+    assert [t.rows[0][0].text for t in (first, second)] == [
+        "sasrec",
+        "sasrec (trained and selected under p3_popular100)",
+    ]
 
 
 def test_the_recorded_results_still_make_tables():
