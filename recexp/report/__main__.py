@@ -74,7 +74,7 @@ def write(
     drawn = tuple(dict.fromkeys(("hr@10", "ndcg@10", metric)))
     maps, without = _attention([r for r in results if "evaluated" not in r and (attention or figures.wants_attention(r))])
     sections = [
-        Section("Scorecard", "Published and ours line by line, what differs, and the papers' claims.", cards),
+        Section("Scorecard", "Published and ours, what differs, and the papers' claims.", cards),
         Section("Results", "Means over seeds. Bold: best of the column; underlined: second best. * : the paper had other data.", shown),
         Section(
             "Figures", "Dashed: the paper's own curve, which is drawn beside test values only.",

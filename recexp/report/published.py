@@ -287,24 +287,12 @@ def same_data(result: dict[str, Any], figure: Figure) -> bool:
     return (users is None or close(data.get("users"), users)) and (items is None or close(data.get("items"), items))
 
 
-# Keys that a figure's setting varies, by the names in ``published.csv``.
-VARIED = {
-    "K": ("model.num_factors",), "factors": ("model.num_factors",), "d": ("model.num_factors",),
-    "L": ("model.num_layers",), "h": ("model.num_heads",), "max_len": ("model.max_len",),
-    "negatives": ("objective.n_negatives",), "side_info": ("model.side",),
-    "w/o PE": ("model.positions",), "w/o PFFN": ("model.ffn",), "w/o LN": ("model.layer_norm",),
-    "w/o residual": ("model.residual",),
-    "w/o dropout": ("model.dropout", "model.attention_dropout"),
-}  # fmt: skip
-
-
 def settings_apart(result: dict[str, Any], figure: Figure) -> list[Difference]:
     """The settings of the paper's file in which the run departs from the figure's system."""
-    names = [part.partition("=")[0] for part in figure.setting.split(",")]
-    fixed = frozenset(key for name in names for key in VARIED.get(name, ()))
-    models = tuple(dict.fromkeys((result["model"], VARIANTS.get(result["model"], result["model"]))))
-    datasets = tuple(dict.fromkeys((result["dataset"], figure.dataset)))
-    return differences(result, recipe(figure.paper, figure.table, models, datasets), fixed)
+    model = result["model"]
+    if model.endswith("_authors"):  # the code's variant, held against the paper's settings
+        model = VARIANTS.get(model, model)
+    return differences(result, recipe(figure.paper, figure.table, model, figure.dataset))
 
 
 def deviations(result: dict[str, Any], figure: Figure | None, seeds: int = 1) -> list[str]:

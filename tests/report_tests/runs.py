@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import polars as pl
 from omegaconf import OmegaConf
 
 from recexp.cli import CONF
-from recexp.report.recipe import COLUMNS
+from recexp.report import settings
 
 ML = {
     "dataset": "ml_1m", "protocol": "p3_popular100",
@@ -19,11 +20,12 @@ ML = {
 }  # fmt: skip
 
 
-def paper_settings(folder: Path, *rows: str) -> Path:
-    """A file of papers' settings with these rows."""
-    path = folder / f"settings{len(list(folder.glob('settings*')))}.csv"
-    path.write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
-    return path
+def set_papers(monkeypatch, folder: Path, *rows: str) -> None:
+    """Let these rows be all that is on file of the papers' settings."""
+    path = folder / "settings.csv"
+    path.write_text("\n".join([",".join(settings.COLUMNS), *rows]) + "\n")
+    monkeypatch.setattr(settings, "FILE", path)
+    monkeypatch.setattr(settings, "_rows", cache(settings._rows.__wrapped__))
 
 
 def write_run(

@@ -8,7 +8,6 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from recexp.cli import CONF
-from recexp.report import recipe
 from recexp.report.collect import collect, updates
 from recexp.report.published import (
     curve,
@@ -23,7 +22,7 @@ from recexp.report.published import (
 )
 from recexp.sweeper import grid
 from recexp.types import RecexpError
-from tests.report_tests.runs import ML, paper_settings, write_run
+from tests.report_tests.runs import ML, set_papers, write_run
 
 RR = {"dataset": "retailrocket", "protocol": "p1_uniform999", "data": {"users": 36751, "items": 83274, "interactions": 400000}}
 
@@ -121,11 +120,11 @@ def test_nova_and_multi_feedback_settings(run):
 
 
 def test_deviations_are_told_and_a_faithful_run_has_none(run, tmp_path, monkeypatch):
-    rows = (
-        "bert4rec,*,*,*,trainer.max_steps,400000,s,yes",
-        "ite,*,*,*,trainer.max_epochs,200,s,yes",
-    )
-    monkeypatch.setattr(recipe, "FILE", paper_settings(tmp_path, *rows))
+    set_papers(
+        monkeypatch, tmp_path,
+        "bert4rec,*,*,*,trainer.max_steps,400000,paper: 4,true",
+        "ite,*,*,*,trainer.max_epochs,200,paper: 4,true",
+    )  # fmt: skip
     few = run("bert4rec", updates=100, **ML)
     told = " / ".join(deviations(few, match(few)["ndcg@10"]))
     assert (

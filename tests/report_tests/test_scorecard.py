@@ -10,7 +10,6 @@ import pytest
 from omegaconf import OmegaConf
 
 from recexp.data.prepare import checksum
-from recexp.report import recipe
 from recexp.report.__main__ import main
 from recexp.report.claims import Claim, Pick, claims
 from recexp.report.collect import collect
@@ -20,7 +19,7 @@ from recexp.report.scorecard import OPEN, _claims, judge, scorecard, verdict_on
 from recexp.report.statistics import budgets, convergence
 from recexp.report.tables import tables
 from recexp.types import RecexpError
-from tests.report_tests.runs import ML, paper_settings, write_run
+from tests.report_tests.runs import ML, set_papers, write_run
 
 TABLE = "bert4rec/table2_systems"
 
@@ -30,13 +29,12 @@ TABLE = "bert4rec/table2_systems"
 def settings(tmp_path_factory, monkeypatch):
     """Of the papers' settings only these: SASRec's and Caser's losses, and one length."""
     rows = (
-        "bert4rec,*,sasrec,*,objective.loss_name,bce,s,yes",
-        "bert4rec,*,caser,*,objective.loss_name,bce,s,yes",
-        "bert4rec,*,bert4rec,*,model.max_len,200,s,yes",
-        "nova,*,*,*,model.num_layers,3,s,yes",
-        "multi_feedback,*,*,*,optimizer.lr,1e-3,s,yes",
+        "bert4rec,*,sasrec|caser,*,objective.loss_name,bce,paper: 4,true",
+        "bert4rec,*,bert4rec,*,model.max_len,200,paper: 4,true",
+        "nova,*,*,*,model.num_layers,3,paper: 4,true",
+        "multi_feedback,*,*,*,optimizer.lr,1e-3,paper: 4,true",
     )
-    monkeypatch.setattr(recipe, "FILE", paper_settings(tmp_path_factory.mktemp("papers"), *rows))
+    set_papers(monkeypatch, tmp_path_factory.mktemp("papers"), *rows)
 
 
 def faithful(folder, ndcg, model="sasrec", **more):
