@@ -27,7 +27,7 @@ from recexp.lightning.loggers import finish
 from recexp.lightning.memory import out_of_memory
 from recexp.lightning.module import RecModule
 from recexp.lightning.processes import gone, lost_process
-from recexp.results import describe, git_state, kept_config, save_curves, save_interrupted, save_ranks, scoring_flops, show_table
+from recexp.results import describe, git_state, kept_config, save_curves, save_interrupted, save_ranks, scoring_costs, show_table
 from recexp.types import RecexpError
 
 
@@ -104,7 +104,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "wall_time_s": time.perf_counter() - started,
         "examples_per_s": sum(r["train/examples_per_s"] for r in table.rows) / max(1, len(table.rows)),
         "parameters": sum(p.numel() for p in module.model.parameters()),
-        "gflops": scoring_flops(module.model, module.store, protocol.history) / 1e9,
+        **scoring_costs(module.model, module.store, protocol.history),
         "reconstruction": getattr(module.model, "reconstruction", False),
         **describe(),
     }  # fmt: skip

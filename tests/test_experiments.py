@@ -44,7 +44,7 @@ JOBS = {
     "nova/table3_fusion": 7 * 2,  # systems, data sets that are public
     "nova/table4_side_information": 4,
     "nova/table5_size": 3,
-    "nova/fig5_attention": 2,
+    "nova/fig5_attention": 4,  # NOVA with and without side information, BERT4Rec, invasive
 }
 PARSER = OverridesParser.create()
 GROUPS = {path.name for path in CONF.iterdir() if path.is_dir()}
@@ -134,6 +134,16 @@ def test_what_the_papers_say_of_a_data_set_reaches_the_job():
     assert (wide.model.num_factors, wide.model.num_heads, wide.model.dropout, wide.selection) == (256, 8, 0.5, "refit")
     nova = composed("experiment=nova/table3_fusion", "model=bert4rec")
     assert (nova.model.num_factors, nova.model.num_layers, nova.dataset.filters, nova.optimizer.lr) == (512, 3, [], 1e-4)
+
+
+def test_figure_5_of_nova_shows_every_system_that_the_paper_may_compare():
+    found = set()
+    for job in jobs("nova/fig5_attention"):
+        said = dict(override.split("=", 1) for override in job)
+        without = said["model"] == "bert4rec" or said.get("model.side") == "[]"
+        found.add((said["model"], "without" if without else "with"))
+    nova = {("nova_bert", "with"), ("nova_bert", "without")}
+    assert found == nova | {("bert4rec", "without"), ("invasive_bert", "with")}
 
 
 def test_a_shortened_experiment_still_validates():

@@ -12,11 +12,13 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 
-from recexp.data.store import Targets
 from recexp.evaluation.metrics import expected_ndcg
-from recexp.results import scoring_flops
+from recexp.models.bert4rec import BERT4Rec
+from recexp.models.nova import SideBERT
+from recexp.results import scoring_flops, scoring_operations
 from tests import worlds
 from tests.running import command, composed, run_here
 
@@ -45,7 +47,7 @@ def test_a_run_leaves_everything_behind(first):
     for name in ("metrics.csv", "ranks.parquet", "config.yaml", "curves.png", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):
         assert (folder / name).stat().st_size > 0, name
     for key in ("model", "dataset", "protocol", "protocol_id", "objective", "sampler", "seed", "best_epoch", "epochs", "stop_reason", "wall_time_s",
-                "examples_per_s", "parameters", "peak_memory_mb", "git", "versions", "hardware", "data", "selection"):  # fmt: skip
+                "examples_per_s", "parameters", "gflops", "gops", "peak_memory_mb", "git", "versions", "hardware", "data", "selection"):  # fmt: skip
         assert result[key] is not None, key
     assert (result["model"], result["dataset"], result["objective"]) == ("bert_ite_si", "simulated_shop", "pointwise")
     assert len(rows(folder)) == result["epochs"] == 2
@@ -69,18 +71,52 @@ def test_a_result_holds_its_settings_and_no_places(first):
     assert str(folder) not in json.dumps(config) and "raw_dir" not in json.dumps(config)
 
 
-def test_scoring_costs_what_its_matrix_products_do():
-    """An inner product with 100 items is 100 D multiplications and as many additions, whatever lies around it."""
+def store_of_one_history(length: int, n_items: int = 150):
+    """One user with a history of that length and a held-out item; items have side features."""
+    rows = [(0, 1 + n % n_items, 1) for n in range(length)]
+    return worlds.store(rows, 1, n_items, n_values=5, side=True, held_out=[1])
 
-    class Dot(torch.nn.Module):
+
+def test_scoring_costs_its_matrix_products_and_its_element_wise_operations():
+    """By hand: a product of 1 x 8 and 8 x 100, then a norm, a product, two sums and a softmax."""
+
+    class Net(torch.nn.Module):
         history = 2
 
         def score(self, query, item_BC):
-            return torch.ones(len(query), 8) @ torch.ones(8, item_BC.shape[1])
+            x = torch.ones(len(query), 8) @ torch.ones(8, item_BC.shape[1])
+            x = F.layer_norm(x, x.shape[-1:])
+            x = F.gelu(x * 2 + 1).masked_fill(x > 9, 0.0)
+            return x.softmax(-1) + x.sum(-1, keepdim=True)
 
-    store = worlds.random_store(n_items=150)
-    store.test = store.val = Targets(*(torch.zeros(1, dtype=torch.int64) for _ in range(7)))
-    assert scoring_flops(Dot(), store, "before_target") == 2 * 8 * 100
+    costs = scoring_operations(Net(), store_of_one_history(2), "before_target")
+    assert costs.products == 8 * 100
+    assert costs.others == (7 + 1 + 1 + 1 + 4 + 1 + 1) * 100
+    assert scoring_flops(Net(), store_of_one_history(2), "before_target") == 2 * 800 + 1600
+
+
+def test_side_information_tells_the_cost_of_bert4rec_invasive_and_nova_apart():
+    """Liu et al. 2021 (NOVA-BERT), arXiv:2103.03578, Table 5: BERT4Rec < invasive-add < NOVA-add.
+
+    N = 50 positions of width h, L = 3 layers, 100 items and one [MASK] to score. The products are the same. Invasive
+    adds m - 1 sides of an item to the input (BERT4Rec: one token type), NOVA all m in every layer, and norms them.
+    """
+    N, h, L = 50, 64, 3
+    store = store_of_one_history(N)
+    schema = store.schema
+    size = {"num_factors": h, "num_layers": L, "num_heads": 4, "max_len": N}
+    models = {
+        "bert4rec": BERT4Rec(schema, **size),
+        "invasive": SideBERT(schema, fusion="add", invasive=True, **size),
+        "nova": SideBERT(schema, fusion="add", **size),
+    }
+    costs = {k: scoring_operations(m, store, "before_target") for k, m in models.items()}
+    products = {c.products for c in costs.values()}
+    assert products == {L * N * 12 * h * h + L * 2 * N * N * h + h * h}
+    assert costs["bert4rec"].flops < costs["invasive"].flops < costs["nova"].flops
+    m = 1 + len(models["nova"].side)  # the position is a side
+    apart = costs["nova"].others - costs["invasive"].others
+    assert apart == ((L - 1) * m + 7 * m) * N * h
 
 
 def test_epochs_without_validation_have_no_metrics_and_are_never_the_best(shop):

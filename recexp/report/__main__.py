@@ -11,6 +11,7 @@ from typing import Any
 
 from recexp.report.collect import collect, data_name, simulated
 from recexp.report.formats import Table, as_csv, as_latex, as_markdown, as_terminal
+from recexp.report.paper_tables import paper_tables
 from recexp.report.tables import COLUMNS, tables
 from recexp.types import RecexpError
 
@@ -26,17 +27,18 @@ ENDINGS = {"terminal": "txt", "markdown": "md", "latex": "tex", "csv": "csv"}
 
 def main(arguments: Sequence[str] | None = None) -> None:
     a = _parser().parse_args(arguments)
-    if not a.folders and not a.scorecard:
+    if not (a.folders or a.scorecard or a.paper_table):
         _parser().error("name at least one RUN_DIR")
     try:
-        results, left_out = collect(a.folders or [Path(SWEEPS) / a.scorecard])
+        results, left_out = collect(a.folders or [Path(SWEEPS) / (a.scorecard or a.paper_table)])
         shown = _tables(results, a.metric)
         cards = []
         if a.scorecard:
             from recexp.report.scorecard import scorecard
 
             cards = scorecard(a.scorecard, results)
-        print(WRITERS[a.format](cards or shown))
+        papers = paper_tables(results, a.paper_table) if a.paper_table else []
+        print(WRITERS[a.format](cards + papers or shown))
         if a.out:
             print(f"written: {write(a.out, results, left_out, a.metric, shown, cards, attention=a.attention)}", file=sys.stderr)
     except RecexpError as error:
@@ -52,6 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--metric", default="ndcg@10", help="orders rows and is compared between systems: hr@k, ndcg@k or mrr (default: ndcg@10)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write everything: index.html, tables in all formats, figures as svg and png")
     parser.add_argument("--scorecard", metavar="EXPERIMENT", help=f"e.g. ite/fig5_factors: reproduced or not (default RUN_DIR: {SWEEPS}/EXPERIMENT)")
+    parser.add_argument("--paper-table", metavar="EXPERIMENT",
+                        help="e.g. bert4rec/table2_systems: in the rows and columns of the paper (default RUN_DIR: as --scorecard)")  # fmt: skip
     parser.add_argument("--attention", action="store_true", help="with --out: draw the attention of every run whose checkpoint and data are there")
     return parser
 
@@ -75,6 +79,7 @@ def write(
     maps, without = _attention([r for r in results if "evaluated" not in r and (attention or figures.wants_attention(r))])
     sections = [
         Section("Scorecard", "Published and ours, what differs, and the papers' claims.", cards),
+        Section("As the papers print it", "The published figure above ours.", paper_tables(results)),
         Section("Results", "Means over seeds. Bold: best of the column; underlined: second best. * : the paper had other data.", shown),
         Section(
             "Figures", "Dashed: the paper's own curve, which is drawn beside test values only.",
@@ -122,11 +127,15 @@ def _attention(results: list[dict[str, Any]]) -> tuple[list, list[str]]:
     maps, without = [], []
     for about, runs in protocols(results).items():
         found, _ = labelled(runs)
+        weights = {}
         for system in found:
             try:
-                maps.append(heat_maps(attention(system.first["folder"]), system.label, about))
+                weights[system.label] = attention(system.first["folder"])
             except (RecexpError, OSError) as error:
                 without.append(f"no attention of {system.label}: {error}")
+        if weights:  # one colour scale: the maps are there to be compared
+            limits = min(float(w.min()) for w in weights.values()), max(float(w.max()) for w in weights.values())
+            maps += [heat_maps(w, label, about, limits) for label, w in weights.items()]
     return maps, without
 
 

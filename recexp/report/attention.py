@@ -1,4 +1,8 @@
-"""Attention weights of a finished run, averaged over test users (BERT4Rec fig. 2, NOVA fig. 5).
+"""Attention weights of a finished run, averaged over test users.
+
+Sun et al. 2019 (BERT4Rec), arXiv:1904.06690, show them in Figure 2. Liu et al. 2021 (NOVA-BERT),
+arXiv:2103.03578, compare in Figure 5 those of NOVA-BERT, in which side information takes part,
+with a baseline's.
 
 Models return no weights; they are computed again from what enters ``recexp.nn.attention.MultiHeadAttention``.
 

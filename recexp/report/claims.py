@@ -1,42 +1,83 @@
-"""What the papers claim about which system is better (models.md 8 and 12), in a form that runs can be held against."""
+"""What the papers claim about which system is better (``claims.csv``), in a form that runs can be
+held against.
+
+A row of the file is one claim: left_model left_settings, relation, right_model right_settings, in
+``metric``, on ``datasets`` (separated by blanks; none: on any), and its place in the paper.
+
+relation: ``>`` the left is better; ``≈`` the two differ by no more than 5 %; ``sooner`` the left
+needs fewer epochs to come near its best. gain: by how many % the left is better in the paper, where
+it says so. model: a published name, or several with ``|`` between them, of which the best counts.
+settings: ``key=value`` pairs separated by blanks, ``|`` between values of which any will do; a list
+of weights counts by its first; ``side_info`` is the kind of NOVA's side information, as in
+``published.csv``. Claims that the papers' tables show but their text does not make are marked
+"read off" in ``place``.
+"""
 
 from __future__ import annotations
 
+import csv
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from recexp.report.collect import number, setting
-from recexp.report.published import DATASETS, VARIANTS
+import yaml
+
+from recexp.report.collect import epochs_table, number, setting
+from recexp.report.published import DATASETS, VARIANTS, _kinds
+from recexp.types import RecexpError
+
+COLUMNS = [
+    "paper", "table", "left_model", "left_settings", "relation", "right_model", "right_settings",
+    "metric", "datasets", "gain", "place",
+]  # fmt: skip
+RELATIONS = (">", "≈", "sooner")
+NEAR = 0.95  # of its best value: where a system's curve counts as having come near it
 
 
 @dataclass(frozen=True)
 class Pick:
-    """A system by its published model name and settings (dotted keys; a list of weights counts by its first; a tuple: any of these)."""
+    """A system by its published model name and settings (dotted keys; a list of weights counts by
+    its first; a tuple: any of these). Several names with | between them: any of these models."""
 
     model: str
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        if len(self.settings) > 3:  # a system in full: only what its claims vary
-            return f"{self.model} in full, num_layers={self.settings[_LAYERS]}"
-        return " ".join([self.model, *(f"{k.split('.')[-1]}={v}" for k, v in self.settings.items())])
+        models = self.model.split("|")
+        if len(models) > 1:
+            return f"the best of {', '.join(models)}"
+        shown = self.settings
+        if len(shown) > 3:  # a system in full: only what its claims vary
+            shown = {k: shown[k] for k in ("model.num_layers", "model.num_heads")}
+        pairs = [f"{k.split('.')[-1]}={v}" for k, v in shown.items()]
+        if len(self.settings) > 3:
+            return f"{self.model} in full, {' '.join(pairs)}"
+        return " ".join([self.model, *pairs])
 
     def meets(self, result: dict[str, Any]) -> bool:
-        if self.model not in (result["model"], VARIANTS.get(result["model"])) or setting(result, "objective.shuffle_targets"):
+        names = {result["model"], VARIANTS.get(result["model"])}
+        if names.isdisjoint(self.model.split("|")) or setting(result, "objective.shuffle_targets"):
             return False
-        for name, wanted in self.settings.items():
+        return all(self._has(result, name, wanted) for name, wanted in self.settings.items())
+
+    @staticmethod
+    def _has(result: dict[str, Any], name: str, wanted: Any) -> bool:
+        if name == "side_info":
+            found: Any = _kinds(setting(result, "model.side"))
+        else:
             found = setting(result, name)
-            if (number(found) if number(found) is not None else found) not in (wanted if isinstance(wanted, tuple) else (wanted,)):
-                return False
-        return True
+            found = found if number(found) is None else number(found)
+        return found in (wanted if isinstance(wanted, tuple) else (wanted,))
 
 
 @dataclass(frozen=True)
 class Claim:
-    """left beats right in ``metric``; where ``alike``, neither matters more than 5 % of it. source: (paper, table).
+    """left beats right in ``metric``; where ``alike``, neither matters more than 5 % of it; where
+    ``sooner``, left needs fewer epochs to come near its best. source: (paper, table).
 
-    datasets: whose data the claim is about; empty means any.
+    datasets: whose data the claim is about; empty means any. gain: by how many % of the right the
+    left is better in the paper. place: where the paper says it.
     """
 
     source: tuple[str, str]
@@ -45,9 +86,13 @@ class Claim:
     metric: str = "hr@10"
     datasets: tuple[str, ...] = ()
     alike: bool = False
+    sooner: bool = False
+    gain: float | None = None
+    place: str = ""
 
     def __str__(self) -> str:
-        return f"{self.left} {'≈' if self.alike else '>'} {self.right}"
+        relation = "≈" if self.alike else "sooner than" if self.sooner else ">"
+        return f"{self.left} {relation} {self.right}"
 
     def concerns(self, dataset: str) -> bool:
         return not self.datasets or DATASETS.get(dataset, dataset) in self.datasets
@@ -55,77 +100,83 @@ class Claim:
 
 def claims(paper: str, table: str) -> list[Claim]:
     """Those that the experiment of this table can test, in the paper's order."""
-    return [c for c in _CLAIMS if c.source == (paper, table)]
+    return [c for c in every_claim() if c.source == (paper, table)]
 
 
-def _chain(source: tuple[str, str], tiers: list[list[Pick]], **more: Any) -> list[Claim]:
-    """a > {b, c} > d: every member of a tier beats every member of the next."""
-    return [Claim(source, a, b, **more) for above, below in pairwise(tiers) for a in above for b in below]
+@cache
+def every_claim(path: Path = Path(__file__).with_name("claims.csv")) -> tuple[Claim, ...]:
+    """All rows of the file. Raises RecexpError for a row that is no claim or stands there twice."""
+    found: list[Claim] = []
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = csv.reader(file)
+        if (head := next(rows, [])) != COLUMNS:
+            wanted = ",".join(COLUMNS)
+            raise RecexpError(
+                f"{path.name}, line 1: expected the columns {wanted}, found {','.join(head)}."
+            )
+        for row in rows:
+            claim = _claim(row, f"{path.name}, line {rows.line_num}")
+            if any(_same(claim, other) for other in found):
+                raise RecexpError(f"{path.name}, line {rows.line_num}: {claim} stands there twice.")
+            found.append(claim)
+    return tuple(found)
 
 
-def _at(models: str, **settings: Any) -> list[Pick]:
-    return [Pick(m, {k.replace("__", "."): v for k, v in settings.items()}) for m in models.split()]
+def _claim(row: list[str], where: str) -> Claim:
+    if len(row) != len(COLUMNS):
+        raise RecexpError(
+            f"{where}: {len(row)} cells where {len(COLUMNS)} are needed ({', '.join(COLUMNS)})."
+        )
+    cells = dict(zip(COLUMNS, row, strict=True))
+    if cells["relation"] not in RELATIONS:
+        raise RecexpError(
+            f"{where}: the relation {cells['relation']!r} is not one of {', '.join(RELATIONS)}."
+        )
+    try:
+        gain = float(cells["gain"]) if cells["gain"] else None
+    except ValueError:
+        raise RecexpError(f"{where}: the gain {cells['gain']!r} is no number.") from None
+    return Claim(
+        (cells["paper"], cells["table"]),
+        Pick(cells["left_model"], _settings(cells["left_settings"], where)),
+        Pick(cells["right_model"], _settings(cells["right_settings"], where)),
+        cells["metric"],
+        tuple(cells["datasets"].split()),
+        alike=cells["relation"] == "≈",
+        sooner=cells["relation"] == "sooner",
+        gain=gain,
+        place=cells["place"],
+    )
 
 
-def _set(model: str, name: str, *values: Any) -> list[list[Pick]]:
-    return [[Pick(model, {name: v})] for v in values]
-
-
-_WIDTH, _LAYERS, _LENGTH, _WEIGHT = "model.num_factors", "model.num_layers", "model.max_len", "objective.weights"
-_ITE = ("ite", "ite_si", "bert_ite", "bert_ite_si")
-_SHOPS, _RR = ("retailrocket", "recobell"), ("retailrocket",)
-
-
-def _ite() -> list[Claim]:
-    order = [_at(m, model__num_factors=64) for m in ("bert_ite_si", "bert_ite", "ite bert4rec", "nmtr mtmf")]
-    found = [c for table in ("fig5", "fig10_11", "fig12") for c in _chain(("ite", table), order, datasets=_RR)]
-    for model in ("bert_ite_si", "bert_ite", "ite", "bert4rec", "nmtr", "mtmf"):
-        found += _chain(("ite", "fig5"), _set(model, _WIDTH, 64, 8))
-    found += _chain(("ite", "fig6"), [_at("ite_si"), _at("ite")]) + _chain(("ite", "fig6"), [_at("bert_ite_si"), _at("bert_ite")])
-    found.append(Claim(("ite", "fig6"), Pick("ite_ossi"), Pick("ite_si"), alike=True))
-    for model in ("bert_ite", "bert_ite_si"):
-        found += [Claim(("ite", "fig7"), *(Pick(model, {_LAYERS: n, _WIDTH: k}) for n in (1, 2)), alike=True) for k in (32, 64)]
-        found += [Claim(("ite", "fig8"), Pick(model, {_LENGTH: n}), Pick(model, {_LENGTH: 10})) for n in (20, 30, 40)]
-    nine = ("ite", "fig9")
-    found += [Claim(nine, Pick("ite", {_WEIGHT: 0.5}), Pick("ite", {_WEIGHT: w}), datasets=_RR) for w in (0.1, 1, 2)]
-    found += [Claim(nine, Pick(m, {_WEIGHT: 2}), Pick(m, {_WEIGHT: 0.1}), datasets=_RR) for m in _ITE[1:]]
-    found.append(Claim(nine, Pick("bert_ite_si", {_WEIGHT: 1}), Pick("bert_ite_si", {_WEIGHT: 2}), datasets=("recobell",)))
+def _settings(text: str, where: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for pair in text.split():
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise RecexpError(f"{where}: {pair!r} is no setting; write key=value.")
+        values = tuple(yaml.safe_load(v) for v in value.split("|"))
+        found[name] = values if len(values) > 1 else values[0]
     return found
 
 
-def _multi_feedback() -> list[Claim]:
-    found = _chain(("multi_feedback", "table4"), [_at(m) for m in ("mf_mmlp", "ncf", "mfpr", "wmf bpr_mf")])
-    found += [Claim(("multi_feedback", "table2"), Pick("mf_mmlp", {_WIDTH: 4}), Pick("mf_mmlp", {_WIDTH: d})) for d in (2, 8, 16, 32)]
-    found += [Claim(("multi_feedback", "fig3"), Pick("mf_mmlp", {_LAYERS: 2}), Pick("mf_mmlp", {_LAYERS: n})) for n in (1, 3, 4)]
-    return found
+def _same(a: Claim, b: Claim) -> bool:
+    """Whether both say the same of the same data."""
+    shared = not a.datasets or not b.datasets or set(a.datasets) & set(b.datasets)
+    return bool(shared) and (a.source, str(a), a.metric) == (b.source, str(b), b.metric)
 
 
-def _bert4rec() -> list[Claim]:
-    ndcg = {"metric": "ndcg@10"}
-    two, five = ("bert4rec", "table2"), ("bert4rec", "table5")
-    sequential, others = _at("fpmc gru4rec gru4rec_plus caser sasrec bert4rec"), _at("pop bpr_mf ncf")
-    found = _chain(two, [sequential, others], **ndcg) + _chain(two, [_at("caser"), _at("fpmc")], **ndcg)
-    found += _chain(two, [_at("bert4rec"), _at("sasrec"), _at("gru4rec gru4rec_plus")], **ndcg)
-    found += _chain(("bert4rec", "table3"), [_at("bert4rec"), _at("bert4rec_one_mask"), _at("sasrec")], **ndcg)
-    ml, beauty = ("ml_1m",), ("amazon_beauty",)
-    found += _chain(("bert4rec", "table4"), _set("bert4rec", _LENGTH, 200, 50, 10), datasets=ml, **ndcg)
-    found += _chain(("bert4rec", "table4"), _set("bert4rec", _LENGTH, 20, 10), datasets=beauty, **ndcg)
-    whole = {_LAYERS: 2, "model.num_heads": 2, "model.positions": "left", "model.dropout": (0.1, 0.2, 0.5)}
-    whole |= {f"model.{part}": True for part in ("ffn", "layer_norm", "residual")}
-    without = {"model.positions": "none", "model.dropout": 0} | {f"model.{part}": False for part in ("ffn", "layer_norm", "residual")}
-    found += [Claim(five, Pick("bert4rec", whole), Pick("bert4rec", {k: v}), **ndcg) for k, v in without.items()]
-    found += _chain(five, [[Pick("bert4rec", whole | {_LAYERS: n})] for n in (4, 3, 2, 1)], datasets=("ml_1m", "ml_20m"), **ndcg)
-    for order in ((0.2, 0.1), (0.6, 0.9)):
-        found += _chain(("bert4rec", "fig4"), _set("bert4rec", "objective.mask_prob", *order), **ndcg)
-    found.append(Claim(("bert4rec", "fig3"), Pick("bert4rec", {_WIDTH: 64}), Pick("bert4rec", {_WIDTH: 256}), alike=True, **ndcg))
-    return found
+def epochs_to(result: dict[str, Any], metric: str, near: float = NEAR) -> int | None:
+    """After how many epochs a run had ``near`` of its best value, None where it kept no such curve.
 
-
-def _nova() -> list[Claim]:
-    fused = [{"model.fusion": f} for f in ("add", "concat", "gating")]
-    found = [Claim(("nova_bert", "table3"), Pick("nova_bert", f), Pick("invasive_bert", f)) for f in fused]
-    found += [Claim(("nova_bert", "table3"), Pick("nova_bert", f), Pick("bert4rec")) for f in fused]
-    return found
-
-
-_CLAIMS = [*_ite(), *_multi_feedback(), *_bert4rec(), *_nova()]
+    On the test set where the run took it in every epoch, else in validation.
+    """
+    rows = epochs_table(result)
+    for split in ("test", "val"):
+        values = [
+            (int(r["epoch"]) + 1, r[f"{split}/{metric}"]) for r in rows if f"{split}/{metric}" in r
+        ]
+        if len(values) > 1:
+            best = max(v for _, v in values)
+            return next(epoch for epoch, v in values if v >= near * best)
+    return None

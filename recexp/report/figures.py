@@ -148,18 +148,25 @@ def topk_curves(results: Sequence[dict[str, Any]], names: Iterable[str] = ("hr",
     return made
 
 
-def heat_maps(weights_LHQK: np.ndarray, label: str, about: tuple[str, str, str]) -> Picture:
+def heat_maps(
+    weights_LHQK: np.ndarray,
+    label: str,
+    about: tuple[str, str, str],
+    limits: tuple[float, float] | None = None,
+) -> Picture:
     """Average attention, layers by heads, queries down and keys across, both counted from the newest position (0 is the last).
 
-    weights_LHQK: float [layers, heads, last, last], as ``recexp.report.attention`` returns them.
+    weights_LHQK: float [layers, heads, last, last], as ``recexp.report.attention`` returns them. limits: of the
+    colour scale, where several systems share one; the weights' own unless given.
     """
     layers, heads, last, _ = weights_LHQK.shape
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(1.7 * heads + 1.1, 1.7 * layers + 0.6), layout="constrained")
         axes = figure.subplots(layers, heads, squeeze=False)
         low, top = float(weights_LHQK.min()), float(weights_LHQK.max())
+        darkest, lightest = limits or (low, top)
         for (i, j), ax in np.ndenumerate(axes):
-            image = ax.imshow(weights_LHQK[i, j], cmap="cividis", vmin=low, vmax=top, origin="upper", interpolation="nearest")
+            image = ax.imshow(weights_LHQK[i, j], cmap="cividis", vmin=darkest, vmax=lightest, origin="upper", interpolation="nearest")
             ticks = list(range(last - 1, -1, -max(1, last // 4)))
             ax.set_xticks(ticks, [str(t - last + 1) for t in ticks])
             ax.set_yticks(ticks, [str(t - last + 1) for t in ticks])

@@ -253,7 +253,7 @@ def _nova(result: dict[str, Any], dataset: str, table: str) -> Places:
 
 def _kinds(side: Any) -> str:
     names = {side} if isinstance(side, str) else set(side or [])
-    behaviour = names & {"value", "behaviour"}  # a rating is what the paper calls behaviour-related
+    behaviour = names & {"value", "behaviour", "time"}  # what the paper calls behaviour-related
     if names == {"all"} or (behaviour and names - behaviour):
         return "all"
     return "behavior" if behaviour else "item" if names else "none"

@@ -17,9 +17,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from recexp.report.claims import Claim, Pick, claims
+from recexp.report.claims import Claim, Pick, claims, epochs_to
 from recexp.report.collect import simulated, smoke, trained_under
 from recexp.report.formats import Cell, Table
+from recexp.report.paper_tables import measured
 from recexp.report.published import (
     DATASETS,
     PROTOCOLS,
@@ -159,12 +160,7 @@ def _figures(
 
 
 def _measured(s: System, metric: str) -> list[float]:
-    elsewhere = {"samples_per_s": "examples_per_s", "gflops": "gflops"}
-    if metric == "size_mb":  # float32 parameters
-        return [r["parameters"] * 4 / 1e6 for r in s.runs if r.get("parameters")]
-    if metric in elsewhere:
-        return [r[elsewhere[metric]] for r in s.runs if r.get(elsewhere[metric]) is not None]
-    return s.values(f"test/{metric}")
+    return [value for r in s.runs if (value := measured(r, metric)) is not None]
 
 
 def _trained_in(result: dict[str, Any]) -> Path:
@@ -258,6 +254,9 @@ def _test(claim: Claim, runs: Sequence[dict[str, Any]]) -> tuple[Comparison | No
             return None, f"no run of {pick}"
     if left is right:
         return None, "both sides are the same system here"
+    if claim.sooner:  # epochs are one number a run: nothing to test over users
+        epochs = [[epochs_to(r, claim.metric) or "?" for r in s.runs] for s in (left, right)]
+        return None, "no test of epochs: near the best after {} and {}".format(*epochs)
     chosen = [r for s in (left, right) for r in s.runs]
     if lacking := [r["folder"] for r in chosen if not (Path(r["folder"]) / "ranks.parquet").is_file()]:
         return None, f"no ranks.parquet in {', '.join(lacking)}"

@@ -146,5 +146,9 @@ def test_causal_models_never_attend_ahead_and_models_without_attention_are_refus
     assert np.triu(found, 1).max() == 0 and found[2].sum() == pytest.approx(1)
     with pytest.raises(RecexpError, match="no self-attention"):
         mean_weights(MF(toy.schema(), num_factors=4), [], last=3)
-    picture = heat_maps(found[None, None], "sasrec", ("shop", "full", "aaa"))
+    about = ("shop", "full", "aaa")
+    picture = heat_maps(found[None, None], "sasrec", about)
+    shared = heat_maps(found[None, None] / 8, "sasrec", about, limits=(0.0, 1.0))
+    own = heat_maps(found[None, None] / 8, "sasrec", about)
+    assert ">0.75</text>" in shared.svg and ">0.75</text>" not in own.svg  # the colour scale's upper end
     assert "1 layer(s) by 1 head(s)" in picture.alt and "strongest" in picture.alt

@@ -103,7 +103,7 @@ def test_more_of_a_cost_is_not_better(metric):
 
 
 def test_a_figure_without_data_set_gets_no_verdict(tmp_path):
-    write_run(tmp_path / "a", model="bert4rec", gflops=0.4796, **ML | {"protocol": "full"})
+    write_run(tmp_path / "a", model="bert4rec", gops=0.4796, **ML | {"protocol": "full"})
     table = scorecard("nova/table5_size", collect([tmp_path])[0])[0]
     row = next(r for r in records(table) if r["metric"] == "gflops" and r["ours"] != "–")
     assert (row["ours"], row["verdict"]) == ("0.4796", "not comparable")
@@ -286,6 +286,20 @@ def test_claims_are_held_reversed_or_undecided_as_planted(tmp_path):
     reverse = next(r for r in records(table) if r["claim"].startswith("ite") and "nmtr" in r["claim"])
     assert reverse["difference"].startswith("-") and reverse["95 % interval"].startswith("-")
     assert all(float(r["p (Holm)"]) >= float(r["p"]) for r in records(table) if r["p"] != "–")
+
+
+def test_who_converges_first_is_told_in_epochs(tmp_path):
+    """An ordering of epochs cannot be tested over users, so it has no verdict."""
+    for model, curve in (("bert_ite_si", [0.3, 0.4, 0.4]), ("ite", [0.1, 0.2, 0.4])):
+        write_run(
+            tmp_path / model, model=model, curve=curve, protocol="p1_uniform999",
+            dataset="retailrocket", config={"model.num_factors": 64},
+        )  # fmt: skip
+    table = scorecard("ite/fig10_epochs", collect([tmp_path])[0])[-1]
+    found = {r["claim"].replace(" num_factors=64", ""): r for r in records(table)}
+    line = found["bert_ite_si sooner than ite"]
+    assert line["verdict"] == "not tested"
+    assert line["came out"] == "no test of epochs: near the best after [2] and [3]"
 
 
 def test_alike_needs_enough_users(tmp_path):
