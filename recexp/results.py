@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import DictConfig, OmegaConf
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -153,6 +154,32 @@ def git_state() -> dict[str, Any]:
         return {"commit": commit, "dirty": bool(ask("status", "--porcelain")) if commit else None}
     except FileNotFoundError:
         return {"commit": None, "dirty": None}
+
+
+# Settings that say where things lie or who is told, not what is run.
+_PLACES = (
+    "ckpt_path",
+    "run_dir",
+    "cache_dir",
+    "logger",
+    "names",
+    "group",
+    "tags",
+    "raw_dir",
+    "dirpath",
+    "save_dir",
+)
+
+
+def kept_config(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved settings of a run without the places of files, for ``result.json``."""
+
+    def kept(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: kept(value) for key, value in node.items() if key not in _PLACES}
+        return [kept(value) for value in node] if isinstance(node, list) else node
+
+    return kept(OmegaConf.to_container(cfg, resolve=True))
 
 
 def save_ranks(path: Path, ranks: dict[str, dict[str, Any]]) -> str:

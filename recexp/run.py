@@ -27,7 +27,7 @@ from recexp.lightning.loggers import finish
 from recexp.lightning.memory import out_of_memory
 from recexp.lightning.module import RecModule
 from recexp.lightning.processes import gone, lost_process
-from recexp.results import describe, git_state, save_curves, save_interrupted, save_ranks, scoring_costs, show_table
+from recexp.results import describe, git_state, kept_config, save_curves, save_interrupted, save_ranks, scoring_costs, show_table
 from recexp.types import RecexpError
 
 DATA_FACTS = ("users", "items", "interactions", "fingerprint", "simulated")  # into result.json
@@ -58,7 +58,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     if cfg.ckpt_path:
         check_fit(Path(cfg.ckpt_path), module, store.meta["fingerprint"])
     about = {
-        **OmegaConf.to_container(cfg.names, resolve=True), "protocol_id": protocol_id, "seed": cfg.seed,
+        **OmegaConf.to_container(cfg.names, resolve=True), "protocol_id": protocol_id, "seed": cfg.seed, "config": kept_config(cfg),
         "selection": cfg.selection + (" (epoch chosen on the TEST set: optimistic)" if peek else ""),
         "data": {k: store.meta[k] for k in DATA_FACTS},
         "left_out": store.meta["left_out"], "audit": store.meta["audit"], "git": git,

@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 
 from recexp.evaluation.metrics import expected_ndcg
 from recexp.models.bert4rec import BERT4Rec
@@ -54,6 +55,24 @@ def test_a_run_leaves_everything_behind(first):
     left = {k: n for k, n in result["left_out"].items() if k.startswith(("removed", "not tested"))}
     tested = int(result["metrics"]["test/users"])
     assert sum(left.values()) + tested == 150
+
+
+def test_a_result_holds_its_settings_and_no_places(first):
+    folder, result = first
+    config, written = result["config"], yaml.safe_load((folder / "config.yaml").read_text())
+    for group in (
+        "model",
+        "objective",
+        "optimizer",
+        "protocol",
+        "sampler",
+        "scheduler",
+        "trainer",
+        "batch_size",
+    ):
+        assert config[group] == written[group], group
+    assert len(json.dumps(config)) < 20_000
+    assert str(folder) not in json.dumps(config) and "raw_dir" not in json.dumps(config)
 
 
 def store_of_one_history(length: int, n_items: int = 150):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from recexp.report.collect import collect
+from recexp.report.collect import collect, data_name, simulated
 from recexp.report.formats import Table, as_csv, as_latex, as_markdown, as_terminal
 from recexp.report.paper_tables import paper_tables
 from recexp.report.tables import COLUMNS, tables
@@ -78,11 +78,11 @@ def write(
     drawn = tuple(dict.fromkeys(("hr@10", "ndcg@10", metric)))
     maps, without = _attention([r for r in results if "evaluated" not in r and (attention or figures.wants_attention(r))])
     sections = [
-        Section("Scorecard", "Published and ours, line by line, and the papers' claims about which system is better.", cards),
+        Section("Scorecard", "Published and ours, what differs, and the papers' claims.", cards),
         Section("As the papers print it", "The published figure above ours.", paper_tables(results)),
         Section("Results", "Means over seeds. Bold: best of the column; underlined: second best. * : the paper had other data.", shown),
         Section(
-            "Figures", "Dashed: the paper's own curve.",
+            "Figures", "Dashed: the paper's own curve, which is drawn beside test values only.",
             pictures=[*figures.swept(results, drawn), *figures.epoch_curves(results, drawn), *figures.topk_curves(results), *maps], lines=without,
         ),
         Section("Differences", "Whether one system is better than another on these users.", statistics.comparisons(results, metric)),
@@ -105,7 +105,13 @@ def write(
 
 def _title(results: list[dict[str, Any]]) -> str:
     names = dict.fromkeys(o.split("=", 1)[1] for r in results for o in r.get("overrides", []) if o.startswith(("experiment=", "+experiment=")))
-    return ", ".join(names) or ", ".join(dict.fromkeys(r["dataset"] for r in results))
+    if not names:
+        return ", ".join(dict.fromkeys(map(data_name, results)))
+    made_up = [simulated(r) for r in results]
+    mark = (
+        " (simulated data)" if all(made_up) else " (partly simulated data)" if any(made_up) else ""
+    )
+    return ", ".join(names) + mark
 
 
 def _attention(results: list[dict[str, Any]]) -> tuple[list, list[str]]:

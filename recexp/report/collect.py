@@ -21,8 +21,10 @@ from recexp.types import RecexpError
 def collect(folders: Iterable[str | Path]) -> tuple[list[dict[str, Any]], list[str]]:
     """Every ``result.json`` at or below the folders, with its ``folder`` and ``config``, and a line per run left out.
 
-    config: the nested settings of ``config.yaml``, or what the overrides tell where only ``result.json`` was kept.
-    An evaluation of a run under another protocol (``RUN_DIR/full_unseen``) is a result of its own, with the run's config.
+    config: the nested settings in ``result.json``, or those in ``config.yaml`` for older results.
+    Where neither has them (``recorded`` is False), the model's YAML and the overrides stand in.
+    An evaluation of a run under another protocol (``RUN_DIR/full_unseen``) is a result of its own,
+    with the run's config and ``trained``: the validation metrics of the run's training.
 
     Raises RecexpError where a folder does not exist or nothing at all is found.
     """
@@ -58,6 +60,44 @@ def setting(result: dict[str, Any], key: str, default: Any = None) -> Any:
     return node
 
 
+def simulated(result: dict[str, Any]) -> bool:
+    """Whether the run's data come from a simulator."""
+    return bool(result.get("data", {}).get("simulated")) or result["dataset"].startswith(
+        "simulated"
+    )
+
+
+def data_name(result: dict[str, Any]) -> str:
+    """The data set's name as titles show it."""
+    return f"{result['dataset']} (simulated)" if simulated(result) else result["dataset"]
+
+
+def smoke(result: dict[str, Any]) -> bool:
+    """Whether the run had smoke scale: a test of the machinery, not of the systems."""
+    asked = any(o.lstrip("+") == "scale=smoke" for o in result.get("overrides", []))
+    return asked or "stand_in" in (result.get("config") or {})
+
+
+def trained_under(result: dict[str, Any]) -> str | None:
+    """The protocol under which an evaluated run was trained and its epoch chosen, else None."""
+    if "evaluated" not in result:
+        return None
+    return result["selection"].rpartition(", by ")[2]
+
+
+def updates(result: dict[str, Any]) -> int | None:
+    """Optimizer steps of the training that gave the tested model.
+
+    None where neither ``result.json`` nor ``metrics.csv`` tells.
+    """
+    if "refit" in result:
+        return result["refit"].get("updates")
+    if result.get("updates") is not None:
+        return int(result["updates"])
+    rows = epochs_table(result)
+    return int(rows[-1]["step"]) if rows and "step" in rows[-1] else None
+
+
 def number(value: Any) -> float | None:
     """The number a setting stands for, of a list (weights per behaviour) the first; None for words and switches."""
     if isinstance(value, list) and value:
@@ -84,13 +124,32 @@ def _read(run: Path) -> dict[str, Any]:
     result = json.loads((run / "result.json").read_text())
     if isinstance(result, dict) and "interrupted" in result:
         raise _Interrupted(f"{result['interrupted']} ended it after {result.get('epochs')} epochs")
+    if isinstance(result, dict) and result.get("metrics") == {}:
+        raise _Interrupted(f"no metrics ({result.get('stop_reason') or 'its end is not recorded'})")
     if wrong := fault(result):
         raise ValueError(wrong)
     empty = {"overrides": [], "git": {"commit": None, "dirty": None}, "wall_time_s": None, "examples_per_s": None, "reconstruction": False}
-    path = next((p for p in (run / "config.yaml", run.parent / "config.yaml") if p.is_file()), None)
-    own = path is not None and (path.parent == run or "evaluated" in result)
-    config = OmegaConf.to_container(OmegaConf.load(path)) if own else _from_overrides(result)
-    return empty | result | {"folder": str(run), "config": config}
+    return empty | result | _config(run, result) | _training(run, result) | {"folder": str(run)}
+
+
+def _config(run: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the run, and whether they were recorded when it ran."""
+    if result.get("config"):
+        return {"config": result["config"], "recorded": True}
+    places = [run, run.parent] if "evaluated" in result else [run]
+    path = next((p / "config.yaml" for p in places if (p / "config.yaml").is_file()), None)
+    if path is None:
+        return {"config": _from_overrides(result), "recorded": False}
+    return {"config": OmegaConf.to_container(OmegaConf.load(path)), "recorded": True}
+
+
+def _training(run: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Validation metrics of the training behind an evaluated run; empty where they are not kept."""
+    path = run.parent / "result.json"
+    if "evaluated" not in result or not path.is_file():
+        return {}
+    metrics = json.loads(path.read_text()).get("metrics") or {}
+    return {"trained": {k: v for k, v in metrics.items() if k.startswith("val/")}}
 
 
 def _from_overrides(result: dict[str, Any]) -> dict[str, Any]:

@@ -86,8 +86,11 @@ def sweep_lines(results: Sequence[dict[str, Any]], name: str, metric: str) -> li
 
 
 def epoch_curves(results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("hr@10", "ndcg@10")) -> list[Picture]:
-    """Validation metrics per epoch (test's, where runs peeked at it), seeds averaged, one picture per width where that is swept; the ITE
-    paper's curves, which are of the test set, dashed."""
+    """Validation metrics per epoch (test's, where runs peeked at it), seeds averaged.
+
+    One picture per width where that is swept. The ITE paper's curves are of the test set: they
+    stand, dashed, beside our test curves, and are not drawn on an axis of validation values.
+    """
     made = []
     for about, runs in protocols([r for r in results if "evaluated" not in r]).items():
         widths: dict[Any, list[System]] = {}
@@ -102,16 +105,26 @@ def epoch_curves(results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("h
             by_model = len({s.first["model"] for s in shown}) == len(shown)
             shown = [(s, s.first["model"] if by_model else s.label) for s in shown]
             for metric in metrics:
-                lines = []
+                lines, omitted = [], False
                 for s, label in shown:
                     points = _mean_curve(s, metric)
                     if len(points) > 1:
                         lines.append(Line(label, *map(tuple, zip(*points, strict=True))))
-                        if theirs := curve(s.first, metric):
+                        theirs = curve(s.first, metric)
+                        omitted = omitted or bool(theirs and not peeked)
+                        if theirs and peeked:
                             lines.append(Line(label, *map(tuple, zip(*theirs, strict=True)), dashed=True))
                 if lines:
                     title = f"{metric} per epoch" + (f", K={width}" if width is not None and len(widths) > 1 else "")
-                    made.append(_chart(title, about, lines, "epoch", f"{metric} ({'test' if peeked else 'validation'})"))
+                    note = (
+                        "; the paper's curves, of the test set, are not drawn here"
+                        if omitted
+                        else ""
+                    )
+                    split = "test" if peeked else "validation"
+                    made.append(
+                        _chart(title, about, lines, "epoch", f"{metric} ({split})", note=note)
+                    )
     return made
 
 
@@ -178,7 +191,16 @@ _STYLE = {
 }  # fmt: skip
 
 
-def _chart(title: str, about: tuple[str, str, str], lines: Sequence[Line], xlabel: str, ylabel: str, ticks: bool = False) -> Picture:
+def _chart(
+    title: str,
+    about: tuple[str, str, str],
+    lines: Sequence[Line],
+    xlabel: str,
+    ylabel: str,
+    ticks: bool = False,
+    note: str = "",
+) -> Picture:
+    """note: stands in the caption, behind the title."""
     with mpl.rc_context(_STYLE):
         names = sorted({line.label for line in lines})  # the same systems have the same colours in every picture
         columns = 1 if max(map(len, names)) > 24 else 2
@@ -206,7 +228,8 @@ def _chart(title: str, about: tuple[str, str, str], lines: Sequence[Line], xlabe
         ax.grid(alpha=0.25, linewidth=0.6)
         figure.legend(loc="outside lower center", ncols=columns, frameon=False)
         figure.suptitle(printable(title) + "\n" + printable(f"{about[0]}, {about[1]}"), fontsize=9)
-        return _picture(figure, f"{title} {' '.join(about)}", f"{title}: {about[0]}, {about[1]} (id {about[2]})", _words(title, about, lines))
+        caption = f"{title}: {about[0]}, {about[1]} (id {about[2]}){note}"
+        return _picture(figure, f"{title} {' '.join(about)}", caption, _words(title, about, lines))
 
 
 def _short(label: str, most: int = 56) -> str:

@@ -7,16 +7,20 @@ graphics and are good to about 1e-4. Its fig5 holds each system's best test valu
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from recexp.report.collect import setting
+from recexp.report.collect import setting, simulated, smoke, trained_under
+from recexp.report.recipe import Difference, differences, paper_of, recipe, table_of
 from recexp.types import RecexpError
 
 PROTOCOLS = {"P1": "p1_uniform999", "P2": "p2_uniform99", "P3": "p3_popular100", "P4": "full"}
+# Protocols of ours that read a paper's protocol otherwise than its experiments here do.
+READINGS = {"p2_uniform99_later": "p2_uniform99"}
 COLUMNS = ["paper", "table", "dataset", "protocol", "model", "setting", "metric", "value"]
 # Another extract of the same source, and our configs of the same published system.
 DATASETS = {"taobao_31882": "taobao", "retailrocket_2174": "retailrocket"}
@@ -83,16 +87,17 @@ def experiment(result: dict[str, Any]) -> tuple[str, str]:
 
 def paper_table(name: str) -> tuple[str, str]:
     """``bert4rec/table5_ablation`` -> (bert4rec, table5), ``ite/fig10_epochs`` -> (ite, fig10_11)."""
-    paper, _, table = name.partition("/")
-    paper, table = {"nova": "nova_bert", "multifeedback": "multi_feedback"}.get(paper, paper), table.split("_")[0]
-    return (paper, {"fig10": "fig10_11", "fig11": "fig10_11"}.get(table, table)) if paper in _RULES else ("", "")
+    paper = paper_of(name)
+    return (paper, table_of(name.partition("/")[2])) if paper in _RULES else ("", "")
 
 
 def match(result: dict[str, Any]) -> dict[str, Figure]:
     """Per metric (``hr@10``) the published figure of the run's system: same model, source of data, protocol and setting.
 
-    Where several tables print it, the one of the run's experiment counts, else the first of the paper's. Settings that no paper printed, and
-    twins trained on shuffled targets, match nothing. That the data are a smaller extract does not hinder a match: ``deviations`` says so.
+    Where several tables print it, the one of the run's experiment counts, else the first of the
+    paper's. Settings that no paper printed, twins trained on shuffled targets and runs on simulated
+    data match nothing, and nothing matches a figure without data set. A smaller extract of the data
+    does not hinder a match: ``deviations`` says so.
     """
     paper, table = experiment(result)
     for tried in sorted(_RULES, key=lambda name: name != paper):
@@ -106,26 +111,55 @@ def match(result: dict[str, Any]) -> dict[str, Figure]:
 
 
 def in_table(result: dict[str, Any], paper: str, table: str) -> dict[str, Figure]:
-    """Per metric the figure of the run's system in this one table; empty where it has none."""
-    found = [_at(result, paper, place) for place in _places(result, paper, table) if place[0] == table]
+    """Per metric the figure of the run's system in this one table; empty where it has none.
+
+    Figures whose data set the paper does not name are among them; ``named_data`` tells them apart.
+    """
+    found = [
+        _at(result, paper, place, ("",))
+        for place in _places(result, paper, table)
+        if place[0] == table
+    ]
     return found[0] if found else {}
 
 
+def named_data(figure: Figure) -> bool:
+    """Whether the paper names the figure's data set: else no run can be held against it."""
+    return bool(figure.dataset)
+
+
 def _places(result: dict[str, Any], paper: str, table: str) -> Places:
-    dataset = DATASETS.get(result["dataset"], result["dataset"])
-    return [] if setting(result, "objective.shuffle_targets") else _RULES[paper](result, dataset, table)
+    if simulated(result) or setting(result, "objective.shuffle_targets"):
+        return []
+    return _RULES[paper](result, DATASETS.get(result["dataset"], result["dataset"]), table)
 
 
-def _at(result: dict[str, Any], paper: str, place: tuple[str, str, str]) -> dict[str, Figure]:
+def _at(
+    result: dict[str, Any], paper: str, place: tuple[str, str, str], others: tuple[str, ...] = ()
+) -> dict[str, Figure]:
+    """others: names of data sets accepted besides the run's own."""
     table, model, at = place
-    dataset = DATASETS.get(result["dataset"], result["dataset"])
-    found = [f for f in select(paper=paper, table=table, model=model, setting=at) if f.dataset in ("", dataset)]
-    return {f.metric: f for f in found if PROTOCOLS[f.protocol] == result["protocol"]}
+    datasets = (DATASETS.get(result["dataset"], result["dataset"]), *others)
+    found = [
+        f
+        for f in select(paper=paper, table=table, model=model, setting=at)
+        if f.dataset in datasets
+    ]
+    return {f.metric: f for f in found if PROTOCOLS[f.protocol] == standard(result["protocol"])}
+
+
+def standard(protocol: str) -> str:
+    """The paper's protocol that this one is a reading of; other names as they are."""
+    return READINGS.get(protocol, protocol)
 
 
 def curve(result: dict[str, Any], metric: str) -> list[tuple[int, float]]:
     """The published values of the run's system per epoch (ITE fig. 10 and 11): [(epoch counted from 1, value)]."""
-    if setting(result, "objective.shuffle_targets") or result["protocol"] != PROTOCOLS["P1"]:
+    if (
+        simulated(result)
+        or setting(result, "objective.shuffle_targets")
+        or result["protocol"] != PROTOCOLS["P1"]
+    ):
         return []
     model, start = VARIANTS.get(result["model"], result["model"]), f"K={setting(result, 'model.num_factors')},epoch="
     found = select(paper="ite", table="fig10_11", dataset=DATASETS.get(result["dataset"], result["dataset"]), model=model, metric=metric)
@@ -179,6 +213,8 @@ def _bert4rec(result: dict[str, Any], dataset: str, table: str) -> Places:
     usual = 50 if dataset in ("amazon_beauty", "steam") else 200
     if width == 256 and length == usual and not variant - {"h=8"}:
         return [("table2", model, "best"), ("table3", model, "d=256")]
+    if table == "table2" and not any(name.startswith("w/o") for name in variant):
+        return [("table2", model, "best")]  # of another size, which ``deviations`` tells
     if width != 64 or len(variant) > 1 or (variant and length != usual):
         return []
     ablation = [("table5", model, next(iter(variant), "L=2,h=2"))] if length == usual else []
@@ -234,13 +270,12 @@ USERS = {
     ("nova_bert", "ml_1m"): 6_040, ("nova_bert", "ml_20m"): 138_493,
 }  # fmt: skip
 ITEMS = {("bert4rec", "ml_1m"): 3_416, ("nova_bert", "ml_1m"): 3_706, ("ite", "retailrocket"): 83_274}
-# how the papers chose the reported epoch, how long they trained
+# how the papers chose the reported epoch
 SELECTED = {"ite": "test_peek", "bert4rec": "refit", "nova_bert": "val", "multi_feedback": "val"}
 SELECTION = {
-    "test_peek": "the best test value of all epochs", "refit": "training on the validation items too, in the end", "val": "the best validation value"
+    "test_peek": "the best test value of all epochs", "val": "validation",
+    "refit": "validation, then trained on its items too",
 }  # fmt: skip
-EPOCHS = {"ite": 200}
-STEPS = {"bert4rec": 400_000}
 RUNS = {("multi_feedback", "table4"): 10}
 RECONSTRUCTED = {"nmtr": "from another paper's summary", "mtmf": "from its abstract", "mfpr": "from its abstract"}
 
@@ -252,14 +287,22 @@ def same_data(result: dict[str, Any], figure: Figure) -> bool:
     return (users is None or close(data.get("users"), users)) and (items is None or close(data.get("items"), items))
 
 
-def deviations(result: dict[str, Any], figure: Figure | None, seeds: int = 1, steps: int | None = None) -> list[str]:
-    """In words, where a run departs from what the paper did, as far as its config shows; reconstructions are always named.
+def settings_apart(result: dict[str, Any], figure: Figure) -> list[Difference]:
+    """The settings of the paper's file in which the run departs from the figure's system."""
+    model = result["model"]
+    if model.endswith("_authors"):  # the code's variant, held against the paper's settings
+        model = VARIANTS.get(model, model)
+    return differences(result, recipe(figure.paper, figure.table, model, figure.dataset))
 
-    steps: optimiser steps the run took, where known.
+
+def deviations(result: dict[str, Any], figure: Figure | None, seeds: int = 1) -> list[str]:
+    """In words, where a run departs from what the paper did, as far as is recorded.
+
+    Reconstructions are always named. seeds: runs averaged.
     """
     notes = [f"{result['model']} is a reconstruction ({RECONSTRUCTED.get(_root(result), 'its paper does not say enough')})"] * (
         bool(result.get("reconstruction")) or _root(result) in RECONSTRUCTED)  # fmt: skip
-    if "scale=smoke" in result.get("overrides", []):
+    if smoke(result):
         notes.append("smoke scale: a test of the machinery, not of the systems")
     if figure is None:
         return notes
@@ -268,46 +311,31 @@ def deviations(result: dict[str, Any], figure: Figure | None, seeds: int = 1, st
         published_size = f"{USERS[key]:,} users" + (f" and {ITEMS[key]:,} items" if key in ITEMS else "")
         notes.append(f"data: {data['users']:,} users and {data['items']:,} items; the paper has {published_size}")
     if result["dataset"] != figure.dataset:
-        notes.append(f"data: {result['dataset']} stands in for the paper's {figure.dataset}")
-    budget = EPOCHS.get(figure.paper)
-    if budget and result["epochs"] < budget and not (result.get("stop_reason") or "").startswith("early"):
-        notes.append(f"{result['epochs']} epochs of the paper's {budget}")
-    elif budget and result["epochs"] < budget:
-        notes.append(f"stopped by patience after {result['epochs']} epochs; the paper trains {budget}")
-    budget = STEPS.get(figure.paper) if result["model"].startswith("bert4rec") else None
-    budget = 800_000 if budget and figure.dataset == "steam" else budget
-    if budget and steps is not None and steps < budget:
-        notes.append(f"{steps:,} steps of the paper's {budget:,}")
-    selection, theirs = str(result["selection"]).split(" ")[0].rstrip(","), SELECTED[figure.paper]
+        theirs = (
+            f"the paper's {figure.dataset}"
+            if figure.dataset
+            else "data that the paper does not name"
+        )
+        notes.append(f"data: {result['dataset']} stands in for {theirs}")
+    later = figure.protocol == "P2" and setting(result, "protocol.split.purge") == "later"
+    if later or result["protocol"] in READINGS:
+        notes.append(
+            f"protocol {result['protocol']}: a variant, "
+            "weaker events of a held-out pair stay in training"
+        )
+    if under := trained_under(result):
+        notes.append(f"trained and selected under {under}")
+    selection, theirs = re.match(r"\w*", result["selection"])[0], SELECTED[figure.paper]
     if selection != theirs:
-        notes.append(f"epoch by {SELECTION.get(selection, selection)}; the paper's figure is by {SELECTION[theirs]}")
+        notes.append(f"epoch by {SELECTION.get(selection, selection)} (paper: {SELECTION[theirs]})")
     if (runs := RUNS.get((figure.paper, figure.table))) and seeds < runs:
         notes.append(f"{seeds} run{'s' if seeds > 1 else ''}; the paper averages {runs}")
-    return notes + _settings_apart(result, figure)
-
-
-def _settings_apart(result: dict[str, Any], figure: Figure) -> list[str]:
-    notes, layers = [], setting(result, "model.num_layers")
-    if figure.paper == "ite":
-        if figure.model.startswith("bert_ite") and layers not in (None, 2):
-            notes.append(f"num_layers={layers}; the paper has 2")
-        if setting(result, "model.target_in_sequence") is False and not result["model"].endswith("_authors"):
-            notes.append("target outside the sequence; the paper has it inside")
-        if setting(result, "model.norm") == "pre" and figure.model.startswith("bert_ite") and not result["model"].endswith("_authors"):
-            notes.append("norm=pre; the paper has post")
-        if setting(result, "protocol.history") == "before_target":
-            notes.append("histories end before the target; the authors' code shows later events too")
-    if figure.paper in ("bert4rec", "nova_bert") and figure.table != "table4":
-        usual = 50 if figure.dataset in ("amazon_beauty", "steam") else 200
-        length = setting(result, "model.max_len")
-        if length and length != usual and result["model"] in ("bert4rec", "bert4rec_one_mask", "sasrec", "nova_bert", "invasive_bert"):
-            notes.append(f"N={length}; the paper has {usual}" + (" (its value is not stated)" if figure.paper == "nova_bert" else ""))
-    if figure.table in ("table2", "table3") and figure.model == "sasrec" and (width := setting(result, "model.num_factors")) not in (None, 256):
-        notes.append(f"d={width}; the paper has 256")
-    if figure.paper == "nova_bert" and (width := setting(result, "model.num_factors")) not in (None, 512) and figure.dataset.startswith("ml_"):
-        notes.append(f"d={width}; the paper has 512")
+    if figure.paper == "ite" and setting(result, "protocol.history") == "before_target":
+        notes.append("histories end before the target; the authors' code shows later events too")
     if isinstance(limit := setting(result, "trainer.limit_val_batches"), int) and not isinstance(limit, bool):
         notes.append(f"validated on {limit} batches of users only")
+    if apart := settings_apart(result, figure):
+        notes.append("; ".join(d.text for d in apart))
     return notes
 
 

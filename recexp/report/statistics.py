@@ -9,7 +9,7 @@ from typing import Any
 from recexp.report.convergence import ledger, verdict
 from recexp.report.formats import Cell, Table
 from recexp.report.significance import compare, spread
-from recexp.report.tables import System, protocols, systems
+from recexp.report.tables import System, protocols, row_name, systems
 from recexp.types import RecexpError
 
 Label = Callable[[dict[str, Any]], str]
@@ -19,7 +19,7 @@ ENDINGS = {"patience": "stopped by patience", "flat": "on a plateau", "rising": 
 def labelled(results: Sequence[dict[str, Any]]) -> tuple[list[System], Label]:
     """The systems of one protocol id, and the function that names a run's: the names the tables use."""
     found = systems(results)
-    names = {r["folder"]: s.label for s in found for r in s.runs}
+    names = {r["folder"]: row_name(s) for s in found for r in s.runs}
     return found, lambda r: names[r["folder"]]
 
 
@@ -60,11 +60,18 @@ def spreads(results: Sequence[dict[str, Any]], metric: str = "ndcg@10") -> list[
             try:
                 x = spread(mine, metric, label=label) if mine else None
             except RecexpError as error:
-                x, notes = None, [*notes, f"{s.label}: {error}"]
+                x, notes = None, [*notes, f"{row_name(s)}: {error}"]
             if x is not None:
                 sd = Cell("one seed" if x.sd_seeds is None else f"{x.sd_seeds:.4f}", x.sd_seeds)
                 figures = Cell(f"{x.mean:.4f}", x.mean), sd, Cell(f"{x.se_users:.4f}", x.se_users)
-                rows.append((Cell(s.label), *figures, Cell(str(x.seeds), x.seeds), Cell(f"{x.users:,}", x.users)))
+                rows.append(
+                    (
+                        Cell(row_name(s)),
+                        *figures,
+                        Cell(str(x.seeds), x.seeds),
+                        Cell(f"{x.users:,}", x.users),
+                    )
+                )
         head = ("system", metric, "s.d. over seeds", "s.e. over users", "seeds", "users")
         caption = "The first says how far another seed would move the figure, the second how far other users would."
         if rows:
@@ -81,7 +88,14 @@ def convergence(results: Sequence[dict[str, Any]]) -> list[Table]:
         for s in found:
             for r in s.runs:
                 v = verdict(r)
-                rows.append((Cell(s.label), Cell(str(r["seed"]), r["seed"]), Cell(ENDINGS[v.kind]), Cell(v.text)))
+                rows.append(
+                    (
+                        Cell(row_name(s)),
+                        Cell(str(r["seed"]), r["seed"]),
+                        Cell(ENDINGS.get(v.kind, v.kind)),
+                        Cell(v.text),
+                    )
+                )
         made.append(Table(_title("Convergence", about), "", ("system", "seed", "verdict", "why"), tuple(rows)))
     return made
 
@@ -94,7 +108,7 @@ def budgets(results: Sequence[dict[str, Any]]) -> list[Table]:
         rows = []
         for b in ledger(runs, label=label):
             spent = (b.trials, b.seeds, b.epochs, b.steps, b.rows, b.seconds)
-            ended = ", ".join(f"{n} {ENDINGS[kind]}" for kind, n in b.verdicts.items())
+            ended = ", ".join(f"{n} {ENDINGS.get(kind, kind)}" for kind, n in b.verdicts.items())
             flags = "; ".join(b.flags) or "–"
             rows.append((Cell(b.system), *(Cell("–" if x is None else f"{x:,.0f}", x) for x in spent), Cell(ended), Cell(flags)))
         head = ("system", "trials", "seeds", "epochs", "steps", "rows seen", "seconds", "ended", "unequal")

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
-from recexp.report.collect import epochs_table
+from recexp.report.collect import data_name, trained_under
 from recexp.report.formats import BEST, SECOND, Cell, Table, as_markdown
 from recexp.report.published import Figure, deviations, match, same_data
 
 # Overrides that a table says elsewhere, or that say only where things lie.
 SAID = ("model=", "dataset=", "experiment=", "protocol=", "seed=", "selection=")
 PLACES = ("dataset.raw_dir", "hydra.", "hydra/", "cache_dir", "logger", "threads", "group", "ckpt_path", "tags", "run_dir")
+STOPS = {"early": "patience", "max_epochs": "epochs", "max_steps": "steps", "max_time": "time"}
 COLUMNS = ("test/hr@10", "test/ndcg@10", "test/mrr", "val/ndcg@10")
 
 
@@ -39,14 +40,15 @@ class System:
         return fmean(found) if (found := self.values(metric)) else None
 
     def deviations(self) -> list[str]:
-        figure = next(iter(self.figures.values()), None)
-        rows = epochs_table(self.first) if figure else []
-        return deviations(self.first, figure, len(self.runs), int(rows[-1]["step"]) if rows and "step" in rows[-1] else None)
+        return deviations(self.first, next(iter(self.figures.values()), None), len(self.runs))
 
 
 def key(result: dict[str, Any]) -> tuple[str, str, str]:
-    """What a table is about: figures may share a column only where all three agree."""
-    return result["dataset"], result["protocol"], result["protocol_id"]
+    """What a table is about: figures may share a column only where all three agree.
+
+    The data set's name says where the data are simulated.
+    """
+    return data_name(result), result["protocol"], result["protocol_id"]
 
 
 def protocols(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
@@ -105,7 +107,7 @@ def _table(results: Sequence[dict[str, Any]], columns: Sequence[str], metric: st
     marks = {c: _marks([s.mean(c) for s in rows]) for c in columns}
     body = []
     for n, s in enumerate(rows):
-        cells = [Cell(_name(s))]
+        cells = [Cell(row_name(s))]
         for c in columns:
             cells.append(_figure(s.values(c), marks[c][n]))
             if c in printed:
@@ -133,9 +135,14 @@ def departures(found: Sequence[System]) -> list[str]:
     return [note if note in everybody | named else f"{', '.join(who)}: {note}" for note, who in about.items()]
 
 
-def _name(s: System) -> str:
+def row_name(s: System) -> str:
+    """The label, with what a reader must know of the system before they compare it."""
     mark = " (reconstructed)" if s.first.get("reconstruction") else ""
-    return s.label + mark + (" (epoch chosen on the test set)" if s.first["selection"].startswith("test_peek") else "")
+    mark += (
+        " (epoch chosen on the test set)" if s.first["selection"].startswith("test_peek") else ""
+    )
+    under = trained_under(s.first)
+    return s.label + mark + (f" (trained and selected under {under})" if under else "")
 
 
 def _figure(values: Sequence[float], mark: str) -> Cell:
@@ -156,16 +163,20 @@ def _beside(s: System, metric: str) -> list[Cell]:
 def _about(s: System) -> list[Cell]:
     runs = s.runs
     commits = dict.fromkeys((str(r["git"].get("commit") or "?"))[:7] + ("+" if r["git"].get("dirty") else "") for r in runs)
-    stops = dict.fromkeys("patience" if r["stop_reason"].startswith("early") else "epochs" for r in runs)
+    stops = dict.fromkeys(
+        STOPS.get(r["stop_reason"].partition(" ")[0], r["stop_reason"]) for r in runs
+    )
     epochs = dict.fromkeys(f"{r['best_epoch'] + 1}/{r['epochs']}" for r in runs)
     rates = [r["examples_per_s"] for r in runs if r["examples_per_s"] is not None]
     seconds = [r["wall_time_s"] for r in runs if r["wall_time_s"] is not None]
+    parts = dict.fromkeys(len(r.get("parts") or [1]) for r in runs)
+    resumed = f" in {', '.join(map(str, parts))} parts" if max(parts) > 1 else ""
     return [
         Cell(", ".join(epochs), runs[0]["best_epoch"] + 1),
         Cell(", ".join(stops)),
         Cell(", ".join(str(r["seed"]) for r in runs)),
         Cell(f"{fmean(rates):,.0f}", fmean(rates)) if rates else Cell("–"),
-        Cell(f"{fmean(seconds):.0f}", fmean(seconds)) if seconds else Cell("–"),
+        Cell(f"{fmean(seconds):.0f}{resumed}", fmean(seconds)) if seconds else Cell("–"),
         Cell(", ".join(commits)),
         Cell(" ".join(settings(s.first)), code=True),
     ]
@@ -199,13 +210,17 @@ def _apart(system: System, rivals: Sequence[System]) -> list[str]:
     """The settings in which a system differs from the table's others of its model; overrides first, for they are what somebody meant."""
     mine, all_of_them = set(settings(system.first)), [set(settings(s.first)) for s in rivals]
     apart = [o for o in settings(system.first) if not all(o in others for others in all_of_them)]
-    selections = {s.first["selection"] for s in rivals}
-    extra = [f"selection={system.first['selection'].split(' ')[0]}"] if len(selections) > 1 else []
+    selections = {_selection(s) for s in rivals}
+    extra = [f"selection={_selection(system)}"] if len(selections) > 1 else []
     if not apart and sum(o == mine for o in all_of_them) > 1:
         flats = [_flat(s.first.get("config") or {}) for s in rivals]
         own = _flat(system.first.get("config") or {})
         apart = [f"{k}={v}" for k, v in own.items() if any(other.get(k) != v for other in flats) and any(k in other for other in flats)]
     return [o.lstrip("+~").removeprefix("model.").removeprefix("objective.") for o in apart] + extra
+
+
+def _selection(s: System) -> str:
+    return s.first["selection"].partition(" ")[0].rstrip(",")
 
 
 def markdown(results: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS, metric: str = "test/ndcg@10") -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,20 @@ import polars as pl
 from omegaconf import OmegaConf
 
 from recexp.cli import CONF
+from recexp.report import settings
+
+ML = {
+    "dataset": "ml_1m", "protocol": "p3_popular100",
+    "data": {"users": 6040, "items": 3416, "interactions": 999611},
+}  # fmt: skip
+
+
+def set_papers(monkeypatch, folder: Path, *rows: str) -> None:
+    """Let these rows be all that is on file of the papers' settings."""
+    path = folder / "settings.csv"
+    path.write_text("\n".join([",".join(settings.COLUMNS), *rows]) + "\n")
+    monkeypatch.setattr(settings, "FILE", path)
+    monkeypatch.setattr(settings, "_rows", cache(settings._rows.__wrapped__))
 
 
 def write_run(

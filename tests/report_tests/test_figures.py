@@ -54,16 +54,40 @@ def test_the_first_weight_counts_and_one_value_is_no_sweep(tmp_path):
     assert swept(results[:1]) == []
 
 
-def test_epoch_curves_average_the_seeds_and_show_the_paper(tmp_path):
+def test_epoch_curves_average_the_seeds_and_show_the_paper_on_test_axes_only(tmp_path):
     for seed, curve in enumerate(([0.1, 0.2, 0.4], [0.3, 0.4])):
-        write_run(tmp_path / str(seed), model="ite", seed=seed, curve=curve, **RR)
+        write_run(tmp_path / "val" / str(seed), model="ite", seed=seed, curve=curve, **RR)
     hr, ndcg = epoch_curves(collect([tmp_path])[0])
     assert "ite from 0.2000 at 1 to 0.3000 at 2" in ndcg.alt  # means over the epochs that both reached
-    last = published("ite", "fig10_11", "retailrocket", "ite", "K=64,epoch=200", "HR@10")
-    assert (
-        f"ite (published) from {published('ite', 'fig10_11', 'retailrocket', 'ite', 'K=64,epoch=20', 'HR@10'):.4f} at 20 to {last:.4f} at 200"
-        in hr.alt
+    for picture in (
+        hr,
+        ndcg,
+    ):  # the paper's curve is of the test set, this axis of validation values
+        assert "(published)" not in picture.alt and "published" not in picture.svg
+        assert picture.title.endswith("the paper's curves, of the test set, are not drawn here")
+    peek = write_run(
+        tmp_path / "peek", model="ite", curve=[0.1, 0.2], selection="test_peek (optimistic)", **RR
     )
+    table = (peek / "metrics.csv").read_text().replace("val/", "test/")
+    (peek / "metrics.csv").write_text(table)
+    hr, _ = epoch_curves(collect([peek])[0])
+    first, last = (
+        published("ite", "fig10_11", "retailrocket", "ite", f"K=64,epoch={n}", "HR@10")
+        for n in (20, 200)
+    )
+    assert f"ite (published) from {first:.4f} at 20 to {last:.4f} at 200" in hr.alt
+    assert "not drawn" not in hr.title
+
+
+def test_captions_call_simulated_data_so(tmp_path):
+    write_run(
+        tmp_path / "a",
+        model="ite",
+        curve=[0.1, 0.2],
+        **RR | {"data": RR["data"] | {"simulated": True}},
+    )
+    for picture in epoch_curves(collect([tmp_path])[0]):
+        assert "retailrocket (simulated)" in picture.title and "not drawn" not in picture.title
 
 
 def test_topk_curves_need_three_depths(tmp_path):

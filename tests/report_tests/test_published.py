@@ -8,13 +8,22 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from recexp.cli import CONF
-from recexp.report.collect import collect
-from recexp.report.published import curve, deviations, figures, in_table, match, paper_table, published, select
+from recexp.report.collect import collect, updates
+from recexp.report.published import (
+    curve,
+    deviations,
+    figures,
+    in_table,
+    match,
+    named_data,
+    paper_table,
+    published,
+    select,
+)
 from recexp.sweeper import grid
 from recexp.types import RecexpError
-from tests.report_tests.runs import write_run
+from tests.report_tests.runs import ML, set_papers, write_run
 
-ML = {"dataset": "ml_1m", "protocol": "p3_popular100", "data": {"users": 6040, "items": 3416, "interactions": 999611}}
 RR = {"dataset": "retailrocket", "protocol": "p1_uniform999", "data": {"users": 36751, "items": 83274, "interactions": 400000}}
 
 
@@ -110,15 +119,65 @@ def test_nova_and_multi_feedback_settings(run):
     assert match(run("bpr_mf", **taobao))["hr@10"].setting == "mean of 10"
 
 
-def test_deviations_are_told_and_a_faithful_run_has_none(run):
-    few = run("bert4rec", **ML)
-    told = " / ".join(deviations(few, match(few)["ndcg@10"], steps=100))
-    assert "100 steps of the paper's 400,000" in told and "validation items too" in told and "data:" not in told
-    faithful = run("bert4rec", selection="refit", **ML)
-    assert deviations(faithful, match(faithful)["ndcg@10"], steps=400_000) == []
+def test_deviations_are_told_and_a_faithful_run_has_none(run, tmp_path, monkeypatch):
+    set_papers(
+        monkeypatch, tmp_path,
+        "bert4rec,*,*,*,trainer.max_steps,400000,paper: 4,true",
+        "ite,*,*,*,trainer.max_epochs,200,paper: 4,true",
+    )  # fmt: skip
+    few = run("bert4rec", updates=100, **ML)
+    told = " / ".join(deviations(few, match(few)["ndcg@10"]))
+    assert (
+        "updates 100 (paper 400,000)" in told
+        and "trained on its items too" in told
+        and "data:" not in told
+    )
+    faithful = run("bert4rec", selection="refit", updates=400_000, **ML)
+    assert deviations(faithful, match(faithful)["ndcg@10"]) == []
     small = run("ite", **RR | {"data": {"users": 1272, "items": 29559, "interactions": 1}})
     told = " / ".join(deviations(small, match(small)["ndcg@10"]))
-    assert "1,272 users" in told and "36,751" in told and "4 epochs of the paper's 200" in told and "best test value" in told
+    assert (
+        "1,272 users" in told
+        and "36,751" in told
+        and "epochs 4 (paper 200)" in told
+        and "best test value" in told
+    )
+
+
+def test_updates_are_taken_from_the_table_where_the_result_has_none(run):
+    assert updates(run("bert4rec", curve=[0.1, 0.2])) == 200  # of 100 steps an epoch
+    assert updates(run("bert4rec", curve=[0.1, 0.2], updates=7)) == 7
+    assert updates(run("bert4rec")) is None
+
+
+def test_simulated_data_match_nothing(run):
+    assert match(run("sasrec", **ML)) and curve(run("ite", **RR), "hr@10")
+    for changes in ({"dataset": "simulated_ml_1m"}, {"data": ML["data"] | {"simulated": True}}):
+        assert match(run("sasrec", **ML | changes)) == {}
+    assert curve(run("ite", **RR | {"data": RR["data"] | {"simulated": True}}), "hr@10") == []
+
+
+def test_a_literal_reading_of_a_protocol_is_matched_as_a_variant(run):
+    literal = run("bpr_mf", dataset="taobao", protocol="p2_uniform99_later")
+    figure = match(literal)["hr@10"]
+    assert figure.source.startswith("multi_feedback table4") and "a variant" in " ".join(
+        deviations(literal, figure)
+    )
+    purged = run(
+        "bpr_mf", {"protocol.split.purge": "later"}, dataset="taobao", protocol="p2_uniform99"
+    )
+    assert "a variant" in " ".join(deviations(purged, figure))
+    standard = run(
+        "bpr_mf", {"protocol.split.purge": "pair"}, dataset="taobao", protocol="p2_uniform99"
+    )
+    assert "a variant" not in " ".join(deviations(standard, figure))
+
+
+def test_the_best_row_takes_bert4rec_of_any_size_in_its_own_table_only(run):
+    small = run("bert4rec", {"model.max_len": 100}, **ML)
+    assert in_table(small, "bert4rec", "table2")["hr@10"].setting == "best"
+    assert match(small)["hr@10"].setting == "max_len=100"
+    assert in_table(run("bert4rec", {"model.ffn": False}, **ML), "bert4rec", "table2") == {}
 
 
 @pytest.mark.parametrize("model", ["nmtr", "mtmf", "mfpr"])
@@ -157,7 +216,10 @@ def test_every_figure_of_a_table_meets_exactly_one_setting_of_its_experiment(nam
             result = {"model": choices["model"], "dataset": cfg["dataset"]["name"], "protocol": choices["protocol"], "sampler": choices["sampler"]}
             result |= {"overrides": job, "config": cfg}
             here = in_table(result, *paper_table(name))
-            assert here.items() <= match(result).items()  # tables show the figures that the scorecard does
+            comparable = {metric: f for metric, f in here.items() if named_data(f)}
+            assert (
+                comparable.items() <= match(result).items()
+            )  # tables show the figures that the scorecard does
             found += here.values()
     wanted = select(paper=paper_table(name)[0], table=paper_table(name)[1])
     assert len(set(found)) == len(found) == len(wanted) - without and set(found) <= set(wanted)

@@ -13,9 +13,7 @@ from recexp.report.__main__ import main
 from recexp.report.collect import collect
 from recexp.report.formats import as_csv, as_latex, as_markdown, as_terminal
 from recexp.report.tables import _table, systems, tables
-from tests.report_tests.runs import write_run
-
-ML = {"dataset": "ml_1m", "protocol": "p3_popular100", "data": {"users": 6040, "items": 3416, "interactions": 999611}}
+from tests.report_tests.runs import ML, write_run
 
 
 def column(table, head, row=0):
@@ -122,17 +120,84 @@ def test_runs_left_out_say_why(tmp_path):
     assert "2 epochs done" in cut and "seed, metrics" in lacking.replace("metrics, seed", "seed, metrics") and "not readable" in torn
 
 
+def test_a_run_without_metrics_is_left_out_by_name(tmp_path):
+    write_run(tmp_path / "good")
+    write_run(tmp_path / "signal", interrupted="SIGTERM", metrics={})
+    write_run(tmp_path / "empty", stop_reason="max_time reached", metrics={})
+    results, (empty, signal) = collect([tmp_path])
+    assert [r["folder"] for r in results] == [str(tmp_path / "good")]
+    assert str(tmp_path / "signal") in signal and "SIGTERM ended it after 4 epochs" in signal
+    assert str(tmp_path / "empty") in empty and "max_time reached" in empty
+
+
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("early stopping: no better validation", "patience"),
+        ("max_epochs reached", "epochs"),
+        ("max_steps reached", "steps"),
+        ("max_time reached", "time"),
+        ("SIGUSR1 after 3 epochs", "SIGUSR1 after 3 epochs"),
+    ],
+)
+def test_what_ended_a_run_is_said(tmp_path, reason, shown):
+    write_run(tmp_path / "a", stop_reason=reason)
+    assert column(tables(collect([tmp_path])[0])[0], "stopped by").text == shown
+
+
+def test_a_resumed_run_shows_the_whole_time_and_its_parts(tmp_path):
+    parts = [{"wall_time_s": 100.0, "epochs": 3}, {"wall_time_s": 23.0, "epochs": 1}]
+    write_run(tmp_path / "a", wall_time_s=123.0, parts=parts)
+    write_run(tmp_path / "b", model="ite", wall_time_s=50.0, parts=parts[:1])
+    table = tables(collect([tmp_path])[0])[0]
+    assert {row[0].text: column(table, "s", n).text for n, row in enumerate(table.rows)} == {
+        "pop": "123 in 2 parts", "ite": "50",
+    }  # fmt: skip
+
+
+def test_the_config_in_the_result_is_preferred(tmp_path):
+    run = write_run(tmp_path / "a", config={"model.depth": 1})
+    told = json.loads((run / "result.json").read_text())
+    assert [(r["config"]["model"], r["recorded"]) for r in collect([run])[0]] == [
+        ({"depth": 1}, True)
+    ]
+    (run / "result.json").write_text(json.dumps(told | {"config": {"model": {"depth": 2}}}))
+    assert [r["config"] for r in collect([run])[0]] == [{"model": {"depth": 2}}]
+    (run / "result.json").write_text(json.dumps(told))
+    (run / "config.yaml").unlink()
+    assert not collect([run])[0][0]["recorded"]
+
+
+def test_simulated_data_are_called_so_in_titles(tmp_path):
+    data = {"users": 10, "items": 20, "interactions": 30, "simulated": True}
+    write_run(tmp_path / "a", data=data)
+    write_run(tmp_path / "b", dataset="simulated_shop", protocol_id="bbb")
+    write_run(tmp_path / "c", protocol_id="ccc")
+    titles = [t.title for t in tables(collect([tmp_path])[0])]
+    assert titles == [
+        "shop (simulated), full (id aaa)", "simulated_shop (simulated), full (id bbb)",
+        "shop, full (id ccc)",
+    ]  # fmt: skip
+
+
 def test_an_evaluation_under_another_protocol_has_a_table_of_its_own(tmp_path):
     run = write_run(tmp_path / "a", 0.4, model="sasrec", **ML)
     result = json.loads((run / "result.json").read_text())
     (run / "full_unseen").mkdir()
-    more = {"protocol": "full_unseen", "protocol_id": "bbb", "evaluated": {}, "metrics": {"test/ndcg@10": 0.1, "test/mrr": 0.1}}
+    more = {
+        "protocol": "full_unseen", "protocol_id": "bbb", "evaluated": {},
+        "metrics": {"test/ndcg@10": 0.1, "test/mrr": 0.1}, "selection": "val, by p3_popular100",
+    }  # fmt: skip
     (run / "full_unseen" / "result.json").write_text(json.dumps(result | more))
     results, left_out = collect([tmp_path, run])
     assert len(results) == 2 and not left_out
     assert results[1]["config"] == results[0]["config"]
     first, second = tables(results)
     assert column(first, "test/ndcg@10").text == "0.4000" and column(second, "test/ndcg@10").text == "0.1000"
+    assert [t.rows[0][0].text for t in (first, second)] == [
+        "sasrec",
+        "sasrec (trained and selected under p3_popular100)",
+    ]
 
 
 def test_the_recorded_results_still_make_tables():
