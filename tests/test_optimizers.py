@@ -22,10 +22,12 @@ STEPS = 7
 
 
 def gradients(seed=0):
-    """Per step: gradients of ``SHAPES``; of the table and the biases some rows are 0, as of items that are not in the batch."""
+    """Gradients of ``SHAPES`` per step. Rows of table and biases are 0 as of items not in the batch."""
     rng = np.random.default_rng(seed)
     for step in range(STEPS):
-        table, bias, matrix = (rng.normal(size=shape) * 10.0 ** rng.integers(-4, 1) for shape in SHAPES)
+        table, bias, matrix = (
+            rng.normal(size=shape) * 10.0 ** rng.integers(-4, 1) for shape in SHAPES
+        )
         unused = rng.permutation(6)[: step % 5]
         table[unused] = 0
         bias[unused] = 0
@@ -47,7 +49,9 @@ def trained(make, *, as_sparse=False, stop=STEPS, params=None, optimizer=None):
             rows = torch.from_numpy(grads[0]).any(1).nonzero().flatten()
             # every row twice, in halves: an item that occurs twice in the batch
             half = torch.from_numpy(grads[0])[rows] / 2
-            params[0].grad = torch.sparse_coo_tensor(rows.repeat(2)[None], torch.cat([half, half]), SHAPES[0])
+            params[0].grad = torch.sparse_coo_tensor(
+                rows.repeat(2)[None], torch.cat([half, half]), SHAPES[0], check_invariants=True
+            )
         optimizer.step()
     return [p.detach().numpy() for p in params], optimizer
 
@@ -139,7 +143,9 @@ def test_a_parameter_without_a_gradient_stays():
         assert all(torch.equal(p, b) for p, b in zip(params[1:], before[1:], strict=True))
 
 
-@pytest.mark.parametrize("wrong", [{"momentum": 1.0}, {"momentum": -0.1}, {"eps": 0.0}, {"lr": -1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"momentum": 1.0}, {"momentum": -0.1}, {"eps": 0.0}, {"lr": -1.0}]
+)
 def test_wrong_values_are_named(wrong):
     with pytest.raises(RecexpError, match=next(iter(wrong))):
         GRU4RecAdagrad(start(), **wrong)
@@ -150,14 +156,21 @@ def test_gru4rec_runs_with_the_official_adagrad(model, momentum):
     optimizer = build(composed(f"model={model}", "dataset=table").optimizer)(start())
     assert type(optimizer) is GRU4RecAdagrad
     group = optimizer.param_groups[0]
-    assert (group["lr"], group["momentum"], group["initial_accumulator_value"], group["eps"]) == (0.05, momentum, 1e-6, 0.0)
+    assert (group["lr"], group["momentum"], group["initial_accumulator_value"], group["eps"]) == (
+        0.05,
+        momentum,
+        1e-6,
+        0.0,
+    )
 
 
 def test_bert4rec_decays_matrices_alone():
     """Neither biases nor the constants and scales of the layer norms: BERT's exclusions."""
     model = BERT4Rec(toy.schema(side=False), num_factors=8, max_len=5)
     optimizer = build(composed("model=bert4rec", "optimizer=bert_adamw", "dataset=table").optimizer)
-    module = SimpleNamespace(gradient_free=False, model=model, _optimizer=optimizer, _scheduler=None)
+    module = SimpleNamespace(
+        gradient_free=False, model=model, _optimizer=optimizer, _scheduler=None
+    )
     made = RecModule.configure_optimizers(module)
     assert type(made) is BertAdamW
     decay = {p: group["weight_decay"] for group in made.param_groups for p in group["params"]}

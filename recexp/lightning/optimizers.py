@@ -34,7 +34,10 @@ class GRU4RecAdagrad(torch.optim.Adagrad):
         fused: bool | None = None,
     ):
         if not (lr >= 0 and 0 <= momentum < 1 and eps > 0):
-            raise RecexpError(f"lr={lr}, momentum={momentum}, eps={eps}: lr must not be negative, momentum must lie in [0, 1) and eps above 0.")
+            raise RecexpError(
+                f"lr={lr}, momentum={momentum}, eps={eps}: lr must be at least 0, momentum in "
+                "[0, 1) and eps above 0."
+            )
         # A sum that starts at epsilon is the sum with epsilon inside the root.
         super().__init__(params, lr=lr, eps=0.0, initial_accumulator_value=eps, fused=fused)
         self.defaults["momentum"] = momentum
@@ -102,7 +105,9 @@ class BertAdamW(torch.optim.AdamW):
         *,
         fused: bool | None = None,
     ):
-        super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused)
+        super().__init__(
+            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused
+        )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters that have a gradient."""

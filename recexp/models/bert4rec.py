@@ -22,11 +22,13 @@ class BERT4Rec(SequenceModel):
     num_inner: inner width of the feed-forward nets, 4 num_factors where None.
     In the authors' code but not in the paper (spec 4.9): embedding_norm (layer norm on the input sum), token_type (a
     constant vector in it), head_norm (layer norm after the head's GELU).
-    Of BERT4Rec-VAE-Pytorch, a port by others (https://github.com/jaywonchung/BERT4Rec-VAE-Pytorch): tied false (an
-    output table of its own), projection false (no head), norm "pre", layer_norm "std", activation "gelu_tanh",
-    more_dropout (see ``TransformerLayer``), init "torch": tables N(0, 1), linear maps and the output as torch's Linear.
+    Of a port by others, https://github.com/jaywonchung/BERT4Rec-VAE-Pytorch: tied false (an output
+    table of its own), projection false (no head), norm "pre", layer_norm "std", activation
+    "gelu_tanh", more_dropout (see ``TransformerLayer``), init "torch" (tables N(0, 1), linear maps
+    and the output as torch's Linear).
     positions: "left" counts from the oldest event read, as the authors' right-padded code; "right" from the newest;
-    "none". Ablations of S002 Table 5: positions none, ffn, layer_norm false (no norm at all), residual; dropouts 0.
+    "none". Ablations of S002 Table 5: positions none, ffn, layer_norm false (no norm at all),
+    residual; dropouts 0.
     """
 
     def __init__(
@@ -63,7 +65,8 @@ class BERT4Rec(SequenceModel):
         self.position = None if positions == "none" else PositionEmbedding(max_len, num_factors, positions)
         self.token_type = nn.Parameter(torch.empty(num_factors)) if token_type else None
         kind = layer_norm if isinstance(layer_norm, str) else "variance"
-        self.input_norm = make_norm(kind, num_factors, EPS) if embedding_norm and layer_norm else nn.Identity()
+        with_input_norm = embedding_norm and layer_norm
+        self.input_norm = make_norm(kind, num_factors, EPS) if with_input_norm else nn.Identity()
         self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             TransformerLayer(
@@ -129,7 +132,9 @@ class BERT4Rec(SequenceModel):
         return h
 
     def head(self, h: Tensor) -> Tensor:
-        return h if self.projection is None else self.head_norm(F.gelu(self.projection(h), approximate=self.approximate))
+        if self.projection is None:
+            return h
+        return self.head_norm(F.gelu(self.projection(h), approximate=self.approximate))
 
     def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         table = (self.item if self.output is None else self.output).weight

@@ -28,10 +28,11 @@ class BertITE(nn.Module):
     tower: explicit tower "paper" K-K/2-1 with ReLU, or "authors" K-2K-1 with sigmoid and biased outputs.
     init: "paper" (embeddings N(0, 0.02^2), Glorot, zero biases) or "authors" (embeddings N(0, 1), torch's own linears).
     item_side, user_side, side_scale: as in ITE.
-    penalty: what objective.l2 weighs. "paper": the mean square of the user vectors, of the events read and of the
-        candidates, one plus the other. "authors" (their code, https://github.com/tranquyenbk173/BERT_ITE): of the id
-        vectors of users and events, without candidates and side information, the missing events of short histories
-        counted as zeros, so that a short history weighs less.
+    penalty: what objective.l2 weighs. "paper": the mean square of the user vectors, plus that of
+        the events read, plus that of the candidates. "authors" (their code,
+        https://github.com/tranquyenbk173/BERT_ITE): the mean square of the users' id vectors, plus
+        that of the id vectors of all max_len places, missing events counted as zeros; neither
+        candidates nor side information.
     chunk: most floats in the sequence rows of one chunk, in training too (None: see ``chunk_size``). Smaller needs less
         memory and computes less padding.
     brute_force: run the whole Transformer on every candidate's sequence; same numbers, for tests and measurements.
@@ -143,7 +144,8 @@ class BertITE(nn.Module):
         """Input rows [user; last ``length`` events] [B, m, D] and which of them are real."""
         item_BL = self._events(query, item_BC, length)
         user_BD = self._without_some(self.users(query.user_B, query.without_B))
-        return torch.cat([user_BD[:, None], self.items(item_BL)], 1), F.pad(item_BL != 0, (1, 0), value=True)
+        x_BmD = torch.cat([user_BD[:, None], self.items(item_BL)], 1)
+        return x_BmD, F.pad(item_BL != 0, (1, 0), value=True)
 
     def _events(self, query: Query, item_BC: Tensor, length: int) -> Tensor:
         """The last ``length`` events, missing ones filled where they are to be."""

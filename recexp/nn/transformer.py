@@ -28,7 +28,7 @@ class StdNorm(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         if width < 2:
-            raise RecexpError("layer_norm=std: one number has no deviation; num_factors must be at least 2.")
+            raise RecexpError("layer_norm=std needs num_factors of at least 2.")
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
 
@@ -44,12 +44,12 @@ def make_norm(kind: str, width: int, eps: float) -> nn.Module:
 
 
 class TransformerLayer(nn.Module):
-    """Attention and a feed-forward net (GELU, inner width 4 D unless given), each inside a residual step.
+    """Attention and a feed-forward net (GELU, inner width 4 D unless given) in residual steps.
 
     norm: "post" LN(x + Drop(f(x))), "pre" x + Drop(f(LN(x))) or "none" x + Drop(f(x)). residual: without it, the x of
     the sum is gone. ffn: without it, attention only (S002 Table 5). layer_norm: see ``make_norm``.
     activation: "gelu" exactly, by erf, or "gelu_tanh", its approximation by tanh.
-    more_dropout: drops inside the feed-forward net, after its activation, and once more what the layer returns.
+    more_dropout: dropout after the feed-forward net's activation and of what the layer returns.
 
     The input x_BLD feeds values and residual. Queries and keys come from query_key_BLD where given (NOVA, S004), else
     from x too. at computes some rows alone, equal to those among all rows: a slice of them, or int64 [B, M], M of each.

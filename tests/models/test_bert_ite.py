@@ -159,9 +159,11 @@ def test_penalty_counts_real_history_only():
     assert m.penalty(toy.query([1], [[]]), item_BC[:1]).isfinite()
 
 
-@pytest.mark.parametrize("side", [{}, {"item_side": "all", "user_side": "all", "side_scale": "half"}])
+@pytest.mark.parametrize(
+    "side", [{}, {"item_side": "all", "user_side": "all", "side_scale": "half"}]
+)
 def test_the_authors_penalty_counts_padding_and_no_candidates(side):
-    """Their code: mean(square(users)) + mean(square(sequences)), max_len places per row whatever is read."""
+    """mean(square(users)) + mean(square(sequences)), max_len places per row whatever is read."""
     m, item_BC = model(penalty="authors", max_len=5, **side), torch.tensor([[1, 2]] * 4)
     places = torch.zeros(4, 5, m.items.id.weight.shape[1], dtype=torch.float64)
     for row, items in enumerate(QUERY.item_BL.tolist()):
@@ -177,9 +179,11 @@ def test_the_authors_penalty_counts_padding_and_no_candidates(side):
 
 
 def test_only_the_authors_configurations_take_their_penalty():
-    for name in ("bert_ite", "bert_ite_si", "bert_ite_ossi", "bert_ite_authors", "bert_ite_si_authors"):
+    for name in ("bert_ite", "bert_ite_si", "bert_ite_ossi"):
+        assert composed(f"model={name}", "dataset=table").model.penalty == "paper"
+    for name in ("bert_ite_authors", "bert_ite_si_authors"):
         cfg = composed(f"model={name}", "dataset=table")
-        assert cfg.model.penalty == ("authors" if name.endswith("_authors") else "paper") and cfg.objective.l2 == 0.005
+        assert cfg.model.penalty == "authors" and cfg.objective.l2 == 0.005
 
 
 def test_starting_values_are_finite_and_scores_single_precision():

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from recexp.compose import build
+from recexp.compose import build as build_config
 from recexp.models.fpmc import FPMC
 from recexp.models.item_knn import ItemKNN
 from recexp.models.mf import MF
@@ -243,8 +243,8 @@ def test_dead_branches_are_counted():
 def test_nmtr_draws_each_behaviours_negatives_for_its_own_positives():
     """Items met through weaker behaviours alone are no negatives of the stronger ones."""
     cfg = composed("model=nmtr", "dataset=table")
-    opened, task = worlds.random_store(), build(cfg.objective)
-    task.check(build(cfg.model, schema=opened.schema), opened)
+    opened, task = worlds.random_store(), build_config(cfg.objective)
+    task.check(build_config(cfg.model, schema=opened.schema), opened)
     batch = task.batch(opened, task.rows(opened), torch.Generator().manual_seed(0))
     bought = batch.y_BCK[:, 0, 1]
     assert 0 < bought.sum() < len(bought)

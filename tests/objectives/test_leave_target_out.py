@@ -1,4 +1,4 @@
-"""A positive left out of its user's side features: against bags that the pipeline's own function makes without it."""
+"""A positive left out of its user's side features: against bags that the pipeline makes without it."""
 
 from __future__ import annotations
 
@@ -27,21 +27,29 @@ FEATURES = {"genres": "multi_label", "brand": "categorical"}
 def shares(opened, name, user_B, without_B):
     """What each value weighs in the users' vectors, float64 [B, cardinality]."""
     bag = UserBag(opened.schema.user_features[name], opened.schema.item_features[name], 1).double()
-    bag.table.weight = torch.nn.Parameter(torch.eye(opened.schema.user_features[name].cardinality, dtype=torch.float64))
+    bag.table.weight = torch.nn.Parameter(
+        torch.eye(opened.schema.user_features[name].cardinality, dtype=torch.float64)
+    )
     return bag(user_B, without_B).detach()
 
 
 def rebuilt(opened, folder, raw, skipped):
-    """The same of all users, from training pairs but those skipped, per feature [U, cardinality]."""
+    """The same of all users without the pairs skipped, per feature [U, cardinality]."""
     pairs = opened.train_pairs
-    keep = [pair not in skipped for pair in zip(pairs.user.tolist(), pairs.item.tolist(), strict=True)]
+    keep = [
+        pair not in skipped for pair in zip(pairs.user.tolist(), pairs.item.tolist(), strict=True)
+    ]
     train_pairs = {"user": pairs.user.numpy()[keep], "item": pairs.item.numpy()[keep]}
     items = pl.read_parquet(opened.folder / "items.parquet")
     folder.mkdir(exist_ok=True)
-    described = build_features(raw, items, train_pairs, int(opened.train.time.max()), opened.schema.n_users, folder, [])
+    described = build_features(
+        raw, items, train_pairs, int(opened.train.time.max()), opened.schema.n_users, folder, []
+    )
     out = {}
     for feature in described:
-        ptr, value, count = (np.load(folder / f"bag_{feature['name']}_{x}.npy") for x in ("ptr", "id", "count"))
+        ptr, value, count = (
+            np.load(folder / f"bag_{feature['name']}_{x}.npy") for x in ("ptr", "id", "count")
+        )
         total = torch.zeros(opened.schema.n_users, feature["cardinality"], dtype=torch.float64)
         for user, (a, b) in enumerate(pairwise(ptr)):
             count_v = torch.from_numpy(count[a:b]).double()
@@ -51,7 +59,7 @@ def rebuilt(opened, folder, raw, skipped):
 
 
 def by_brute_force(opened, folder, raw, user_B, item_B):
-    """Every row's shares without its item, one pair per user at a time, per feature [B, cardinality]."""
+    """Rows' shares without their items, one pair per user at a time: {feature: [B, cardinality]}."""
     found, left = {}, torch.arange(len(user_B))
     while len(left):
         user = user_B[left].tolist()
@@ -67,24 +75,35 @@ def by_brute_force(opened, folder, raw, user_B, item_B):
 
 def batch_of(opened, rows=None, **options):
     task = Pointwise(Uniform(), n_negatives=1, leave_target_out=True, **options)
-    task.check(PairScores(opened.schema.n_users, opened.schema.V, len(opened.schema.behaviours)), opened)
+    task.check(
+        PairScores(opened.schema.n_users, opened.schema.V, len(opened.schema.behaviours)), opened
+    )
     rows = task.rows(opened) if rows is None else rows
     return task.batch(opened, rows, torch.Generator().manual_seed(0))
 
 
 def shop(folder, split=P1, **changes):
-    """Repeated pairs of three behaviours; items with one to three genres, without genres and without a brand."""
+    """Repeated pairs of three behaviours; items with up to three genres, some without a brand."""
     genres = {f"i{n}": [f"g{n % 3}", f"g{n % 5}", f"g{n % 7}"] for n in range(10)}
     (folder / "raw").mkdir(parents=True)
-    lines = [f"{item},{'|'.join(values)},{'' if item == 'i3' else item[1:]}" for item, values in genres.items()]
+    lines = [
+        f"{item},{'|'.join(values)},{'' if item == 'i3' else item[1:]}"
+        for item, values in genres.items()
+    ]
     (folder / "raw" / "items.csv").write_text("item,genres,brand\n" + "\n".join(lines) + "\n")
     features = {"file": "items.csv", "item": "item", "columns": FEATURES}
     opened = store(folder, random_events(3), split, features=features, **changes)
     frames = {
-        "genres": pl.DataFrame([(i, g) for i, of in genres.items() for g in of], schema=["item", "value"], orient="row"),
-        "brand": pl.DataFrame([(i, i[1:]) for i in genres if i != "i3"], schema=["item", "value"], orient="row"),
+        "genres": pl.DataFrame(
+            [(i, g) for i, of in genres.items() for g in of], schema=["item", "value"], orient="row"
+        ),
+        "brand": pl.DataFrame(
+            [(i, i[1:]) for i in genres if i != "i3"], schema=["item", "value"], orient="row"
+        ),
     }
-    return opened, {name: ItemFeature(FEATURES[name], frame.lazy()) for name, frame in frames.items()}
+    return opened, {
+        name: ItemFeature(FEATURES[name], frame.lazy()) for name, frame in frames.items()
+    }
 
 
 @pytest.mark.parametrize("merge", ["none", "pairs"])
@@ -103,7 +122,9 @@ def test_a_category_with_its_ancestors(tmp_path):
     """Every ancestor of a category counts as much as the category: the tree of S000's data."""
     opened, _ = shop(tmp_path, P3)
     tree = pl.DataFrame({"value": ["a", "b", "c", "d"], "parent": [None, "a", "b", "a"]}).lazy()
-    frame = pl.DataFrame([(f"i{n}", "abcd"[n % 4]) for n in range(9)], schema=["item", "value"], orient="row").lazy()
+    frame = pl.DataFrame(
+        [(f"i{n}", "abcd"[n % 4]) for n in range(9)], schema=["item", "value"], orient="row"
+    ).lazy()
     raw = {"category": ItemFeature("multi_label", frame, tree)}
     whole = rebuilt(opened, tmp_path / "whole", raw, set())["category"]
     opened = with_feature(opened, tmp_path / "whole", "category", whole.shape[1])
@@ -120,7 +141,9 @@ def with_feature(opened, folder, name, cardinality):
     def load(file):
         return torch.from_numpy(np.load(folder / f"{file}.npy"))
 
-    feature = Feature("multi_label", cardinality, load(f"feature_{name}_id"), load(f"feature_{name}_weight"))
+    feature = Feature(
+        "multi_label", cardinality, load(f"feature_{name}_id"), load(f"feature_{name}_weight")
+    )
     bag = Bag(cardinality, *(load(f"bag_{name}_{x}") for x in ("ptr", "id", "count")))
     schema = replace(
         opened.schema,

@@ -36,14 +36,15 @@ def test_scores_follow_the_formulas(positions):
 
 
 PORT = dict(
-    norm="pre", embedding_norm=False, token_type=False, projection=False, tied=False, positions="right",
-    layer_norm="std", activation="gelu_tanh", more_dropout=True, init="torch",
+    norm="pre", embedding_norm=False, token_type=False, projection=False, tied=False,
+    positions="right", layer_norm="std", activation="gelu_tanh", more_dropout=True, init="torch",
 )  # fmt: skip
 
 
 def std_norm(x, w, name):
     """The port's layer norm: the unbiased deviation, epsilon added to it."""
-    return (x - x.mean(-1, keepdims=True)) / (x.std(-1, ddof=1, keepdims=True) + 1e-6) * w[f"{name}.weight"] + w[f"{name}.bias"]
+    std = x.std(-1, ddof=1, keepdims=True)
+    return (x - x.mean(-1, keepdims=True)) / (std + 1e-6) * w[f"{name}.weight"] + w[f"{name}.bias"]
 
 
 def gelu_tanh(x):
@@ -76,8 +77,10 @@ def test_the_configuration_of_the_port_sets_all_of_it():
     cfg = composed("model=bert4rec_vae", "dataset=table")
     assert {key: cfg.model[key] for key in PORT} == PORT
     assert (cfg.batch_size, cfg.optimizer.lr, cfg.optimizer.weight_decay) == (128, 1e-3, 0.0)
-    assert (cfg.objective.mask_prob, list(cfg.objective.replace), cfg.objective.last_prob) == (0.15, [0.8, 0.1, 0.1], 0.0)
-    assert (cfg.model.max_len, cfg.model.num_layers, cfg.model.num_heads, cfg.model.dropout) == (100, 2, 4, 0.1)
+    assert (cfg.objective.mask_prob, cfg.objective.last_prob) == (0.15, 0.0)
+    assert list(cfg.objective.replace) == [0.8, 0.1, 0.1]
+    assert (cfg.model.max_len, cfg.model.num_layers, cfg.model.num_heads) == (100, 2, 4)
+    assert cfg.model.dropout == cfg.model.attention_dropout == 0.1
 
 
 def test_the_port_starts_from_torchs_values():
