@@ -30,7 +30,7 @@ ALLOWED = {
     "protocol": ("recexp.evaluation.protocol.", "recexp.data.split."),
     "dataset": ("recexp.data.prepare.Dataset", "recexp.data.sources."),
     "stand_in": ("recexp.data.sources.",),
-    "optimizer": ("torch.optim.",),
+    "optimizer": ("torch.optim.", "recexp.lightning.optimizers."),
     "scheduler": ("recexp.lightning.schedules.", "torch.optim.lr_scheduler."),
     "trainer": ("pytorch_lightning.Trainer", "recexp.lightning.processes."),
     "callbacks": ("pytorch_lightning.callbacks.", "recexp.lightning.callbacks."),

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from recexp.data.features import _bags
 from recexp.types import Bag, Feature, Query, Schema
 
 N_USERS, N_ITEMS = 7, 12
@@ -28,17 +33,18 @@ def features(n_items: int, generator: torch.Generator) -> dict[str, Feature]:
 
 
 def bag(feature: Feature, items: list[list[int]]) -> Bag:
-    """Summed weights of a feature's values over each user's items, in CSR form."""
-    ptr, values, counts = [0], [], []
-    for row in items:
-        total = torch.zeros(feature.cardinality)
-        for item in row:
-            total.index_add_(0, feature.id_VM[item], feature.weight_VM[item])
-        present = total.nonzero().flatten()
-        values.append(present)
-        counts.append(total[present])
-        ptr.append(ptr[-1] + len(present))
-    return Bag(feature.cardinality, torch.tensor(ptr), torch.cat(values), torch.cat(counts))
+    """The bags that preparation makes of the feature's values, given each user's training items."""
+    item, column = feature.id_VM.nonzero(as_tuple=True)
+    value = feature.id_VM[item, column]
+    pairs = {
+        "user": np.repeat(np.arange(len(items)), [len(row) for row in items]),
+        "item": np.concatenate([np.asarray(row, dtype=np.int64) for row in items]),
+    }
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "bag"
+        _bags(path, item.numpy(), value.numpy(), pairs, len(items), feature.cardinality)
+        ptr, ids, count = (np.load(f"{path}_{name}.npy") for name in ("ptr", "id", "count"))
+    return Bag(feature.cardinality, *(torch.from_numpy(x) for x in (ptr, ids, count)))
 
 
 def training_items(n_users: int = N_USERS, n_items: int = N_ITEMS, seed: int = 0) -> list[list[int]]:

@@ -195,8 +195,8 @@ class Store:
 
     def window(self, events: Events, user_B: Tensor, start_B: Tensor, end_B: Tensor, length: int) -> Query:
         """The last ``length`` rows of start..end per user, left-padded to the longest of the batch."""
-        if length > 0 and len(user_B):
-            length = min(length, int((end_B - start_B).max()))
+        longest = int((end_B - start_B).max()) if len(user_B) else 0
+        length = min(length, longest)
         at_BL = end_B[:, None] - torch.arange(length, 0, -1, device=user_B.device)
         real_BL = at_BL >= start_B[:, None]
         at_BL = at_BL.clamp_(min=0)

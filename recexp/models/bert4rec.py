@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from recexp.models.sequence import SequenceModel, append, by_length, checked_length, latest, places
 from recexp.nn.attention import key_mask
 from recexp.nn.dropout import Dropout
-from recexp.nn.transformer import PositionEmbedding, TransformerLayer, bert_init
+from recexp.nn.embeddings import one_of
+from recexp.nn.transformer import PositionEmbedding, TransformerLayer, bert_init, make_norm
 from recexp.types import Query, Schema
 
 EPS = 1e-12
@@ -20,10 +21,14 @@ class BERT4Rec(SequenceModel):
 
     num_inner: inner width of the feed-forward nets, 4 num_factors where None.
     In the authors' code but not in the paper (spec 4.9): embedding_norm (layer norm on the input sum), token_type (a
-    constant vector in it), head_norm (layer norm after the head's GELU). Of others' ports (spec 6.8): tied false (an
-    output table of its own), projection false (no head), norm "pre".
+    constant vector in it), head_norm (layer norm after the head's GELU).
+    Of a port by others, https://github.com/jaywonchung/BERT4Rec-VAE-Pytorch: tied false (an output
+    table of its own), projection false (no head), norm "pre", layer_norm "std", activation
+    "gelu_tanh", more_dropout (see ``TransformerLayer``), init "torch" (tables N(0, 1), linear maps
+    and the output as torch's Linear).
     positions: "left" counts from the oldest event read, as the authors' right-padded code; "right" from the newest;
-    "none". Ablations of S002 Table 5: positions none, ffn, layer_norm (all of them), residual; dropouts 0.
+    "none". Ablations of S002 Table 5: positions none, ffn, layer_norm false (no norm at all),
+    residual; dropouts 0.
     """
 
     def __init__(
@@ -45,9 +50,12 @@ class BERT4Rec(SequenceModel):
         head_norm: bool = True,
         tied: bool = True,
         output_bias: bool = True,
-        layer_norm: bool = True,
+        layer_norm: bool | str = True,
         residual: bool = True,
         ffn: bool = True,
+        activation: str = "gelu",
+        more_dropout: bool = False,
+        init: str = "bert",
     ):
         super().__init__()
         self.max_len = checked_length(max_len, least=2)
@@ -56,7 +64,9 @@ class BERT4Rec(SequenceModel):
         self.item = nn.Embedding(schema.V + 1, num_factors, padding_idx=0)
         self.position = None if positions == "none" else PositionEmbedding(max_len, num_factors, positions)
         self.token_type = nn.Parameter(torch.empty(num_factors)) if token_type else None
-        self.input_norm = nn.LayerNorm(num_factors, EPS) if embedding_norm and layer_norm else nn.Identity()
+        kind = layer_norm if isinstance(layer_norm, str) else "variance"
+        with_input_norm = embedding_norm and layer_norm
+        self.input_norm = make_norm(kind, num_factors, EPS) if with_input_norm else nn.Identity()
         self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             TransformerLayer(
@@ -69,15 +79,30 @@ class BERT4Rec(SequenceModel):
                 residual=residual,
                 ffn=ffn,
                 eps=EPS,
+                layer_norm=kind,
+                activation=activation,
+                more_dropout=more_dropout,
             )
             for _ in range(num_layers)
         )
         self.projection = nn.Linear(num_factors, num_factors) if projection else None
-        self.head_norm = nn.LayerNorm(num_factors, EPS) if projection and head_norm and layer_norm else nn.Identity()
+        with_head_norm = projection and head_norm and layer_norm
+        self.head_norm = make_norm(kind, num_factors, EPS) if with_head_norm else nn.Identity()
+        self.approximate = "tanh" if activation == "gelu_tanh" else "none"
         self.output = None if tied else nn.Embedding(schema.V, num_factors, padding_idx=0)
         self.output_bias = nn.Parameter(torch.zeros(schema.V)) if output_bias else None
-        bert_init(self)
-        if token_type:
+        self._init(one_of("init", init, ("bert", "torch")))
+
+    @torch.no_grad()
+    def _init(self, init: str) -> None:
+        if init == "bert":
+            bert_init(self)
+        elif self.output is not None:
+            bound = self.width**-0.5
+            self.output.weight[1:].uniform_(-bound, bound)
+            if self.output_bias is not None:
+                self.output_bias.uniform_(-bound, bound)
+        if self.token_type is not None:
             nn.init.trunc_normal_(self.token_type, std=0.02, a=-0.04, b=0.04)
 
     def encode(self, query: Query, last_only: bool = False) -> Tensor:
@@ -107,7 +132,9 @@ class BERT4Rec(SequenceModel):
         return h
 
     def head(self, h: Tensor) -> Tensor:
-        return h if self.projection is None else self.head_norm(F.gelu(self.projection(h)))
+        if self.projection is None:
+            return h
+        return self.head_norm(F.gelu(self.projection(h), approximate=self.approximate))
 
     def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         table = (self.item if self.output is None else self.output).weight

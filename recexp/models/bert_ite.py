@@ -28,6 +28,11 @@ class BertITE(nn.Module):
     tower: explicit tower "paper" K-K/2-1 with ReLU, or "authors" K-2K-1 with sigmoid and biased outputs.
     init: "paper" (embeddings N(0, 0.02^2), Glorot, zero biases) or "authors" (embeddings N(0, 1), torch's own linears).
     item_side, user_side, side_scale: as in ITE.
+    penalty: what objective.l2 weighs. "paper": the mean square of the user vectors, plus that of
+        the events read, plus that of the candidates. "authors" (their code,
+        https://github.com/tranquyenbk173/BERT_ITE): the mean square of the users' id vectors, plus
+        that of the id vectors of all max_len places, missing events counted as zeros; neither
+        candidates nor side information.
     chunk: most floats in the sequence rows of one chunk, in training too (None: see ``chunk_size``). Smaller needs less
         memory and computes less padding.
     brute_force: run the whole Transformer on every candidate's sequence; same numbers, for tests and measurements.
@@ -60,6 +65,7 @@ class BertITE(nn.Module):
         item_side: str | Sequence[str] = (),
         user_side: str | Sequence[str] = (),
         side_scale: str = "sum",
+        penalty: str = "paper",
         chunk: int | None = None,
         brute_force: bool = False,
     ):
@@ -68,6 +74,7 @@ class BertITE(nn.Module):
         one_of("pad", pad, ("mask", "random"))
         one_of("tower", tower, ("paper", "authors"))
         one_of("init", init, ("paper", "authors"))
+        self.authors_penalty = one_of("penalty", penalty, ("paper", "authors")) == "authors"
         if max_len < 0:
             raise RecexpError(f"max_len={max_len} must not be negative.")
         self.history, self.chunk = max_len, checked_chunk(chunk)
@@ -116,11 +123,18 @@ class BertITE(nn.Module):
         return torch.cat(parts)[order_B.argsort()]
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
-        """Mean square of the user vectors, plus that of the history's, plus that of the candidates'; times lambda in the loss."""
-        x_BmD, mask_Bm = self._context(query, item_BC, self.history)
-        history = x_BmD[:, 1:][mask_Bm[:, 1:]]
+        """Mean squares of the vectors looked up, see the class; to be multiplied by lambda."""
+        item_BL = self._events(query, item_BC, self.history)
+        if self.authors_penalty:
+            # Their padding has a vector of its own, which only this term moves and nothing reads.
+            history, places = self.items.id(item_BL), len(query) * self.history
+            user_BD = self.users.id(query.user_B)
+            mean_history = history.square().sum() / max(1, places * history.shape[-1])
+            return user_BD.square().mean() + mean_history
+        user_BD = self._without_some(self.users(query.user_B, query.without_B))
+        history = self.items(item_BL[item_BL != 0])
         mean_history = history.square().sum() / max(1, history.numel())
-        return x_BmD[:, 0].square().mean() + mean_history + self.items(item_BC).square().mean()
+        return user_BD.square().mean() + mean_history + self.items(item_BC).square().mean()
 
     def _logits(self, x_BmD: Tensor, mask_Bm: Tensor, e_BCD: Tensor) -> Tensor:
         state = self.transformer(x_BmD, mask_Bm, e_BCD if self.target_in_sequence else None)
@@ -128,6 +142,13 @@ class BertITE(nn.Module):
 
     def _context(self, query: Query, item_BC: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Input rows [user; last ``length`` events] [B, m, D] and which of them are real."""
+        item_BL = self._events(query, item_BC, length)
+        user_BD = self._without_some(self.users(query.user_B, query.without_B))
+        x_BmD = torch.cat([user_BD[:, None], self.items(item_BL)], 1)
+        return x_BmD, F.pad(item_BL != 0, (1, 0), value=True)
+
+    def _events(self, query: Query, item_BC: Tensor, length: int) -> Tensor:
+        """The last ``length`` events, missing ones filled where they are to be."""
         item_BL = query.item_BL[:, max(0, query.item_BL.shape[1] - length) :]
         if self.random_pad:
             item_BL = F.pad(item_BL, (self.history - item_BL.shape[1], 0))
@@ -135,8 +156,7 @@ class BertITE(nn.Module):
             if self.training:
                 filler = torch.where(filler == item_BC[:, :1], filler % self.items.n_items + 1, filler)
             item_BL = torch.where(item_BL == 0, filler, item_BL)
-        user_BD = self._without_some(self.users(query.user_B, query.without_B))
-        return torch.cat([user_BD[:, None], self.items(item_BL)], 1), F.pad(item_BL != 0, (1, 0), value=True)
+        return item_BL
 
     def _without_some(self, user_BD: Tensor) -> Tensor:
         """User vectors, in training some of them replaced by 0."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from recexp.models.sequence import SequenceModel, checked_length, latest
 from recexp.nn.dropout import Dropout
@@ -15,6 +18,7 @@ from recexp.types import Query, RecexpError, Schema
 CELLS = ("official", "torch")
 INPUTS = ("one_hot", "separate", "constrained")
 ACTIVATIONS = ("linear", "tanh", "elu")
+WHOLE = 2**31  # events: longer than any history
 
 
 class GRULayer(nn.Module):
@@ -42,6 +46,8 @@ class GRULayer(nn.Module):
 class GRU4Rec(SequenceModel):
     """A recurrent state per history, zero before its first event.
 
+    max_len: how many of the newest events are read; None: the whole history, as
+    objective=session_parallel trains.
     cell: "official", the authors' GRU, or "torch", torch.nn.GRU, for training on whole padded sequences.
     input_table: "one_hot" (a row is the input of all gates), "separate" (item vectors of their own) or "constrained"
     (the output table serves both ends).
@@ -56,7 +62,7 @@ class GRU4Rec(SequenceModel):
         *,
         num_factors: int = 100,
         num_layers: int = 1,
-        max_len: int = 200,
+        max_len: int | None = None,
         cell: str = "official",
         input_table: str = "one_hot",
         embedding_dropout: float = 0.0,
@@ -66,7 +72,7 @@ class GRU4Rec(SequenceModel):
         output_bias: bool = True,
     ):
         super().__init__()
-        self.history = self.max_len = checked_length(max_len)
+        self.history = self.max_len = WHOLE if max_len is None else checked_length(max_len)
         self.width, self.num_layers = num_factors, num_layers
         self.cell, self.input_table = one_of("cell", cell, CELLS), one_of("input_table", input_table, INPUTS)
         self.activation, self.elu_alpha = one_of("final_activation", final_activation, ACTIVATIONS), elu_alpha
@@ -100,14 +106,52 @@ class GRU4Rec(SequenceModel):
 
     def encode(self, query: Query, last_only: bool = False) -> Tensor:
         query = latest(query, self.max_len, least=1)
+        if last_only:
+            return self._final_states(query)[:, None]
         x, mask_BL = self._inputs(query.item_BL), query.mask_BL
         if self.cell == "torch":
             x = self.dropout(self._run_torch(x, mask_BL))
         else:
             for layer in self.layers:
                 x = self._run(layer, x, mask_BL)
-        h = x * mask_BL[..., None]
-        return h[:, -1:] if last_only else h
+        return x * mask_BL[..., None]
+
+    def _final_states(self, query: Query) -> Tensor:
+        """The states [B, D] after the last event, without keeping the others.
+
+        Rows are taken longest first, and none is computed before its first event: the work is that
+        of the events, however long the longest history is.
+        """
+        length_B = query.mask_BL.sum(1)
+        order_B = length_B.argsort(descending=True, stable=True)
+        length_B, item_BL = length_B[order_B], query.item_BL[order_B]
+        some = int((length_B > 0).sum())
+        if some == 0:
+            return self.item.weight.new_zeros(len(query), self.width)
+        last = self._last_torch if self.cell == "torch" else self._last_official
+        h_BD = last(item_BL[:some], length_B[:some])
+        return F.pad(h_BD, (0, 0, 0, len(query) - some))[order_B.argsort()]
+
+    def _last_official(self, item_BL: Tensor, length_B: Tensor) -> Tensor:
+        """The last states of rows without gaps, longest first."""
+        left_L = torch.arange(item_BL.shape[1], 0, -1, device=item_BL.device)
+        rows_L = torch.searchsorted(-length_B, -left_L, right=True).tolist()  # that have begun
+        hidden = [self.item.weight.new_zeros(0, self.width)] * self.num_layers
+        for item_B, rows in zip(item_BL.T.contiguous(), rows_L, strict=True):
+            if (more := rows - len(hidden[0])) > 0:
+                hidden = [F.pad(h, (0, 0, 0, more)) for h in hidden]
+            if rows:
+                hidden = self._advance(item_B[:rows], hidden)
+        return hidden[-1]
+
+    def _last_torch(self, item_BL: Tensor, length_B: Tensor) -> Tensor:
+        """As ``_last_official``; torch.nn.GRU skips padding on the right of packed rows."""
+        place_L = torch.arange(item_BL.shape[1], device=item_BL.device)
+        padding_B1 = item_BL.shape[1] - length_B[:, None]
+        item_BL = item_BL.gather(1, (place_L + padding_B1) % len(place_L))
+        packed = pack_padded_sequence(item_BL, length_B.cpu(), batch_first=True)
+        _, hidden = self.gru(PackedSequence(self._inputs(packed.data), packed.batch_sizes))
+        return self.dropout(hidden[-1])
 
     def _inputs(self, item: Tensor) -> Tensor:
         return self.embedding_dropout((self.item if self.input is None else self.input)(item))
@@ -136,15 +180,19 @@ class GRU4Rec(SequenceModel):
 
         hidden [layers, B, D]; whoever trains zeroes the rows of sessions that start and detaches it to cut gradients.
         """
-        x = self._inputs(item_B)
         if self.cell == "torch":
-            h, hidden = self.gru(x[:, None], hidden)
+            h, hidden = self.gru(self._inputs(item_B)[:, None], hidden)
             return self.dropout(h[:, 0]), hidden
-        states = []
+        states = self._advance(item_B, hidden)
+        return states[-1], torch.stack(states)
+
+    def _advance(self, item_B: Tensor, hidden: Sequence[Tensor]) -> list[Tensor]:
+        """The official layers' next states [B, D], from the next items and the last states."""
+        x, states = self._inputs(item_B), []
         for layer, h_BD in zip(self.layers, hidden, strict=True):
             x = self.dropout(layer.step(layer.input(x) + layer.bias, h_BD))
             states.append(x)
-        return x, torch.stack(states)
+        return states
 
     def final_activation(self, score: Tensor) -> Tensor:
         """What the losses of 2016 and 2018 apply to scores."""

@@ -107,41 +107,37 @@ class ItemEncoder(nn.Module):
 
 
 class UserBag(nn.Module):
-    """Vectors of one user feature: the mean of E over the values among the user's training items, weighted by counts.
+    """Vectors of one user feature: the mean of E over the values of the user's training items.
 
-    ``items`` is the feature of items that the counts were made from; it says what an item left out had contributed.
+    A value counts once per item that carries it, whatever its weight in the item's own vector.
+    ``items`` is the feature of items that the counts were made from: it names the values of an item
+    to leave out. Leaving one out equals a bag made from the user's other training items.
     """
 
     def __init__(self, bag: Bag, items: Feature, width: int):
         super().__init__()
         self.table = Embedding(bag.cardinality, width, padding_idx=0)
-        n_users = len(bag.ptr) - 1
-        owner = torch.repeat_interleave(torch.arange(n_users), bag.ptr.diff())
-        total_U = torch.zeros(n_users, dtype=torch.float64).index_add_(0, owner, bag.count.double())
         self.register_buffer("ptr", bag.ptr, persistent=False)
         self.register_buffer("value", bag.id, persistent=False)
         self.register_buffer("count", bag.count, persistent=False)
-        self.register_buffer("total_U", total_U.float(), persistent=False)
         self.register_buffer("id_VM", items.id_VM, persistent=False)
-        self.register_buffer("weight_VM", items.weight_VM, persistent=False)
 
     def forward(self, user_B: Tensor, without_B: Tensor | None = None) -> Tensor:
+        """[B, D]. without_B: one of the user's training items per row, or 0 for none."""
         table = self.table.weight
         start_B, length_B = self.ptr[user_B], self.ptr[user_B + 1] - self.ptr[user_B]
         offset_B = length_B.cumsum(0) - length_B
-        # Ragged gather: position i of the flat list belongs to row r and is that row's entry i - offset[r].
-        entry = torch.repeat_interleave(start_B - offset_B, length_B)
-        entry = entry + torch.arange(len(entry), device=entry.device)
-        weight = self.count[entry].to(table.dtype)
-        sum_BD = F.embedding_bag(self.value[entry], table, offset_B, per_sample_weights=weight, mode="sum")
-        total_B = self.total_U[user_B].to(table.dtype)
+        # Ragged gather: entry e of the flat list belongs to row r and is that row's e - offset[r].
+        row_E = torch.repeat_interleave(torch.arange(len(user_B), device=user_B.device), length_B)
+        entry_E = torch.arange(len(row_E), device=user_B.device) + (start_B - offset_B)[row_E]
+        value_E, count_E = self.value[entry_E], self.count[entry_E].to(table.dtype)
         if without_B is not None:
-            weight_BM = self.weight_VM[without_B].to(table.dtype)
-            sum_BD = sum_BD - F.embedding_bag(self.id_VM[without_B], table, per_sample_weights=weight_BM, mode="sum")
-            total_B = total_B - weight_BM.sum(-1)
-        # Weights of one item sum to 1, so a smaller rest is rounding: nothing is left to average.
-        some_B = total_B > 1e-3
-        return torch.where(some_B[:, None], sum_BD / total_B.where(some_B, 1.0)[:, None], 0.0)
+            # Counts change, not vectors: a value that is gone then has weight 0 and no gradient.
+            carried_E = (self.id_VM[without_B][row_E] == value_E[:, None]).any(1)
+            count_E = count_E - carried_E.to(count_E.dtype)
+        total_B = count_E.new_zeros(len(user_B)).index_add_(0, row_E, count_E)
+        share_E = count_E / total_B.clamp(min=1)[row_E]
+        return F.embedding_bag(value_E, table, offset_B, per_sample_weights=share_E, mode="sum")
 
 
 class UserEncoder(nn.Module):

@@ -27,7 +27,8 @@ class Pointwise:
     l2: weight of the mean square of the batch's embeddings (S000's lambda R).
     reduction: "rows" (mean over all scored pairs, as the authors' code) or "weights" (mean over those with weight).
     balance: 0 counts every event alike, 1 every user alike (events weighted by 1 / their user's events, mean 1), between: a power.
-    leave_target_out: the row's positive does not count in its user's side features (models.md §6.3).
+    leave_target_out: the row's positive does not count in its user's side features, which are then
+        those of the user's other training items.
     shuffle_targets: control: labels belong to a random user's event. A model that still learns under it learns from popularity alone.
     """
 
@@ -94,8 +95,9 @@ class Pointwise:
             rows = somebody(store, rows.shape, generator)
             owner = replace(query, user_B=store.train.user.take(rows))
         positive = store.train.item.take(rows).long()
-        if self.leave_target_out:
-            query.without_B = positive
+        if self.leave_target_out:  # a shuffled target may be an item that the row's user never had
+            own_B = store.train_pairs.contain(query.user_B, positive)
+            query.without_B = torch.where(own_B, positive, 0)
         item_BC = torch.cat([positive[:, None], self.sampler(store, owner, self.n_negatives, generator, positive)], 1)
         # Labels belong to the pair: an item viewed and later bought is bought in both its events.
         pairs = store.train_pairs

@@ -34,6 +34,9 @@ def size(**options):
         ({"num_inner": 2 * D}, -2 * (4 * D * D + 2 * D)),
         ({"num_layers": 3}, LAYER),
         ({"num_heads": 4}, 0),
+        ({"layer_norm": "std"}, 0),
+        ({"activation": "gelu_tanh"}, 0),
+        ({"more_dropout": True}, 0),
     ],
 )
 def test_every_switch_moves_the_parameters_it_names(options, change):
@@ -44,10 +47,18 @@ def test_switches_without_parameters_change_the_scores():
     query = toy.query([0, 1], [[1, 2, 9, 4, 7], [4]])
     plain, *others = (
         toy.randomise(BERT4Rec(SCHEMA, num_factors=D, max_len=N, **options)).score(query)
-        for options in ({}, {"residual": False}, {"norm": "pre"}, {"num_heads": 1}, {"positions": "right"})
+        for options in (
+            {},
+            {"residual": False},
+            {"norm": "pre"},
+            {"num_heads": 1},
+            {"positions": "right"},
+            {"layer_norm": "std"},
+            {"activation": "gelu_tanh"},
+        )
     )
     for other in others:
-        assert not torch.allclose(other, plain)
+        assert not torch.allclose(other, plain, rtol=1e-7, atol=1e-9)
 
 
 def test_no_score_is_left_for_padding_and_mask():
@@ -75,6 +86,10 @@ def test_bad_options_are_explained():
         ({"num_heads": 3}, "num_heads=3"),
         ({"positions": "both"}, "positions"),
         ({"dropout": 1.5}, "dropout"),
+        ({"layer_norm": "variances"}, "layer_norm"),
+        ({"layer_norm": "std", "num_factors": 1, "num_heads": 1}, "num_factors"),
+        ({"activation": "relu"}, "activation"),
+        ({"init": "zeros"}, "init"),
     ):
         with pytest.raises(RecexpError, match=message):
-            BERT4Rec(SCHEMA, num_factors=D, **options)
+            BERT4Rec(SCHEMA, **({"num_factors": D} | options))

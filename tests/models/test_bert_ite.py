@@ -5,6 +5,7 @@ from recexp.models.bert_ite import BertITE
 from recexp.models.ite import both
 from recexp.types import MultiBehaviour, RecexpError
 from tests import toy
+from tests.test_compose import composed
 
 SCHEMA = toy.schema()
 QUERY = toy.query([0, 3, 6, 5], [[1, 2, 9, 4, 7], [4], [], [3, 3, 8]])
@@ -158,6 +159,33 @@ def test_penalty_counts_real_history_only():
     assert m.penalty(toy.query([1], [[]]), item_BC[:1]).isfinite()
 
 
+@pytest.mark.parametrize(
+    "side", [{}, {"item_side": "all", "user_side": "all", "side_scale": "half"}]
+)
+def test_the_authors_penalty_counts_padding_and_no_candidates(side):
+    """mean(square(users)) + mean(square(sequences)), max_len places per row whatever is read."""
+    m, item_BC = model(penalty="authors", max_len=5, **side), torch.tensor([[1, 2]] * 4)
+    places = torch.zeros(4, 5, m.items.id.weight.shape[1], dtype=torch.float64)
+    for row, items in enumerate(QUERY.item_BL.tolist()):
+        events = [i for i in items if i][-5:]
+        places[row, : len(events)] = m.items.id.weight[events]
+    expected = m.users.id.weight[QUERY.user_B].square().mean() + places.square().mean()
+    assert torch.allclose(m.penalty(QUERY, item_BC), expected)
+    assert torch.equal(m.penalty(QUERY, item_BC), m.penalty(QUERY, item_BC + 3))
+    assert torch.allclose(m.penalty(toy.padded(QUERY, 3), item_BC), expected)
+    assert m.penalty(toy.query([1], [[]]), item_BC[:1]) == m.users.id.weight[1].square().mean()
+    none = model(penalty="authors", max_len=0)
+    assert none.penalty(QUERY, item_BC) == none.users.id.weight[QUERY.user_B].square().mean()
+
+
+def test_only_the_authors_configurations_take_their_penalty():
+    for name in ("bert_ite", "bert_ite_si", "bert_ite_ossi"):
+        assert composed(f"model={name}", "dataset=table").model.penalty == "paper"
+    for name in ("bert_ite_authors", "bert_ite_si_authors"):
+        cfg = composed(f"model={name}", "dataset=table")
+        assert cfg.model.penalty == "authors" and cfg.objective.l2 == 0.005
+
+
 def test_starting_values_are_finite_and_scores_single_precision():
     for options in FORMS:
         s = BertITE(SCHEMA, num_factors=8, **options).score(QUERY)
@@ -173,6 +201,7 @@ def test_starting_values_are_finite_and_scores_single_precision():
         ({"norm": "both"}, "norm"),
         ({"pad": "zeros"}, "pad"),
         ({"tower": "high"}, "tower"),
+        ({"penalty": "both"}, "penalty"),
         ({"max_len": -1}, "max_len"),
         ({"chunk": 0}, "chunk"),
         ({"user_side": ["price"]}, "price"),

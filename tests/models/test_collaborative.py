@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from recexp.compose import build as build_config
 from recexp.models.fpmc import FPMC
 from recexp.models.item_knn import ItemKNN
 from recexp.models.mf import MF
@@ -18,7 +19,8 @@ from recexp.models.pop import Pop
 from recexp.models.replay import Replay
 from recexp.models.wmf import WMF
 from recexp.types import MultiBehaviour, RecexpError, Recommender, Schema, Sweeping
-from tests import toy
+from tests import toy, worlds
+from tests.test_compose import composed
 
 SCHEMA = toy.schema(side=False)
 QUERY = toy.query([0, 1, 4, 3, 0], [[1, 2, 5], [7], [], [3, 3, 9, 2, 12, 4], [1, 2, 6]])
@@ -236,3 +238,15 @@ def test_dead_branches_are_counted():
     shares = m.diagnostics()
     assert shares["active_branch_0"] == 0 and len(shares) == len(SCHEMA.behaviours)
     assert all(0 <= float(x) <= 1 for x in shares.values()) and max(map(float, shares.values())) > 0
+
+
+def test_nmtr_draws_each_behaviours_negatives_for_its_own_positives():
+    """Items met through weaker behaviours alone are no negatives of the stronger ones."""
+    cfg = composed("model=nmtr", "dataset=table")
+    opened, task = worlds.random_store(), build_config(cfg.objective)
+    task.check(build_config(cfg.model, schema=opened.schema), opened)
+    batch = task.batch(opened, task.rows(opened), torch.Generator().manual_seed(0))
+    bought = batch.y_BCK[:, 0, 1]
+    assert 0 < bought.sum() < len(bought)
+    assert torch.equal(batch.w_BCK[..., 1], bought[:, None].expand_as(batch.w_BCK[..., 1]))
+    assert bool((batch.w_BCK[..., 0] == 1).all())

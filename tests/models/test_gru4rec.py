@@ -3,8 +3,9 @@ import torch
 import torch.nn.functional as F
 
 from recexp.models.gru4rec import GRU4Rec
+from recexp.models.sequence import latest
 from recexp.types import RecexpError
-from tests import toy
+from tests import toy, worlds
 
 SCHEMA = toy.schema()
 FORMS = [
@@ -28,6 +29,36 @@ def test_steps_in_lock_step_equal_whole_histories(options):
         state, hidden = m.step(item_B, hidden)
         states.append(state)
     assert torch.allclose(torch.stack(states, 1), m.encode(toy.query([0, 1], rows.tolist())))
+
+
+@pytest.mark.parametrize("options", FORMS)
+def test_scoring_reads_what_training_reads_the_whole_session(options):
+    """Longer than any window, from the store, as evaluation asks; beside users with short ones."""
+    rows = [(0, 1 + (5 * n + n * n) % 12, 1) for n in range(300)]
+    rows += [(1, 4, 1), (2, 7, 1), (2, 3, 1)]
+    opened = worlds.store(rows, 4, 12, held_out=[2, 3, 4, 5])
+    m = model(**options)
+    query = opened.query_held_out(opened.test, torch.arange(4), m.history)
+    assert query.item_BL.shape == (4, 300)
+    vectors, bias = m.item_vectors()
+    for user, scores in enumerate(m.score(query)):
+        state, hidden = torch.zeros(1, 4, dtype=torch.float64), m.initial_state(1)
+        for owner, item, _ in rows:
+            if owner == user:
+                state, hidden = m.step(torch.tensor([item]), hidden)
+        assert torch.allclose(scores, state[0] @ vectors.T + bias)
+    newest = m.score(latest(query, 200))[0]
+    assert torch.allclose(model(**options, max_len=200).score(query)[0], newest)
+    none = opened.query_held_out(opened.test, torch.arange(0), m.history)
+    assert m.score(none).shape == (0, 12)
+
+
+@pytest.mark.parametrize("options", FORMS)
+def test_the_last_states_alone_need_no_others(options):
+    m = model(**options)
+    query = toy.query([0, 1, 2, 3, 4], [[], [1, 2, 9, 4], [3], [], [3, 3, 8, 5]])
+    last = m.encode(query, last_only=True)
+    assert torch.allclose(last, m.encode(query)[:, -1:]) and not last[[0, 3]].any()
 
 
 @pytest.mark.parametrize("options", FORMS)

@@ -17,7 +17,10 @@ from tests import toy
 SCHEMA, N = toy.schema(), 6
 QUERY = toy.query([0, 3, 6, 5, 2], [[1, 2, 9, 4, 7], [4], [], [3, 3, 8], [5, 6, 1, 2, 10, 11, 12, 9, 1]])
 SMALL = dict(num_factors=8, num_layers=2, num_heads=2, max_len=N)
-PORT = dict(norm="pre", embedding_norm=False, token_type=False, projection=False, tied=False, positions="right")
+PORT = dict(
+    norm="pre", embedding_norm=False, token_type=False, projection=False, tied=False,
+    positions="right", layer_norm="std", more_dropout=True,
+)  # fmt: skip
 FORMS = {
     "sasrec": (SASRec, SMALL),
     "sasrec plain": (SASRec, SMALL | {"residual": "plain"}),

@@ -58,7 +58,8 @@ def item_vector(w, item, side, half):
 def user_vector(w, user, side, half):
     out = w["users.id.weight"][user]
     for i, name in enumerate(SCHEMA.user_features if side else ()):
-        share = sum((feature_vector(name, item) for item in ITEMS[user]), np.zeros(SCHEMA.item_features[name].cardinality))
+        carried = [feature_vector(name, item) > 0 for item in ITEMS[user]]
+        share = sum(carried, np.zeros(SCHEMA.item_features[name].cardinality))
         out = out + (share / share.sum() if share.sum() else share) @ w[f"users.side.{i}.table.weight"]
     return out * (0.5 if half else 1)
 
