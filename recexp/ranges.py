@@ -69,6 +69,7 @@ RANGES: dict[str, Range] = {
     # training
     "lr": Range(0, required=True), "weight_decay": Range(0, required=True), "betas": Range(0, 1, open_high=True, every=True, required=True),
     "momentum": WEIGHT, "warmup": WEIGHT, "patience": Range(0, 2**31, whole=True, required=True), "num_nodes": COUNT,
+    "min_steps": INDEX,
     "max_epochs": Range(1, 1_000_000, whole=True, required=True), "accumulate_grad_batches": Range(1, 2**31, whole=True, required=True),
     "check_val_every_n_epoch": Range(1, 2**31, whole=True, required=True),
     "gradient_clip_val": WEIGHT, "limit_val_batches": POSITIVE, "limit_train_batches": POSITIVE, "num_sanity_val_steps": Range(-1, whole=True),

@@ -12,7 +12,8 @@ NEEDED = {
 OPTIONAL = {
     "objective": str, "sampler": str, "overrides": list, "git": dict, "wall_time_s": NUMBER, "examples_per_s": NUMBER, "parameters": int,
     "gflops": NUMBER, "reconstruction": bool, "versions": dict, "hardware": dict, "peak_memory_mb": NUMBER, "audit": dict, "evaluated": dict,
-    "ranks_sha256": str,
+    "ranks_sha256": str, "updates": int, "updates_per_epoch": int, "batch_counts": str, "parts": list, "convergence": dict,
+    "constant_loss": NUMBER, "refit": dict,
 }  # fmt: skip
 HUGE = 1e15  # nothing we count or measure comes near
 

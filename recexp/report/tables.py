@@ -14,6 +14,7 @@ from recexp.report.published import Figure, deviations, match, same_data
 # Overrides that a table says elsewhere, or that say only where things lie.
 SAID = ("model=", "dataset=", "experiment=", "protocol=", "seed=", "selection=")
 PLACES = ("dataset.raw_dir", "hydra.", "hydra/", "cache_dir", "logger", "threads", "group", "ckpt_path", "tags", "run_dir")
+STOPS = {"early": "patience", "max_epochs": "epochs", "max_steps": "steps", "max_time": "time"}
 COLUMNS = ("test/hr@10", "test/ndcg@10", "test/mrr", "val/ndcg@10")
 
 
@@ -156,7 +157,7 @@ def _beside(s: System, metric: str) -> list[Cell]:
 def _about(s: System) -> list[Cell]:
     runs = s.runs
     commits = dict.fromkeys((str(r["git"].get("commit") or "?"))[:7] + ("+" if r["git"].get("dirty") else "") for r in runs)
-    stops = dict.fromkeys("patience" if r["stop_reason"].startswith("early") else "epochs" for r in runs)
+    stops = dict.fromkeys(STOPS.get(r["stop_reason"].partition(" ")[0], r["stop_reason"]) for r in runs)
     epochs = dict.fromkeys(f"{r['best_epoch'] + 1}/{r['epochs']}" for r in runs)
     rates = [r["examples_per_s"] for r in runs if r["examples_per_s"] is not None]
     seconds = [r["wall_time_s"] for r in runs if r["wall_time_s"] is not None]
