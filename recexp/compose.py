@@ -34,7 +34,10 @@ ALLOWED = {
     "optimizer": ("torch.optim.",),
     "scheduler": ("recexp.lightning.schedules.", "torch.optim.lr_scheduler."),
     "trainer": ("pytorch_lightning.Trainer", "recexp.lightning.processes."),
-    "callbacks": ("pytorch_lightning.callbacks.", "recexp.lightning.callbacks.", "recexp.lightning.early_stopping."),
+    "callbacks": (
+        "pytorch_lightning.callbacks.", "recexp.lightning.callbacks.", "recexp.lightning.checkpoints.ModelCheckpoint",
+        "recexp.lightning.early_stopping.EarlyStopping",
+    ),
     "logger": ("recexp.lightning.loggers.", "pytorch_lightning.loggers."),
 }
 FUNCTIONS = ("recexp.data.sources.", "recexp.lightning.")  # where a plain function is meant; elsewhere only classes are

@@ -46,8 +46,9 @@ def judge(
       lucky epoch is no trend.
     - "converged": none of these, and either the training loss no longer falls (``FALLING``) or
       the metric stood still, within ``NOISE`` of its best, for ``FLOOR`` steps.
-    - "unknown": fewer than two validations, or a metric that stood still for fewer steps than
-      that while the training loss fell: a plateau and a slow start look alike.
+    - "unknown": fewer than two validations; a metric that fell while the training loss did not
+      (it diverged); or one that stood still for fewer steps than ``FLOOR`` while the training
+      loss fell: a plateau and a slow start look alike.
 
     A quarter, because neighboring epochs differ by noise. It is counted in validated epochs, and
     the gain is scaled to a quarter of all epochs where too few are validated to cut there.
@@ -73,13 +74,16 @@ def judge(
     if max(values) <= 0:
         return Verdict("unlearned", f"{ended} before it learned: {monitor} was never above 0")
     quarter = -(-len(points) // 4)
-    fell = _fell(points, values, quarter)
-    if fell is not None:
+    best = points[values.index(max(values))]
+    fell = _fell(values, quarter)
+    if fell > NOISE:
+        falls = _change(best, rows[-1]) < 0
         text = (
-            f"{ended}, over-fitted: {monitor} fell by {fell:.1%} from its best in epoch "
-            f"{points[values.index(max(values))]['epoch'] + 1:.0f} while the training loss fell"
+            f"{ended}, {'over-fitted' if falls else 'diverged'}: {monitor} fell by {fell:.1%} from "
+            f"its best in epoch {best['epoch'] + 1:.0f} while the training loss "
+            f"{'fell' if falls else 'did not fall'}"
         )
-        return Verdict("overfitted", text)
+        return Verdict("overfitted" if falls else "unknown", text)
     rate, over = _rate(points, values, quarter)
     gain = rate * len(rows) / 4
     since_best = _steps_since(points, values, max(values))
@@ -110,15 +114,18 @@ def _by_gradient(rows: Sequence[Mapping[str, float]]) -> bool:
     return any("lr" in row for row in rows)  # only optimizers have a learning rate
 
 
-def _fell(points: Sequence[Mapping[str, float]], values: Sequence[float], quarter: int) -> float | None:
-    """The share of its best that the metric lost by over-fitting; None where it did not over-fit."""
+def _fell(values: Sequence[float], quarter: int) -> float:
+    """The share of its best that the metric lost by the last quarter of its validations."""
     best = values.index(max(values))
     around = values[max(0, best - 1) : best + 2]
     peak = sum(around) / len(around)
-    lost = 1 - sum(values[-quarter:]) / quarter / peak
-    then, now = (row.get("train/loss") for row in (points[best], points[-1]))
-    falls = then is not None and now is not None and now < then
-    return lost if best < len(values) - quarter and lost > NOISE and falls else None
+    return 1 - sum(values[-quarter:]) / quarter / peak if best < len(values) - quarter else 0.0
+
+
+def _change(then: Mapping[str, float], now: Mapping[str, float]) -> float:
+    """Of the training loss; 0 where it is not known."""
+    before, after = then.get("train/loss"), now.get("train/loss")
+    return 0.0 if before is None or after is None else after - before
 
 
 def _rate(

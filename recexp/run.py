@@ -18,8 +18,9 @@ from recexp.convergence import judge
 from recexp.data.prepare import prepare, write_json
 from recexp.data.store import Store
 from recexp.files import whole
-from recexp.foreign import check_fit
+from recexp.foreign import check_fit, read_checkpoint
 from recexp.lightning.callbacks import EpochTable
+from recexp.lightning.checkpoints import adopt_best
 from recexp.lightning.early_stopping import ValidateAtLastStep, stop_reason
 from recexp.lightning.hints import quiet
 from recexp.lightning.interruption import Interrupted, Interruption
@@ -55,7 +56,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     monitor = OmegaConf.select(cfg, "callbacks.checkpoint.monitor") or f"{splits[-1]}/ndcg@10"
     module, data = assemble(cfg, protocol, store, splits)
     if cfg.ckpt_path:
-        check_fit(Path(cfg.ckpt_path), module, store.meta["fingerprint"])
+        content = check_fit(Path(cfg.ckpt_path), module, store.meta["fingerprint"])
+        if rank_zero_only.rank == 0:
+            adopt_best(Path(cfg.ckpt_path), content, run_dir / "checkpoints")
     about = {
         **OmegaConf.to_container(cfg.names, resolve=True), "protocol_id": protocol_id, "seed": cfg.seed,
         "batch_counts": cfg.get("batch_counts", "positives"),
@@ -92,7 +95,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
                 trainer.test(module, data, verbose=False)
             else:
                 best_path = trainer.strategy.broadcast(str(run_dir / "checkpoints" / "best.ckpt"))  # only the first process knows the directory
-                trainer.test(module, data, ckpt_path=best_path, weights_only=True, verbose=False)
+                # Not by ckpt_path, which also resets the callbacks, and with them the rows, to that epoch.
+                module.load_state_dict(read_checkpoint(Path(best_path))["state_dict"])
+                trainer.test(module, data, verbose=False)
         except RuntimeError as error:
             if lost_process(error) and not stop.signum:
                 raise RecexpError(gone(run_dir)) from error

@@ -96,8 +96,7 @@ class EarlyStopping(LightningEarlyStopping):
         if self.stopping_reason != EarlyStoppingReason.PATIENCE_EXHAUSTED:
             return VALUES[self.stopping_reason]
         steps = self.checked_step - self.best_step
-        validations = f"{self.wait_count} validation{'s' if self.wait_count > 1 else ''}"
-        return f"no better validation in {validations} ({steps:,} steps)"
+        return f"no better validation in the last {self.wait_count} ({steps:,} steps)"
 
 
 def stop_reason(trainer: pl.Trainer) -> str:

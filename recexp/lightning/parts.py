@@ -8,6 +8,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from recexp.types import RecexpError
+
 
 class Parts(pl.Callback):
     """Counts wall time, epochs and optimizer steps of this part; those before it are in the
@@ -28,21 +30,32 @@ class Parts(pl.Callback):
         self._before: list[dict[str, Any]] = []
         self._resumed_from: dict[str, int] | None = None
         self._place = {"epoch": 0, "batch": 0}  # how many epochs, and batches of the next, are done
+        self._cut = False  # did the last epoch end before its last batch?
 
     def state_dict(self) -> dict[str, Any]:
-        return {"parts": self.all(), "place": dict(self._place)}
+        return {"parts": self.all(), "place": dict(self._place), "cut": self._cut}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._cut = state["cut"]
         self._before = state["parts"]
         self._resumed_from = dict(state["place"])
         self._place = dict(state["place"])
         self.updates = sum(part["updates"] for part in self._before)
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if self._cut:
+            raise RecexpError(
+                "The run of this checkpoint was ended within an epoch, by trainer.max_steps or "
+                "trainer.max_time, and Lightning cannot go on with the rest of that epoch. Start "
+                "again with a larger limit."
+            )
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *batch) -> None:
         self._count(trainer, module)
         self._place["batch"] += 1
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._cut = self._place["batch"] < trainer.num_training_batches
         self._place = {"epoch": trainer.current_epoch + 1, "batch": 0}
 
     def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
