@@ -64,19 +64,20 @@ def sampled_softmax(
     w: Tensor | None = None,
     *,
     mask: Tensor | None = None,
-    log_q_positive: Tensor | None = None,
     log_q_negative: Tensor | None = None,
 ) -> Tensor:
-    """Cross entropy of the positive [...] against its negatives [..., n] (§3.3).
+    """Cross entropy of the positive [...] against its negatives [..., n].
 
-    log_q_positive [...] and log_q_negative [..., n] (or broadcastable) are the items' log probabilities under the sampler;
-    where given they are subtracted from the scores (logQ correction), which makes the softmax over a sample estimate the
-    softmax over the catalogue.
+    log_q_negative [..., n] (or broadcastable): where given, the negatives are n draws with
+    replacement, and these are the log-probabilities q of one draw. log(n q) is subtracted from
+    their scores, so that the sum of exp(score) over the negatives has the sum over all items but
+    the positive as its expected value: the mask must leave out copies of the positive. The
+    positive stands for itself and is not corrected. See Bengio and Senecal 2008, Adaptive
+    importance sampling to accelerate training of a neural probabilistic language model,
+    https://doi.org/10.1109/TNN.2007.912312.
     """
-    if log_q_positive is not None:
-        positive = positive - log_q_positive
     if log_q_negative is not None:
-        negative = negative - log_q_negative
+        negative = negative - (log_q_negative + math.log(negative.shape[-1]))
     if mask is not None:
         negative = negative.masked_fill(~mask, -torch.inf)
     z = _full(torch.cat([positive.unsqueeze(-1), negative], dim=-1))

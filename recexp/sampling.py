@@ -1,12 +1,25 @@
-"""Negative samplers: vectorised, on the device of the store, driven by the caller's generator.
+"""Negative samplers: vectorized, on the device of the store, driven by the caller's generator.
 
-``sampler(store, query, n, generator, pool) -> item_Bn`` draws n negatives per row, for query.user_B; pool holds the items that the batch is to
-predict, of any shape, 0 where there is none. ``log_prob(store, items)`` is the log of the proposal's probability, for corrections of sampled losses.
-No sampler but supportive_only ever returns an item the user has in training.
+``sampler(store, query, n, generator, pool) -> item_Bn`` draws n negatives per row, for
+query.user_B. It returns no item that the user has in training; only ``SupportiveOnly`` draws from
+these items.
+
+``sampler.draw_shared(store, n, generator, pool) -> item_n`` draws negatives that are common to all
+rows of a batch. It knows no user and excludes no item. A row's own target may be among them: the
+loss decides whether it counts.
+
+``sampler.log_prob(store, item)`` is the log of the probability that one draw of ``draw_shared`` is
+the item, of the shape of ``item``; ids from 1. The law of a row's negatives is the same one,
+restricted to the items that the user does not have (``Mixed``: that of each part). Where that
+leaves no item with a positive probability, it is uniform over the items that the user does not
+have.
+
+pool holds the items that the batch is to predict, of any shape, 0 where there is none.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,11 +29,20 @@ from torch import Tensor
 
 from recexp.types import Query, RecexpError
 
+_NO_SAMPLER = (
+    "This objective draws negatives, but sampler=none: choose sampler=uniform or another."
+)
+_CHUNK = 2**22  # entries of a table users x items that is made at a time
+
 
 class NegativeSampler(Protocol):
     """See the module's docstring."""
 
     def __call__(self, store, query: Query, n: int, generator: torch.Generator, pool: Tensor | None = None) -> Tensor: ...
+
+    def draw_shared(
+        self, store, n: int, generator: torch.Generator, pool: Tensor | None = None
+    ) -> Tensor: ...
 
     def log_prob(self, store, item: Tensor) -> Tensor: ...
 
@@ -37,7 +59,7 @@ def unseen(pairs, n_items: int, user: Tensor, rank: Tensor) -> Tensor:
 
 @dataclass
 class Uniform:
-    """Uniform over the items the user has not in training."""
+    """Uniform over all items; for a row, over the items that its user does not have in training."""
 
     def __call__(self, store, query: Query, n: int, generator: torch.Generator, pool: Tensor | None = None) -> Tensor:
         pairs, V1, shape = store.train_pairs, store.schema.n_items, (len(query), n)
@@ -61,14 +83,23 @@ class Uniform:
         draw = torch.randint(2**62, user.shape, generator=generator, device=user.device)
         return unseen(pairs, n_items, user, draw % available.clamp(min=1))
 
+    def draw_shared(
+        self, store, n: int, generator: torch.Generator, pool: Tensor | None = None
+    ) -> Tensor:
+        device = store.train_pairs.item.device
+        return torch.randint(1, store.schema.n_items + 1, (n,), generator=generator, device=device)
+
     def log_prob(self, store, item: Tensor) -> Tensor:
-        """Shape of ``item``; the users' own items are neglected."""
-        return torch.full(item.shape, -float(torch.log(torch.tensor(float(store.schema.n_items)))), device=item.device)
+        return torch.full(item.shape, -math.log(store.schema.n_items), device=item.device)
 
 
 @dataclass
 class Popularity:
-    """Proportional to (training events of the item) ** alpha, items the user has rejected (after ``rounds`` draws: uniform over his unseen)."""
+    """Proportional to (training events of the item) ** alpha, 0 for an item without any.
+
+    rounds: for a row, draws that hit an item of its user are repeated so often; the rest are drawn
+    from the user's law by a search, which takes longer. The law does not depend on it.
+    """
 
     alpha: float = 1.0
     rounds: int = 20
@@ -77,6 +108,7 @@ class Popularity:
         self._cache: tuple[object, Tensor, Tensor] | None = None
 
     def _table(self, store) -> tuple[Tensor, Tensor]:
+        """Cumulated weights, float64 [V], and log-probabilities, float32 [V]."""
         if self._cache is None or self._cache[0] is not store.train:
             count = torch.bincount(store.train.item.long(), minlength=store.schema.V).double()
             weight = torch.where(count > 0, count**self.alpha, 0.0)
@@ -85,48 +117,137 @@ class Popularity:
         return self._cache[1], self._cache[2]
 
     def __call__(self, store, query: Query, n: int, generator: torch.Generator, pool: Tensor | None = None) -> Tensor:
-        cdf, _ = self._table(store)
+        def draw(size: int) -> Tensor:
+            return self.draw_shared(store, size, generator)
 
-        def draw(shape: tuple[int, ...]) -> Tensor:
-            x = torch.rand(shape, generator=generator, device=cdf.device, dtype=torch.float64) * cdf[-1]
-            return torch.searchsorted(cdf, x, right=True).clamp_(max=len(cdf) - 1)
+        def weights() -> tuple[Tensor, Tensor]:
+            log_prob = self._table(store)[1]
+            item = log_prob.isfinite().nonzero()[:, 0]
+            return item, log_prob[item].double().exp()
 
-        return _rejecting(draw, store, query, n, generator, self.rounds)
+        return _without_own(draw, weights, store, query, n, generator, self.rounds)
+
+    def draw_shared(
+        self, store, n: int, generator: torch.Generator, pool: Tensor | None = None
+    ) -> Tensor:
+        cdf = self._table(store)[0]
+        x = torch.rand(n, generator=generator, device=cdf.device, dtype=torch.float64) * cdf[-1]
+        return torch.searchsorted(cdf, x, right=True).clamp_(max=len(cdf) - 1)
 
     def log_prob(self, store, item: Tensor) -> Tensor:
+        """-inf for an item without training events, which is never drawn."""
         return self._table(store)[1][item]
 
 
 @dataclass
 class InBatch:
-    """Items that the batch is to predict, so in proportion to popularity; those the user has rejected as in ``Popularity``."""
+    """Proportional to how often the batch is to predict the item; uniform where it predicts none.
+
+    ``log_prob`` is the law over the batches of an epoch whose targets are the training events:
+    popularity. Where targets are chosen otherwise (windows=last), it is an approximation. Given
+    one batch, the law is the items' shares of ``pool``. A correction of sampled losses needs the
+    former: the latter would estimate a sum over the items of the batch, not over the catalogue.
+
+    rounds: as in ``Popularity``.
+    """
 
     rounds: int = 20
     _popularity: Popularity = field(default_factory=Popularity, init=False, repr=False)
 
     def __call__(self, store, query: Query, n: int, generator: torch.Generator, pool: Tensor | None = None) -> Tensor:
-        item = pool[pool != 0]
+        item_P = pool[pool != 0]
+        if len(item_P) == 0:
+            return Uniform()(store, query, n, generator)
 
-        def draw(shape: tuple[int, ...]) -> Tensor:
-            return item[torch.randint(len(item), shape, generator=generator, device=item.device)]
+        def draw(size: int) -> Tensor:
+            return _choice(item_P, size, generator)
 
-        return _rejecting(draw, store, query, n, generator, self.rounds) if len(item) else Uniform()(store, query, n, generator)
+        def weights() -> tuple[Tensor, Tensor]:
+            item, count = item_P.unique(return_counts=True)
+            return item, count.double()
+
+        return _without_own(draw, weights, store, query, n, generator, self.rounds)
+
+    def draw_shared(
+        self, store, n: int, generator: torch.Generator, pool: Tensor | None = None
+    ) -> Tensor:
+        item_P = pool[pool != 0]
+        if len(item_P) == 0:
+            return Uniform().draw_shared(store, n, generator)
+        return _choice(item_P, n, generator)
 
     def log_prob(self, store, item: Tensor) -> Tensor:
         return self._popularity.log_prob(store, item)
 
 
-def _rejecting(draw: Callable, store, query: Query, n: int, generator: torch.Generator, rounds: int) -> Tensor:
-    """Draws [B, n], drawn anew up to ``rounds`` times where the user has the item, then uniform over those he has not."""
-    user = query.user_B[:, None].expand(-1, n)
-    item = draw(user.shape)
-    seen = store.train_pairs.contain(user, item)
+def _choice(item_P: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    place = torch.randint(len(item_P), (size,), generator=generator, device=item_P.device)
+    return item_P[place].long()
+
+
+def _without_own(
+    draw: Callable[[int], Tensor],
+    weights: Callable[[], tuple[Tensor, Tensor]],
+    store,
+    query: Query,
+    n: int,
+    generator: torch.Generator,
+    rounds: int,
+) -> Tensor:
+    """Draws [B, n] by a law restricted to the items that the row's user does not have.
+
+    draw(size) draws from the unrestricted law; draws of a user's own items are rejected and drawn
+    again, ``rounds`` times. What is left then is drawn exactly by ``weights()``: the law's items
+    [C] and their weights [C].
+    """
+    pairs = store.train_pairs
+    user_M = query.user_B.repeat_interleave(n)
+    item_M = draw(len(user_M))
+    left = pairs.contain(user_M, item_M).nonzero()[:, 0]
     for _ in range(rounds):
-        if not seen.any():
-            return item
-        item = torch.where(seen, draw(user.shape), item)
-        seen = store.train_pairs.contain(user, item)
-    return torch.where(seen, Uniform()(store, query, n, generator), item)
+        if len(left) == 0:
+            break
+        item_M[left] = draw(len(left))
+        left = left[pairs.contain(user_M[left], item_M[left])]
+    if len(left):
+        owner = user_M[left]
+        exact = _draw_restricted(pairs, owner, *weights(), generator)
+        unseen_item = Uniform._unseen(pairs, store.schema.n_items, owner, generator)
+        item_M[left] = torch.where(exact > 0, exact, unseen_item)
+    return item_M.view(len(query), n)
+
+
+def _draw_restricted(
+    pairs, user_M: Tensor, item_C: Tensor, weight_C: Tensor, generator: torch.Generator
+) -> Tensor:
+    """One item [M] per user by the weights of the items that the user does not have.
+
+    0 where the user has all of them.
+    """
+    owner_R, row_M = user_M.unique(return_inverse=True)
+    drawn_M = torch.zeros_like(user_M)
+    C = len(item_C)
+    chunk = max(1, _CHUNK // C)
+    for first in range(0, len(owner_R), chunk):
+        user_RC = owner_R[first : first + chunk, None].expand(-1, C)
+        own_RC = pairs.contain(user_RC, item_C.expand_as(user_RC))
+        # The rows' weights cumulated one after the other: one search serves all rows.
+        cdf = torch.where(own_RC, 0.0, weight_C).flatten().cumsum(0)
+        end_R = cdf[C - 1 :: C]
+        start_R = torch.cat([end_R.new_zeros(1), end_R[:-1]])
+        at_m = ((row_M >= first) & (row_M < first + chunk)).nonzero()[:, 0]
+        row_m = row_M[at_m] - first
+        start_m = start_R[row_m]
+        end_m = end_R[row_m]
+        random_m = torch.rand(
+            len(row_m), generator=generator, device=cdf.device, dtype=torch.float64
+        )
+        # Rounding must not carry x into the next row.
+        x_m = start_m + random_m * (end_m - start_m)
+        x_m = torch.minimum(x_m, torch.nextafter(end_m, start_m))
+        item_m = item_C[torch.searchsorted(cdf, x_m, right=True) % C].long()
+        drawn_M[at_m] = torch.where(end_m > start_m, item_m, 0)
+    return drawn_M
 
 
 @dataclass
@@ -152,13 +273,24 @@ class SupportiveOnly:
             self._ptr = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
         return self._ptr, self._item
 
+    def draw_shared(
+        self, store, n: int, generator: torch.Generator, pool: Tensor | None = None
+    ) -> Tensor:
+        raise RecexpError(
+            "sampler=supportive_only draws from a user's own items, and negatives common to a "
+            "batch have no user: choose sampler=uniform or popularity."
+        )
+
     def log_prob(self, store, item: Tensor) -> Tensor:
         raise RecexpError("sampler=supportive_only has no proposal probability over items; use uniform or popularity with this loss.")
 
 
 @dataclass
 class Mixed:
-    """Each negative from ``first`` with probability ``share``, else from ``second``."""
+    """Each negative from ``first`` with probability ``share``, else from ``second``.
+
+    The law of a row's negatives is the mixture of the restricted laws.
+    """
 
     first: NegativeSampler
     second: NegativeSampler
@@ -166,6 +298,16 @@ class Mixed:
 
     def __call__(self, store, query: Query, n: int, generator: torch.Generator, pool: Tensor | None = None) -> Tensor:
         a, b = self.first(store, query, n, generator, pool), self.second(store, query, n, generator, pool)
+        return self._either(a, b, generator)
+
+    def draw_shared(
+        self, store, n: int, generator: torch.Generator, pool: Tensor | None = None
+    ) -> Tensor:
+        a = self.first.draw_shared(store, n, generator, pool)
+        b = self.second.draw_shared(store, n, generator, pool)
+        return self._either(a, b, generator)
+
+    def _either(self, a: Tensor, b: Tensor, generator: torch.Generator) -> Tensor:
         return torch.where(torch.rand(a.shape, generator=generator, device=a.device) < self.share, a, b)
 
     def log_prob(self, store, item: Tensor) -> Tensor:
@@ -177,7 +319,12 @@ class NoSampler:
     """Where an objective needs no negatives. Drawing from it says which setting is wrong."""
 
     def __call__(self, store, query: Query, n: int, generator: torch.Generator, pool: Tensor | None = None) -> Tensor:
-        raise RecexpError("This objective draws negatives, but sampler=none: choose sampler=uniform or another.")
+        raise RecexpError(_NO_SAMPLER)
+
+    def draw_shared(
+        self, store, n: int, generator: torch.Generator, pool: Tensor | None = None
+    ) -> Tensor:
+        raise RecexpError(_NO_SAMPLER)
 
     def log_prob(self, store, item: Tensor) -> Tensor:
         raise RecexpError("This loss needs a sampler's probabilities, but sampler=none: choose sampler=uniform or popularity.")

@@ -155,21 +155,31 @@ def test_softmax_over_all_other_items_is_cross_entropy():
 
 
 def test_log_q_correction_estimates_the_full_softmax():
-    # Drawing n with replacement from q and dividing exp(s) by n q makes the negatives' sum unbiased for the sum over all items.
+    """n draws with replacement from q, exp(s) divided by n q: the sum estimates that over all."""
     g = torch.Generator().manual_seed(0)
     z = torch.randn(30, generator=g, dtype=torch.float64)
     q = torch.softmax(0.5 * torch.randn(30, generator=g, dtype=torch.float64), 0)
     drawn = torch.multinomial(q.expand(200, -1), 4000, replacement=True, generator=g)
     positive = torch.full((200,), -3.0, dtype=torch.float64)
     full = torch.logsumexp(torch.cat([z, positive[:1]]), 0).item() + 3
-    got = losses.sampled_softmax(positive, z[drawn], log_q_negative=(q[drawn] * drawn.shape[1]).log())
+    got = losses.sampled_softmax(positive, z[drawn], log_q_negative=q[drawn].log())
     assert got.item() == pytest.approx(full, abs=3e-3)
     skewed = losses.sampled_softmax(positive, z[drawn] - math.log(drawn.shape[1] / 30))
     assert abs(skewed.item() - full) > 3e-2  # what the correction mends
-    shift = torch.tensor(0.3, dtype=torch.float64)  # a constant log q cancels
-    plain = losses.sampled_softmax(positive, z[drawn])
-    both = losses.sampled_softmax(positive, z[drawn], log_q_positive=shift, log_q_negative=shift)
-    assert both.item() == pytest.approx(plain.item())
+
+
+def test_log_q_correction_of_masked_draws_estimates_the_sum_over_the_others():
+    """The positive is one of the 30 items: its copies are masked, the number of draws stays n."""
+    g = torch.Generator().manual_seed(0)
+    z = torch.randn(30, generator=g, dtype=torch.float64)
+    z[7] = 2.0
+    q = torch.softmax(0.5 * torch.randn(30, generator=g, dtype=torch.float64), 0)
+    drawn = torch.multinomial(q.expand(200, -1), 4000, replacement=True, generator=g)
+    full = torch.logsumexp(z, 0).item() - 2.0
+    got = losses.sampled_softmax(
+        z[7].expand(200), z[drawn], mask=drawn != 7, log_q_negative=q[drawn].log()
+    )
+    assert got.item() == pytest.approx(full, abs=3e-3)
 
 
 def test_gbce_spans_from_plain_bce_to_the_sampling_rate():

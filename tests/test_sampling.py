@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from recexp import sampling
 from recexp.data.store import Events, Pairs
 from recexp.sampling import InBatch, Mixed, NoSampler, Popularity, SupportiveOnly, Uniform, unseen
 from recexp.types import Query, RecexpError, Schema
@@ -92,14 +93,15 @@ def test_one_unseen_item_is_always_drawn(bits):
 COUNTS = {1: 10, 2: 40, 3: 5, 4: 20, 5: 1, 7: 30, 8: 2, 9: 8}  # nobody trains on item 6
 
 
+@pytest.mark.parametrize("rounds", [0, 1, 20])
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
-def test_popularity(alpha):
+def test_popularity(alpha, rounds):
     store = world(OWNED, 9, COUNTS)
     weight = torch.tensor([COUNTS.get(i, 0) ** alpha if i in COUNTS else 0.0 for i in range(10)], dtype=torch.float64)
     log_prob = Popularity(alpha).log_prob(store, torch.arange(10))
     assert torch.allclose(log_prob.double().exp(), weight / weight.sum(), atol=1e-7)
     assert log_prob.exp().sum() == pytest.approx(1, abs=1e-6)
-    for user, found in enumerate(draw(Popularity(alpha, rounds=200), store, [0, 1, 3])):
+    for user, found in enumerate(draw(Popularity(alpha, rounds), store, [0, 1, 3])):
         own = OWNED[[0, 1, 3][user]]
         free = torch.tensor([0.0 if i in own else float(w) for i, w in enumerate(weight)], dtype=torch.float64)
         assert close(shares(found, 9), free / free.sum())
@@ -110,6 +112,48 @@ def test_popularity_ends_where_only_unpopular_items_are_left():
     store = world([{i: 1 for i in COUNTS}, {}], 12, COUNTS)
     rest = torch.tensor([float(i in (6, 10, 11, 12)) / 4 for i in range(13)], dtype=torch.float64)
     assert close(shares(draw(Popularity(), store, [0])[0], 12), rest)
+
+
+@pytest.mark.parametrize("chunk", [1, 2**22])
+def test_what_rejection_leaves_is_drawn_by_every_users_own_law(chunk, monkeypatch):
+    """All users at once, in tables of one user or of all; of no weight: uniform."""
+    monkeypatch.setattr(sampling, "_CHUNK", chunk)
+    owned = [*OWNED, {i: 1 for i in COUNTS}]
+    store = world(owned, 12, COUNTS)
+    drawn = draw(Popularity(rounds=0), store, list(range(len(owned))))
+    for own, found in zip(owned, drawn, strict=True):
+        weight = [0 if i in own else COUNTS.get(i, 0) for i in range(13)]
+        if not any(weight):
+            weight = [float(i > 0 and i not in own) for i in range(13)]
+        expected = torch.tensor(weight, dtype=torch.float64)
+        assert close(shares(found, 12), expected / expected.sum())
+
+
+@pytest.mark.parametrize("sampler", [Uniform(), Popularity(0.5), Mixed(Uniform(), Popularity())])
+def test_shared_draws_follow_log_prob(sampler):
+    """No item is excluded; the generator decides."""
+    store = world(OWNED, 9, COUNTS)
+    one, again = (
+        sampler.draw_shared(store, DRAWS, torch.Generator().manual_seed(3)) for _ in range(2)
+    )
+    assert one.shape == (DRAWS,) and one.dtype == torch.int64 and torch.equal(one, again)
+    expected = sampler.log_prob(store, torch.arange(10)).double().exp()
+    expected[0] = 0
+    assert expected.sum().item() == pytest.approx(1, abs=1e-6)
+    assert close(shares(one, 9), expected)
+
+
+def test_an_item_without_events_has_probability_zero():
+    log_prob = Popularity().log_prob(world(OWNED, 9, COUNTS), torch.tensor([6, 2]))
+    assert log_prob[0] == -torch.inf and log_prob[1].isfinite()
+
+
+def test_in_batch_without_targets_is_uniform():
+    store, pool = world(OWNED, 9, COUNTS), torch.zeros(2, 3, dtype=torch.int64)
+    drawn = InBatch().draw_shared(store, DRAWS, torch.Generator().manual_seed(0), pool)
+    expected = torch.tensor([0.0] + [1 / 9] * 9, dtype=torch.float64)
+    assert close(shares(drawn, 9), expected)
+    assert not set(draw(InBatch(), store, [0], 50, pool=pool)[0].tolist()) & OWNED[0].keys()
 
 
 def test_popularity_follows_the_store():
@@ -123,6 +167,8 @@ def test_in_batch_draws_what_the_batch_predicts():
     store = world(OWNED, 9, COUNTS)
     pool = torch.tensor([[0, 3, 3], [2, 0, 3], [7, 0, 0]])
     expected = torch.tensor([0, 0, 0.2, 0.6, 0, 0, 0, 0.2, 0, 0], dtype=torch.float64)
+    shared = InBatch().draw_shared(store, DRAWS, torch.Generator().manual_seed(0), pool)
+    assert close(shares(shared, 9), expected)
     items = draw(InBatch(), store, [1, 0], pool=pool)
     assert close(shares(items[0], 9), expected)
     assert (items[1] == 3).all()  # he has 2 and 7
@@ -140,6 +186,8 @@ def test_supportive_only():
         assert close(shares(found, 9), share)
     with pytest.raises(RecexpError, match="sampler=supportive_only has no proposal probability"):
         SupportiveOnly().log_prob(store, torch.arange(3))
+    with pytest.raises(RecexpError, match="sampler=supportive_only draws from a user's own items"):
+        SupportiveOnly().draw_shared(store, 3, torch.Generator())
 
 
 def test_supportive_only_without_any_weaker_item():
@@ -181,3 +229,5 @@ def test_no_sampler_says_which_setting_is_wrong():
         draw(NoSampler(), world(OWNED, 9), [0], 1)
     with pytest.raises(RecexpError, match="sampler=none"):
         NoSampler().log_prob(world(OWNED, 9), torch.arange(3))
+    with pytest.raises(RecexpError, match="sampler=none"):
+        NoSampler().draw_shared(world(OWNED, 9), 3, torch.Generator())

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from recexp.sampling import NegativeSampler, NoSampler, SupportiveOnly
+from recexp.sampling import Mixed, NegativeSampler, NoSampler, SupportiveOnly
 from recexp.types import Query, RecexpError
 
 
@@ -88,12 +88,22 @@ def check_positives(positives: str) -> None:
         raise RecexpError(f"objective.positives={positives!r}: choose any, explicit or strongest.")
 
 
-def check_sampler(sampler: NegativeSampler, *, log_prob: bool = False) -> None:
-    """Raise RecexpError where an objective is to draw from a sampler that cannot."""
+def check_sampler(sampler: NegativeSampler, *, shared: bool = False) -> None:
+    """Raise RecexpError where an objective is to draw from a sampler that cannot.
+
+    shared: the negatives are to be common to all rows of a batch.
+    """
+    if isinstance(sampler, Mixed):
+        check_sampler(sampler.first, shared=shared)
+        check_sampler(sampler.second, shared=shared)
     if isinstance(sampler, NoSampler):
         raise RecexpError("This objective draws negatives, but sampler=none: choose sampler=uniform or another.")
-    if log_prob and isinstance(sampler, SupportiveOnly):
-        raise RecexpError("objective.log_q needs a sampler's probabilities, and sampler=supportive_only has none: choose uniform or popularity.")
+    if shared and isinstance(sampler, SupportiveOnly):
+        raise RecexpError(
+            "sampler=supportive_only draws from a user's own items, so its negatives cannot be "
+            "shared by a batch: choose sampler=uniform or popularity, or (next_item, cloze) "
+            "objective.shared=position or row."
+        )
 
 
 def positive_rows(store: Any, positives: str) -> Tensor:

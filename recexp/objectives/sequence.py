@@ -23,8 +23,13 @@ class SequenceObjective(Objective):
     """loss: "ce" (softmax over the whole catalogue) or one over n_negatives drawn items: "bce", "gbce", "bpr", "sampled_softmax", "top1", "top1_max",
     "bpr_max".
 
-    shared: negatives drawn once per "position", per "row" (one set for all positions of a history) or per "batch".
-    log_q: correct the scores of sampled_softmax by the sampler's log-probabilities (only with shared=batch).
+    shared: negatives drawn once per "position", per "row" (one set for all positions of a history)
+    or per "batch". Those of a position or a row are items that the user does not have in training.
+    Those of a batch have no user: they are drawn from all items, and the loss leaves out copies of
+    a position's own target.
+    log_q: subtract log(n q) from the negatives' scores in sampled_softmax, so that the loss
+    estimates the softmax over the items that the sampler can draw (only with shared=batch). See
+    ``losses.sampled_softmax``.
     t: gBCE's calibration; bpreg: BPR-max's regularisation.
     shuffle_targets: control, see ``Pointwise``.
     """
@@ -48,7 +53,7 @@ class SequenceObjective(Objective):
         if self.loss_name != "ce" and self.n_negatives < 1:
             raise RecexpError(f"objective.loss_name={self.loss_name} needs objective.n_negatives of at least 1.")
         if self.loss_name != "ce":
-            check_sampler(self.sampler, log_prob=self.log_q)
+            check_sampler(self.sampler, shared=self.shared == "batch")
         if self.loss_name == "gbce" and self.shared == "batch":
             raise RecexpError("objective.loss_name=gbce counts its negatives, so none may be a row's own target: choose shared=position or row.")
         if self.log_q and (self.loss_name, self.shared) != ("sampled_softmax", "batch"):
@@ -56,7 +61,7 @@ class SequenceObjective(Objective):
 
     def check(self, model, store) -> None:
         require(model, self)
-        if self.loss_name != "ce":
+        if self.loss_name != "ce" and self.shared != "batch":
             check_negatives(store, self.n_negatives, model)
         self._history, self._n_items = model.history, store.schema.n_items
 
@@ -80,8 +85,7 @@ class SequenceObjective(Objective):
         elif self.shared == "row":
             batch.negative_Bn = self.sampler(store, query, n, generator, pool)
         else:
-            # Items common to the batch cannot avoid everybody's history; they are drawn for its first row.
-            batch.negative_n = self.sampler(store, query[:1], n, generator, pool)[0]
+            batch.negative_n = self.sampler.draw_shared(store, n, generator, pool)
             batch.log_prob_n = self.sampler.log_prob(store, batch.negative_n) if self.log_q else None
         return batch
 
@@ -103,18 +107,32 @@ class SequenceObjective(Objective):
             vectors, bias = model.item_vectors()
             return {"loss": linear_cross_entropy(h_ND, vectors, bias, target_N - 1)}
         if batch.negative_n is not None:
-            return {"loss": self._sampled(model, h_ND, target_N, batch.negative_n, batch.log_prob_n)}
+            mask_Nn = batch.negative_n != target_N[:, None]
+            loss = self._sampled(
+                model, h_ND, target_N, batch.negative_n, mask_Nn, batch.log_prob_n
+            )
+            return {"loss": loss}
         negative_Nn = batch.negative_BLn[wanted_BL] if batch.negative_BLn is not None else batch.negative_Bn[wanted_BL.nonzero()[:, 0]]
         return {"loss": self._sampled(model, h_ND, target_N, negative_Nn)}
 
-    def _sampled(self, model, h_ND: Tensor, target_N: Tensor, negative: Tensor, log_prob_n: Tensor | None = None) -> Tensor:
-        """The loss of states against their targets and drawn items, [N, n] or, common to all, [n]; of the latter a state's own target is left out."""
+    def _sampled(
+        self,
+        model,
+        h_ND: Tensor,
+        target_N: Tensor,
+        negative: Tensor,
+        mask: Tensor | None = None,
+        log_prob_n: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of states against their targets and drawn items, [N, n] or, common to all, [n].
+
+        mask: bool [N, n], True where a negative counts.
+        """
         vectors, bias = model.item_vectors(target_N)
         positive_N = (h_ND * vectors).sum(-1) + (0 if bias is None else bias)
         vectors, bias = model.item_vectors(negative)
         score_Nn = h_ND @ vectors.T if negative.dim() == 1 else row_dot(vectors, h_ND)
         score_Nn = score_Nn + (0 if bias is None else bias)
-        mask = negative != target_N[:, None] if negative.dim() == 1 else None
         activation = getattr(model, "final_activation", None)
         if activation is not None and self.loss_name != "sampled_softmax":
             positive_N, score_Nn = activation(positive_N), activation(score_Nn)

@@ -1,4 +1,8 @@
-"""Histories side by side, one event per step, the other histories' targets as negatives (GRU4Rec; models.md §4.5-4.6)."""
+"""Histories side by side, one event per step, the other histories' targets as negatives.
+
+Hidasi et al. 2016 (GRU4Rec), arXiv:1511.06939; Hidasi and Karatzoglou 2018 (GRU4Rec+),
+arXiv:1706.03847.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from recexp import losses
 from recexp.data.datamodule import rank_and_world
 from recexp.objectives.base import check_sampler, require, somebody
 from recexp.objectives.sequence import SequenceObjective
-from recexp.types import Query, RecexpError
+from recexp.types import RecexpError
 
 SAMPLED = ("bce", "bpr", "sampled_softmax", "top1", "top1_max", "bpr_max")
 
@@ -32,22 +36,32 @@ class SessionBatch:
 class SessionParallel(SequenceObjective):
     """Every user's training history is a session. ``batch_size`` sessions advance in lock-step; where one ends, the next takes its slot with a state
     of zeros. Gradients are cut after each step. A session's negatives are the targets of the others, and ``n_negatives`` more from the sampler,
-    common to all sessions.
+    common to all sessions and drawn from all items, whatever their users have.
+
+    target_copies: whether copies of a session's own target, drawn or the target of another session
+    too, count as negatives. GRU4Rec's official code counts them. False leaves them out.
     """
 
     loss_name: str = "top1"
     n_negatives: int = 0
     shared: str = "batch"
+    target_copies: bool = False
 
     needs = ("step", "initial_state", "item_vectors")
 
     def __post_init__(self):
         if self.loss_name not in SAMPLED:
             raise RecexpError(f"objective.loss_name={self.loss_name!r}: session_parallel knows {', '.join(SAMPLED)}.")
-        if self.n_negatives < 0 or self.shared != "batch" or self.log_q:
-            raise RecexpError("session_parallel shares its negatives in the batch: n_negatives >= 0, shared=batch, log_q=false.")
+        if self.n_negatives < 0 or self.shared != "batch":
+            raise RecexpError("session_parallel shares its negatives in the batch: n_negatives >= 0, shared=batch.")
+        if self.log_q:
+            raise RecexpError(
+                "objective.log_q=true: session_parallel's negatives, the other sessions' targets "
+                "and the sampler's items, follow two laws, so it has no such correction. Set "
+                "objective.log_q=false."
+            )
         if self.n_negatives > 0:
-            check_sampler(self.sampler)
+            check_sampler(self.sampler, shared=True)
 
     def check(self, model, store) -> None:
         require(model, self)
@@ -81,10 +95,8 @@ class SessionParallel(SequenceObjective):
         target_S = store.train.item[somebody(store, row_S.shape, generator) if self.shuffle_targets else row_S].long()
         negative_n = target_S
         if self.n_negatives:
-            # Items common to the batch cannot avoid everybody's history; they are drawn for its first session.
-            empty = target_S.new_zeros(1, 0)
-            more_1n = self.sampler(store, Query(user_S[:1], empty, empty, empty), self.n_negatives, generator, target_S)
-            negative_n = torch.cat([target_S, more_1n[0]])
+            drawn = self.sampler.draw_shared(store, self.n_negatives, generator, target_S)
+            negative_n = torch.cat([target_S, drawn])
         return SessionBatch(store.train.item[row_S - 1].long(), target_S, row_S - 1 == store.train.ptr[user_S], slot_S, negative_n)
 
     def loss(self, model, batch: SessionBatch) -> dict[str, Tensor]:
@@ -94,7 +106,17 @@ class SessionParallel(SequenceObjective):
         self._state = self._state.to(batch.item_S.device)  # a checkpoint's comes from the host
         h_SD, state = model.step(batch.item_S, self._state[:, batch.slot_S] * ~batch.start_S[:, None])
         self._state[:, batch.slot_S] = state.detach().to(self._state.dtype)
-        return {"loss": self._sampled(model, model.head(h_SD), batch.target_S, batch.negative_n)}
+        mask_Sn = self._counts(batch)
+        h_SD = model.head(h_SD)
+        return {"loss": self._sampled(model, h_SD, batch.target_S, batch.negative_n, mask_Sn)}
+
+    def _counts(self, batch: SessionBatch) -> Tensor:
+        """bool [S, n]: is this item a negative of this session?"""
+        if not self.target_copies:
+            return batch.negative_n != batch.target_S[:, None]
+        shape = (len(batch.target_S), len(batch.negative_n))
+        own_Sn = torch.eye(*shape, dtype=torch.bool, device=batch.target_S.device)
+        return ~own_Sn
 
 
 class SessionSteps(Sampler[Tensor]):

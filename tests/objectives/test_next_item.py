@@ -178,15 +178,26 @@ def test_final_activation_and_head_of_the_model_are_applied():
     assert task.loss(model, batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-9)
 
 
-def test_log_q_subtracts_the_samplers_log_probabilities():
-    task = objective(Popularity(0.5), loss_name="sampled_softmax", shared="batch", n_negatives=6, log_q=True)
+def test_log_q_subtracts_log_n_q_from_the_negatives():
+    """From a negative's score, once; nothing from the target's."""
+    n = 6
+    options = dict(loss_name="sampled_softmax", shared="batch", n_negatives=n, log_q=True)
+    task = objective(Popularity(0.5), **options)
     model = RunningSum(STORE.schema.V, HISTORY)
     batch = batch_of(task)
-    weight = torch.bincount(STORE.train.item, minlength=STORE.schema.V).float().sqrt()
-    torch.testing.assert_close(batch.log_prob_n, (weight / weight.sum()).log()[batch.negative_n])
-    corrected = task.loss(model, batch)["loss"].item()
-    batch.log_prob_n = None
-    assert corrected != pytest.approx(task.loss(model, batch)["loss"].item(), rel=1e-3)
+    weight = torch.bincount(STORE.train.item, minlength=STORE.schema.V).double().sqrt()
+    q = weight / weight.sum()
+    torch.testing.assert_close(batch.log_prob_n.double(), q[batch.negative_n].log())
+    vectors, bias = model.item_vectors(torch.arange(STORE.schema.V))
+    score_BLV = model.encode(batch.query) @ vectors.T + bias
+    terms = []
+    for row, place in (batch.target_BL != 0).nonzero().tolist():
+        target, score = batch.target_BL[row, place], score_BLV[row, place]
+        negative = batch.negative_n[batch.negative_n != target]
+        others = score[negative].exp() / (n * q[negative])
+        terms.append(torch.log(score[target].exp() + others.sum()) - score[target])
+    expected = torch.stack(terms).mean().item()
+    assert task.loss(model, batch)["loss"].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_shuffled_targets_keep_the_inputs_and_say_nothing_about_the_user():

@@ -119,6 +119,31 @@ def test_negatives_are_the_other_targets_and_the_drawn_items(name, extra):
     assert task.loss(model, batch)["loss"].item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-7)
 
 
+@pytest.mark.parametrize("copies", [False, True])
+@pytest.mark.parametrize("name", SAMPLED)
+def test_copies_of_the_target_are_negatives_where_asked_for(name, copies):
+    """Two sessions of one target, and drawn items among which are the targets."""
+    task, model = objective(Popularity(), loss_name=name, n_negatives=4, target_copies=copies)
+    rows = next(s for s in steps_of(task) if (s != 0).all())
+    batch = task.batch(STORE, rows, torch.Generator().manual_seed(0))
+    batch.target_S[3] = batch.target_S[1]
+    drawn = [batch.target_S[1], batch.target_S[0], batch.target_S[1], 1]
+    batch.negative_n = torch.cat([batch.target_S, torch.tensor(drawn)])
+    h = model.step(batch.item_S, model.initial_state(5))[0]
+    vectors, bias = model.item_vectors(torch.arange(STORE.schema.V))
+    score = h @ vectors.T + bias
+    if name != "sampled_softmax":
+        score = model.final_activation(score)
+    terms = []
+    for row, target in enumerate(batch.target_S.tolist()):
+        others = [i for place, i in enumerate(batch.negative_n.tolist()) if place != row]
+        counting = others if copies else [i for i in others if i != target]
+        negative = score[row, counting]
+        terms.append(plain_loss(name, score[row, target], negative, n_items=0, bpreg=1.0))
+    expected = torch.stack(terms).mean().item()
+    assert task.loss(model, batch)["loss"].item() == pytest.approx(expected, rel=1e-7)
+
+
 def test_shuffled_targets_keep_what_is_read():
     tasks = [objective(shuffle_targets=x)[0] for x in (False, True)]
     plain, shuffled = ([task.batch(STORE, rows, torch.Generator().manual_seed(0)) for rows in steps_of(task)] for task in tasks)
