@@ -17,6 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolationType
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from recexp.data.datamodule import rows_per_step
 from recexp.foreign import read_checkpoint
 from recexp.objectives.base import require
 from recexp.ranges import ROOT, annotations_of, check_values
@@ -33,7 +34,10 @@ ALLOWED = {
     "optimizer": ("torch.optim.", "recexp.lightning.optimizers."),
     "scheduler": ("recexp.lightning.schedules.", "torch.optim.lr_scheduler."),
     "trainer": ("pytorch_lightning.Trainer", "recexp.lightning.processes."),
-    "callbacks": ("pytorch_lightning.callbacks.", "recexp.lightning.callbacks."),
+    "callbacks": (
+        "pytorch_lightning.callbacks.", "recexp.lightning.callbacks.", "recexp.lightning.checkpoints.ModelCheckpoint",
+        "recexp.lightning.early_stopping.EarlyStopping",
+    ),
     "logger": ("recexp.lightning.loggers.", "pytorch_lightning.loggers."),
 }
 FUNCTIONS = ("recexp.data.sources.", "recexp.lightning.")  # where a plain function is meant; elsewhere only classes are
@@ -41,8 +45,8 @@ UNTOLD = (InterpolationResolutionError, UnsupportedInterpolationType)  # where n
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_"}
 ROOT_KEYS = {
     "dataset", "protocol", "sampler", "objective", "model", "optimizer", "scheduler", "trainer", "logger", "callbacks",
-    "seed", "selection", "batch_size", "eval_batch_size", "ckpt_path", "cache_dir", "run_dir", "threads", "store_on", "names", "tags", "group",
-    "stand_in", "hydra",
+    "seed", "selection", "batch_size", "batch_counts", "eval_batch_size", "ckpt_path", "cache_dir",
+    "run_dir", "threads", "store_on", "names", "tags", "group", "stand_in", "hydra",
 }  # fmt: skip
 
 
@@ -86,8 +90,24 @@ def check_config(cfg: DictConfig) -> None:
     every, most = (cfg.trainer.get(key) for key in ("check_val_every_n_epoch", "max_epochs"))
     if isinstance(every, int) and isinstance(most, int) and most < every:
         raise RecexpError(f"trainer.check_val_every_n_epoch={every} never comes within trainer.max_epochs={most}: no epoch could be chosen.")
+    _check_validation(cfg.trainer)
     with suppress(*UNTOLD):
         _rehearse(cfg)
+
+
+def _check_validation(trainer: DictConfig) -> None:
+    """Raise RecexpError where no epoch could be chosen, or not the one whose weights are kept."""
+    if trainer.get("fast_dev_run"):
+        raise RecexpError(
+            "trainer.fast_dev_run writes no checkpoint, so there is no epoch to test: use "
+            "scale=smoke, or trainer.max_steps=N."
+        )
+    interval = trainer.get("val_check_interval")
+    if interval is not None and not (isinstance(interval, float) and interval == 1.0):
+        raise RecexpError(
+            f"trainer.val_check_interval={interval}: validation comes at the end of an epoch, whose "
+            "weights best.ckpt holds; trainer.check_val_every_n_epoch says how often."
+        )
 
 
 def _rehearse(cfg: DictConfig) -> None:
@@ -98,7 +118,7 @@ def _rehearse(cfg: DictConfig) -> None:
             f"protocol={protocol.name} tests on explicit feedback, but dataset.explicit=[]: name some of {list(dataset.behaviours)} there, or choose "
             "a protocol whose protocol.split.target is any, such as full."
         )
-    build(cfg.objective)
+    rows_per_step(build(cfg.objective), cfg.batch_size, cfg.get("batch_counts", "positives"))
     for name, node in _plain(cfg.callbacks).items():
         with _speaking_of(f"callbacks.{name}"):
             build(OmegaConf.create(node)) if node else None

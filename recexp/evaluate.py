@@ -13,13 +13,13 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from recexp.assembly import assemble
 from recexp.cli import CONF
 from recexp.compose import build, check_config
 from recexp.data.prepare import prepare, write_json
 from recexp.data.store import Store
 from recexp.foreign import check_fit, read_config, read_result
 from recexp.results import describe, git_state, save_ranks, show_table
-from recexp.run import assemble
 from recexp.types import RecexpError
 
 

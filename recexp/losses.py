@@ -141,6 +141,29 @@ def bpr_max(positive: Tensor, negative: Tensor, w: Tensor | None = None, *, mask
     return weighted_mean(loss, w)
 
 
+def constant(name: str, n: int, n_items: int, t: float = 0.75) -> float:
+    """The least value of a loss over one positive and ``n`` negatives whose scores are all equal.
+
+    name: as in ``objective.loss_name``. bce and gbce take the best common score; bpr and
+    sampled_softmax depend on differences only; top1, top1_max and bpr_max are least at 0.
+    """
+    match name:
+        case "bce" | "gbce":
+            beta = 1.0 if name == "bce" else gbce_beta(t, n, n_items)
+            share = beta / (beta + n)
+            total = -beta * math.log(share) - n * math.log(1 - share)
+            return total if name == "bce" else total / (1 + n)
+        case "sampled_softmax":
+            return math.log(1 + n)
+        case "top1":
+            return (0.5 + n) / (1 + n)
+        case "top1_max":
+            return 1.0
+        case "bpr" | "bpr_max":
+            return math.log(2)
+    raise ValueError(f"no loss {name!r}")
+
+
 def _full(x: Tensor) -> Tensor:
     """At least float32: a softmax over many items overflows or ties in half precision, and 1e-24 is 0 there."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from recexp.convergence import WARNED
 from recexp.data.prepare import checksum, write_json
 from recexp.files import whole
 from recexp.models.sequence import SequenceModel
@@ -136,10 +137,13 @@ def scoring_costs(model: torch.nn.Module, store, history: str) -> dict[str, floa
     return {"gflops": counted.flops / 1e9, "gops": (counted.products + counted.others) / 1e9}
 
 
-def save_interrupted(run_dir: Path, about: dict[str, Any], signum: int, epochs: int, seconds: float) -> None:
-    """The ``result.json`` of a run that a signal ended: the signal's name, and no metrics."""
-    done = {"interrupted": signal.Signals(signum).name, "epochs": epochs, "metrics": {}, "wall_time_s": seconds}
-    write_json(run_dir / "result.json", about | done)
+def save_interrupted(
+    run_dir: Path, about: dict[str, Any], signum: int, record: dict[str, Any]
+) -> None:
+    """The ``result.json`` of a run that a signal ended: how far it came, and no metrics."""
+    name = signal.Signals(signum).name
+    done = {"interrupted": name, "stop_reason": f"interrupted by {name}", "metrics": {}}
+    write_json(run_dir / "result.json", about | record | done)
 
 
 def git_state() -> dict[str, Any]:
@@ -238,4 +242,12 @@ def show_table(result: dict[str, Any], run_dir: Path) -> None:
     if seen:
         on_new = f", on new ones {metrics['test/ndcg@10/new']:.4f}" if new else ""
         print(f"test targets seen before through a weaker behaviour: {seen} of {seen + new}; NDCG@10 {metrics['test/ndcg@10/seen']:.4f}{on_new}")
-    print(f"best epoch {result['best_epoch'] + 1} of {result['epochs']} ({result['stop_reason']}), {result['wall_time_s']:.1f} s, in {run_dir}\n")
+    parts = len(result.get("parts") or [])
+    took = f"{result['wall_time_s']:.1f} s" + (f" in {parts} parts" if parts > 1 else "")
+    epochs = f"best epoch {result['best_epoch'] + 1} of {result['epochs']}"
+    updates = f", {result['updates']:,} updates" if result.get("updates") else ""
+    print(f"{epochs}{updates} ({result['stop_reason']}), {took}, in {run_dir}")
+    convergence = result.get("convergence") or {}
+    if convergence.get("kind") in WARNED:
+        print(f"warning: {convergence['text']}")
+    print()

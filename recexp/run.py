@@ -3,29 +3,30 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from recexp.assembly import assemble, trainer_of
 from recexp.compose import build, check_config, check_machine
-from recexp.data.datamodule import RecDataModule
+from recexp.convergence import judge
 from recexp.data.prepare import prepare, write_json
 from recexp.data.store import Store
 from recexp.files import whole
-from recexp.foreign import check_fit
-from recexp.lightning.callbacks import EpochTable, ProgressBar
-from recexp.lightning.checkpoints import WholeCheckpoints
+from recexp.foreign import check_fit, read_checkpoint
+from recexp.lightning.callbacks import EpochTable
+from recexp.lightning.checkpoints import adopt_best
+from recexp.lightning.early_stopping import ValidateAtLastStep, stop_reason
 from recexp.lightning.hints import quiet
 from recexp.lightning.interruption import Interrupted, Interruption
 from recexp.lightning.loggers import finish
 from recexp.lightning.memory import out_of_memory
-from recexp.lightning.module import RecModule
+from recexp.lightning.parts import Parts
 from recexp.lightning.processes import gone, lost_process
 from recexp.results import describe, git_state, kept_config, save_curves, save_interrupted, save_ranks, scoring_costs, show_table
 from recexp.types import RecexpError
@@ -54,39 +55,53 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     splits = ("val", "test") if peek else ("val",)
     if not len(store.val) and not peek:
         raise RecexpError("No user has a validation target, so nothing can be selected: loosen dataset.filters or choose another protocol.")
+    monitor = OmegaConf.select(cfg, "callbacks.checkpoint.monitor") or f"{splits[-1]}/ndcg@10"
     module, data = assemble(cfg, protocol, store, splits)
     if cfg.ckpt_path:
-        check_fit(Path(cfg.ckpt_path), module, store.meta["fingerprint"])
+        content = check_fit(Path(cfg.ckpt_path), module, store.meta["fingerprint"])
+        if rank_zero_only.rank == 0:
+            adopt_best(Path(cfg.ckpt_path), content, run_dir / "checkpoints")
     about = {
-        **OmegaConf.to_container(cfg.names, resolve=True), "protocol_id": protocol_id, "seed": cfg.seed, "config": kept_config(cfg),
+        **OmegaConf.to_container(cfg.names, resolve=True),
+        "protocol_id": protocol_id, "seed": cfg.seed, "config": kept_config(cfg),
+        "batch_counts": cfg.get("batch_counts", "positives"),
         "selection": cfg.selection + (" (epoch chosen on the TEST set: optimistic)" if peek else ""),
         "data": {k: store.meta[k] for k in DATA_FACTS},
         "left_out": store.meta["left_out"], "audit": store.meta["audit"], "git": git,
     }  # fmt: skip
-    table, stop = EpochTable(run_dir / "metrics.csv"), Interruption(run_dir / "checkpoints" / "last.ckpt")
-    trainer = _trainer(cfg, [table, stop, *(build(c) for c in cfg.callbacks.values() if c)], max_epochs=getattr(module.model, "sweeps", None))
+    constant_loss = module.objective.constant_loss(store, data.batch_size)
+    table, parts = EpochTable(run_dir / "metrics.csv"), Parts(started)
+    stop = Interruption(run_dir / "checkpoints" / "last.ckpt")
+    chosen = [build(node) for node in cfg.callbacks.values() if node]
+    sweeps = getattr(module.model, "sweeps", None)
+    trainer = trainer_of(cfg, [table, parts, stop, ValidateAtLastStep(), *chosen], sweeps)
 
     def interrupted() -> Interrupted:
         if rank_zero_only.rank == 0:
-            save_interrupted(run_dir, about, stop.signum, len(table.rows), time.perf_counter() - started)
+            save_interrupted(run_dir, about, stop.signum, table.record() | parts.record())
         return Interrupted(stop.signum, run_dir)
 
     with stop:
         try:
             trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True)
-            best = _best_epoch(table.rows, OmegaConf.select(cfg, "callbacks.checkpoint.monitor"))
-            epochs, stop_reason = len(table.rows), _stop_reason(trainer)
+            stopped = stop_reason(trainer)
+            best = _best_epoch(table.rows, monitor, stopped)
+            refit = {}
             if cfg.selection == "refit":
                 store = Store.open(prepare(dataset, replace(protocol.split, merge_val=True), cfg.cache_dir))
                 module, data = assemble(cfg, protocol, store, ())
                 stop.path = None  # what is interrupted from here on starts from the end of the first training again
-                trainer = _trainer(cfg, [EpochTable(run_dir / "metrics_refit.csv"), stop], max_epochs=best + 1)
+                trainer = trainer_of(cfg, [EpochTable(run_dir / "metrics_refit.csv"), stop], best + 1)
                 trainer.fit(module, data)
+                updates = 0 if module.gradient_free else trainer.global_step
+                refit = {"refit": {"epochs": best + 1, "updates": updates}}
                 trainer.save_checkpoint(run_dir / "checkpoints" / "refit.ckpt")
                 trainer.test(module, data, verbose=False)
             else:
                 best_path = trainer.strategy.broadcast(str(run_dir / "checkpoints" / "best.ckpt"))  # only the first process knows the directory
-                trainer.test(module, data, ckpt_path=best_path, weights_only=True, verbose=False)
+                # Not by ckpt_path, which also resets the callbacks, and with them the rows, to that epoch.
+                module.load_state_dict(read_checkpoint(Path(best_path))["state_dict"])
+                trainer.test(module, data, verbose=False)
         except RuntimeError as error:
             if lost_process(error) and not stop.signum:
                 raise RecexpError(gone(run_dir)) from error
@@ -103,9 +118,9 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     at_best = next((row for row in table.rows if row["epoch"] == best), {})
     metrics = {f"test/{k}": v for k, v in module.results["test"].items()} | {k: v for k, v in at_best.items() if k.startswith("val/")}
     result = about | {
-        "metrics": metrics, "best_epoch": best, "epochs": epochs, "stop_reason": stop_reason,
-        "wall_time_s": time.perf_counter() - started,
-        "examples_per_s": sum(r["train/examples_per_s"] for r in table.rows) / max(1, len(table.rows)),
+        "metrics": metrics, "best_epoch": best, "stop_reason": stopped, **table.record(), **parts.record(), **refit,
+        "constant_loss": constant_loss,
+        "convergence": asdict(judge(table.rows, monitor, stop_reason=stopped, constant_loss=constant_loss)),
         "parameters": sum(p.numel() for p in module.model.parameters()),
         **scoring_costs(module.model, module.store, protocol.history),
         "reconstruction": getattr(module.model, "reconstruction", False),
@@ -121,33 +136,12 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     return result
 
 
-def assemble(cfg: DictConfig, protocol, store: Store, splits: tuple[str, ...]) -> tuple[RecModule, RecDataModule]:
-    pl.seed_everything(cfg.seed, verbose=False)
-    model, objective = build(cfg.model, schema=store.schema), build(cfg.objective)
-    objective.check(model, store)
-    module = RecModule(
-        model, objective, protocol, store, optimizer=build(cfg.optimizer), scheduler=build(cfg.scheduler) if cfg.scheduler else None,
-        seed=cfg.seed, splits=splits, store_on=cfg.get("store_on", "auto"),
-    )  # fmt: skip
-    data = RecDataModule(store, objective, batch_size=cfg.batch_size, eval_batch_size=cfg.eval_batch_size, seed=cfg.seed, splits=splits)
-    return module, data
-
-
-def _trainer(cfg: DictConfig, callbacks: list[pl.Callback], max_epochs: int | None) -> pl.Trainer:
-    if cfg.trainer.get("enable_progress_bar", True):
-        callbacks = [*callbacks, ProgressBar()]
-    loggers = [build(node) for node in (cfg.logger or {}).values() if node]
-    for logger in loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
-    limits = {} if max_epochs is None else {"max_epochs": max_epochs, "check_val_every_n_epoch": 1}
-    return build(cfg.trainer, callbacks=callbacks, logger=loggers or False, plugins=[WholeCheckpoints()], default_root_dir=cfg.run_dir, **limits)
-
-
-def _best_epoch(rows: list[dict[str, float]], monitor: str | None) -> int:
-    scored = [r for r in rows if monitor in r]
-    return int(max(scored, key=lambda r: r[monitor])["epoch"]) if scored else len(rows) - 1
-
-
-def _stop_reason(trainer: pl.Trainer) -> str:
-    stopper = trainer.early_stopping_callback
-    return "early stopping: no better validation" if stopper is not None and stopper.stopped_epoch > 0 else "max_epochs reached"
+def _best_epoch(rows: list[dict[str, float]], monitor: str, stopped: str) -> int:
+    """The epoch of best.ckpt: the first with the best value in float32, as Lightning compares."""
+    scored = [row for row in rows if monitor in row]
+    if not scored:
+        raise RecexpError(
+            f"Training ended ({stopped}) before its first validation, so no epoch can be chosen: "
+            "raise trainer.max_steps or trainer.max_time, or set trainer.check_val_every_n_epoch=1."
+        )
+    return int(max(scored, key=lambda row: torch.tensor(row[monitor]))["epoch"])

@@ -5,13 +5,46 @@ from __future__ import annotations
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+
+from recexp.types import RecexpError
+
+BATCH_COUNTS = ("positives", "instances")
 
 
 def rank_and_world() -> tuple[int, int]:
     """This process's number and how many there are."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def rows_per_step(objective, batch_size: int, batch_counts: str) -> int:
+    """Rows (positives) that one process takes in a step.
+
+    batch_counts: what ``batch_size`` counts. "positives": rows, whose negatives come on top.
+    "instances": the training instances that rows become, negatives included, as in the authors'
+    code of NCF, ITE and BERT-ITE; see ``Objective.instances``. A batch smaller than one row's
+    instances is one row, with a warning. Raises RecexpError where rows make no instances.
+    """
+    if batch_counts not in BATCH_COUNTS:
+        choices = " or ".join(BATCH_COUNTS)
+        raise RecexpError(f"batch_counts={batch_counts!r} is unknown; choose {choices}.")
+    if batch_counts == "positives":
+        return batch_size
+    instances = objective.instances()
+    if instances is None:
+        raise RecexpError(
+            f"batch_counts=instances: a row of objective={type(objective).__name__} is no positive "
+            "with negatives of its own, but a window, a session's step or a whole pass, so there "
+            "are no instances to count. Use batch_counts=positives."
+        )
+    if batch_size < instances:
+        rank_zero_warn(
+            f"batch_size={batch_size} instances is less than the {instances} that one positive "
+            "makes: a step takes one positive."
+        )
+    return max(1, batch_size // instances)
 
 
 class RowBatches(Sampler[Tensor]):
@@ -64,14 +97,17 @@ class RecDataModule(pl.LightningDataModule):
         super().__init__()
         self.store, self.objective, self.splits = store, objective, splits
         self.batch_size, self.eval_batch_size, self.seed, self._skip = batch_size, eval_batch_size, seed, 0
+        self._batches = 0  # of an epoch; 0 while unknown
 
     def state_dict(self) -> dict[str, int]:
-        """How many batches of the epoch under way are done."""
-        progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        return {"batches_done": 0 if progress.is_last_batch else progress.current.completed}
+        """How many batches of the epoch under way are done, and how many there are."""
+        done = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        within = done < self.trainer.num_training_batches
+        return {"batches_done": done if within else 0, "batches": self._batches}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._skip = state["batches_done"]
+        self._batches = state.get("batches", 0)
 
     def train_dataloader(self) -> DataLoader:
         if hasattr(self.objective, "batches"):  # an objective whose batches follow from one another deals out its rows itself
@@ -79,7 +115,14 @@ class RecDataModule(pl.LightningDataModule):
         else:
             rows = self.objective.rows(self.store).cpu()
             batches = RowBatches(len(rows), self.batch_size, self.seed)
+        if self._skip and self._batches not in (0, len(batches)):
+            raise RecexpError(
+                f"The checkpoint lies within an epoch of {self._batches} batches, which now has "
+                f"{len(batches)}, so what it has seen cannot be skipped. Resume with the same "
+                "batch_size, batch_counts, objective and number of processes."
+            )
         batches.skip, self._skip = self._skip, 0
+        self._batches = len(batches)
         return DataLoader(_Rows(rows), sampler=batches, batch_size=None)
 
     def transfer_batch_to_device(self, batch: Tensor, device: torch.device, dataloader_idx: int) -> Tensor:

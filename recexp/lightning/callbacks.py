@@ -24,30 +24,49 @@ class EpochTable(pl.Callback):
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.rows: list[dict[str, float]] = []
+        self._examples = 0  # of the epoch under way, in this process
+        self._seconds_before = 0.0  # of the epoch under way, in the parts of the run before this
+        self._started = time.perf_counter()
+        self._trained: float | None = None
 
     def state_dict(self) -> dict:
-        """The rows travel in the checkpoint: a resumed run has those of the epochs before it, and no others."""
-        return {"rows": self.rows}
+        """The rows travel in the checkpoint: a resumed run has those of the epochs before it, and
+        no others. So does what the epoch under way has cost so far.
+        """
+        return {"rows": self.rows, "examples": self._examples, "seconds": self._seconds()}
 
     def load_state_dict(self, state: dict) -> None:
         self.rows = state["rows"]
+        self._examples = state.get("examples", 0)
+        self._seconds_before = state.get("seconds", 0.0)
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.on_train_epoch_start(trainer, module)  # which Lightning does not call where a run goes on in the middle of an epoch
+        self._started = time.perf_counter()  # of a part that goes on in the middle of an epoch
 
     def on_train_epoch_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._started, self._trained, self._examples = time.perf_counter(), None, 0
+        self._examples = 0
+        self._seconds_before = 0.0
+        self._started = time.perf_counter()
+        self._trained = None
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def record(self) -> dict[str, float]:
+        """Epochs, and training rows a second over all of them (validation not counted)."""
+        seconds = [row["train/seconds"] for row in self.rows]
+        examples = [row["train/examples_per_s"] * row["train/seconds"] for row in self.rows]
+        return {"epochs": len(self.rows), "examples_per_s": sum(examples) / max(sum(seconds), 1e-9)}
 
     def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx) -> None:
         self._examples += len(batch)
 
     def on_validation_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
-            self._trained = time.perf_counter() - self._started
+            self._trained = self._seconds()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        now = time.perf_counter()
-        seconds = self._trained or now - self._started
+        seconds = self._trained or self._seconds()
         row = {"epoch": trainer.current_epoch, "step": trainer.global_step}
         row |= module.train_means() | {"train/seconds": seconds, "train/examples_per_s": self._examples * trainer.world_size / max(seconds, 1e-9)}
         for split in module.splits if self._trained else ():  # else the results are those of an earlier epoch

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from pytorch_lightning.callbacks import ModelCheckpoint as LightningModelCheckpoint
 
 from recexp.files import whole
 from recexp.types import RecexpError
@@ -31,6 +33,48 @@ class WholeCheckpoints(TorchCheckpointIO):
             return super().load_checkpoint(path, *arguments, **options)
         except Exception as error:  # torch's reader trips over headers that no checksum covers in a dozen ways
             raise RecexpError(f"The checkpoint {path} is damaged, or none of ours: {error}") from error
+
+
+class ModelCheckpoint(LightningModelCheckpoint):
+    """Lightning's, which forgets its best value where a run is resumed into another directory.
+
+    This one keeps it; the file itself comes along by ``adopt_best``.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        before, now = state_dict.get("dirpath"), self.dirpath
+        if before and now and before != now:
+
+            def moved(path: str) -> str:
+                return str(Path(now) / Path(path).name) if path else path
+
+            paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+            best = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+            state_dict = state_dict | {name: moved(state_dict[name]) for name in paths}
+            state_dict |= {"dirpath": now, "best_k_models": best}
+        super().load_state_dict(state_dict)
+
+
+def adopt_best(checkpoint: Path, content: dict[str, Any], folder: Path) -> None:
+    """Copy ``best.ckpt`` from beside the checkpoint into ``folder``, where the run goes on.
+
+    content: of the checkpoint. Raises RecexpError where its run had a best epoch whose weights
+    are not there: they may be needed at the end.
+    """
+    best, target = checkpoint.parent / "best.ckpt", folder / "best.ckpt"
+    if best.is_file():
+        if not (target.exists() and best.samefile(target)):
+            verify_checkpoint(best)
+            folder.mkdir(parents=True, exist_ok=True)
+            with whole(target) as temporary:
+                shutil.copyfile(best, temporary)
+        return
+    states = content.get("callbacks", {}).values()
+    if any(state.get("monitor") and state.get("best_k_models") for state in states):
+        raise RecexpError(
+            f"{best} is missing: it holds the weights of the best epoch before {checkpoint.name}, "
+            "and the run cannot go on without it. Keep the two files together."
+        )
 
 
 def verify_checkpoint(path: Path) -> None:

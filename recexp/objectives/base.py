@@ -2,6 +2,7 @@
 
 ``rows(store)``: int64 row ids, the whole of one epoch; Lightning shuffles them into batches.
 ``batch(store, rows, generator)``: everything the loss needs, gathered and drawn on the device.
+``instances()`` and ``constant_loss(store, batch_size)``: what is known of rows and losses before training; None unless an objective says it.
 ``batches(store, batch_size, seed)``, optional: a sampler that deals out batches of row ids instead, where they follow from one another.
 ``loss(model, batch)``: a dict of scalars with the one to minimise under "loss".
 """
@@ -31,6 +32,19 @@ class Objective(Protocol):
     def batch(self, store: Any, rows: Tensor, generator: torch.Generator) -> Any: ...
 
     def loss(self, model: Any, batch: Any) -> dict[str, Tensor]: ...
+
+    def instances(self) -> int | None:
+        """Training instances that a row becomes, as the authors' code of pointwise and pairwise
+        systems counts a batch. None where a row is no positive with negatives of its own.
+        """
+        return None
+
+    def constant_loss(self, store: Any, batch_size: int) -> float | None:
+        """Mean training loss of the best model that scores all items of a query equal, without
+        regularization: the mark that a model which has learned something lies well below.
+        None where there is none. batch_size: rows a step.
+        """
+        return None
 
 
 def require(model: Any, objective: Any) -> None:

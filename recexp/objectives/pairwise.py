@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from recexp import losses
-from recexp.objectives.base import behaviours_on, check_negatives, check_positives, check_sampler, penalty, positive_rows, require, somebody
+from recexp.objectives.base import (
+    Objective,
+    behaviours_on,
+    check_negatives,
+    check_positives,
+    check_sampler,
+    penalty,
+    positive_rows,
+    require,
+    somebody,
+)
 from recexp.sampling import NegativeSampler
 from recexp.types import PairwiseBatch, Query, RecexpError
 
 
 @dataclass
-class Pairwise:
+class Pairwise(Objective):
     """-log sigmoid(score(positive) - score(negative)) over training events drawn uniformly.
 
     positives: "any" event, "explicit" ones or the "strongest" behaviour only (S001: purchases).
@@ -57,6 +68,13 @@ class Pairwise:
 
     def rows(self, store) -> Tensor:
         return positive_rows(store, self.positives)
+
+    def instances(self) -> int:
+        """One per pair: BPR's instance is a (user, positive, negative) triple."""
+        return self.n_negatives
+
+    def constant_loss(self, store, batch_size: int) -> float:
+        return math.log(2)
 
     def batch(self, store, rows: Tensor, generator: torch.Generator) -> PairwiseBatch:
         query = owner = store.query(rows, self._history)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from recexp import losses
-from recexp.objectives.base import behaviours_on, check_negatives, check_positives, check_sampler, penalty, positive_rows, require, somebody
+from recexp.objectives.base import (
+    Objective,
+    behaviours_on,
+    check_negatives,
+    check_positives,
+    check_sampler,
+    penalty,
+    positive_rows,
+    require,
+    somebody,
+)
 from recexp.sampling import NegativeSampler
 from recexp.types import PointwiseBatch, RecexpError
 
 
 @dataclass
-class Pointwise:
+class Pointwise(Objective):
     """Each training event that ``positives`` names, with ``n_negatives`` items the user has not; one binary cross-entropy per predicted level.
 
     positives: the training events to learn from: "any", "explicit" ones or those of the "strongest" behaviour (S001's NCF: purchases).
@@ -89,6 +100,32 @@ class Pointwise:
     def rows(self, store) -> Tensor:
         return positive_rows(store, self.positives)
 
+    def instances(self) -> int:
+        """The positive and its negatives, each a labeled (user, item) pair."""
+        return 1 + self.n_negatives
+
+    def constant_loss(self, store, batch_size: int) -> float:
+        rows = self.rows(store).to(store.device)
+        pairs, user = store.train_pairs, store.train.user.take(rows)
+        mask = pairs.mask[pairs.find(user, store.train.item.take(rows).long())]
+        weight = _balance(store, user, self.balance) if self.balance else None
+        total = 0.0
+        for k, bits in enumerate(self._bits_K.tolist()):
+            label = (mask & bits) != 0
+            ones = float(label.sum() if weight is None else weight[label].double().sum())
+            others = float((~label).sum() if weight is None else weight[~label].double().sum())
+            if k and self.explicit_neg == "unobserved":
+                zeros = self.n_negatives * ones
+            elif k and self.explicit_neg == "clicked_only":
+                zeros = others
+            else:
+                zeros = others + self.n_negatives * (ones + others)
+            every = (1 + self.n_negatives) * len(rows)
+            terms = every if self.reduction == "rows" else max(ones + zeros, 1e-12)
+            level = _constant(self.loss_name, ones, zeros) / terms
+            total += (self.weights[k] if self.weights else 1.0) * level
+        return total
+
     def batch(self, store, rows: Tensor, generator: torch.Generator) -> PointwiseBatch:
         query = owner = store.query(rows, self._history)
         if self.shuffle_targets:
@@ -125,6 +162,16 @@ class Pointwise:
         if (extra := penalty(model, batch.query, batch.item_BC, self.l2)) is not None:
             total = total + extra
         return ({"loss": total} | {k: v.detach() for k, v in parts.items()}) if K > 1 else {"loss": total}
+
+
+def _constant(loss_name: str, ones: float, zeros: float) -> float:
+    """Summed loss of the best constant prediction for labels of these total weights."""
+    if not ones or not zeros:
+        return 0.0
+    share = ones / (ones + zeros)
+    if loss_name == "mse":
+        return ones * (1 - share)
+    return -ones * math.log(share) - zeros * math.log(1 - share)
 
 
 def _balance(store, user_B: Tensor, power: float) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from recexp import losses
 from recexp.nn.linear_cross_entropy import linear_cross_entropy
 from recexp.nn.lookup import row_dot
-from recexp.objectives.base import check_negatives, check_sampler, require, somebody
+from recexp.objectives.base import Objective, check_negatives, check_sampler, require, somebody
 from recexp.sampling import NegativeSampler
 from recexp.types import Query, RecexpError, SequenceBatch
 
@@ -18,7 +19,7 @@ LOSSES = ("ce", "bce", "gbce", "bpr", "sampled_softmax", "top1", "top1_max", "bp
 
 
 @dataclass
-class SequenceObjective:
+class SequenceObjective(Objective):
     """loss: "ce" (softmax over the whole catalogue) or one over n_negatives drawn items: "bce", "gbce", "bpr", "sampled_softmax", "top1", "top1_max",
     "bpr_max".
 
@@ -63,6 +64,11 @@ class SequenceObjective:
         if self.loss_name != "ce" and self.shared != "batch":
             check_negatives(store, self.n_negatives, model)
         self._history, self._n_items = model.history, store.schema.n_items
+
+    def constant_loss(self, store, batch_size: int) -> float:
+        if self.loss_name == "ce" or self.log_q:  # corrected, a sample stands for the catalog
+            return math.log(store.schema.n_items)
+        return losses.constant(self.loss_name, self.n_negatives, store.schema.n_items, self.t)
 
     def _negatives(self, store, batch: SequenceBatch, generator: torch.Generator) -> SequenceBatch:
         """The batch with its negatives; where targets are to be shuffled, with these replaced by items of random training events."""

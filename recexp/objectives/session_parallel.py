@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from recexp import losses
 from recexp.data.datamodule import rank_and_world
 from recexp.objectives.base import check_sampler, require, somebody
 from recexp.objectives.sequence import SequenceObjective
@@ -76,6 +77,12 @@ class SessionParallel(SequenceObjective):
     def rows(self, store) -> Tensor:
         user = store.train.user
         return 1 + torch.nonzero(user[1:] == user[:-1]).flatten()
+
+    def constant_loss(self, store, batch_size: int) -> float:
+        """Close, not exact: sessions' own targets among the others' are left out of the loss."""
+        sessions = int((store.train.ptr[1:] - store.train.ptr[:-1] >= 2).sum())
+        n = max(1, min(batch_size, sessions) - 1 + self.n_negatives)
+        return losses.constant(self.loss_name, n, store.schema.n_items, self.t)
 
     def batches(self, store, batch_size: int, seed: int) -> Sampler:
         """What deals out the rows instead of a shuffle: see ``SessionSteps``."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recexp.objectives.base import require
+from recexp.objectives.base import Objective, require
 
 
 @dataclass
-class Sweep:
+class Sweep(Objective):
     """The module calls ``model.sweep(store)`` once per epoch instead of optimiser steps."""
 
     needs = ("sweep",)

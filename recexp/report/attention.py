@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from recexp.assembly import assemble
 from recexp.compose import build, check_config
 from recexp.data.prepare import prepare
 from recexp.data.store import Store
 from recexp.foreign import check_fit, read_config
 from recexp.models.sequence import group_size
 from recexp.nn.attention import MultiHeadAttention
-from recexp.run import assemble
 from recexp.types import Query, RecexpError
 
 

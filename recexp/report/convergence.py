@@ -8,18 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recexp.convergence import KINDS, Verdict, judge
 from recexp.report.collect import epochs_table, setting
 from recexp.report.significance import system
 
 COUNTED = ("trials", "epochs", "steps")  # budgets that can be unequal by fault; seconds and rows differ by the nature of systems
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """kind: "patience", "flat", "rising", "one_pass" or "unknown"; text says it in a sentence, with the figures."""
-
-    kind: str
-    text: str
 
 
 @dataclass(frozen=True)
@@ -45,37 +38,22 @@ class Budget:
 
 
 def verdict(result: Mapping[str, Any], folder: str | Path | None = None, *, threshold: float = 0.01) -> Verdict:
-    """Whether more epochs would have helped, from the run's ``metrics.csv`` (in ``folder``, or where the result says it lies).
-
-    A run stopped by patience has had its chance. One that ended with its last epoch is "rising" if over the last quarter of its epochs the
-    validation metric gained more than ``threshold`` (0.01: one per cent of the best value), else "flat". Two gains are taken and the smaller counts:
-    that of the best value so far, because its checkpoint is what a run hands on, and over-fitting leaves it in place; and that of the quarter's
-    mean over the mean of the quarter before, because a single lucky epoch is no trend. A quarter, because neighbouring epochs differ by noise.
-    Quarters are counted in validated epochs, and the gain is scaled to a quarter of all epochs where too few are validated to cut there.
-
-    Models without gradients that pass once over the data are "one_pass". "unknown": no table, or fewer than two validated epochs.
+    """Whether more epochs would have helped: what the run itself found, else what its
+    ``metrics.csv`` tells (in ``folder``, or where the result says it lies); see ``judge``.
     """
+    own = result.get("convergence") or {}
+    if own.get("kind") in KINDS and isinstance(own.get("text"), str):
+        return Verdict(own["kind"], own["text"])
     rows = epochs_table({**result, **({} if folder is None else {"folder": str(folder)})})
-    if not rows:
-        return Verdict("unknown", "no metrics.csv, so its epochs are unknown")
-    monitor = setting(result, "callbacks.checkpoint.monitor") or ("test/ndcg@10" if result["selection"].startswith("test_peek") else "val/ndcg@10")
-    if len(rows) == 1 and not _by_gradient(rows):
-        return Verdict("one_pass", "needs one pass over the data only")
-    if result["stop_reason"].startswith("early"):
-        return Verdict("patience", f"stopped by patience after {len(rows)} epochs, best in epoch {result['best_epoch'] + 1}")
-    points = [(row["epoch"], row[monitor]) for row in rows if monitor in row]
-    if len(points) < 2:
-        return Verdict("unknown", f"{monitor} was measured in {len(points)} of {len(rows)} epochs: too few to tell")
-    quarter = -(-len(points) // 4)
-    values = [value for _, value in points]
-    best, epochs = max(values), points[-1][0] - points[-1 - quarter][0]
-    trend = sum(values[-quarter:]) / quarter - sum(values[-2 * quarter : -quarter]) / quarter
-    rate = min(best - max(values[:-quarter]), trend) / epochs / (abs(best) or 1.0)  # share of the best value, per epoch
-    gain = rate * len(rows) / 4
-    if gain > threshold:
-        rest = f"{monitor} gained {rate:.1%} of its {best:.4f} an epoch over the last {epochs:.0f}"
-        return Verdict("rising", f"still rising when its {len(rows)} epochs were over: {rest}")
-    return Verdict("flat", f"on a plateau when its {len(rows)} epochs were over: {monitor} gained {max(0.0, gain):.1%} in the last quarter of them")
+    peeked = result["selection"].startswith("test_peek")
+    monitor = setting(result, "callbacks.checkpoint.monitor") or ("test/ndcg@10" if peeked else "val/ndcg@10")
+    return judge(
+        rows,
+        monitor,
+        stop_reason=result["stop_reason"],
+        constant_loss=result.get("constant_loss"),
+        threshold=threshold,
+    )
 
 
 def ledger(results: Sequence[Mapping[str, Any]], *, label: Callable[[Mapping[str, Any]], str] = system, factor: float = 2.0) -> list[Budget]:
@@ -97,7 +75,7 @@ def ledger(results: Sequence[Mapping[str, Any]], *, label: Callable[[Mapping[str
         for name, runs in groups.items():
             share = {k: v / most[k][0] for k, v in spent[name].items() if v is not None and most[k][0]}
             counted = COUNTED[:1] if set(verdicts[name]) == {"one_pass"} else COUNTED
-            why = " (by patience)" if set(verdicts[name]) == {"patience"} else ""
+            why = " (by patience)" if all(r["stop_reason"].startswith("early") for r in runs) else ""
             flags = [
                 f"{k}: {share[k]:.0%} of what {most[k][1]} got{why if k != 'trials' else ''}" for k in counted if k in share and share[k] * factor < 1
             ]
@@ -121,7 +99,3 @@ def _spent(runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 def _mean(values: Sequence[float | None]) -> float | None:
     """None where any is unknown: a mean over the others would pass for one over all."""
     return None if None in values else sum(values) / len(values)
-
-
-def _by_gradient(rows: Sequence[Mapping[str, float]]) -> bool:
-    return any("lr" in row for row in rows)  # only optimisers have a learning rate

@@ -13,7 +13,14 @@ from recexp.report.tables import System, protocols, row_name, systems
 from recexp.types import RecexpError
 
 Label = Callable[[dict[str, Any]], str]
-ENDINGS = {"patience": "stopped by patience", "flat": "on a plateau", "rising": "STILL RISING", "one_pass": "one pass", "unknown": "unknown"}
+ENDINGS = {
+    "unlearned": "STOPPED BEFORE IT LEARNED",
+    "rising": "STILL RISING",
+    "converged": "converged",
+    "overfitted": "over-fitted",
+    "one_pass": "one pass",
+    "unknown": "unknown",
+}
 
 
 def labelled(results: Sequence[dict[str, Any]]) -> tuple[list[System], Label]:
@@ -80,7 +87,7 @@ def spreads(results: Sequence[dict[str, Any]], metric: str = "ndcg@10") -> list[
 
 
 def convergence(results: Sequence[dict[str, Any]]) -> list[Table]:
-    """A verdict on every trained run: stopped by patience, on a plateau, or still rising at its last epoch."""
+    """A verdict on every trained run: see ``recexp.convergence``."""
     made = []
     for about, runs in protocols([r for r in results if "evaluated" not in r]).items():
         found, _ = labelled(runs)

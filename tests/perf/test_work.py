@@ -37,7 +37,7 @@ def module_of(folder, *words: str) -> tuple[RecModule, object]:
     from recexp.compose import build
     from recexp.data.prepare import prepare
     from recexp.data.store import Store
-    from recexp.run import assemble
+    from recexp.assembly import assemble
 
     cfg = composed(folder, *words)
     protocol = build(cfg.protocol)

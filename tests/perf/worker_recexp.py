@@ -38,7 +38,7 @@ def main() -> None:
     from recexp.data.prepare import prepare
     from recexp.data.store import Store
     from recexp.lightning.hints import quiet
-    from recexp.run import assemble
+    from recexp.assembly import assemble
 
     quiet()
     torch.set_num_threads(SPEC["threads"])

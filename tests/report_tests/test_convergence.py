@@ -43,12 +43,15 @@ def saturating(speed, epochs=40):
         ("slow start", 0.02 * 1.05**EPOCH, "rising"),
         ("far from its end", saturating(0.03), "rising"),
         ("two epochs", [0.1, 0.2], "rising"),
-        ("saturated", saturating(0.4), "flat"),
-        ("over-fitting", saturating(0.4) - 0.002 * EPOCH, "flat"),
-        ("recovering from a dip", np.where((EPOCH > 19) & (EPOCH < 30), 0.2, 0.3), "flat"),
-        ("one lucky epoch near the end", np.where(EPOCH == 38, 0.31, 0.3), "flat"),
-        ("constant", np.full(40, 0.3), "flat"),
-        ("nothing learned", np.zeros(40), "flat"),
+        ("saturated", saturating(0.4), "converged"),
+        ("over-fitting", saturating(0.4) - 0.002 * EPOCH, "overfitted"),
+        ("over-fitting at once", 0.3 - 0.002 * EPOCH, "overfitted"),
+        ("a little below its best", saturating(0.4) - 0.0002 * EPOCH, "converged"),
+        ("recovering from a dip", np.where((EPOCH > 19) & (EPOCH < 30), 0.2, 0.3), "converged"),
+        ("one lucky epoch near the end", np.where(EPOCH == 38, 0.31, 0.3), "converged"),
+        ("one lucky epoch near the start", np.where(EPOCH == 8, 0.33, 0.3), "converged"),
+        ("constant", np.full(40, 0.3), "converged"),
+        ("nothing learned", np.zeros(40), "unlearned"),
         ("one epoch", [0.1], "one_pass"),
     ],
 )
@@ -56,20 +59,73 @@ def test_planted_curves(tmp_path, name, curve, kind):
     assert judged(tmp_path / "run", curve).kind == kind
 
 
-def test_patience_is_believed_whatever_the_curve(tmp_path):
-    found = judged(tmp_path / "run", [0.1, 0.2, 0.19, 0.18], stop_reason=EARLY)
-    assert found.kind == "patience" and "4 epochs" in found.text and "epoch 2" in found.text
+def curve_of(values, loss, steps_per_epoch=100):
+    """Rows of metrics.csv."""
+    return [
+        {"epoch": n, "step": steps_per_epoch * (n + 1), "lr": 1, "train/loss": loss[n], "val/ndcg@10": v}
+        for n, v in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize("stop_reason", [EARLY, "max_epochs reached", "max_steps reached"])
+@pytest.mark.parametrize(("last", "kind"), [(0.69, "unlearned"), (0.6, "unlearned"), (0.4, "converged")])
+def test_a_training_loss_near_a_constants_means_that_nothing_was_learned(tmp_path, stop_reason, last, kind):
+    """However flat its validation: the loss of BPR for equal scores is log 2 = .693."""
+    rows = curve_of([0.05] * 40, np.linspace(0.7, last, 40))
+    found = judged(tmp_path / "run", rows=rows, stop_reason=stop_reason, constant_loss=0.6931)
+    assert found.kind == kind
+    assert ("0.6931" in found.text and f"{last:.4f}" in found.text) == (kind == "unlearned")
+    assert judged(tmp_path / "old", rows=rows, stop_reason=stop_reason).kind == "converged"  # 4,000 steps
+
+
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "loss", "kind"),
+    [
+        (10, np.linspace(8, 5, 12), "unknown"),  # patience after 50 steps says nothing
+        (500, np.linspace(8, 5, 12), "converged"),
+        (10, np.r_[np.linspace(8, 5, 6), np.full(6, 5.0)], "converged"),  # there is nothing left to learn
+    ],
+)
+@pytest.mark.parametrize("stop_reason", [EARLY, "max_epochs reached"])
+def test_a_plateau_takes_steps(tmp_path, steps_per_epoch, loss, kind, stop_reason):
+    values = [0.02, 0.03, 0.04, 0.049, 0.0495, 0.05, 0.0497, 0.0498, 0.0496, 0.0499, 0.0495, 0.0498]
+    rows = curve_of(values, loss, steps_per_epoch)
+    found = judged(tmp_path / "run", rows=rows, stop_reason=stop_reason)
+    assert found.kind == kind
+    assert ("by patience" in found.text) == (stop_reason == EARLY)
+
+
+def test_patience_with_its_floor_ends_a_rise(tmp_path):
+    """Best in epoch 34 of 40 and far above the quarter before, then five validations without a gain."""
+    values = np.r_[0.1 + 0.002 * np.arange(35), np.full(5, 0.16)]
+    for steps, kind in ((100, "rising"), (500, "converged")):
+        rows = curve_of(values, 1 / (1 + EPOCH), steps)
+        assert judged(tmp_path / f"{steps}", rows=rows, stop_reason=EARLY).kind == kind
+
+
+def test_over_fitting_needs_a_falling_training_loss(tmp_path):
+    values = saturating(0.4) - 0.002 * EPOCH
+    for name, loss, kind in (("fits", 1 / (1 + EPOCH), "overfitted"), ("diverges", 0.5 + 0.1 * EPOCH, "unknown")):
+        assert judged(tmp_path / name, rows=curve_of(values, loss)).kind == kind
+
+
+def test_what_the_run_found_itself_is_believed(tmp_path):
+    own = {"kind": "unlearned", "text": "stopped before it learned"}
+    found = judged(tmp_path / "own", 0.1 + 0.002 * EPOCH, convergence=own)
+    assert (found.kind, found.text) == ("unlearned", "stopped before it learned")
+    for name, other in (("kind", {"kind": "splendid", "text": "x"}), ("text", {"kind": "rising"})):
+        assert judged(tmp_path / name, saturating(0.4), convergence=other).kind == "converged"
 
 
 @pytest.mark.parametrize("noise", [0.005, 0.01])
 def test_noise_neither_makes_a_plateau_rise_nor_hides_a_rise(tmp_path, noise):
     generator = np.random.default_rng(0)
-    kinds = {"flat": [], "rising": []}
+    kinds = {"converged": [], "rising": []}
     for trial in range(20):
-        for kind, curve in (("flat", saturating(0.4)), ("rising", 0.1 + 0.002 * EPOCH)):
+        for kind, curve in (("converged", saturating(0.4)), ("rising", 0.1 + 0.002 * EPOCH)):
             noisy = curve * (1 + noise * generator.normal(size=40))
             kinds[kind].append(judged(tmp_path / f"{kind}{trial}", noisy).kind)
-    assert kinds["flat"].count("flat") >= 19 and kinds["rising"].count("rising") == 20
+    assert kinds["converged"].count("converged") >= 19 and kinds["rising"].count("rising") == 20
 
 
 def test_the_text_says_by_how_much_and_the_threshold_decides(tmp_path):
@@ -77,12 +133,12 @@ def test_the_text_says_by_how_much_and_the_threshold_decides(tmp_path):
     found = judged(tmp_path / "a", line)
     assert found.kind == "rising" and "1.1% of its 0.1780 an epoch over the last 10" in found.text and "val/ndcg@10" in found.text
     assert judged(tmp_path / "b", line, threshold=0.105).kind == "rising"
-    assert judged(tmp_path / "c", line, threshold=0.12).kind == "flat"
+    assert judged(tmp_path / "c", line, threshold=0.12).kind == "converged"
 
 
 @pytest.mark.parametrize("every", [2, 5, 10, 20])
 def test_validation_in_some_epochs_only(tmp_path, every):
-    for kind, curve in (("rising", 0.1 + 0.002 * EPOCH), ("flat", saturating(0.5))):
+    for kind, curve in (("rising", 0.1 + 0.002 * EPOCH), ("converged", saturating(0.5))):
         rows = [{"epoch": n, "step": n, "lr": 1, "val/ndcg@10": curve[n] if n % every == every - 1 else ""} for n in EPOCH]
         found = judged(tmp_path / kind, rows=rows)
         assert found.kind == kind
@@ -91,7 +147,7 @@ def test_validation_in_some_epochs_only(tmp_path, every):
 
 def test_the_metric_judged_is_the_one_that_chose_the_epoch(tmp_path):
     rows = [{"epoch": n, "val/ndcg@10": 0.3, "test/ndcg@10": 0.1 + 0.002 * n, "val/hr@10": 0.1 + 0.001 * n} for n in EPOCH]
-    assert judged(tmp_path / "val", rows=rows).kind == "flat"
+    assert judged(tmp_path / "val", rows=rows).kind == "converged"
     assert judged(tmp_path / "peek", rows=rows, selection="test_peek (epoch chosen on the TEST set: optimistic)").kind == "rising"
     found = judged(tmp_path / "hr", rows=rows, config={"callbacks.checkpoint.monitor": "val/hr@10"})
     assert found.kind == "rising" and "val/hr@10" in found.text
