@@ -68,14 +68,10 @@ RANGES: dict[str, Range] = {
     "user_min": INDEX, "user_max": COUNT, "item_min": INDEX,
     # training
     "lr": Range(0, required=True), "weight_decay": Range(0, required=True), "betas": Range(0, 1, open_high=True, every=True, required=True),
-<<<<<<< HEAD
     "eps": Range(0, open_low=True, required=True),
     "momentum": Range(0, 1, open_high=True, required=True),
     "warmup": WEIGHT, "patience": Range(0, 2**31, whole=True, required=True), "num_nodes": COUNT,
-=======
-    "momentum": WEIGHT, "warmup": WEIGHT, "patience": Range(0, 2**31, whole=True, required=True), "num_nodes": COUNT,
     "min_steps": INDEX,
->>>>>>> h3
     "max_epochs": Range(1, 1_000_000, whole=True, required=True), "accumulate_grad_batches": Range(1, 2**31, whole=True, required=True),
     "check_val_every_n_epoch": Range(1, 2**31, whole=True, required=True),
     "gradient_clip_val": WEIGHT, "limit_val_batches": POSITIVE, "limit_train_batches": POSITIVE, "num_sanity_val_steps": Range(-1, whole=True),
