@@ -1,4 +1,4 @@
-"""A positive left out of its user's side features, against bags that preparation makes without it."""
+"""A positive left out of its user's side features, against bags made without it."""
 
 from __future__ import annotations
 
