@@ -22,7 +22,7 @@ STEPS = 7
 
 
 def gradients(seed=0):
-    """Gradients of ``SHAPES`` per step. Rows of table and biases are 0 as of items not in the batch."""
+    """Gradients of ``SHAPES`` per step. Some rows are 0, as those of items not in the batch."""
     rng = np.random.default_rng(seed)
     for step in range(STEPS):
         table, bias, matrix = (

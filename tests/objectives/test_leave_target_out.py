@@ -1,4 +1,4 @@
-"""A positive left out of its user's side features: against bags that the pipeline makes without it."""
+"""A positive left out of its user's side features, against bags made without it."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def rebuilt(opened, folder, raw, skipped):
 
 
 def by_brute_force(opened, folder, raw, user_B, item_B):
-    """Rows' shares without their items, one pair per user at a time: {feature: [B, cardinality]}."""
+    """Rows' shares without their items, one pair per user at a time; [B, cardinality] each."""
     found, left = {}, torch.arange(len(user_B))
     while len(left):
         user = user_B[left].tolist()
