@@ -29,7 +29,8 @@ MAX_DEPTH = 64  # of a category tree, as features.py has it
 SPLITS = (
     Split(),
     Split(),
-    Split(target="explicit", purge="pair", fallback="any"),
+    Split(target="explicit", purge="pair", fallback="any", test_without_history=True),
+    Split(target="strongest", purge="pair", fallback="any", test_without_history=True),
     Split(target="strongest", purge="later", fallback="any"),
     Split(kind="global_time", test_share=0.2, val_share=0.2),
 )
