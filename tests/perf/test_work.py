@@ -34,10 +34,10 @@ class Allocations(TorchDispatchMode):
 
 
 def module_of(folder, *words: str) -> tuple[RecModule, object]:
+    from recexp.assembly import assemble
     from recexp.compose import build
     from recexp.data.prepare import prepare
     from recexp.data.store import Store
-    from recexp.assembly import assemble
 
     cfg = composed(folder, *words)
     protocol = build(cfg.protocol)

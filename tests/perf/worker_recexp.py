@@ -34,11 +34,11 @@ def main() -> None:
     import pytorch_lightning as pl
     import torch
 
+    from recexp.assembly import assemble
     from recexp.compose import build
     from recexp.data.prepare import prepare
     from recexp.data.store import Store
     from recexp.lightning.hints import quiet
-    from recexp.assembly import assemble
 
     quiet()
     torch.set_num_threads(SPEC["threads"])
