@@ -60,10 +60,11 @@ def judge(
     ended = _ended(rows, stop_reason)
     loss = rows[-1].get("train/loss")
     if constant_loss and loss is not None and loss > (1 - LEARNED) * constant_loss:
-        share = max(0.0, 1 - loss / constant_loss)
+        share = 1 - loss / constant_loss
         text = (
-            f"{ended} before it learned: its training loss {loss:.4f} is {share:.1%} below the "
-            f"{constant_loss:.4f} of a model that scores all items alike"
+            f"{ended} before it learned: its training loss {loss:.4f} is "
+            f"{f'only {share:.1%} below' if share > 0 else 'not below'} the {constant_loss:.4f} of "
+            "a model that scores all items alike"
         )
         return Verdict("unlearned", text)
     points = [row for row in rows if monitor in row]

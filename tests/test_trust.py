@@ -103,7 +103,7 @@ def test_no_code_of_ours_loads_a_checkpoint_otherwise():
     calls = {p: re.findall(r"torch\.load\(.*|pickle\.load.*|load_from_checkpoint\(.*", p.read_text()) for p in (ROOT / "recexp").rglob("*.py")}
     assert all("weights_only=True" in call for found in calls.values() for call in found), calls
     fits = re.findall(r"trainer\.(?:fit|test)\(.*ckpt_path.*", (ROOT / "recexp" / "run.py").read_text())
-    assert len(fits) >= 2 and all("weights_only=True" in call for call in fits)
+    assert fits and all("weights_only=True" in call for call in fits)
 
 
 @pytest.mark.parametrize(

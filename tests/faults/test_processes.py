@@ -154,6 +154,8 @@ def test_what_two_processes_left_goes_on_to_the_same_metrics(shop, how):
     again = Run(parts, *words, f"ckpt_path={parts}/checkpoints/last.ckpt")
     assert again.ended() == 0, again.said()
     assert result(parts)["metrics"] == result(whole)["metrics"]
+    assert result(parts)["updates"] == result(whole)["updates"] == 12 * result(whole)["updates_per_epoch"]
+    assert len(result(parts)["parts"]) == 2
 
 
 @slow
