@@ -180,3 +180,14 @@ def test_bert4rec_decays_matrices_alone():
         assert decay[parameter] == (0.0 if undecayed else 0.01), name
     group = made.param_groups[0]
     assert (group["lr"], tuple(group["betas"]), group["eps"]) == (1e-4, (0.9, 0.999), 1e-6)
+
+
+def test_caser_decays_every_parameter():
+    """Adam's coupled decay is an L2 penalty, which Caser's authors put on biases too."""
+    model = torch.nn.Linear(3, 2)
+    optimizer = build(composed("model=caser", "dataset=table").optimizer)
+    module = SimpleNamespace(
+        gradient_free=False, model=model, _optimizer=optimizer, _scheduler=None
+    )
+    made = RecModule.configure_optimizers(module)
+    assert [group["weight_decay"] for group in made.param_groups] == [1e-6, 1e-6]

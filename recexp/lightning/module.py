@@ -79,11 +79,15 @@ class RecModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         if self.gradient_free:
             return None
-        # Decay neither biases nor normalisation, as BERT does; optimisers without decay see no difference.
+        # Decoupled decay spares biases and norms, as BERT's authors do. Coupled decay is an L2 penalty
+        # on every parameter, as in the code of Caser and NCF.
         matrices = [p for p in self.model.parameters() if p.requires_grad and p.ndim > 1]
         others = [p for p in self.model.parameters() if p.requires_grad and p.ndim <= 1]
         groups = [{"params": matrices}] + ([{"params": others, "weight_decay": 0.0}] if others else [])
         optimizer = self._optimizer(groups)
+        if not isinstance(optimizer, torch.optim.AdamW):
+            for group in optimizer.param_groups:
+                group["weight_decay"] = optimizer.defaults.get("weight_decay", 0.0)
         if self._scheduler is None:
             return optimizer
         scheduler = self._scheduler(optimizer, total_steps=int(self.trainer.estimated_stepping_batches))
