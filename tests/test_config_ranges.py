@@ -73,7 +73,7 @@ def test_numbers_of_everything_else_are_refused_by_name_or_make_sense(model):
     [
         (["model=sasrec", "model.num_heads=3"], r"model\.num_heads=3: does not divide model\.num_factors=64; choose one of 1, 2, 4, 8"),
         (["model=bpr_mf", "objective.n_negatives=0"], r"objective\.n_negatives must be at least 1"),
-        (["model=sasrec", "objective.loss_name=bce"], r"draws negatives, but sampler=none"),
+        (["model=sasrec_softmax", "objective.loss_name=bce"], r"draws negatives, but sampler=none"),
         (["model=sasrec", "objective.loss_name=hinge"], r"objective\.loss_name='hinge' is unknown; choose one of ce"),
         (["model=nova_bert", "model.fusion=sum"], r"model: fusion='sum' is not one of"),
         (["model=ite", "model.num_factors=7"], r"model: num_factors=7"),

@@ -39,16 +39,44 @@ class EventSide(nn.Module):
         self.table = nn.Embedding(n + 3, width, padding_idx=0)
 
     def forward(self, query: Query, mask_id: int) -> Tensor:
-        item_BL, code_BL = query.item_BL, getattr(query, self.column)
+        item_BL, code_BL = query.item_BL, self.codes(query, mask_id)
         code_BL = torch.zeros_like(item_BL) if code_BL is None else code_BL
         code_BL = code_BL.masked_fill((item_BL != 0) & (code_BL == 0), self.unknown)
         return self.table(code_BL.masked_fill(item_BL == mask_id, self.masked))
 
+    def codes(self, query: Query, mask_id: int) -> Tensor | None:
+        """int64 [B, L]"""
+        return getattr(query, self.column)
+
+
+class TimeSide(EventSide):
+    """Vectors of events' ages: seconds before the newest that is not masked, by powers of 2.
+
+    Liu et al. 2021 (NOVA-BERT), arXiv:2103.03578, name the time among an event's side information
+    and do not say how it is embedded. An age needs no range from the data, and times to come have
+    one too.
+    """
+
+    AGES = 32  # 0, 1, 2-3, 4-7, ..., from 2^30 seconds (34 years) on
+
+    def __init__(self, width: int):
+        super().__init__("time_BL", self.AGES, width)
+        edges = 2 ** torch.arange(self.AGES - 1)
+        self.register_buffer("edges", edges, persistent=False)
+
+    def codes(self, query: Query, mask_id: int) -> Tensor:
+        known_BL = (query.item_BL != 0) & (query.item_BL != mask_id)
+        time_BL = torch.where(known_BL, query.time_BL, torch.iinfo(torch.int64).min)
+        age_BL = (time_BL.amax(1, keepdim=True) - time_BL) // 1000
+        return torch.where(known_BL, 1 + torch.bucketize(age_BL, self.edges, right=True), 0)
+
 
 class SideVectors(nn.Module):
-    """One vector per event and side feature: item features by name, "value" (rating levels), "behaviour" (its type).
+    """One vector per event and side feature.
 
-    side: names, or "all" that the data has. Raises RecexpError for what the data does not have.
+    side: names of item features, "value" (rating levels), "behaviour" (its type), "time" (see
+    ``TimeSide``); or "all" that the data has but the time, which some data only number. Raises
+    RecexpError for what the data does not have.
     """
 
     def __init__(self, schema: Schema, width: int, side: str | Sequence[str]):
@@ -60,13 +88,17 @@ class SideVectors(nn.Module):
             columns["behaviour"] = ("behaviour_BL", len(schema.behaviours))
         available = [*schema.item_features, *columns]
         names = available if side == "all" else [side] if isinstance(side, str) else list(side)
-        if unknown := [name for name in names if name not in available]:
-            raise RecexpError(f"side names {unknown}, but the prepared data has {available or 'no side information'}.")
+        if unknown := [name for name in names if name not in (*available, "time")]:
+            known = [*available, "time"]
+            raise RecexpError(f"side names {unknown}, but the prepared data has {known}.")
         if side == "all" and not available:
             raise RecexpError("side: all, but the prepared data has no side information. Take another dataset, or side: [].")
         self.mask_id = schema.V
-        self.items = nn.ModuleList(ItemSide(schema.item_features[name], width) for name in names if name not in columns)
+        features = [schema.item_features[name] for name in names if name in schema.item_features]
+        self.items = nn.ModuleList(ItemSide(feature, width) for feature in features)
         self.events = nn.ModuleList(EventSide(*columns[name], width) for name in names if name in columns)
+        if "time" in names and "time" not in schema.item_features:
+            self.events.append(TimeSide(width))
 
     def __len__(self) -> int:
         return len(self.items) + len(self.events)

@@ -1,10 +1,12 @@
-"""What the papers state of every setting of their experiments, and what they leave open: ``papers/settings.csv``.
+"""What the papers state of every setting of their experiments, and what they leave open.
 
-Columns: paper, experiment, model, dataset, key, value, source, stated. experiment is the YAML's name under
-``conf/experiment/<paper>``; paper, model and dataset are those of the composed config. In experiment, model
-and dataset several names stand with ``|`` between, and ``*`` matches any text. The last row that matches holds.
-value: as YAML. Several values with ``|`` between are those that the experiment's jobs vary the key over.
-source: where the paper (or its authors' code) states the value or, where ``stated`` is false, why it is ours.
+Columns of ``papers/settings.csv``: paper, experiment, model, dataset, key, value, source, stated.
+paper/experiment is the YAML's place under ``conf/experiment``; model and dataset are the choices of
+the composed config. In experiment, model and dataset several names stand with ``|`` between, and
+``*`` matches any text. The last row that matches holds.
+value: as YAML. Several values with ``|`` between are those that the experiment's jobs take.
+source: where the paper (or its authors' code) states the value or, where stated is false, why it is
+ours.
 """
 
 from __future__ import annotations
@@ -27,17 +29,31 @@ from recexp.types import RecexpError
 FILE = Path(__file__).parent / "papers" / "settings.csv"
 COLUMNS = ("paper", "experiment", "model", "dataset", "key", "value", "source", "stated")
 
-# What counts as a setting, by group. Keys that a config leaves out count with the constructor's default.
+# What counts as a setting, by group. A key left out counts with the constructor's default.
 OPTIMIZER = ("_target_", "lr", "betas", "momentum", "eps", "weight_decay")
-DATASET = ("behaviours", "explicit", "value_behaviours", "filters", "iterate_filters", "merge", "window")
-TRAINER = ("max_epochs", "max_steps", "gradient_clip_val", "accumulate_grad_batches", "check_val_every_n_epoch")
+DATASET = (
+    "behaviours", "explicit", "value_behaviours", "filters", "iterate_filters", "merge", "window",
+)  # fmt: skip
+TRAINER = (
+    "max_epochs", "max_steps", "gradient_clip_val", "accumulate_grad_batches",
+    "check_val_every_n_epoch",
+)  # fmt: skip
+PROTOCOL = ("history", "ties")
 ROOT = ("batch_size", "batch_counts", "selection", "seed")
-NOT_SETTINGS = ("_partial_", "_recursive_", "_convert_", "self", "schema", "sampler", "shuffle_targets", "name", "chunk", "brute_force")
+NOT_SETTINGS = (
+    "_partial_", "_recursive_", "_convert_", "self", "schema", "sampler", "shuffle_targets", "name",
+    "chunk", "brute_force",
+)  # fmt: skip
+# A run's config may come from elsewhere: only these are imported.
+KNOWN = (
+    "recexp.models.", "recexp.objectives.", "recexp.sampling.", "recexp.lightning.optimizers.",
+    "torch.optim.",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Setting:
-    """values: one, or those that the jobs of an experiment vary the key over. line: of the table, from 2 on."""
+    """values: one, or those that an experiment's jobs take. line: of the table, from 2 on."""
 
     values: tuple[Any, ...]
     source: str
@@ -56,7 +72,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def paper_settings(experiment: str, model: str, dataset: str) -> dict[str, Setting]:
-    """By key, what the table says of one model on one data set. experiment: such as ``bert4rec/table2_systems``."""
+    """By key, what the table says. experiment: such as ``bert4rec/table2_systems``."""
     paper, _, name = experiment.partition("/")
     found = {}
     for line, row in enumerate(_rows(), 2):
@@ -68,9 +84,8 @@ def paper_settings(experiment: str, model: str, dataset: str) -> dict[str, Setti
 
 
 def composed_settings(cfg: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """By key, the settings of a composed config or a run's ``config.yaml``, without those that it makes no use of."""
-    cfg = OmegaConf.create(cfg) if not isinstance(cfg, DictConfig) else cfg
-    found = dict(_leaves(cfg))
+    """By key, the settings of a composed config or a run's ``config.yaml`` that it makes use of."""
+    found = dict(_leaves(cfg if isinstance(cfg, DictConfig) else OmegaConf.create(cfg)))
     return {key: value for key, value in found.items() if not _idle(key, found)}
 
 
@@ -85,7 +100,9 @@ def _rows() -> tuple[dict[str, str], ...]:
     for line, row in enumerate(rows, 2):
         whole = tuple(row) == COLUMNS and None not in row.values() and row["source"]
         if not whole or row["stated"] not in ("true", "false"):
-            raise RecexpError(f"{FILE.name}, line {line}: needs {', '.join(COLUMNS)}; stated is true or false.")
+            raise RecexpError(
+                f"{FILE.name}, line {line}: needs {', '.join(COLUMNS)}; stated is true or false."
+            )
     return rows
 
 
@@ -109,20 +126,31 @@ def _leaves(cfg: DictConfig) -> Iterator[tuple[str, Any]]:
         values = {} if group == "scheduler" else _defaults(node["_target_"])
         values |= {key: _plain(node, key) for key in node if key not in NOT_SETTINGS}
         for key, value in values.items():
-            if key in OPTIMIZER if group == "optimizer" else (group, key) != ("model", "_target_"):
+            if _counts(group, key):
                 yield f"{group}.{key}", value
-    for place, keys in (("dataset", DATASET), ("trainer", TRAINER), ("protocol", ("history", "ties"))):
-        yield from ((f"{place}.{key}", _plain(cfg[place], key)) for key in keys if key in cfg[place])
+    for place, keys in (("dataset", DATASET), ("trainer", TRAINER), ("protocol", PROTOCOL)):
+        node = cfg[place]
+        yield from ((f"{place}.{key}", _plain(node, key)) for key in keys if key in node)
     for part in ("split", "candidates"):
         node = cfg.protocol[part]
-        yield from ((f"protocol.{part}.{key}", _plain(node, key)) for key in node if not key.startswith("_"))
-    yield "callbacks.early_stopping.patience", OmegaConf.select(cfg, "callbacks.early_stopping.patience")
+        keys = [key for key in node if not key.startswith("_")]
+        yield from ((f"protocol.{part}.{key}", _plain(node, key)) for key in keys)
+    patience = "callbacks.early_stopping.patience"
+    yield patience, OmegaConf.select(cfg, patience)
     yield from ((key, _plain(cfg, key)) for key in ROOT if key in cfg)
 
 
+def _counts(group: str, key: str) -> bool:
+    """The model's class follows from its name."""
+    return key in OPTIMIZER if group == "optimizer" else (group, key) != ("model", "_target_")
+
+
 def _defaults(target: str) -> dict[str, Any]:
+    if not target.startswith(KNOWN):
+        return {}
     parameters = inspect.signature(get_method(target)).parameters.values()
-    return {p.name: _listed(p.default) for p in parameters if p.default is not p.empty and p.name not in NOT_SETTINGS}
+    optional = [p for p in parameters if p.default is not p.empty and p.name not in NOT_SETTINGS]
+    return {p.name: _listed(p.default) for p in optional}
 
 
 def _plain(node: DictConfig, key: str) -> Any:
@@ -142,6 +170,7 @@ _UNUSED_UNLESS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "objective.step": ("objective.windows", ("all", None)),
     "objective.levels": ("objective.pairs", ("levels", None)),
     "objective.last_prob": ("objective.copies", (0,)),
+    "model.head_norm": ("model.projection", (True, None)),
     "model.gate": ("model.fusion", ("gating",)),
     "model.shared_fusion": ("model.invasive", (False,)),
     "model.position_in_sides": ("model.invasive", (False,)),
@@ -153,8 +182,13 @@ _UNUSED_UNLESS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "protocol.candidates.seed": ("protocol.candidates.kind", ("uniform", "popularity")),
     "protocol.candidates.counts": ("protocol.candidates.kind", ("popularity",)),
 }
-_OF_NEGATIVES = ("objective.n_negatives", "objective.shared", "objective.target_copies", "batch_counts")
-_OF_MANY_MASKS = ("objective.mask_prob", "objective.max_masked", "objective.count", "objective.last_prob")
+_OF_NEGATIVES = (
+    "objective.n_negatives", "objective.shared", "objective.target_copies", "batch_counts",
+    "sampler.",
+)  # fmt: skip
+_OF_MANY_MASKS = (
+    "objective.mask_prob", "objective.max_masked", "objective.count", "objective.last_prob",
+)  # fmt: skip
 _OF_GRADIENTS = ("optimizer.", "scheduler.", "sampler.", "batch_", "trainer.", "callbacks.")
 
 
@@ -165,7 +199,7 @@ def _idle(key: str, found: Mapping[str, Any]) -> bool:
             return True
     if found["objective._target_"].endswith(".Sweep"):
         return key.startswith(_OF_GRADIENTS)
-    if found.get("objective.loss_name") == "ce" and (key in _OF_NEGATIVES or key.startswith("sampler.")):
+    if found.get("objective.loss_name") == "ce" and key.startswith(_OF_NEGATIVES):
         return True
     if found.get("objective.one_mask") and key in _OF_MANY_MASKS:
         return True

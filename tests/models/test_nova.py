@@ -97,7 +97,7 @@ def test_wanted_states_are_those_among_all_states(invasive, leak, monkeypatch):
 
 
 @pytest.mark.parametrize("invasive", [False, True])
-@pytest.mark.parametrize("name", ["category", "genres", "price", "value", "behaviour"])
+@pytest.mark.parametrize("name", ["category", "genres", "price", "value", "behaviour", "time"])
 def test_each_feature_alone_counts(invasive, name):
     m = model(invasive=invasive, side=name)
     assert len(m.side) == 1
@@ -118,6 +118,30 @@ def test_unknown_padding_and_mask_are_three_things():
     assert torch.equal(next(iter(values(query, query.item_BL)))[0], table[[0, 3, 6, 7]])
     query.value_BL = None
     assert torch.equal(next(iter(values(query, query.item_BL)))[0], table[[0, 6, 6, 7]])
+
+
+def test_time_is_an_age_by_powers_of_two_and_hidden_where_masked():
+    side = model(side=["time"]).side
+    query = toy.query([0], [[0, 5, 6, 7, 8, 3]])
+    second = 1000
+    query.time_BL[0] = torch.tensor([0, -5, 0, 3, 4, 99]) * second
+    query.item_BL[0, 5] = SCHEMA.V
+    ages = side.events[0]
+    assert ages.codes(query, SCHEMA.V).tolist() == [[0, 5, 4, 2, 1, 0]]  # 9, 4, 1 and 0 seconds
+    vectors = next(iter(side(query, query.item_BL)))
+    assert not vectors[0, 0].any()
+    assert torch.equal(vectors[0, 5], ages.table.weight[ages.masked])
+    query.time_BL[0, 5] = 0  # a masked event's time changes nothing
+    query.time_BL[0, 1:] += 10**12  # nor does the calendar
+    assert torch.equal(next(iter(side(query, query.item_BL))), vectors)
+
+
+def test_time_counts_where_it_is_named_only():
+    assert len(model(side=[*SCHEMA.item_features, "value", "behaviour"]).side) == len(model().side)
+    later = dataclasses.replace(QUERY, time_BL=QUERY.time_BL * 7)
+    assert torch.equal(model().score(later), model().score(QUERY))
+    named = model(side=["time"])
+    assert not torch.equal(named.score(later), named.score(QUERY))
 
 
 def test_items_without_a_label_have_a_vector_of_their_own():

@@ -24,11 +24,13 @@ D256 = ["model.num_factors=256", "model.num_heads=4"]
 CASES = {
     "bpr_mf": ["model=bpr_mf", "batch_size=16384"],
     "fpmc": ["model=fpmc", "batch_size=16384"],
-    "neumf": ["model=neumf", "model.num_factors=64", "model.num_layers=2", "objective.n_negatives=1", "batch_size=4096"],
-    "ite": ["model=ite", "model.num_factors=32", "batch_size=4096"],
+    "neumf": ["model=neumf", "model.num_factors=64", "model.num_layers=2",
+              "objective.n_negatives=1", "batch_size=4096", "batch_counts=positives"],
+    "ite": ["model=ite", "model.num_factors=32", "batch_size=4096", "batch_counts=positives"],
     # all items as candidates of a Transformer each are no protocol of this family
-    "bert_ite": ["model=bert_ite", "model.num_factors=32", "batch_size=256", "protocol.candidates.kind=uniform", "protocol.candidates.n=100",
-                 "protocol.candidates.seen=ranked"],
+    "bert_ite": ["model=bert_ite", "model.num_factors=32", "batch_size=256",
+                 "batch_counts=positives", "protocol.candidates.kind=uniform",
+                 "protocol.candidates.n=100", "protocol.candidates.seen=ranked"],
     "caser": ["model=caser", "batch_size=2048"],
     "gru4rec": ["model=gru4rec", "batch_size=50"],
     "sasrec": [*SASREC, "batch_size=128"],

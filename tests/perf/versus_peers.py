@@ -29,7 +29,7 @@ PEERS = {
 }
 
 TRANSFORMER = ["model.num_factors=64", "model.num_layers=2", "model.num_heads=2"]
-SASREC = ["model=sasrec", "model.max_len=200", *TRANSFORMER]
+SASREC = ["model=sasrec_softmax", "model.max_len=200", *TRANSFORMER]
 BERT4REC = ["model=bert4rec", "model.max_len=200", *TRANSFORMER, "objective.step=1000000"]  # one window per user
 RECBOLE_TRANSFORMER = {"n_layers": 2, "n_heads": 2, "hidden_size": 64, "inner_size": 256, "train_neg_sample_args": None}
 ONE_NEGATIVE = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}}
@@ -78,7 +78,9 @@ CASES: dict[str, dict] = {
         "peer": {"model": "FPMC", "length": 200, "settings": {"embedding_size": 64}}, "targets": {"epoch": 2, "epoch, own best": 4},
     },
     "recbole/neumf": {
-        "ours": ["model=neumf", "model.num_factors=64", "model.num_layers=2", "objective.n_negatives=1"], "batch": 2048, "best": (16384, 8192),
+        "ours": ["model=neumf", "model.num_factors=64", "model.num_layers=2",
+                 "objective.n_negatives=1", "batch_counts=positives"],
+        "batch": 2048, "best": (16384, 8192),
         "peer": {"model": "NeuMF",
         "settings": {"mf_embedding_size": 64, "mlp_embedding_size": 128, "mlp_hidden_size": [128, 64], "dropout_prob": 0.0}},
         "targets": {"epoch": 1.5, "epoch, own best": 2, "rank": 8},
@@ -89,7 +91,7 @@ CASES: dict[str, dict] = {
 RACES: dict[str, dict] = {
     "sasrec": {
         "peer": {"model": "SASRec", "batch": 256, "settings": {"train_neg_sample_args": None}, "epochs": 4}, "ahead": 20, "epochs": 60,
-        "ours": ["model=sasrec", "model.max_len=50", *TRANSFORMER, "batch_size=64"],
+        "ours": ["model=sasrec_softmax", "model.max_len=50", *TRANSFORMER, "batch_size=64"],
     },
     "bert4rec": {
         "peer": {"model": "BERT4Rec", "batch": 256, "settings": {"train_neg_sample_args": None}, "epochs": 4}, "ahead": 20, "epochs": 200,
