@@ -29,7 +29,7 @@ COMMON = ["logger=none", "threads=1", "seed=0"]
 SHOP = ["dataset=simulated_shop", "dataset.source.users=150", "dataset.source.items=200",
         "dataset.source.categories=10", "protocol=p1_uniform999", "protocol.candidates.n=50",
         "batch_size=64", "trainer.max_epochs=2"]  # fmt: skip
-FIRST_STEP = ["trainer.max_epochs=1", "trainer.limit_train_batches=1"]
+FIRST_STEP = ["trainer.max_epochs=1", "+trainer.limit_train_batches=1"]
 # What a model needs beyond the defaults on the shop.
 EXTRA = {"mfpr": ["objective.levels=[1,2,3]"], "nmtr": ["model.n_behaviours=2"]}
 REAL = {
@@ -44,7 +44,7 @@ REAL = {
     "taobao mf_mmlp p2": ["experiment=real/taobao_31882", "taobao-31882", "model=mf_mmlp",
                           "protocol=p2_uniform99"],
 }  # fmt: skip
-REAL_LIMITS = ["trainer.max_epochs=1", "trainer.limit_train_batches=20"]
+REAL_LIMITS = ["trainer.max_epochs=1", "+trainer.limit_train_batches=20"]
 
 
 def runs(work: Path) -> dict[str, list[str]]:
