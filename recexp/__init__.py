@@ -1,2 +1,3 @@
 """recexp: train and honestly evaluate recommenders."""
+
 __version__ = "0.1.0"

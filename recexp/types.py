@@ -22,10 +22,6 @@ import torch
 from torch import Tensor
 
 
-class RecexpError(Exception):
-    """An error meant for people: what was wrong, where, and what to do. Printed without a traceback by the command line."""
-
-
 @dataclass(frozen=True)
 class Feature:
     """One attribute of items as a weighted bag of value ids, the same form for every kind.
@@ -60,7 +56,9 @@ class Schema:
     explicit: tuple[bool, ...]  # per behaviour: does it count as explicit feedback?
     n_values: int = 0  # distinct levels of the event's value (ratings), 0 where events carry none
     item_features: dict[str, Feature] = field(default_factory=dict)
-    user_features: dict[str, Bag] = field(default_factory=dict)  # same keys as item_features of kind != numeric
+    user_features: dict[str, Bag] = field(
+        default_factory=dict
+    )  # same keys as item_features of kind != numeric
 
     @property
     def V(self) -> int:
@@ -91,7 +89,12 @@ class Query:
         return self.item_BL != 0
 
     def __getitem__(self, rows: Tensor | slice) -> Query:
-        return Query(**{f.name: None if (x := getattr(self, f.name)) is None else x[rows] for f in dataclasses.fields(self)})
+        return Query(
+            **{
+                f.name: None if (x := getattr(self, f.name)) is None else x[rows]
+                for f in dataclasses.fields(self)
+            }
+        )
 
 
 def moved(value: Any, device: torch.device | str) -> Any:
@@ -103,10 +106,15 @@ def moved(value: Any, device: torch.device | str) -> Any:
     if isinstance(value, Tensor):
         if value.device == device:
             return value
-        pinned = value.pin_memory() if (value.device.type, device.type) == ("cpu", "cuda") else value
+        pinned = (
+            value.pin_memory() if (value.device.type, device.type) == ("cpu", "cuda") else value
+        )
         return pinned.to(device, non_blocking=True)
     if dataclasses.is_dataclass(value):
-        return dataclasses.replace(value, **{f.name: moved(getattr(value, f.name), device) for f in dataclasses.fields(value)})
+        return dataclasses.replace(
+            value,
+            **{f.name: moved(getattr(value, f.name), device) for f in dataclasses.fields(value)},
+        )
     return value
 
 
@@ -118,7 +126,9 @@ class PointwiseBatch:
     item_BC: Tensor
     y_BCK: Tensor  # float32 in {0, 1}
     w_BCK: Tensor  # float32 >= 0; 0 leaves a term out
-    did_BCT: Tensor | None = None  # bool: the user showed behaviour t (weak to strong) on the item in training
+    did_BCT: Tensor | None = (
+        None  # bool: the user showed behaviour t (weak to strong) on the item in training
+    )
 
 
 @dataclass

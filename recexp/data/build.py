@@ -13,12 +13,12 @@ import polars as pl
 from recexp.data.features import build_features
 from recexp.data.filters import apply_filters
 from recexp.data.rows import BLOCK, Rows
-from recexp.data.simulator import is_simulated
+from recexp.data.simulation.simulator import is_simulated
 from recexp.data.split import DROPPED, PAST, TEST, TRAIN, VAL
-from recexp.types import RecexpError
+from recexp.errors import RecexpError
 
 if TYPE_CHECKING:
-    from recexp.data.prepare import Dataset
+    from recexp.data.cache import Dataset
     from recexp.data.split import Split
 
 MAX_LEVELS = 1000  # a value with more is continuous
@@ -63,11 +63,16 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
     if merge_first:
         rows = rows.merged(explicit)
     code = split.assign(rows, explicit)
-    seen = {name: unmerged.seen_weaker(rows.origin[code == of]) for name, of in (("val", VAL), ("test", TEST))}
+    seen = {
+        name: unmerged.seen_weaker(rows.origin[code == of])
+        for name, of in (("val", VAL), ("test", TEST))
+    }
     del unmerged
     left_out |= split.left_out(rows, explicit, code)
     if purged := int((code == DROPPED).sum()):
-        report.append(f"{purged:,} events of held-out (user, item) pairs purged from training (purge={split.purge})")
+        report.append(
+            f"{purged:,} events of held-out (user, item) pairs purged from training (purge={split.purge})"
+        )
     stage("writing training events")
     train = rows[code == TRAIN]
     if dataset.merge == "pairs" and not merge_first:
@@ -95,7 +100,11 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
     for name, of in (("val", VAL), ("test", TEST)):
         _write_targets(out, name, rows, np.flatnonzero(code == of), ptr, seen[name])
     # BERT4Rec's sampler counts complete sequences, validation and test included (models.md §1.5).
-    _save(out, "item_count", np.bincount(rows.item[code != PAST], minlength=n_items + 1).astype(np.int64))
+    _save(
+        out,
+        "item_count",
+        np.bincount(rows.item[code != PAST], minlength=n_items + 1).astype(np.int64),
+    )
     audit = _audit(rows, code, seen["test"])
     audit |= {f"{name}_targets_weaker_only": share for name, share in weaker_only.items()}
     n_rows = len(rows)
@@ -170,25 +179,43 @@ def _behaviours(
     """Replace names by codes 1..K, weak to strong. Users who lose all events enter ``left_out``."""
     if dataset.value_behaviours:
         if "value" not in events.collect_schema():
-            raise RecexpError("dataset.value_behaviours is set, but the events carry no value to read behaviours from.")
+            raise RecexpError(
+                "dataset.value_behaviours is set, but the events carry no value to read behaviours from."
+            )
         code = pl.lit(0, dtype=pl.Int8)
         for name in dataset.behaviours:  # ascending thresholds
             number = pl.lit(dataset.behaviours.index(name) + 1, dtype=pl.Int8)
-            code = pl.when(pl.col("value") >= dataset.value_behaviours[name]).then(number).otherwise(code)
+            code = (
+                pl.when(pl.col("value") >= dataset.value_behaviours[name])
+                .then(number)
+                .otherwise(code)
+            )
         events = events.with_columns(behaviour=code)
         below, height = _count(events.filter(pl.col("behaviour") == 0)), _count(events)
         if below:
-            report.append(f"{below:,} events dropped: their value is missing or below every threshold of dataset.value_behaviours")
+            report.append(
+                f"{below:,} events dropped: their value is missing or below every threshold of dataset.value_behaviours"
+            )
         if below == height:
-            raise RecexpError(f"{dataset.name}: no event's value reaches a threshold of dataset.value_behaviours {dict(dataset.value_behaviours)}.")
+            raise RecexpError(
+                f"{dataset.name}: no event's value reaches a threshold of dataset.value_behaviours {dict(dataset.value_behaviours)}."
+            )
         kept = events.filter(pl.col("behaviour") > 0)
         if below and (gone := _users(events) - _users(kept)):
             left_out["removed by dataset.value_behaviours"] = gone
         return kept.drop("behavior")
-    found = events.select(pl.col("behavior").unique()).collect(engine="streaming").to_series().to_list()
+    found = (
+        events.select(pl.col("behavior").unique()).collect(engine="streaming").to_series().to_list()
+    )
     if unknown := sorted(set(found) - set(dataset.behaviours)):
         if dataset.on_bad_rows == "error":
-            row = events.with_row_index("row").filter(pl.col("behavior").is_in(unknown)).head(1).collect(engine="streaming").row(0, named=True)
+            row = (
+                events.with_row_index("row")
+                .filter(pl.col("behavior").is_in(unknown))
+                .head(1)
+                .collect(engine="streaming")
+                .row(0, named=True)
+            )
             raise RecexpError(
                 f"{file}: unknown behaviour {row['behavior']!r} in event {row['row'] + 1} (user {row['user']}, item {row['item']}). "
                 f"dataset.behaviours lists {list(dataset.behaviours)}: add it there, or use dataset.on_bad_rows=drop."
@@ -200,10 +227,14 @@ def _behaviours(
             left_out["removed by dataset.behaviours"] = gone
         report.append(f"{before - left:,} events dropped: behaviour among {unknown}")
         if left == 0:
-            raise RecexpError(f"{dataset.name}: no event has one of the behaviours {list(dataset.behaviours)}.")
+            raise RecexpError(
+                f"{dataset.name}: no event has one of the behaviours {list(dataset.behaviours)}."
+            )
     code = pl.lit(None, dtype=pl.Int8)
     for i, name in enumerate(dataset.behaviours):  # replace_strict would gather all events first
-        code = pl.when(pl.col("behavior") == name).then(pl.lit(i + 1, dtype=pl.Int8)).otherwise(code)
+        code = (
+            pl.when(pl.col("behavior") == name).then(pl.lit(i + 1, dtype=pl.Int8)).otherwise(code)
+        )
     return events.with_columns(behaviour=code).drop("behavior")
 
 
@@ -216,15 +247,24 @@ def _window(
     for key in ("start", "end"):
         try:
             moment = datetime.fromisoformat(str(dataset.window[key]))
-            ms[key] = int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+            ms[key] = int(
+                (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000
+            )
         except (KeyError, ValueError) as error:
-            raise RecexpError(f"dataset.window.{key} must be an ISO date such as 2016-08-08: {error}") from error
+            raise RecexpError(
+                f"dataset.window.{key} must be an ISO date such as 2016-08-08: {error}"
+            ) from error
     kept = events.filter((pl.col("timestamp") >= ms["start"]) & (pl.col("timestamp") < ms["end"]))
-    report.append(f"window {dataset.window['start']} to {dataset.window['end']}: {events.height - kept.height:,} events outside dropped")
+    report.append(
+        f"window {dataset.window['start']} to {dataset.window['end']}: {events.height - kept.height:,} events outside dropped"
+    )
     if gone := events["user"].n_unique() - kept["user"].n_unique():
         left_out["removed by dataset.window"] = gone
     if kept.height == 0:
-        first, last = (datetime.fromtimestamp(t / 1000, UTC).isoformat() for t in (events["timestamp"].min(), events["timestamp"].max()))
+        first, last = (
+            datetime.fromtimestamp(t / 1000, UTC).isoformat()
+            for t in (events["timestamp"].min(), events["timestamp"].max())
+        )
         raise RecexpError(f"dataset.window left no event: the data run from {first} to {last}.")
     return kept
 
@@ -232,17 +272,25 @@ def _window(
 def _indexed(raw: pl.Series, first: int) -> tuple[pl.DataFrame, np.ndarray]:
     """Columns index (first, first + 1, ...) and the raw ids, ascending; and each row's index, int32."""
     ids = raw.unique().sort()
-    table = ids.to_frame().with_row_index("index", offset=first).with_columns(pl.col("index").cast(pl.Int64))
+    table = (
+        ids.to_frame()
+        .with_row_index("index", offset=first)
+        .with_columns(pl.col("index").cast(pl.Int64))
+    )
     if not raw.dtype.is_integer():
         return table, (raw.rank("dense").to_numpy().astype(np.int64) + (first - 1)).astype(np.int32)
     known, index = ids.to_numpy(), np.empty(len(raw), dtype=np.int32)
     place = None
-    if len(raw) > int(known[-1]) - int(known[0]):  # looked up in a table of a place for every number, instead of searched for
+    if len(raw) > int(known[-1]) - int(
+        known[0]
+    ):  # looked up in a table of a place for every number, instead of searched for
         place = np.zeros(int(known[-1]) - int(known[0]) + 1, dtype=np.int32)
         place[known - known[0]] = np.arange(len(known), dtype=np.int32)
     for at in range(0, len(raw), BLOCK):
         block = raw[at : at + BLOCK].to_numpy()
-        index[at : at + BLOCK] = (np.searchsorted(known, block) if place is None else place[block - known[0]]) + first
+        index[at : at + BLOCK] = (
+            np.searchsorted(known, block) if place is None else place[block - known[0]]
+        ) + first
     return table, index
 
 
@@ -256,10 +304,17 @@ def _rows(events: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame, Rows, list[
         levels = events["value"].drop_nulls().unique().sort().to_numpy()
         if 0 < len(levels) <= MAX_LEVELS:
             known = events["value"].is_not_null().to_numpy()
-            value = np.where(known, np.searchsorted(levels, events["value"].fill_null(levels[0]).to_numpy()) + 1, 0).astype(np.int16)
+            value = np.where(
+                known,
+                np.searchsorted(levels, events["value"].fill_null(levels[0]).to_numpy()) + 1,
+                0,
+            ).astype(np.int16)
     users, user = _indexed(events.drop_in_place("user"), 0)
     items, item = _indexed(events.drop_in_place("item"), 1)
-    behaviour, time = events.drop_in_place("behaviour").to_numpy(), events.drop_in_place("timestamp").to_numpy()
+    behaviour, time = (
+        events.drop_in_place("behaviour").to_numpy(),
+        events.drop_in_place("timestamp").to_numpy(),
+    )
     order = _by_user_and_time(user, time)
     rows = Rows(user, item, behaviour, time, None, None, value)
     del user, item, behaviour, time, value
@@ -302,7 +357,9 @@ def _write_events(out: Path, name: str, rows: Rows, n_users: int) -> np.ndarray:
     return ptr
 
 
-def _write_targets(out: Path, name: str, rows: Rows, at: np.ndarray, past_ptr: np.ndarray, seen: np.ndarray) -> None:
+def _write_targets(
+    out: Path, name: str, rows: Rows, at: np.ndarray, past_ptr: np.ndarray, seen: np.ndarray
+) -> None:
     """Targets of one split with the range of their history in the ``past`` arrays: past_ptr[user] .. end."""
     target = rows[at]
     _save(out, f"{name}_user", target.user.astype(np.int64))

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from recexp.types import RecexpError
+from recexp.distributed import rank_and_world
+from recexp.errors import RecexpError
 
 BATCH_COUNTS = ("positives", "instances")
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's number and how many there are."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def rows_per_step(objective, batch_size: int, batch_counts: str) -> int:
@@ -57,7 +52,13 @@ class RowBatches(Sampler[Tensor]):
     """
 
     def __init__(self, n_rows: int, batch_size: int, seed: int) -> None:
-        self.n_rows, self.batch_size, self.seed, self.epoch, self.skip = n_rows, batch_size, seed, 0, 0
+        self.n_rows, self.batch_size, self.seed, self.epoch, self.skip = (
+            n_rows,
+            batch_size,
+            seed,
+            0,
+            0,
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
@@ -93,10 +94,24 @@ class RecDataModule(pl.LightningDataModule):
     splits: which held-out targets the validation loop ranks ("val", with "test" beside it when peeking at the test set).
     """
 
-    def __init__(self, store, objective, *, batch_size: int, eval_batch_size: int, seed: int, splits: tuple[str, ...] = ("val",)) -> None:
+    def __init__(
+        self,
+        store,
+        objective,
+        *,
+        batch_size: int,
+        eval_batch_size: int,
+        seed: int,
+        splits: tuple[str, ...] = ("val",),
+    ) -> None:
         super().__init__()
         self.store, self.objective, self.splits = store, objective, splits
-        self.batch_size, self.eval_batch_size, self.seed, self._skip = batch_size, eval_batch_size, seed, 0
+        self.batch_size, self.eval_batch_size, self.seed, self._skip = (
+            batch_size,
+            eval_batch_size,
+            seed,
+            0,
+        )
         self._batches = 0  # of an epoch; 0 while unknown
 
     def state_dict(self) -> dict[str, int]:
@@ -110,8 +125,13 @@ class RecDataModule(pl.LightningDataModule):
         self._batches = state.get("batches", 0)
 
     def train_dataloader(self) -> DataLoader:
-        if hasattr(self.objective, "batches"):  # an objective whose batches follow from one another deals out its rows itself
-            rows, batches = torch.arange(len(self.store.train)), self.objective.batches(self.store, self.batch_size, self.seed)
+        if hasattr(
+            self.objective, "batches"
+        ):  # an objective whose batches follow from one another deals out its rows itself
+            rows, batches = (
+                torch.arange(len(self.store.train)),
+                self.objective.batches(self.store, self.batch_size, self.seed),
+            )
         else:
             rows = self.objective.rows(self.store).cpu()
             batches = RowBatches(len(rows), self.batch_size, self.seed)
@@ -125,7 +145,9 @@ class RecDataModule(pl.LightningDataModule):
         self._batches = len(batches)
         return DataLoader(_Rows(rows), sampler=batches, batch_size=None)
 
-    def transfer_batch_to_device(self, batch: Tensor, device: torch.device, dataloader_idx: int) -> Tensor:
+    def transfer_batch_to_device(
+        self, batch: Tensor, device: torch.device, dataloader_idx: int
+    ) -> Tensor:
         """Row numbers go where the data are, which may not be where the model is."""
         return batch.to(self.trainer.lightning_module.store.device)
 
@@ -139,4 +161,7 @@ class RecDataModule(pl.LightningDataModule):
         rank, world = rank_and_world()
         users = torch.arange(len(self.store.targets(split)))
         # As many batches in every process, so that all of them can stop after the same one.
-        return DataLoader([part[rank::world] for part in torch.split(users, self.eval_batch_size * world)], batch_size=None)
+        return DataLoader(
+            [part[rank::world] for part in torch.split(users, self.eval_batch_size * world)],
+            batch_size=None,
+        )

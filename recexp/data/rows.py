@@ -29,7 +29,12 @@ class Rows:
         return len(self.user)
 
     def __getitem__(self, at: np.ndarray) -> Rows:
-        return Rows(**{f.name: None if (x := getattr(self, f.name)) is None else x[at] for f in fields(self)})
+        return Rows(
+            **{
+                f.name: None if (x := getattr(self, f.name)) is None else x[at]
+                for f in fields(self)
+            }
+        )
 
     def keep(self, at: np.ndarray) -> None:
         """As ``self[at]``, in place: one column at a time, where two sets of rows would not fit."""
@@ -47,7 +52,10 @@ class Rows:
             strong = np.asarray([False, *explicit])[self.behaviour[order]]
             last_strong = np.maximum.reduceat(np.where(strong, order, -1), starts)
             kept = np.where(last_strong < 0, np.maximum.reduceat(order, starts), last_strong)
-            mask, behaviour = np.bitwise_or.reduceat(self.mask[order], starts), np.maximum.reduceat(self.behaviour[order], starts)
+            mask, behaviour = (
+                np.bitwise_or.reduceat(self.mask[order], starts),
+                np.maximum.reduceat(self.behaviour[order], starts),
+            )
             in_time = np.argsort(kept)
             parts.append((kept[in_time], mask[in_time], behaviour[in_time]))
         kept, mask, behaviour = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -58,8 +66,20 @@ class Rows:
         parts = []
         for order, starts in self._by_pair(self.user):
             first, count = order[starts], np.diff(np.append(starts, len(order))).astype(np.int32)
-            parts.append((self.user[first], self.item[first], np.bitwise_or.reduceat(self.mask[order], starts), count))
-        return {name: np.concatenate(part) for name, part in zip(("user", "item", "mask", "count"), zip(*parts, strict=True), strict=True)}
+            parts.append(
+                (
+                    self.user[first],
+                    self.item[first],
+                    np.bitwise_or.reduceat(self.mask[order], starts),
+                    count,
+                )
+            )
+        return {
+            name: np.concatenate(part)
+            for name, part in zip(
+                ("user", "item", "mask", "count"), zip(*parts, strict=True), strict=True
+            )
+        }
 
     def seen_weaker(self, at: np.ndarray) -> np.ndarray:
         """bool per row of ``at`` (at most one row per user): has an earlier row of its pair a weaker behaviour?"""
@@ -68,7 +88,11 @@ class Rows:
         target = np.full(int(self.user[-1]) + 1, -1, dtype=self.origin.dtype)
         target[self.user[at]] = at
         mine = target[self.user]
-        earlier = (np.arange(len(self), dtype=mine.dtype) < mine) & (self.item == self.item[mine]) & (self.behaviour < self.behaviour[mine])
+        earlier = (
+            (np.arange(len(self), dtype=mine.dtype) < mine)
+            & (self.item == self.item[mine])
+            & (self.behaviour < self.behaviour[mine])
+        )
         return np.isin(self.user[at], self.user[earlier])
 
     def _by_pair(self, stretch: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

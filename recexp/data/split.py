@@ -8,9 +8,15 @@ from typing import Any
 import numpy as np
 
 from recexp.data.rows import Rows
-from recexp.types import RecexpError
+from recexp.errors import RecexpError
 
-TRAIN, VAL, TEST, DROPPED, PAST = 0, 1, 2, 3, 4  # PAST: read as history in evaluation, never trained on
+TRAIN, VAL, TEST, DROPPED, PAST = (
+    0,
+    1,
+    2,
+    3,
+    4,
+)  # PAST: read as history in evaluation, never trained on
 
 
 @dataclass(frozen=True)
@@ -49,11 +55,21 @@ class Split:
             ("fallback", self.fallback, ("any", "none")),
         ):
             if value not in known:
-                raise RecexpError(f"protocol.split.{name}={value!r} is unknown; choose one of {', '.join(known)}.")
-        if not (0 < self.test_share < 1 and 0 < self.val_share < 1 and self.test_share + self.val_share < 1):
-            raise RecexpError("protocol.split.test_share and val_share must be positive and sum to less than 1.")
+                raise RecexpError(
+                    f"protocol.split.{name}={value!r} is unknown; choose one of {', '.join(known)}."
+                )
+        if not (
+            0 < self.test_share < 1
+            and 0 < self.val_share < 1
+            and self.test_share + self.val_share < 1
+        ):
+            raise RecexpError(
+                "protocol.split.test_share and val_share must be positive and sum to less than 1."
+            )
         if self.kind == "global_time" and (self.purge, self.fallback) != ("none", "none"):
-            raise RecexpError("protocol.split.purge and fallback belong to kind=leave_one_out; set both to none with kind=global_time.")
+            raise RecexpError(
+                "protocol.split.purge and fallback belong to kind=leave_one_out; set both to none with kind=global_time."
+            )
         if self.kind == "global_time" and self.test_without_history:
             raise RecexpError(
                 "protocol.split.test_without_history belongs to kind=leave_one_out; set it to false "
@@ -79,7 +95,9 @@ class Split:
         them). Raises RecexpError where no user at all has a test target.
         """
         eligible = self._eligible(rows, explicit)
-        code = (self._global_time if self.kind == "global_time" else self._leave_one_out)(rows, eligible)
+        code = (self._global_time if self.kind == "global_time" else self._leave_one_out)(
+            rows, eligible
+        )
         if not (code == TEST).any():
             other = "other" if self.test_without_history else "earlier"
             raise RecexpError(
@@ -174,7 +192,9 @@ class Split:
         elif self.purge == "later":
             held[pair & (rows.time >= rows.time[mine])] = DROPPED
         held[target[target >= 0]] = which
-        first = _first_per_user(np.flatnonzero(held == TRAIN).astype(target.dtype), rows.user, len(target))
+        first = _first_per_user(
+            np.flatnonzero(held == TRAIN).astype(target.dtype), rows.user, len(target)
+        )
         target = np.where(first < (target if history_needed else len(rows)), target, -1)
         changed = target[rows.user] >= 0
         code[changed] = held[changed]
@@ -186,7 +206,9 @@ class Split:
         val_cut, test_cut = self._cuts(rows)
         # Who is tested does not depend on merge_val: both stages of selection=refit report on the same users.
         known = np.bincount(rows.user[rows.time < val_cut], minlength=n_users)[rows.user] > 0
-        code = np.where(rows.time < (test_cut if self.merge_val else val_cut), TRAIN, PAST).astype(np.int8)
+        code = np.where(rows.time < (test_cut if self.merge_val else val_cut), TRAIN, PAST).astype(
+            np.int8
+        )
         after = rows.time >= test_cut
         for which, inside in ((TEST, after), (VAL, (rows.time >= val_cut) & ~after)):
             if which == TEST or not self.merge_val:

@@ -13,20 +13,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recexp.data.prepare import read_meta
+from recexp.data.cache import read_meta
 from recexp.types import Bag, Feature, Query, Schema
 
 
 def _load(path: Path) -> Tensor:
     """A tensor over the mapped file: pages are shared by all processes that read it and copied only by the move to a device."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that the mapping is read-only; nothing here writes to it
+        warnings.simplefilter(
+            "ignore"
+        )  # torch warns that the mapping is read-only; nothing here writes to it
         return torch.from_numpy(np.load(path, mmap_mode="r"))
 
 
 class _Movable:
     def to(self, device: torch.device | str):
-        moved = {f.name: v.to(device) if isinstance(v := getattr(self, f.name), Tensor) else v for f in dataclasses.fields(self)}
+        moved = {
+            f.name: v.to(device) if isinstance(v := getattr(self, f.name), Tensor) else v
+            for f in dataclasses.fields(self)
+        }
         return type(self)(**moved)
 
 
@@ -84,11 +89,15 @@ class Pairs(_Movable):
         if self.item.device.type != "cpu" or users * width > 2**26:
             return None
         at, bit = self.user * width + (self.item >> 3), 1 << (self.item & 7)
-        return torch.zeros(users * width, dtype=torch.uint8).scatter_add_(0, at, bit.to(torch.uint8))  # unique pairs: no bit is added twice
+        return torch.zeros(users * width, dtype=torch.uint8).scatter_add_(
+            0, at, bit.to(torch.uint8)
+        )  # unique pairs: no bit is added twice
 
     @cached_property
     def _width(self) -> int:
-        return 2 + int(self.item.max()) // 8 if len(self) else 1  # the last bit is nobody's: items beyond are clamped to it
+        return (
+            2 + int(self.item.max()) // 8 if len(self) else 1
+        )  # the last bit is nobody's: items beyond are clamped to it
 
     def __len__(self) -> int:
         return self.item.shape[0]
@@ -149,15 +158,30 @@ class Store:
             return kind(**{k: _load(p) for k, p in fields.items() if p.exists()})
 
         features = {
-            f["name"]: Feature(f["kind"], f["cardinality"], *(_load(folder / f"feature_{f['name']}_{x}.npy") for x in ("id", "weight")))
+            f["name"]: Feature(
+                f["kind"],
+                f["cardinality"],
+                *(_load(folder / f"feature_{f['name']}_{x}.npy") for x in ("id", "weight")),
+            )
             for f in meta["features"]
         }
         bags = {
-            name: Bag(f.cardinality, *(_load(folder / f"bag_{name}_{x}.npy") for x in ("ptr", "id", "count")))
+            name: Bag(
+                f.cardinality,
+                *(_load(folder / f"bag_{name}_{x}.npy") for x in ("ptr", "id", "count")),
+            )
             for name, f in features.items()
             if f.kind != "numeric"
         }
-        schema = Schema(meta["users"], meta["items"], tuple(meta["behaviours"]), tuple(meta["explicit"]), len(meta["levels"]), features, bags)
+        schema = Schema(
+            meta["users"],
+            meta["items"],
+            tuple(meta["behaviours"]),
+            tuple(meta["explicit"]),
+            len(meta["levels"]),
+            features,
+            bags,
+        )
         return cls(
             schema, meta, folder, part(Events, "train"), part(Events, "past"), part(Pairs, "train_pairs"), part(Pairs, "all_pairs"),
             part(Targets, "val"), part(Targets, "test"), _load(folder / "item_count.npy"),
@@ -167,7 +191,10 @@ class Store:
         """The same data on another device; itself where it is there already."""
         if self.device == torch.device(device):
             return self
-        parts = {f.name: v.to(device) if hasattr(v := getattr(self, f.name), "to") else v for f in dataclasses.fields(self)}
+        parts = {
+            f.name: v.to(device) if hasattr(v := getattr(self, f.name), "to") else v
+            for f in dataclasses.fields(self)
+        }
         return Store(**parts)
 
     @property
@@ -183,17 +210,25 @@ class Store:
         user = self.train.user.take(row_B)  # a fifth of the time of indexing
         if length == 0:  # for models without a history, whose steps are short
             nothing = row_B.new_zeros(len(row_B), 0)
-            return Query(user, nothing, nothing, nothing, None if self.train.value is None else nothing)
+            return Query(
+                user, nothing, nothing, nothing, None if self.train.value is None else nothing
+            )
         return self.window(self.train, user, self.train.ptr[user], row_B, length)
 
-    def query_held_out(self, targets: Targets, row_Q: Tensor, length: int, history: str = "before_target") -> Query:
+    def query_held_out(
+        self, targets: Targets, row_Q: Tensor, length: int, history: str = "before_target"
+    ) -> Query:
         """The state before held-out targets. history "all_train": all the user's training events, later ones too (S000's code)."""
         user = targets.user[row_Q]
         if history == "all_train":
-            return self.window(self.train, user, self.train.ptr[user], self.train.ptr[user + 1], length)
+            return self.window(
+                self.train, user, self.train.ptr[user], self.train.ptr[user + 1], length
+            )
         return self.window(self.past, user, targets.start[row_Q], targets.end[row_Q], length)
 
-    def window(self, events: Events, user_B: Tensor, start_B: Tensor, end_B: Tensor, length: int) -> Query:
+    def window(
+        self, events: Events, user_B: Tensor, start_B: Tensor, end_B: Tensor, length: int
+    ) -> Query:
         """The last ``length`` rows of start..end per user, left-padded to the longest of the batch."""
         longest = int((end_B - start_B).max()) if len(user_B) else 0
         length = min(length, longest)
@@ -204,15 +239,23 @@ class Store:
         def gather(column: Tensor | None) -> Tensor | None:
             return None if column is None else torch.where(real_BL, column.take(at_BL), 0).long()
 
-        return Query(user_B, *(gather(c) for c in (events.item, events.behaviour, events.time, events.value)))
+        return Query(
+            user_B, *(gather(c) for c in (events.item, events.behaviour, events.time, events.value))
+        )
 
-    def items_between(self, events: Events, start_B: Tensor, end_B: Tensor) -> tuple[Tensor, Tensor]:
+    def items_between(
+        self, events: Events, start_B: Tensor, end_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The rows 0..B-1 and items of all events in the ranges, row by row: int64 [M] each."""
-        row_M = torch.repeat_interleave(torch.arange(len(start_B), device=start_B.device), end_B - start_B)
+        row_M = torch.repeat_interleave(
+            torch.arange(len(start_B), device=start_B.device), end_B - start_B
+        )
         before_B = (end_B - start_B).cumsum(0) - (end_B - start_B)
         at_M = torch.arange(len(row_M), device=row_M.device) + (start_B - before_B)[row_M]
         return row_M, events.item.take(at_M).long()
 
 
 def _owners(ptr: Tensor) -> Tensor:
-    return torch.repeat_interleave(torch.arange(len(ptr) - 1, device=ptr.device), ptr[1:] - ptr[:-1])
+    return torch.repeat_interleave(
+        torch.arange(len(ptr) - 1, device=ptr.device), ptr[1:] - ptr[:-1]
+    )

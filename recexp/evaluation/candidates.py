@@ -10,9 +10,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from recexp.types import RecexpError
+from recexp.errors import RecexpError
 
-_GAMMA = np.uint64(0x9E3779B97F4A7C15)  # the increment and multipliers of splitmix64 (Steele, Lea, Flood 2014)
+_GAMMA = np.uint64(
+    0x9E3779B97F4A7C15
+)  # the increment and multipliers of splitmix64 (Steele, Lea, Flood 2014)
 _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 _SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
 _RACE = np.uint64(1 << 40)  # counters from here on belong to the race, those below to the draws
@@ -43,12 +45,16 @@ def draw(
     """
     n_items, n, seed = int(n_items), int(n), int(seed)
     if n < 1:
-        raise RecexpError(f"protocol.candidates.n is {n}; draw at least 1 candidate, or rank the full catalogue")
+        raise RecexpError(
+            f"protocol.candidates.n is {n}; draw at least 1 candidate, or rank the full catalogue"
+        )
     users, inverse = np.unique(np.asarray(users, np.int64), return_inverse=True)
     exclude = np.asarray(exclude, np.int64)
     step = np.diff(exclude)
     if (step < 0).any():
-        raise RecexpError(f"exclude is not sorted: key {np.argmax(step < 0) + 1} is smaller than the one before; sort it")
+        raise RecexpError(
+            f"exclude is not sorted: key {np.argmax(step < 0) + 1} is smaller than the one before; sort it"
+        )
     exclude = exclude[np.append(True, step > 0)[: len(exclude)]]
     weights = _weights(weights, n_items)
     task = _Task(users, exclude, n_items, n, seed, weights)
@@ -60,7 +66,12 @@ def draw(
     for draws in (first, 4 * first, 16 * first):
         if draws > n_items:  # beyond that a race is cheaper
             break
-        pending = np.concatenate([pending[:0], *(task.reject(rows, draws, out) for rows in _pieces(pending, chunk // draws))])
+        pending = np.concatenate(
+            [
+                pending[:0],
+                *(task.reject(rows, draws, out) for rows in _pieces(pending, chunk // draws)),
+            ]
+        )
     for rows in _pieces(pending, chunk // (n_items + 1)):
         task.race(rows, out)
     return out[inverse]
@@ -69,9 +80,25 @@ def draw(
 class _Task:
     """One call of draw; users are sorted and unique, rows index them."""
 
-    def __init__(self, users: NDArray, exclude: NDArray, n_items: int, n: int, seed: int, weights: NDArray | None) -> None:
-        self.users, self.exclude, self.n_items, self.n, self.weights = users, exclude, n_items, n, weights
-        self.stream = _mix(_mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64)) + users.astype(np.uint64))
+    def __init__(
+        self,
+        users: NDArray,
+        exclude: NDArray,
+        n_items: int,
+        n: int,
+        seed: int,
+        weights: NDArray | None,
+    ) -> None:
+        self.users, self.exclude, self.n_items, self.n, self.weights = (
+            users,
+            exclude,
+            n_items,
+            n,
+            weights,
+        )
+        self.stream = _mix(
+            _mix(np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64)) + users.astype(np.uint64)
+        )
         self.start = np.searchsorted(exclude, users * (n_items + 1))
         self.stop = np.searchsorted(exclude, (users + 1) * (n_items + 1))
         self.drawable = np.arange(n_items + 1) > 0 if weights is None else weights > 0
@@ -79,8 +106,12 @@ class _Task:
             self.cdf = np.cumsum(weights)
             self.buckets = 16 * (1 << n_items.bit_length())  # a power of 2: bucket edges are exact
             edge = np.arange(self.buckets + 1) / self.buckets
-            self.guide = np.searchsorted(self.cdf, edge * self.cdf[-1], side="right").astype(np.int32)
-            self.guide = np.minimum(self.guide, np.flatnonzero(self.drawable)[-1])  # an edge may be the total
+            self.guide = np.searchsorted(self.cdf, edge * self.cdf[-1], side="right").astype(
+                np.int32
+            )
+            self.guide = np.minimum(
+                self.guide, np.flatnonzero(self.drawable)[-1]
+            )  # an edge may be the total
 
     def check(self) -> None:
         """Every user must have n items to draw from."""
@@ -97,7 +128,11 @@ class _Task:
 
     def draws_needed(self) -> int:
         """How many draws give most users n distinct items; a function of n and the catalogue alone."""
-        p = np.full(self.n_items, 1 / self.n_items) if self.weights is None else self.weights / self.weights.sum()
+        p = (
+            np.full(self.n_items, 1 / self.n_items)
+            if self.weights is None
+            else self.weights / self.weights.sum()
+        )
         draws = self.n
         while draws <= self.n_items and (1 - (1 - p) ** draws).sum() < 1.05 * self.n + 8:
             draws += draws // 8 + 1
@@ -131,16 +166,23 @@ class _Task:
 
     def race(self, rows: NDArray, out: NDArray) -> None:
         """Fill what rows still lack in out, by an exponential race over all items left."""
-        bits = _mix(self.stream[rows, None] + (np.arange(self.n_items + 1, dtype=np.uint64) + _RACE) * _GAMMA)
+        bits = _mix(
+            self.stream[rows, None]
+            + (np.arange(self.n_items + 1, dtype=np.uint64) + _RACE) * _GAMMA
+        )
         time = -np.log(((bits >> np.uint64(11)) + np.uint64(1)) * 2.0**-53)
         if self.weights is not None:
             time /= np.where(self.drawable, self.weights, 1)
         time[:, ~self.drawable] = np.inf
         time[self._excluded(rows)] = np.inf
         have = out[rows]
-        np.put_along_axis(time, have.astype(np.int64), np.inf, axis=1)  # an empty place says 0, which never runs
+        np.put_along_axis(
+            time, have.astype(np.int64), np.inf, axis=1
+        )  # an empty place says 0, which never runs
         winner = np.argpartition(time, self.n - 1, axis=1)[:, : self.n]
-        winner = np.take_along_axis(winner, np.argsort(np.take_along_axis(time, winner, axis=1), axis=1), axis=1)
+        winner = np.take_along_axis(
+            winner, np.argsort(np.take_along_axis(time, winner, axis=1), axis=1), axis=1
+        )
         nth = np.arange(self.n) - (have > 0).sum(1, keepdims=True)
         out[rows] = np.where(nth < 0, have, np.take_along_axis(winner, np.maximum(nth, 0), axis=1))
 
@@ -151,13 +193,17 @@ class _Task:
         item = self.guide[bucket].astype(np.int64)
         # Few buckets hold an edge between two items; only there the inverse cdf has to be searched.
         split = np.nonzero(self.guide[bucket + 1] != item)
-        item[split] = np.minimum(np.searchsorted(self.cdf, uniform[split] * self.cdf[-1], side="right"), self.guide[-1])
+        item[split] = np.minimum(
+            np.searchsorted(self.cdf, uniform[split] * self.cdf[-1], side="right"), self.guide[-1]
+        )
         return item
 
     def _excluded(self, rows: NDArray) -> tuple[NDArray, NDArray]:
         """Excluded items of these users as (index into rows, item), ascending."""
         count = self.stop[rows] - self.start[rows]
-        index = np.arange(count.sum()) + np.repeat(self.start[rows] - (np.cumsum(count) - count), count)
+        index = np.arange(count.sum()) + np.repeat(
+            self.start[rows] - (np.cumsum(count) - count), count
+        )
         return np.repeat(np.arange(len(rows)), count), self.exclude[index] % (self.n_items + 1)
 
 
@@ -176,11 +222,15 @@ def _weights(weights: NDArray | None, n_items: int) -> NDArray[np.float64] | Non
         return None
     weights = np.array(weights, np.float64)
     if weights.shape != (n_items + 1,):
-        raise RecexpError(f"weights have shape {weights.shape}; give one per item and one for the padding: ({n_items + 1},)")
+        raise RecexpError(
+            f"weights have shape {weights.shape}; give one per item and one for the padding: ({n_items + 1},)"
+        )
     weights[0] = 0
     wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(wrong):
-        raise RecexpError(f"weight {weights[wrong[0]]} of item {wrong[0]}: weights are finite and not negative")
+        raise RecexpError(
+            f"weight {weights[wrong[0]]} of item {wrong[0]}: weights are finite and not negative"
+        )
     if not weights.any():
         raise RecexpError("all weights are 0: no item can be drawn")
     return weights

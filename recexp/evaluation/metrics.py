@@ -15,7 +15,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from recexp.types import RecexpError
+from recexp.errors import RecexpError
 
 TIES = ("expected", "pessimistic", "optimistic")
 
@@ -34,7 +34,9 @@ def expected_ndcg(better: Tensor, tied: Tensor, k: int, ties: str = "expected") 
 
 def mrr(better: Tensor, tied: Tensor, n: int, ties: str = "expected") -> Tensor:
     """Reciprocal rank per user without cut-off, float64, averaged over ties; n is the length of the longest ranked list."""
-    return _mean_gain(1 / torch.arange(1, n + 1, dtype=torch.float64, device=better.device), better, tied, ties)
+    return _mean_gain(
+        1 / torch.arange(1, n + 1, dtype=torch.float64, device=better.device), better, tied, ties
+    )
 
 
 def _span(better: Tensor, tied: Tensor, ties: str) -> tuple[Tensor, Tensor]:
@@ -50,7 +52,9 @@ def _mean_gain(gain: Tensor, better: Tensor, tied: Tensor, ties: str) -> Tensor:
     """Mean of gain (entry r-1 for rank r, 0 beyond its end) over the ranks a target may take."""
     first, width = _span(better, tied, ties)
     upto = torch.cat([gain.new_zeros(1), gain.cumsum(0)])
-    over_ties = (upto[(first + width).clamp(max=len(gain))] - upto[first.clamp(max=len(gain))]) / width
+    over_ties = (
+        upto[(first + width).clamp(max=len(gain))] - upto[first.clamp(max=len(gain))]
+    ) / width
     # The difference of two prefix sums loses digits where a single gain is meant.
     alone = torch.cat([gain, gain.new_zeros(1)])[first.clamp(max=len(gain))]
     return torch.where(width == 1, alone, over_ties)
@@ -73,7 +77,9 @@ class RankingMetrics(Metric):
     candidates: list[Tensor]
     group: list[Tensor]
 
-    def __init__(self, ks: Iterable[int] = (5, 10), ties: str = "expected", **kwargs: object) -> None:
+    def __init__(
+        self, ks: Iterable[int] = (5, 10), ties: str = "expected", **kwargs: object
+    ) -> None:
         super().__init__(**kwargs)
         self.ks = tuple(ks)
         self.ties = ties
@@ -86,7 +92,14 @@ class RankingMetrics(Metric):
         # A process without users sends an empty tensor of this type; another width than the others' would corrupt the gather.
         self.set_dtype(torch.int64)
 
-    def update(self, user: Tensor, better: Tensor, tied: Tensor, candidates: Tensor, group: Tensor | None = None) -> None:
+    def update(
+        self,
+        user: Tensor,
+        better: Tensor,
+        tied: Tensor,
+        candidates: Tensor,
+        group: Tensor | None = None,
+    ) -> None:
         """Add users: ids, ranks, and how many candidates they were ranked among (the target included), all int64 [B].
 
         group (bool [B]) says whether the user had met the target through a weaker behaviour; give it always or never.
@@ -113,7 +126,9 @@ class RankingMetrics(Metric):
         per_user["mrr"] = mrr(better, tied, n, self.ties)
         values = _means(per_user, torch.ones_like(better, dtype=torch.bool), "")
         if "group" in ranks:
-            values |= _means(per_user, ranks["group"], "/seen") | _means(per_user, ~ranks["group"], "/new")
+            values |= _means(per_user, ranks["group"], "/seen") | _means(
+                per_user, ~ranks["group"], "/new"
+            )
         return values
 
     def ranks(self) -> dict[str, Tensor]:
@@ -126,7 +141,9 @@ class RankingMetrics(Metric):
 
     def _by_user(self) -> dict[str, Tensor]:
         if not len(self.user) or not len(user := dim_zero_cat(self.user).cpu()):
-            raise RecexpError("no user was evaluated: the evaluation split is empty. Check the dataset's filters and split.")
+            raise RecexpError(
+                "no user was evaluated: the evaluation split is empty. Check the dataset's filters and split."
+            )
         user, order = user.sort()
         ranks = {"user": user}
         for state in ("better", "tied", "candidates", "group"):
@@ -148,7 +165,9 @@ class RankingMetrics(Metric):
         group = ranks.pop("group")
         if (group >= 0).any():
             if (group < 0).any():
-                raise RecexpError(f"user {int(user[group < 0][0])} has no group while others do: give group always or never.")
+                raise RecexpError(
+                    f"user {int(user[group < 0][0])} has no group while others do: give group always or never."
+                )
             ranks["group"] = group.bool()
         return ranks
 
@@ -156,5 +175,12 @@ class RankingMetrics(Metric):
 def _means(per_user: dict[str, Tensor], members: Tensor, suffix: str) -> dict[str, float]:
     """Mean of every metric over the members; fsum rounds once, so neither threads nor machine change a digit."""
     users = int(members.sum())
-    means = {f"{name}{suffix}": math.fsum(value[members].tolist()) / users for name, value in per_user.items()} if users else {}
+    means = (
+        {
+            f"{name}{suffix}": math.fsum(value[members].tolist()) / users
+            for name, value in per_user.items()
+        }
+        if users
+        else {}
+    )
     return means | {f"users{suffix}": float(users)}

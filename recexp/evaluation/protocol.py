@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from recexp.data.split import Split
-from recexp.types import RecexpError, moved
+from recexp.errors import RecexpError
+from recexp.types import moved
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class Candidates:
             ("counts", self.counts, ("all", "train")),
         ):
             if value not in known:
-                raise RecexpError(f"protocol.candidates.{name}={value!r} is unknown; choose one of {', '.join(known)}.")
+                raise RecexpError(
+                    f"protocol.candidates.{name}={value!r} is unknown; choose one of {', '.join(known)}."
+                )
         if self.kind != "all" and self.n < 1:
             raise RecexpError(f"protocol.candidates.n={self.n} must be at least 1.")
 
@@ -56,21 +59,33 @@ class Protocol:
 
     def __post_init__(self):
         if self.history not in ("before_target", "all_train"):
-            raise RecexpError(f"protocol.history={self.history!r}: choose before_target or all_train.")
+            raise RecexpError(
+                f"protocol.history={self.history!r}: choose before_target or all_train."
+            )
         if self.ties not in ("expected", "pessimistic", "optimistic"):
-            raise RecexpError(f"protocol.ties={self.ties!r}: choose expected, pessimistic or optimistic.")
+            raise RecexpError(
+                f"protocol.ties={self.ties!r}: choose expected, pessimistic or optimistic."
+            )
         if 10 not in self.ks:
-            raise RecexpError(f"protocol.ks={list(self.ks)} must contain 10: models are selected on NDCG@10.")
+            raise RecexpError(
+                f"protocol.ks={list(self.ks)} must contain 10: models are selected on NDCG@10."
+            )
 
     def id(self, meta: dict[str, Any]) -> str:
         """Hash of everything that decides what a number means: raw checksums, filters, split, candidates, tie rule, history."""
-        said = {k: v for k, v in asdict(self).items() if k not in ("ks", "name")} | {"data": meta["fingerprint"]}
+        said = {k: v for k, v in asdict(self).items() if k not in ("ks", "name")} | {
+            "data": meta["fingerprint"]
+        }
         said["split"] = self.split.said()
         if self.candidates.counts == "all":  # a later option: ids from before it stay
             said["candidates"].pop("counts")
-        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[
+            :12
+        ]
 
-    def ranks(self, store, targets, row_B: Tensor, candidate_BC: Tensor | None, model, device=None) -> tuple[Tensor, Tensor, Tensor]:
+    def ranks(
+        self, store, targets, row_B: Tensor, candidate_BC: Tensor | None, model, device=None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(better, tied, candidates) per row, int64 [B]: how many candidates the model puts strictly above the target, and level with it.
 
         device: the model's, where the data stay on another.
@@ -86,6 +101,8 @@ class Protocol:
             return better, tied, torch.full_like(better, candidate_BC.shape[1] + 1)
         seen = None
         if self.candidates.seen == "removed":
-            row_M, item_M = store.items_between(store.past, targets.start[row_B], targets.end[row_B])
+            row_M, item_M = store.items_between(
+                store.past, targets.start[row_B], targets.end[row_B]
+            )
             seen = moved(row_M, device), moved(item_M, device)
         return full_ranks(model.score(query), target_B, seen)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recexp.types import RecexpError
+from recexp.errors import RecexpError
 
 
 def candidate_ranks(scores_BC: Tensor) -> tuple[Tensor, Tensor]:
@@ -25,7 +25,9 @@ def candidate_ranks(scores_BC: Tensor) -> tuple[Tensor, Tensor]:
     return _count(scores_BC > target_B1), _count(scores_BC == target_B1) - 1
 
 
-def full_ranks(scores_BN: Tensor, target_B: Tensor, seen: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def full_ranks(
+    scores_BN: Tensor, target_B: Tensor, seen: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Rank the target against the whole catalogue; column j of ``scores_BN`` belongs to item j+1.
 
     ``seen``: rows and items, int64 [M] each, to take out of the ranking; repeats allowed. The target always stays in, also where it is among them.
@@ -43,7 +45,9 @@ def full_ranks(scores_BN: Tensor, target_B: Tensor, seen: tuple[Tensor, Tensor] 
     if seen is not None:
         row_M, item_M = seen
         _in_range("seen", item_M, row_M, n_items)
-        scores_BN = scores_BN.clone(memory_format=torch.contiguous_format)  # it may be the model's own table
+        scores_BN = scores_BN.clone(
+            memory_format=torch.contiguous_format
+        )  # it may be the model's own table
         scores_BN.view(-1)[row_M * n_items + item_M - 1] = -torch.inf
         scores_BN.scatter_(1, at_B1, score_B1)
         candidates_B = n_items - _count(scores_BN == -torch.inf)

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recexp.models.sequence import SequenceModel, append, by_length, checked_length, latest, places
+from recexp.models.common import SequenceModel, append, by_length, checked_length, latest, places
 from recexp.nn.attention import key_mask
-from recexp.nn.dropout import Dropout
+from recexp.nn.cpu.dropout import Dropout
 from recexp.nn.embeddings import one_of
 from recexp.nn.transformer import PositionEmbedding, TransformerLayer, bert_init, make_norm
 from recexp.types import Query, Schema
@@ -62,7 +62,9 @@ class BERT4Rec(SequenceModel):
         self.history = max_len - 1  # the last place is [MASK]'s
         self.V, self.width = schema.V, num_factors
         self.item = nn.Embedding(schema.V + 1, num_factors, padding_idx=0)
-        self.position = None if positions == "none" else PositionEmbedding(max_len, num_factors, positions)
+        self.position = (
+            None if positions == "none" else PositionEmbedding(max_len, num_factors, positions)
+        )
         self.token_type = nn.Parameter(torch.empty(num_factors)) if token_type else None
         kind = layer_norm if isinstance(layer_norm, str) else "variance"
         with_input_norm = embedding_norm and layer_norm
@@ -111,10 +113,11 @@ class BERT4Rec(SequenceModel):
         return by_length(lambda part, rows, at: self._encode(part, last), query, last_only)
 
     def encode_at(self, query: Query, wanted_BL: Tensor) -> Tensor:
-        """States [N, D] at the wanted places among the newest max_len, row by row. The last layer computes no others.
-        """
+        """States [N, D] at the wanted places among the newest max_len, row by row. The last layer computes no others."""
         at_BM, real_BM = places(wanted_BL[:, -self.max_len :])
-        return by_length(lambda part, rows, at: self._encode(part, at), latest(query, self.max_len), False, at_BM)[real_BM]
+        return by_length(
+            lambda part, rows, at: self._encode(part, at), latest(query, self.max_len), False, at_BM
+        )[real_BM]
 
     def _encode(self, query: Query, at: slice | Tensor | None) -> Tensor:
         h = self.item(query.item_BL)
@@ -140,7 +143,9 @@ class BERT4Rec(SequenceModel):
         table = (self.item if self.output is None else self.output).weight
         if item is None:
             return table[1 : self.V], None if self.output_bias is None else self.output_bias[1:]
-        return F.embedding(item, table), None if self.output_bias is None else self.output_bias[item]
+        return F.embedding(item, table), None if self.output_bias is None else self.output_bias[
+            item
+        ]
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         return super().score(append(latest(query, self.history), self.V), item_BC)

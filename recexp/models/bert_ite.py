@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recexp.errors import RecexpError
 from recexp.models.ite import ImplicitToExplicit, both, checked_chunk, chunk_size
 from recexp.nn.embeddings import ItemEncoder, UserEncoder, one_of
 from recexp.nn.init import normal_embeddings, xavier_linears
 from recexp.nn.shared_context import SharedContextTransformer
-from recexp.types import Query, RecexpError, Schema
+from recexp.types import Query, Schema
 
 
 class BertITE(nn.Module):
@@ -85,7 +86,13 @@ class BertITE(nn.Module):
         self.users = UserEncoder(schema, K, side=user_side, scale=side_scale)
         self.items = ItemEncoder(schema, K, side=item_side, scale=side_scale)
         self.transformer = SharedContextTransformer(
-            K, num_layers, num_heads, norm=norm, dropout=dropout, attention_dropout=attention_dropout, brute_force=brute_force
+            K,
+            num_layers,
+            num_heads,
+            norm=norm,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
+            brute_force=brute_force,
         )
         if tower == "authors":
             self.head = ImplicitToExplicit(K, 2 * K, nn.Sigmoid(), bias=True)
@@ -103,9 +110,15 @@ class BertITE(nn.Module):
         """Logit of the product of both probabilities, [B, C], or [B, V-1] where item_BC is None."""
         return self._chunked(query, item_BC, both)
 
-    def _chunked(self, query: Query, item_BC: Tensor | None, finish: Callable[[Tensor], Tensor]) -> Tensor:
+    def _chunked(
+        self, query: Query, item_BC: Tensor | None, finish: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         """finish(logits) by chunks of rows and candidates. Rows of similar length go together: padding is not computed."""
-        every = torch.arange(1, self.items.n_items + 1, device=query.user_B.device)[None] if item_BC is None else item_BC
+        every = (
+            torch.arange(1, self.items.n_items + 1, device=query.user_B.device)[None]
+            if item_BC is None
+            else item_BC
+        )
         length_B = query.mask_BL.sum(1).clamp(max=self.history)
         if self.random_pad:
             length_B = torch.full_like(length_B, self.history)
@@ -119,7 +132,15 @@ class BertITE(nn.Module):
         for row in order_B.split(step_B):
             item = every if item_BC is None else every[row]
             context = self._context(query[row], item, int(length_B[row[-1]]) if len(row) else 0)
-            parts.append(torch.cat([finish(self._logits(*context, self.items(part))) for part in item.split(step_C, 1)], 1))
+            parts.append(
+                torch.cat(
+                    [
+                        finish(self._logits(*context, self.items(part)))
+                        for part in item.split(step_C, 1)
+                    ],
+                    1,
+                )
+            )
         return torch.cat(parts)[order_B.argsort()]
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
@@ -154,7 +175,9 @@ class BertITE(nn.Module):
             item_BL = F.pad(item_BL, (self.history - item_BL.shape[1], 0))
             filler = self._filler(query.user_B)
             if self.training:
-                filler = torch.where(filler == item_BC[:, :1], filler % self.items.n_items + 1, filler)
+                filler = torch.where(
+                    filler == item_BC[:, :1], filler % self.items.n_items + 1, filler
+                )
             item_BL = torch.where(item_BL == 0, filler, item_BL)
         return item_BL
 

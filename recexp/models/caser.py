@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recexp.models.sequence import SequenceModel, checked_length, latest
-from recexp.nn.dropout import Dropout
-from recexp.nn.lookup import Embedding
+from recexp.models.common import SequenceModel, checked_length, latest
+from recexp.nn.cpu.dropout import Dropout
+from recexp.nn.cpu.lookup import Embedding
 from recexp.types import Query, Schema
 
 
@@ -35,7 +35,9 @@ class Caser(SequenceModel):
         self.history = self.max_len = checked_length(max_len)
         self.user = Embedding(schema.n_users, num_factors)
         self.item = Embedding(schema.V, num_factors)
-        self.horizontal = nn.ModuleList(nn.Conv1d(num_factors, num_horizontal, height) for height in range(1, max_len + 1))
+        self.horizontal = nn.ModuleList(
+            nn.Conv1d(num_factors, num_horizontal, height) for height in range(1, max_len + 1)
+        )
         self.vertical = nn.Linear(max_len, num_vertical)
         self.dropout = Dropout(dropout)
         self.inner = nn.Linear(num_vertical * num_factors + num_horizontal * max_len, num_factors)
@@ -47,8 +49,13 @@ class Caser(SequenceModel):
     def encode(self, query: Query, last_only: bool = False) -> Tensor:
         query = latest(query, self.max_len, least=self.max_len)
         e_BLD = self.item(query.item_BL)
-        vertical = (self.vertical.weight @ e_BLD + self.vertical.bias[:, None]).flatten(1)  # [B, filters * D], one filter after the other
-        pooled = [part.unflatten(1, (-1, conv.out_channels)).amax(1).relu() for conv, part in zip(self.horizontal, self._slide(e_BLD), strict=True)]
+        vertical = (self.vertical.weight @ e_BLD + self.vertical.bias[:, None]).flatten(
+            1
+        )  # [B, filters * D], one filter after the other
+        pooled = [
+            part.unflatten(1, (-1, conv.out_channels)).amax(1).relu()
+            for conv, part in zip(self.horizontal, self._slide(e_BLD), strict=True)
+        ]
         z_BD = self.inner(self.dropout(torch.cat([vertical, *pooled], -1))).relu()
         return torch.cat([z_BD, self.user(query.user_B)], -1)[:, None]
 
@@ -64,7 +71,9 @@ class Caser(SequenceModel):
             padded += [F.pad(conv.weight, (at, L - height - at)) for at in range(L - height + 1)]
             bias += [conv.bias] * (L - height + 1)
             size.append(conv.out_channels * (L - height + 1))
-        return F.linear(e_BLD.flatten(1), torch.cat(padded).transpose(1, 2).flatten(1), torch.cat(bias)).split(size, 1)
+        return F.linear(
+            e_BLD.flatten(1), torch.cat(padded).transpose(1, 2).flatten(1), torch.cat(bias)
+        ).split(size, 1)
 
     def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if item is None:

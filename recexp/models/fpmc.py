@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from recexp.models.mf import inner_product, mean_square, require_positive
+from recexp.nn.cpu.lookup import Embedding
 from recexp.nn.init import normal_embeddings
-from recexp.nn.lookup import Embedding
 from recexp.types import Query, Schema
 
 
@@ -31,7 +31,9 @@ class FPMC(nn.Module):
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         """[B, C], or [B, V-1] where item_BC is None."""
         taste = inner_product(self.user_item(query.user_B), self.item_user.weight, None, item_BC)
-        return taste + inner_product(self.last_item(last_of(query)), self.item_last.weight, None, item_BC)
+        return taste + inner_product(
+            self.last_item(last_of(query)), self.item_last.weight, None, item_BC
+        )
 
     def logits(self, query: Query, item_BC: Tensor) -> Tensor:
         """The score as the only behaviour's logit: z_BC1."""
@@ -39,7 +41,12 @@ class FPMC(nn.Module):
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         """Mean square of the embeddings looked up."""
-        return mean_square(self.user_item(query.user_B), self.last_item(last_of(query)), self.item_user(item_BC), self.item_last(item_BC))
+        return mean_square(
+            self.user_item(query.user_B),
+            self.last_item(last_of(query)),
+            self.item_user(item_BC),
+            self.item_last(item_BC),
+        )
 
 
 def last_of(query: Query) -> Tensor:

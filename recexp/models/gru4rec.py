@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from recexp.models.sequence import SequenceModel, checked_length, latest
-from recexp.nn.dropout import Dropout
+from recexp.errors import RecexpError
+from recexp.models.common import SequenceModel, checked_length, latest
+from recexp.nn.cpu.dropout import Dropout
+from recexp.nn.cpu.lookup import Embedding
 from recexp.nn.embeddings import one_of
-from recexp.nn.lookup import Embedding
-from recexp.types import Query, RecexpError, Schema
+from recexp.types import Query, Schema
 
 CELLS = ("official", "torch")
 INPUTS = ("one_hot", "separate", "constrained")
@@ -30,7 +31,9 @@ class GRULayer(nn.Module):
 
     def __init__(self, num_inputs: int | None, width: int):
         super().__init__()
-        self.input = nn.Identity() if num_inputs is None else nn.Linear(num_inputs, 3 * width, bias=False)
+        self.input = (
+            nn.Identity() if num_inputs is None else nn.Linear(num_inputs, 3 * width, bias=False)
+        )
         self.gates = nn.Linear(width, 2 * width, bias=False)
         self.candidate = nn.Linear(width, width, bias=False)
         self.bias = nn.Parameter(torch.zeros(3 * width))
@@ -74,17 +77,35 @@ class GRU4Rec(SequenceModel):
         super().__init__()
         self.history = self.max_len = WHOLE if max_len is None else checked_length(max_len)
         self.width, self.num_layers = num_factors, num_layers
-        self.cell, self.input_table = one_of("cell", cell, CELLS), one_of("input_table", input_table, INPUTS)
-        self.activation, self.elu_alpha = one_of("final_activation", final_activation, ACTIVATIONS), elu_alpha
+        self.cell, self.input_table = (
+            one_of("cell", cell, CELLS),
+            one_of("input_table", input_table, INPUTS),
+        )
+        self.activation, self.elu_alpha = (
+            one_of("final_activation", final_activation, ACTIVATIONS),
+            elu_alpha,
+        )
         one_hot = input_table == "one_hot"
         if cell == "torch" and one_hot:
-            raise RecexpError("cell: torch reads item vectors; choose input_table: separate or constrained.")
+            raise RecexpError(
+                "cell: torch reads item vectors; choose input_table: separate or constrained."
+            )
         self.item = Embedding(schema.V, num_factors, padding_idx=0)
         self.item_bias = nn.Parameter(torch.zeros(schema.V)) if output_bias else None
-        self.input = None if input_table == "constrained" else Embedding(schema.V, (3 if one_hot else 1) * num_factors, padding_idx=0)
+        self.input = (
+            None
+            if input_table == "constrained"
+            else Embedding(schema.V, (3 if one_hot else 1) * num_factors, padding_idx=0)
+        )
         self.embedding_dropout, self.dropout = Dropout(embedding_dropout), Dropout(dropout)
         if cell == "torch":
-            self.gru = nn.GRU(num_factors, num_factors, num_layers, batch_first=True, dropout=dropout if num_layers > 1 else 0.0)
+            self.gru = nn.GRU(
+                num_factors,
+                num_factors,
+                num_layers,
+                batch_first=True,
+                dropout=dropout if num_layers > 1 else 0.0,
+            )
         else:
             widths = [None if one_hot else num_factors, *[num_factors] * (num_layers - 1)]
             self.layers = nn.ModuleList(GRULayer(width, num_factors) for width in widths)

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from recexp.errors import RecexpError
 from recexp.nn.embeddings import ItemEncoder, UserEncoder, one_of
 from recexp.nn.init import normal_embeddings, xavier_linears
 from recexp.nn.mlp import MLP, PairMLP
-from recexp.types import Query, RecexpError, Schema
+from recexp.types import Query, Schema
 
 
 def both(z_BC2: Tensor) -> Tensor:
@@ -80,7 +81,9 @@ class ITE(nn.Module):
         one_of("width", width, ("paper", "authors"))
         one_of("init", init, ("paper", "authors"))
         if num_factors < 2 or num_factors % 2:
-            raise RecexpError(f"num_factors={num_factors}: ITE halves it, so it must be even and at least 2.")
+            raise RecexpError(
+                f"num_factors={num_factors}: ITE halves it, so it must be even and at least 2."
+            )
         K = num_factors if width == "authors" else num_factors // 2
         self.gmf, self.chunk = K, checked_chunk(chunk)
         activation = nn.LeakyReLU(0.2) if width == "authors" else nn.ReLU()
@@ -98,7 +101,9 @@ class ITE(nn.Module):
     def _authors_init(self) -> None:
         """Embeddings N(0, 2/width) per table, weights N(0, 2/K) (the first 1/K), biases N(0, 1), output vectors U(-1, 1)."""
         K = self.gmf
-        normal_embeddings(self, torch.cat([torch.full((K,), 2 / K), torch.full((2 * K,), 1 / K)]).sqrt())
+        normal_embeddings(
+            self, torch.cat([torch.full((K,), 2 / K), torch.full((2 * K,), 1 / K)]).sqrt()
+        )
         hidden = [*self.tower.layers, *self.head.tower.layers]
         for i, layer in enumerate(hidden):
             layer.weight.normal_(std=((1 if i == 0 else 2) / K) ** 0.5)
@@ -113,14 +118,26 @@ class ITE(nn.Module):
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         """Logit of the product of both probabilities, [B, C], or [B, V-1] where item_BC is None."""
         user_BD = self.users(query.user_B, query.without_B)
-        every = torch.arange(1, self.items.n_items + 1, device=user_BD.device)[None] if item_BC is None else item_BC
-        step = max(1, chunk_size(self.chunk, user_BD.device) // (4 * self.gmf * max(1, len(user_BD))))
-        return torch.cat([both(self._pairs(user_BD, self.items(part))) for part in every.split(step, 1)], 1)
+        every = (
+            torch.arange(1, self.items.n_items + 1, device=user_BD.device)[None]
+            if item_BC is None
+            else item_BC
+        )
+        step = max(
+            1, chunk_size(self.chunk, user_BD.device) // (4 * self.gmf * max(1, len(user_BD)))
+        )
+        return torch.cat(
+            [both(self._pairs(user_BD, self.items(part))) for part in every.split(step, 1)], 1
+        )
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         """Sum over the looked-up vectors (GMF and MLP, user and item) of their mean square; to be multiplied by lambda."""
         vectors = (self.users(query.user_B, query.without_B), self.items(item_BC))
-        return sum(part.square().mean() for v in vectors for part in (v[..., : self.gmf], v[..., self.gmf :]))
+        return sum(
+            part.square().mean()
+            for v in vectors
+            for part in (v[..., : self.gmf], v[..., self.gmf :])
+        )
 
     def _pairs(self, user_BD: Tensor, item_BCD: Tensor) -> Tensor:
         user, f = user_BD[:, None], self.gmf

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recexp.errors import RecexpError
 from recexp.models.mf import require_positive
 from recexp.models.pop import behaviour_codes, select_events
-from recexp.types import Query, RecexpError, Schema
+from recexp.types import Query, Schema
 
 _BLOCK = 1 << 25  # pairs counted at a time: bounds memory at a few hundred MB
 _SCORED = 1 << 20  # scores scattered at a time: few enough for the processor's cache
@@ -45,7 +46,12 @@ class ItemKNN(nn.Module):
         if not 0 < decay <= 1:
             raise RecexpError(f"decay={decay}: must lie in (0, 1].")
         self.history = max_len
-        self.window, self.decay, self.popularity, self.directed = window, decay, popularity, directed
+        self.window, self.decay, self.popularity, self.directed = (
+            window,
+            decay,
+            popularity,
+            directed,
+        )
         self.history_damping, self.item_damping = history_damping, item_damping
         self.codes = behaviour_codes(schema, behaviours)
         self.register_buffer("neighbour_Vn", torch.zeros(schema.V, neighbours, dtype=torch.int32))
@@ -64,7 +70,9 @@ class ItemKNN(nn.Module):
         order = torch.argsort(sim, descending=True, stable=True)
         order = order[torch.argsort(left[order], stable=True)]
         left, right, sim = left[order], right[order], sim[order]
-        first = torch.cumsum(torch.bincount(left, minlength=V), 0) - torch.bincount(left, minlength=V)
+        first = torch.cumsum(torch.bincount(left, minlength=V), 0) - torch.bincount(
+            left, minlength=V
+        )
         rank = torch.arange(len(left), device=left.device) - first[left]
         keep = rank < n
         self.neighbour_Vn.zero_()
@@ -75,7 +83,9 @@ class ItemKNN(nn.Module):
         self.prior_V.copy_(self.popularity * count / count.max().clamp_min(1))
         return {"pairs": float(len(left)), "kept": float(keep.sum())}
 
-    def _co_visits(self, user: Tensor, item: Tensor, V: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    def _co_visits(
+        self, user: Tensor, item: Tensor, V: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Distinct (left, right) pairs sorted, and their summed weights."""
         parts = []
         block = max(1, _BLOCK // self.window)
@@ -88,14 +98,22 @@ class ItemKNN(nn.Module):
                 a, b = item[start:stop], item[start + distance : stop + distance]
                 same = (user[start:stop] == user[start + distance : stop + distance]) & (a != b)
                 a, b = a[same], b[same]
-                keys.append(a * V + b if self.directed else torch.minimum(a, b) * V + torch.maximum(a, b))
-                weights.append(torch.full(keys[-1].shape, 1.0 / distance, dtype=dtype, device=item.device))
+                keys.append(
+                    a * V + b if self.directed else torch.minimum(a, b) * V + torch.maximum(a, b)
+                )
+                weights.append(
+                    torch.full(keys[-1].shape, 1.0 / distance, dtype=dtype, device=item.device)
+                )
             if keys:
                 parts.append(_coalesce(torch.cat(keys), torch.cat(weights)))
         if not parts:
             empty = item.new_empty(0)
             return empty, empty, empty.to(dtype)
-        key, cov = parts[0] if len(parts) == 1 else _coalesce(*(torch.cat(x) for x in zip(*parts, strict=True)))
+        key, cov = (
+            parts[0]
+            if len(parts) == 1
+            else _coalesce(*(torch.cat(x) for x in zip(*parts, strict=True)))
+        )
         if not self.directed:
             key = torch.cat([key, key % V * V + key // V])
             key, order = key.sort()
@@ -107,15 +125,29 @@ class ItemKNN(nn.Module):
         V, n = self.neighbour_Vn.shape
         item_BL = query.item_BL[:, -self.history :]
         if self.codes is not None:
-            counts = torch.isin(query.behaviour_BL[:, -self.history :], torch.tensor(self.codes, device=item_BL.device))
+            counts = torch.isin(
+                query.behaviour_BL[:, -self.history :],
+                torch.tensor(self.codes, device=item_BL.device),
+            )
             item_BL = item_BL * counts
         rows = max(1, _SCORED // max(V, item_BL.shape[1] * n))
-        out = [self._score_rows(item_BL[i : i + rows], None if item_BC is None else item_BC[i : i + rows]) for i in range(0, len(query), rows)]
-        return torch.cat(out) if out else self.prior_V.new_empty(0, V - 1 if item_BC is None else item_BC.shape[1])
+        out = [
+            self._score_rows(
+                item_BL[i : i + rows], None if item_BC is None else item_BC[i : i + rows]
+            )
+            for i in range(0, len(query), rows)
+        ]
+        return (
+            torch.cat(out)
+            if out
+            else self.prior_V.new_empty(0, V - 1 if item_BC is None else item_BC.shape[1])
+        )
 
     def _score_rows(self, item_BL: Tensor, item_BC: Tensor | None) -> Tensor:
         real_BL = item_BL != 0
-        age_BL = real_BL.flip(1).cumsum(1).flip(1) - 1  # real events after this one: padding and left-out events do not age
+        age_BL = (
+            real_BL.flip(1).cumsum(1).flip(1) - 1
+        )  # real events after this one: padding and left-out events do not age
         weight_BL = self.decay ** age_BL.to(self.prior_V.dtype) * real_BL
         s_BV = self.prior_V.repeat(len(item_BL), 1)
         term_BLn = self.similarity_Vn[item_BL] * weight_BL.unsqueeze(-1)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recexp.errors import RecexpError
+from recexp.nn.cpu.lookup import Embedding, table_dot
 from recexp.nn.init import normal_embeddings
-from recexp.nn.lookup import Embedding, table_dot
-from recexp.types import Query, RecexpError, Schema
+from recexp.types import Query, Schema
 
 
 class MF(nn.Module):
@@ -19,7 +20,14 @@ class MF(nn.Module):
     history = 0
     n_behaviours = 1
 
-    def __init__(self, schema: Schema, *, num_factors: int = 64, item_bias: bool = False, init_std: float = 0.01) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        num_factors: int = 64,
+        item_bias: bool = False,
+        init_std: float = 0.01,
+    ) -> None:
         super().__init__()
         require_positive(num_factors=num_factors)
         self.user = Embedding(schema.n_users, num_factors)
@@ -40,7 +48,9 @@ class MF(nn.Module):
         return mean_square(self.user(query.user_B), self.item(item_BC))
 
 
-def inner_product(user_BD: Tensor, item_VD: Tensor, bias_V: Tensor | None, item_BC: Tensor | None) -> Tensor:
+def inner_product(
+    user_BD: Tensor, item_VD: Tensor, bias_V: Tensor | None, item_BC: Tensor | None
+) -> Tensor:
     """Inner products with the items of a table plus their biases, [B, C]; with all but row 0 where item_BC is None, [B, V-1]."""
     if item_BC is None:
         s = user_BD @ item_VD[1:].T

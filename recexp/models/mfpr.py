@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recexp.errors import RecexpError
 from recexp.models.mf import inner_product, mean_square, require_positive
+from recexp.nn.cpu.lookup import row_dot
 from recexp.nn.init import normal_embeddings
-from recexp.nn.lookup import row_dot
-from recexp.types import Query, RecexpError, Schema
+from recexp.types import Query, Schema
 
 
 class MFPR(nn.Module):
@@ -47,34 +48,61 @@ class MFPR(nn.Module):
         length = torch.bincount(bag, minlength=self.user.num_embeddings * self.n_kinds)
         device = self.weight_T.device
         self.register_buffer("size_UT", length.view(-1, self.n_kinds).to(device), persistent=False)
-        self.register_buffer("start_UT", (length.cumsum(0) - length).view(-1, self.n_kinds).to(device), persistent=False)
-        self.register_buffer("member", (t * self.V + pairs.item[pair])[order].to(device), persistent=False)
-        self.register_buffer("pair_key", (pairs.user * self.V + pairs.item).to(device), persistent=False)
+        self.register_buffer(
+            "start_UT",
+            (length.cumsum(0) - length).view(-1, self.n_kinds).to(device),
+            persistent=False,
+        )
+        self.register_buffer(
+            "member", (t * self.V + pairs.item[pair])[order].to(device), persistent=False
+        )
+        self.register_buffer(
+            "pair_key", (pairs.user * self.V + pairs.item).to(device), persistent=False
+        )
         self.register_buffer("pair_mask", pairs.mask.to(device), persistent=False)
 
     def _members(self, user_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Rows of y for all sets of the users, one after the other; the sets' sizes and where each begins, [B, T]."""
         if not hasattr(self, "member"):
-            raise RecexpError("MFPR scores from the users' training items: call bind(store) before the first use.")
+            raise RecexpError(
+                "MFPR scores from the users' training items: call bind(store) before the first use."
+            )
         size_BT = self.size_UT[user_B]
         size, begin = size_BT.flatten(), size_BT.flatten().cumsum(0) - size_BT.flatten()
         entry = torch.repeat_interleave(self.start_UT[user_B].flatten() - begin, size)
-        return self.member[entry + torch.arange(len(entry), device=entry.device)], size_BT, begin.view_as(size_BT)
+        return (
+            self.member[entry + torch.arange(len(entry), device=entry.device)],
+            size_BT,
+            begin.view_as(size_BT),
+        )
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         """[B, C], or [B, V-1] where item_BC is None."""
         member, size_BT, begin_BT = self._members(query.user_B)
-        sum_BTD = nn.functional.embedding_bag(member, self.implicit.weight, begin_BT.flatten(), mode="sum")
+        sum_BTD = nn.functional.embedding_bag(
+            member, self.implicit.weight, begin_BT.flatten(), mode="sum"
+        )
         sum_BTD = sum_BTD.view(*size_BT.shape, -1)
         p_BD = self.user(query.user_B)
         if not self.training or item_BC is None:
             share_BT = self.weight_T * size_BT.clamp_min(1).to(p_BD.dtype).rsqrt()
-            return inner_product(p_BD + (share_BT.unsqueeze(-1) * sum_BTD).sum(1), self.item.weight, self.item_bias, item_BC)
+            return inner_product(
+                p_BD + (share_BT.unsqueeze(-1) * sum_BTD).sum(1),
+                self.item.weight,
+                self.item_bias,
+                item_BC,
+            )
         q_BCD = self.item(item_BC)
         own_BCT = self._own(query.user_B, item_BC)
-        y_BCTD = self.implicit(item_BC.unsqueeze(-1) + self.V * torch.arange(self.n_kinds, device=item_BC.device))
-        rest_BCT = torch.einsum("bcd,btd->bct", q_BCD, sum_BTD) - own_BCT * torch.einsum("bcd,bctd->bct", q_BCD, y_BCTD)
-        share_BCT = self.weight_T * (size_BT.unsqueeze(1) - own_BCT).clamp_min(1).to(p_BD.dtype).rsqrt()
+        y_BCTD = self.implicit(
+            item_BC.unsqueeze(-1) + self.V * torch.arange(self.n_kinds, device=item_BC.device)
+        )
+        rest_BCT = torch.einsum("bcd,btd->bct", q_BCD, sum_BTD) - own_BCT * torch.einsum(
+            "bcd,bctd->bct", q_BCD, y_BCTD
+        )
+        share_BCT = (
+            self.weight_T * (size_BT.unsqueeze(1) - own_BCT).clamp_min(1).to(p_BD.dtype).rsqrt()
+        )
         taste_BC = row_dot(q_BCD, p_BD) + self.item_bias[item_BC]
         return taste_BC + (share_BCT * rest_BCT).sum(-1)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from recexp.models.mf import mean_square, require_positive
 from recexp.models.neumf import in_chunks
-from recexp.nn.lookup import Embedding, Rows
+from recexp.nn.cpu.lookup import Embedding, Rows
 from recexp.nn.mlp import PairMLP
 from recexp.types import Query, Schema
 
@@ -30,7 +30,15 @@ class MMLP(nn.Module):
     n_behaviours = 1
     wants_behaviour_mask = True
 
-    def __init__(self, schema: Schema, *, num_factors: int = 4, num_layers: int = 2, mf_part: bool = True, init_std: float = 0.01) -> None:
+    def __init__(
+        self,
+        schema: Schema,
+        *,
+        num_factors: int = 4,
+        num_layers: int = 2,
+        mf_part: bool = True,
+        init_std: float = 0.01,
+    ) -> None:
         super().__init__()
         require_positive(num_factors=num_factors, num_layers=num_layers)
         d = num_factors
@@ -54,24 +62,38 @@ class MMLP(nn.Module):
 
     def _logit(self, query: Query, item: Tensor, branch_mask_BCT: Tensor | None = None) -> Tensor:
         users, items = Rows(self.user, query.user_B), Rows(self.item, item)
-        outputs = [branch.join(users.through(branch.left).unsqueeze(1), items.through(branch.right)) for branch in self.branches]
+        outputs = [
+            branch.join(users.through(branch.left).unsqueeze(1), items.through(branch.right))
+            for branch in self.branches
+        ]
         if self.training:
             self._active = [(o.detach() > 0).float().mean() for o in outputs]
         if branch_mask_BCT is not None:
             masks = branch_mask_BCT.bool().unsqueeze(-1).unbind(2)[:-1]
-            outputs = [*(torch.where(m, o, o.detach()) for m, o in zip(masks, outputs[:-1], strict=True)), outputs[-1]]
+            outputs = [
+                *(torch.where(m, o, o.detach()) for m, o in zip(masks, outputs[:-1], strict=True)),
+                outputs[-1],
+            ]
         phi = self.fusion(torch.cat(outputs, dim=-1))
         if self.head is None:
             return phi.squeeze(-1)
         w_mf, w_ml = self.head.weight.squeeze(0).chunk(2)
-        return Rows(self.mf_item, item).dot(self.mf_user(query.user_B) * w_mf) + phi @ w_ml + self.head.bias
+        return (
+            Rows(self.mf_item, item).dot(self.mf_user(query.user_B) * w_mf)
+            + phi @ w_ml
+            + self.head.bias
+        )
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         """[B, C], or [B, V-1] where item_BC is None."""
         n_items = self.item.num_embeddings - 1
-        return in_chunks(lambda item: self._logit(query, item), query, item_BC, self.widest, n_items)
+        return in_chunks(
+            lambda item: self._logit(query, item), query, item_BC, self.widest, n_items
+        )
 
-    def logits(self, query: Query, item_BC: Tensor, branch_mask_BCT: Tensor | None = None) -> Tensor:
+    def logits(
+        self, query: Query, item_BC: Tensor, branch_mask_BCT: Tensor | None = None
+    ) -> Tensor:
         """The only behaviour's logit z_BC1.
 
         branch_mask_BCT: 1 where the user showed behaviour t (weak to strong) on the item; None lets every branch learn.

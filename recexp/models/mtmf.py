@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recexp.errors import RecexpError
 from recexp.models.mf import inner_product, mean_square, require_positive
 from recexp.nn.init import normal_embeddings
-from recexp.types import Query, RecexpError, Schema
+from recexp.types import Query, Schema
 
 
 class MTMF(nn.Module):
@@ -39,7 +40,9 @@ class MTMF(nn.Module):
             raise RecexpError(f"score_by={score_by!r} is not one of explicit, sum.")
         self.share = (implicit_share, 1.0) if score_by == "sum" else (0.0, 1.0)
         self.user = nn.Embedding(schema.n_users, num_factors)
-        self.items = nn.ModuleList(nn.Embedding(schema.V, num_factors, padding_idx=0) for _ in range(self.n_behaviours))
+        self.items = nn.ModuleList(
+            nn.Embedding(schema.V, num_factors, padding_idx=0) for _ in range(self.n_behaviours)
+        )
         self.user_bias = nn.Parameter(torch.zeros(schema.n_users, self.n_behaviours))
         self.item_bias = nn.Parameter(torch.zeros(schema.V, self.n_behaviours))
         normal_embeddings(self, init_std)
@@ -47,7 +50,10 @@ class MTMF(nn.Module):
     def logits(self, query: Query, item_BC: Tensor | None) -> Tensor:
         """z_BCK, implicit before explicit; of all items where item_BC is None."""
         p_BD = self.user(query.user_B)
-        z = [inner_product(p_BD, table.weight, self.item_bias[:, t], item_BC) for t, table in enumerate(self.items)]
+        z = [
+            inner_product(p_BD, table.weight, self.item_bias[:, t], item_BC)
+            for t, table in enumerate(self.items)
+        ]
         return torch.stack(z, dim=-1) + self.user_bias[query.user_B].unsqueeze(1)
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:

@@ -8,14 +8,17 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from recexp.errors import RecexpError
 from recexp.models.mf import mean_square, require_positive
+from recexp.nn.cpu.lookup import Embedding, Rows
 from recexp.nn.init import normal_embeddings, xavier_linears
-from recexp.nn.lookup import Embedding, Rows
 from recexp.nn.mlp import PairMLP
-from recexp.types import Query, RecexpError, Schema
+from recexp.types import Query, Schema
 
 INTERACTIONS = {"gmf": ("gmf",), "mlp": ("mlp",), "neumf": ("gmf", "mlp")}
-_BLOCK = 1 << 20  # floats of the widest hidden layer computed at a time when scoring: on a CPU they stay in its cache
+_BLOCK = (
+    1 << 20
+)  # floats of the widest hidden layer computed at a time when scoring: on a CPU they stay in its cache
 
 
 class NeuMF(nn.Module):
@@ -56,7 +59,13 @@ class NeuMF(nn.Module):
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         """[B, C], or [B, V-1] where item_BC is None."""
-        return in_chunks(lambda item: self._logit(query, item), query, item_BC, self.interact.widest, self.n_items)
+        return in_chunks(
+            lambda item: self._logit(query, item),
+            query,
+            item_BC,
+            self.interact.widest,
+            self.n_items,
+        )
 
     def logits(self, query: Query, item_BC: Tensor) -> Tensor:
         """The only behaviour's logit: z_BC1."""
@@ -73,7 +82,9 @@ class NeuMF(nn.Module):
     @torch.no_grad()
     def _start_from(self, pretrained: Mapping[str, str], share: Mapping[str, float]) -> None:
         if set(pretrained) != set(self.user) or len(self.user) < 2:
-            raise RecexpError(f"pretrained={dict(pretrained)}: give one checkpoint for each of gmf and mlp, and interaction=neumf to join them.")
+            raise RecexpError(
+                f"pretrained={dict(pretrained)}: give one checkpoint for each of gmf and mlp, and interaction=neumf to join them."
+            )
         heads, bias = [], 0.0
         own = self.state_dict()
         for part in self.user:
@@ -96,7 +107,15 @@ class NeuMF(nn.Module):
 class Interaction(nn.Module):
     """NeuMF's function of a user and an item given their embeddings, per part: h . [p^G * q^G; tower([p^M; q^M])] (+ b)."""
 
-    def __init__(self, widths: Mapping[str, int], num_factors: int, num_layers: int, *, dropout: float = 0.0, bias: bool = True) -> None:
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        num_factors: int,
+        num_layers: int,
+        *,
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.num_factors = num_factors
         self.widest = num_factors
@@ -139,7 +158,9 @@ def interaction_widths(interaction: str, num_factors: int, num_layers: int) -> d
 def pair_tables(schema: Schema, widths: Mapping[str, int]) -> tuple[nn.ModuleDict, nn.ModuleDict]:
     """User and item embeddings per part."""
     user = nn.ModuleDict({part: Embedding(schema.n_users, width) for part, width in widths.items()})
-    item = nn.ModuleDict({part: Embedding(schema.V, width, padding_idx=0) for part, width in widths.items()})
+    item = nn.ModuleDict(
+        {part: Embedding(schema.V, width, padding_idx=0) for part, width in widths.items()}
+    )
     return user, item
 
 
@@ -153,7 +174,13 @@ def mean_square_of(*rows: Mapping[str, Rows]) -> Tensor:
     return mean_square(*(part.vectors for parts in rows for part in parts.values()))
 
 
-def in_chunks(score: Callable[[Tensor], Tensor], query: Query, item_BC: Tensor | None, width: int, n_items: int) -> Tensor:
+def in_chunks(
+    score: Callable[[Tensor], Tensor],
+    query: Query,
+    item_BC: Tensor | None,
+    width: int,
+    n_items: int,
+) -> Tensor:
     """Scores of the candidates, or of the whole catalogue where item_BC is None, so many items at a time that B * items * width
     floats stay small. ``score`` takes item ids [B, c], or [c] shared by all rows, and returns [B, c]."""
     items = torch.arange(1, n_items + 1, device=query.user_B.device) if item_BC is None else item_BC
@@ -165,7 +192,9 @@ def in_chunks(score: Callable[[Tensor], Tensor], query: Query, item_BC: Tensor |
     if torch.is_grad_enabled():
         return torch.cat([score(part) for part in parts], dim=-1)
     scores = None
-    for part, at in zip(parts, range(0, items.shape[-1], step), strict=True):  # into place: a list of small pieces splinters a CPU's memory
+    for part, at in zip(
+        parts, range(0, items.shape[-1], step), strict=True
+    ):  # into place: a list of small pieces splinters a CPU's memory
         z = score(part)
         scores = z.new_empty(len(query), items.shape[-1]) if scores is None else scores
         scores[:, at : at + step] = z
@@ -178,5 +207,9 @@ def _load_state(path: str) -> dict[str, Tensor]:
         raise RecexpError(f"pretrained: no such checkpoint: {path}")
     state = torch.load(path, map_location="cpu", weights_only=True)
     if "state_dict" in state:
-        state = {name.removeprefix("model."): x for name, x in state["state_dict"].items() if name.startswith("model.")}
+        state = {
+            name.removeprefix("model."): x
+            for name, x in state["state_dict"].items()
+            if name.startswith("model.")
+        }
     return state

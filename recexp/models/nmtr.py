@@ -9,9 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from recexp.models.neumf import Interaction, in_chunks, interaction_widths, look_up, mean_square_of, pair_tables
+from recexp.errors import RecexpError
+from recexp.models.neumf import (
+    Interaction,
+    in_chunks,
+    interaction_widths,
+    look_up,
+    mean_square_of,
+    pair_tables,
+)
 from recexp.nn.init import normal_embeddings
-from recexp.types import Query, RecexpError, Schema
+from recexp.types import Query, Schema
 
 
 class NMTR(nn.Module):
@@ -44,17 +52,26 @@ class NMTR(nn.Module):
         if carry not in ("logit", "prob"):
             raise RecexpError(f"carry={carry!r} is not one of logit, prob.")
         if interaction == "neumf" and num_factors % 2:
-            raise RecexpError(f"num_factors={num_factors}: must be even, as each half of neumf gives one half of it.")
+            raise RecexpError(
+                f"num_factors={num_factors}: must be even, as each half of neumf gives one half of it."
+            )
         f = num_factors // 2 if interaction == "neumf" else num_factors
         widths = interaction_widths(interaction, f, num_layers)
         self.n_behaviours, self.carry = n_behaviours, carry
         self.user, self.item = pair_tables(schema, widths)
-        self.levels = nn.ModuleList(Interaction(widths, f, num_layers, dropout=dropout, bias=False) for _ in range(n_behaviours))
+        self.levels = nn.ModuleList(
+            Interaction(widths, f, num_layers, dropout=dropout, bias=False)
+            for _ in range(n_behaviours)
+        )
         self.item_bias = nn.Parameter(torch.zeros(schema.V, n_behaviours))
         normal_embeddings(self, init_std)
 
     def _logits(self, query: Query, item: Tensor) -> list[Tensor]:
-        users, items, bias = look_up(self.user, query.user_B), look_up(self.item, item), self.item_bias[item]
+        users, items, bias = (
+            look_up(self.user, query.user_B),
+            look_up(self.item, item),
+            self.item_bias[item],
+        )
         z = []
         for level, interact in enumerate(self.levels):
             own = interact(users, items) + bias[..., level]
@@ -65,7 +82,13 @@ class NMTR(nn.Module):
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         """[B, C], or [B, V-1] where item_BC is None."""
         n_items = len(self.item_bias) - 1
-        return in_chunks(lambda item: self._logits(query, item)[-1], query, item_BC, self.levels[0].widest, n_items)
+        return in_chunks(
+            lambda item: self._logits(query, item)[-1],
+            query,
+            item_BC,
+            self.levels[0].widest,
+            n_items,
+        )
 
     def logits(self, query: Query, item_BC: Tensor) -> Tensor:
         """z_BCK, levels weak to strong."""

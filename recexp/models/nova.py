@@ -8,13 +8,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from recexp.errors import RecexpError
 from recexp.models.bert4rec import EPS, BERT4Rec
-from recexp.models.sequence import by_length, latest, places
+from recexp.models.common import by_length, latest, places
 from recexp.nn.attention import key_mask
 from recexp.nn.embeddings import FeatureBag
 from recexp.nn.fusion import Fusion
 from recexp.nn.transformer import bert_init
-from recexp.types import Feature, Query, RecexpError, Schema
+from recexp.types import Feature, Query, Schema
 
 
 class ItemSide(FeatureBag):
@@ -27,7 +28,10 @@ class ItemSide(FeatureBag):
         without_V = (id_VM == 0).all(1)
         id_VM[without_V, 0], id_VM[-1, 0], id_VM[0, 0] = absent, masked, 0
         weight_VM[without_V, 0], weight_VM[0, 0] = 1.0, 0.0
-        super().__init__(replace(feature, cardinality=feature.cardinality + 2, id_VM=id_VM, weight_VM=weight_VM), width)
+        super().__init__(
+            replace(feature, cardinality=feature.cardinality + 2, id_VM=id_VM, weight_VM=weight_VM),
+            width,
+        )
 
 
 class EventSide(nn.Module):
@@ -92,11 +96,15 @@ class SideVectors(nn.Module):
             known = [*available, "time"]
             raise RecexpError(f"side names {unknown}, but the prepared data has {known}.")
         if side == "all" and not available:
-            raise RecexpError("side: all, but the prepared data has no side information. Take another dataset, or side: [].")
+            raise RecexpError(
+                "side: all, but the prepared data has no side information. Take another dataset, or side: []."
+            )
         self.mask_id = schema.V
         features = [schema.item_features[name] for name in names if name in schema.item_features]
         self.items = nn.ModuleList(ItemSide(feature, width) for feature in features)
-        self.events = nn.ModuleList(EventSide(*columns[name], width) for name in names if name in columns)
+        self.events = nn.ModuleList(
+            EventSide(*columns[name], width) for name in names if name in columns
+        )
         if "time" in names and "time" not in schema.item_features:
             self.events.append(TimeSide(width))
 
@@ -159,31 +167,55 @@ class SideBERT(BERT4Rec):
             token_type=False,
         )
         if invasive and (shared_fusion or not position_in_sides):
-            raise RecexpError("shared_fusion and position_in_sides: false are about NOVA's layers; drop them or set invasive: false.")
+            raise RecexpError(
+                "shared_fusion and position_in_sides: false are about NOVA's layers; drop them or set invasive: false."
+            )
         self.invasive = invasive
         self.side = SideVectors(schema, num_factors, side)
         bert_init(self.side)
         self.position_fused = self.position is not None and position_in_sides
         count = 1 + self.position_fused + len(self.side)
-        fusions = [Fusion(fusion, count, num_factors, gate=gate) for _ in range(1 if invasive or shared_fusion else num_layers)]
+        fusions = [
+            Fusion(fusion, count, num_factors, gate=gate)
+            for _ in range(1 if invasive or shared_fusion else num_layers)
+        ]
         self.fusions = nn.ModuleList(fusions)
-        self.side_norm = nn.LayerNorm(num_factors, EPS) if embedding_norm and not invasive and count > 1 else nn.Identity()
+        self.side_norm = (
+            nn.LayerNorm(num_factors, EPS)
+            if embedding_norm and not invasive and count > 1
+            else nn.Identity()
+        )
 
-    def encode(self, query: Query, last_only: bool = False, side_item_BL: Tensor | None = None) -> Tensor:
+    def encode(
+        self, query: Query, last_only: bool = False, side_item_BL: Tensor | None = None
+    ) -> Tensor:
         last = slice(-1, None) if last_only else None
         return self._by_length(query, side_item_BL, last_only, None, last)
 
-    def encode_at(self, query: Query, wanted_BL: Tensor, side_item_BL: Tensor | None = None) -> Tensor:
+    def encode_at(
+        self, query: Query, wanted_BL: Tensor, side_item_BL: Tensor | None = None
+    ) -> Tensor:
         """See ``BERT4Rec``."""
         at_BM, real_BM = places(wanted_BL[:, -self.max_len :])
         return self._by_length(query, side_item_BL, False, at_BM, None)[real_BM]
 
-    def _by_length(self, query: Query, side_item_BL: Tensor | None, last_only: bool, at_BM: Tensor | None, last: slice | None) -> Tensor:
+    def _by_length(
+        self,
+        query: Query,
+        side_item_BL: Tensor | None,
+        last_only: bool,
+        at_BM: Tensor | None,
+        last: slice | None,
+    ) -> Tensor:
         query = latest(query, self.max_len)
         shown_BL = query.item_BL if side_item_BL is None else side_item_BL[:, -self.max_len :]
 
         def encode(part: Query, rows: Tensor | slice, at: Tensor | None) -> Tensor:
-            return self._encode_side(part, shown_BL[rows, shown_BL.shape[1] - part.item_BL.shape[1] :], last if at is None else at)
+            return self._encode_side(
+                part,
+                shown_BL[rows, shown_BL.shape[1] - part.item_BL.shape[1] :],
+                last if at is None else at,
+            )
 
         return by_length(encode, query, last_only, at_BM)
 
@@ -196,7 +228,10 @@ class SideBERT(BERT4Rec):
             h = h + self.position(mask_BL)
         if self.invasive:
             return self._transform(self.fusions[0]([h, *sides]), mask_BL, at)
-        h, sides = self.dropout(self.input_norm(h)), [self.dropout(self.side_norm(f)) for f in sides]
+        h, sides = (
+            self.dropout(self.input_norm(h)),
+            [self.dropout(self.side_norm(f)) for f in sides],
+        )
         mask = key_mask(mask_BL)
         for i, layer in enumerate(self.layers):
             fused = self.fusions[i % len(self.fusions)]([h, *sides])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from recexp.types import Query, RecexpError, Schema
+from recexp.errors import RecexpError
+from recexp.types import Query, Schema
 
 
 class Pop(nn.Module):
@@ -42,13 +43,21 @@ def behaviour_codes(schema: Schema, behaviours: list[str] | str | None) -> list[
     if behaviours == "strongest":
         return [len(schema.behaviours)]
     if behaviours == "explicit":
-        chosen = [b for b, explicit in zip(schema.behaviours, schema.explicit, strict=True) if explicit]
+        chosen = [
+            b for b, explicit in zip(schema.behaviours, schema.explicit, strict=True) if explicit
+        ]
     else:
         chosen = [behaviours] if isinstance(behaviours, str) else list(behaviours)
     unknown = [b for b in chosen if b not in schema.behaviours]
     if unknown or not chosen:
-        wrong = f"{unknown[0]!r} is not a behaviour of this data set" if unknown else "this data set has no such behaviour"
-        raise RecexpError(f"behaviours={behaviours!r}: {wrong}. Choose from {list(schema.behaviours)}, 'explicit', 'strongest', null (all).")
+        wrong = (
+            f"{unknown[0]!r} is not a behaviour of this data set"
+            if unknown
+            else "this data set has no such behaviour"
+        )
+        raise RecexpError(
+            f"behaviours={behaviours!r}: {wrong}. Choose from {list(schema.behaviours)}, 'explicit', 'strongest', null (all)."
+        )
     return sorted(schema.behaviours.index(b) + 1 for b in chosen)
 
 

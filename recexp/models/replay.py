@@ -31,27 +31,42 @@ class Replay(nn.Module):
     def sweep(self, store) -> dict[str, float]:
         """Counts training events."""
         count_V = torch.bincount(store.train.item, minlength=len(self.prior_V)).to(self.prior_V)
-        self.prior_V.copy_(count_V / (count_V.max() + 1))  # below 1, the smallest step between two history items
+        self.prior_V.copy_(
+            count_V / (count_V.max() + 1)
+        )  # below 1, the smallest step between two history items
         return {"events": float(len(store.train.item))}
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         """[B, C], or [B, V-1] where item_BC is None."""
         rows = max(1, _SCORED // len(self.prior_V))
         out = [
-            self._score_rows(query[slice(i, i + rows)], None if item_BC is None else item_BC[i : i + rows])
+            self._score_rows(
+                query[slice(i, i + rows)], None if item_BC is None else item_BC[i : i + rows]
+            )
             for i in range(0, max(1, len(query)), rows)
         ]
         return torch.cat(out)
 
     def _score_rows(self, query: Query, item_BC: Tensor | None) -> Tensor:
-        item_BL, behaviour_BL = query.item_BL[:, -self.history :], query.behaviour_BL[:, -self.history :]
+        item_BL, behaviour_BL = (
+            query.item_BL[:, -self.history :],
+            query.behaviour_BL[:, -self.history :],
+        )
         strong_BL = torch.isin(behaviour_BL, torch.tensor(self.strong, device=item_BL.device))
         # counted from the right end of the row, so that padding cannot change it
-        step_BL = torch.arange(self.history - item_BL.shape[1], self.history, device=item_BL.device).expand_as(item_BL) + 1
+        step_BL = (
+            torch.arange(
+                self.history - item_BL.shape[1], self.history, device=item_BL.device
+            ).expand_as(item_BL)
+            + 1
+        )
         s_BV = self.prior_V.new_zeros(len(item_BL), len(self.prior_V))
         s_BV.scatter_reduce_(1, item_BL, step_BL.to(s_BV), "amax")
         # amax with the event's own step leaves weaker events alone and lifts strong ones above every step
         taken_BL = torch.where(strong_BL, self.history + 1, step_BL)
-        taken_BV = torch.zeros_like(s_BV).scatter_reduce_(1, item_BL, taken_BL.to(s_BV), "amax") > self.history
+        taken_BV = (
+            torch.zeros_like(s_BV).scatter_reduce_(1, item_BL, taken_BL.to(s_BV), "amax")
+            > self.history
+        )
         s_BV = s_BV.masked_fill(taken_BV, 0.0) + self.prior_V
         return s_BV[:, 1:] if item_BC is None else s_BV.gather(1, item_BC)

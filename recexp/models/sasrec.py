@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from recexp.models.sequence import SequenceModel, by_length, checked_length, latest
+from recexp.models.common import SequenceModel, by_length, checked_length, latest
 from recexp.nn.attention import MultiHeadAttention, causal_mask
-from recexp.nn.dropout import Dropout
+from recexp.nn.cpu.dropout import Dropout
+from recexp.nn.cpu.lookup import Embedding
 from recexp.nn.embeddings import one_of
 from recexp.nn.init import xavier_linears
-from recexp.nn.lookup import Embedding
 from recexp.nn.transformer import PositionEmbedding
 from recexp.types import Query, Schema
 
@@ -25,10 +25,14 @@ class SASRecLayer(nn.Module):
     residual "plain", the paper's text: y = x + Drop(Attn(q, q, q)); y + FFN(LN(y)).
     """
 
-    def __init__(self, width: int, num_heads: int, *, dropout: float, attention_dropout: float, residual: str):
+    def __init__(
+        self, width: int, num_heads: int, *, dropout: float, attention_dropout: float, residual: str
+    ):
         super().__init__()
         self.plain = residual == "plain"
-        self.attention = MultiHeadAttention(width, num_heads, dropout=attention_dropout, output=False)
+        self.attention = MultiHeadAttention(
+            width, num_heads, dropout=attention_dropout, output=False
+        )
         self.norm1, self.norm2 = nn.LayerNorm(width, EPS), nn.LayerNorm(width, EPS)
         self.inner, self.outer = nn.Linear(width, width), nn.Linear(width, width)
         self.dropout = Dropout(dropout)
@@ -72,8 +76,14 @@ class SASRec(SequenceModel):
         self.item = Embedding(schema.V, num_factors, padding_idx=0)
         self.position = PositionEmbedding(max_len, num_factors, "right")
         self.dropout = Dropout(dropout)
-        options = dict(dropout=dropout, attention_dropout=dropout if attention_dropout is None else attention_dropout, residual=residual)
-        self.layers = nn.ModuleList(SASRecLayer(num_factors, num_heads, **options) for _ in range(num_layers))
+        options = dict(
+            dropout=dropout,
+            attention_dropout=dropout if attention_dropout is None else attention_dropout,
+            residual=residual,
+        )
+        self.layers = nn.ModuleList(
+            SASRecLayer(num_factors, num_heads, **options) for _ in range(num_layers)
+        )
         self.norm = nn.LayerNorm(num_factors, EPS)
         # Glorot uniform everywhere is TensorFlow's default, which the authors' code keeps.
         xavier_linears(self)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recexp.errors import RecexpError
 from recexp.models.mf import inner_product, require_positive
 from recexp.models.pop import behaviour_codes, select_events
-from recexp.types import Query, RecexpError, Schema
+from recexp.types import Query, Schema
 
-_BLOCK = 1 << 18  # doubles gathered, or held in normal equations, at a time: few enough for the processor's cache
+_BLOCK = (
+    1 << 18
+)  # doubles gathered, or held in normal equations, at a time: few enough for the processor's cache
 
 
 class WMF(nn.Module):
@@ -34,7 +37,9 @@ class WMF(nn.Module):
         super().__init__()
         require_positive(num_factors=num_factors)
         if regularisation <= 0 or alpha <= 0:
-            raise RecexpError(f"alpha={alpha}, regularisation={regularisation}: both must be above 0.")
+            raise RecexpError(
+                f"alpha={alpha}, regularisation={regularisation}: both must be above 0."
+            )
         self.alpha, self.regularisation = alpha, regularisation
         self.codes = behaviour_codes(schema, behaviours)
         self.register_buffer("user_UD", torch.zeros(schema.n_users, num_factors))
@@ -50,13 +55,21 @@ class WMF(nn.Module):
         """Solves once for all users and once for all items; returns the objective reached."""
         user, item = select_events(store, self.codes)
         V = len(self.item_VD)
-        pair, count = torch.unique(user.to(self.item_VD.device) * V + item.to(self.item_VD.device), return_counts=True)
-        user, item, extra = pair // V, pair % V, (self.alpha * count).to(self.item_VD.dtype)  # extra = c - 1
+        pair, count = torch.unique(
+            user.to(self.item_VD.device) * V + item.to(self.item_VD.device), return_counts=True
+        )
+        user, item, extra = (
+            pair // V,
+            pair % V,
+            (self.alpha * count).to(self.item_VD.dtype),
+        )  # extra = c - 1
         self._solve(self.user_UD, self.item_VD, user, item, extra)
         self._solve(self.item_VD, self.user_UD, item, user, extra)
         return {"objective": self._objective(user, item, extra)}
 
-    def _solve(self, out_RD: Tensor, fixed_SD: Tensor, row: Tensor, column: Tensor, extra: Tensor) -> None:
+    def _solve(
+        self, out_RD: Tensor, fixed_SD: Tensor, row: Tensor, column: Tensor, extra: Tensor
+    ) -> None:
         """Fills out with the best row vectors given the fixed ones; rows without an entry become 0.
 
         Rows are taken longest first, so that rows of nearly the same length share a padded batch. All in double: with large alpha
@@ -71,7 +84,9 @@ class WMF(nn.Module):
         rank = length.argsort(descending=True, stable=True)
         lengths = length[rank].tolist()
         n_rows = int((length > 0).sum())
-        gram = fixed_SD.T @ fixed_SD + self.regularisation * torch.eye(d, dtype=fixed_SD.dtype, device=fixed_SD.device)
+        gram = fixed_SD.T @ fixed_SD + self.regularisation * torch.eye(
+            d, dtype=fixed_SD.dtype, device=fixed_SD.device
+        )
         out_RD.zero_()
         at = 0
         while at < n_rows:
@@ -85,14 +100,20 @@ class WMF(nn.Module):
             weighted_RDL = (y_RLD * extra_RL.unsqueeze(-1)).mT
             right_RD = (y_RLD * ((1 + extra_RL) * inside_RL).unsqueeze(-1)).sum(1)
             factor = torch.linalg.cholesky(weighted_RDL @ y_RLD + gram)
-            out_RD[rows] = torch.cholesky_solve(right_RD.unsqueeze(-1), factor).squeeze(-1).to(out_RD.dtype)
+            out_RD[rows] = (
+                torch.cholesky_solve(right_RD.unsqueeze(-1), factor).squeeze(-1).to(out_RD.dtype)
+            )
             at += len(rows)
 
     def _objective(self, user: Tensor, item: Tensor, extra: Tensor) -> float:
         x, y = self.user_UD.double(), self.item_VD.double()
-        total = (x.T @ x * (y.T @ y)).sum() + self.regularisation * (x.square().sum() + y.square().sum())
+        total = (x.T @ x * (y.T @ y)).sum() + self.regularisation * (
+            x.square().sum() + y.square().sum()
+        )
         block = max(1, _BLOCK // x.shape[1])
-        for at in range(0, len(user), block):  # the sum over all pairs took p = 0 and c = 1: put the observed ones right
+        for at in range(
+            0, len(user), block
+        ):  # the sum over all pairs took p = 0 and c = 1: put the observed ones right
             part = slice(at, at + block)
             s = (x[user[part]] * y[item[part]]).sum(1)
             total += ((1 + extra[part]) * (1 - s).square() - s.square()).sum()

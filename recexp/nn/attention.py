@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from recexp.nn.dropout import byte_mask, checked_rate
-from recexp.types import RecexpError
+from recexp.errors import RecexpError
+from recexp.nn.cpu.dropout import byte_mask, checked_rate
 
 # Weights of one block of histories: a few megabytes, so that softmax and dropout find them in the cache.
 BLOCK = 2**19
@@ -39,11 +39,21 @@ class _BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, p: float) -> Tensor:
-        ctx.root, out, kept = q.shape[-1] ** -0.5, torch.empty(*q.shape[:3], v.shape[-1], dtype=v.dtype), []
+        ctx.root, out, kept = (
+            q.shape[-1] ** -0.5,
+            torch.empty(*q.shape[:3], v.shape[-1], dtype=v.dtype),
+            [],
+        )
         for rows in _blocks(q, k):
-            weights = (q[rows] @ k[rows].transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)).mul_(ctx.root)
+            weights = (
+                (q[rows] @ k[rows].transpose(-1, -2))
+                .to(torch.promote_types(q.dtype, torch.float32))
+                .mul_(ctx.root)
+            )
             # Added, since torch is slow at masking by booleans. In a row without anything allowed all weights are equal.
-            allowed = mask[rows if len(mask) > 1 else slice(None)].view(torch.uint8).to(weights.dtype)
+            allowed = (
+                mask[rows if len(mask) > 1 else slice(None)].view(torch.uint8).to(weights.dtype)
+            )
             weights += allowed.sub_(1).mul_(torch.finfo(weights.dtype).max)
             torch.softmax(weights, -1, out=weights)
             keep, ctx.scale = byte_mask(weights.shape, p)
@@ -62,7 +72,12 @@ class _BlockAttention(torch.autograd.Function):
             dv[rows] = (dropped * weights).to(v.dtype).transpose(-1, -2) @ g
             # The softmax's own derivative w (g - sum w g), whose sum is that of the output times its gradient.
             logits = (g @ v[rows].transpose(-1, -2)).mul_(dropped).to(weights.dtype)
-            logits = logits.sub_((grad[rows] * out[rows]).sum(-1, keepdim=True)).mul_(weights).mul_(ctx.root).to(q.dtype)
+            logits = (
+                logits.sub_((grad[rows] * out[rows]).sum(-1, keepdim=True))
+                .mul_(weights)
+                .mul_(ctx.root)
+                .to(q.dtype)
+            )
             dq[rows] = logits @ k[rows]
             dk[rows] = logits.transpose(-1, -2) @ q[rows]
         return dq, dk, dv, None, None
@@ -76,7 +91,9 @@ def _blocks(q_BHQd: Tensor, k_BHLd: Tensor) -> list[slice]:
 def attend(q_BHQd: Tensor, k_BHLd: Tensor, v_BHLd: Tensor, mask: Tensor, p: float = 0.0) -> Tensor:
     """softmax(q k^T / sqrt(d)) v, weights dropped with rate p. mask, broadcast to [B, H, Q, L]: True where attending is
     allowed, somewhere in every row."""
-    kernel_is_slow = p > 0.0 or (q_BHQd.dtype.itemsize < 4 and torch.is_grad_enabled() and q_BHQd.requires_grad)
+    kernel_is_slow = p > 0.0 or (
+        q_BHQd.dtype.itemsize < 4 and torch.is_grad_enabled() and q_BHQd.requires_grad
+    )
     if q_BHQd.device.type != "cpu" or not kernel_is_slow:
         return F.scaled_dot_product_attention(q_BHQd, k_BHLd, v_BHLd, attn_mask=mask, dropout_p=p)
     return _BlockAttention.apply(q_BHQd, k_BHLd, v_BHLd, mask, p)
@@ -93,7 +110,9 @@ class MultiHeadAttention(nn.Module):
     def __init__(self, width: int, num_heads: int, *, dropout: float = 0.0, output: bool = True):
         super().__init__()
         if num_heads < 1 or width % num_heads:
-            raise RecexpError(f"num_heads={num_heads} does not divide the width num_factors={width}: choose another of the two.")
+            raise RecexpError(
+                f"num_heads={num_heads} does not divide the width num_factors={width}: choose another of the two."
+            )
         self.num_heads = num_heads
         self.p = checked_rate(dropout, "attention_dropout")
         self.query = nn.Linear(width, width)
@@ -102,6 +121,9 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(width, width) if output else nn.Identity()
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-        q, k, v = (x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for x in (self.query(query), self.key(key), self.value(value)))
+        q, k, v = (
+            x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for x in (self.query(query), self.key(key), self.value(value))
+        )
         heads = attend(q, k, v, mask, self.p if self.training else 0.0)
         return self.output(heads.transpose(1, 2).flatten(-2))

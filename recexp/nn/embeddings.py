@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recexp.nn.lookup import Embedding
-from recexp.types import Bag, Feature, RecexpError, Schema
+from recexp.errors import RecexpError
+from recexp.nn.cpu.lookup import Embedding
+from recexp.types import Bag, Feature, Schema
 
 FUSIONS = ("add", "concat", "gate")
 SCALES = ("sum", "half")
@@ -30,7 +31,9 @@ def chosen_side(side: str | Sequence[str], available: Iterable[str], owner: str)
         return available
     names = (side,) if isinstance(side, str) else tuple(side)
     if unknown := [name for name in names if name not in available]:
-        raise RecexpError(f"{owner}_side names {unknown}, but the prepared data has {list(available) or 'no side features'}.")
+        raise RecexpError(
+            f"{owner}_side names {unknown}, but the prepared data has {list(available) or 'no side features'}."
+        )
     if len(set(names)) < len(names):
         raise RecexpError(f"{owner}_side names a feature twice: {list(names)}.")
     return names
@@ -60,7 +63,12 @@ class FeatureBag(nn.Module):
     def forward(self, item: Tensor) -> Tensor:
         row = item.reshape(-1)
         table = self.table.weight
-        out = F.embedding_bag(self.id_VM[row], table, per_sample_weights=self.weight_VM[row].to(table.dtype), mode="sum")
+        out = F.embedding_bag(
+            self.id_VM[row],
+            table,
+            per_sample_weights=self.weight_VM[row].to(table.dtype),
+            mode="sum",
+        )
         return out.view(*item.shape, table.shape[1])
 
 
@@ -76,12 +84,25 @@ class ItemEncoder(nn.Module):
     Raises RecexpError for features the data does not have and for choices that do not go together.
     """
 
-    def __init__(self, schema: Schema, width: int, *, side: str | Sequence[str] = (), fusion: str = "add", scale: str = "sum"):
+    def __init__(
+        self,
+        schema: Schema,
+        width: int,
+        *,
+        side: str | Sequence[str] = (),
+        fusion: str = "add",
+        scale: str = "sum",
+    ):
         super().__init__()
         names = chosen_side(side, schema.item_features, "item")
-        self.fusion, self.scale = one_of("fusion", fusion, FUSIONS), one_of("side_scale", scale, SCALES)
+        self.fusion, self.scale = (
+            one_of("fusion", fusion, FUSIONS),
+            one_of("side_scale", scale, SCALES),
+        )
         if scale == "half" and fusion != "add":
-            raise RecexpError(f"scale=half averages the vectors before adding them; it does not go with fusion={fusion}.")
+            raise RecexpError(
+                f"scale=half averages the vectors before adding them; it does not go with fusion={fusion}."
+            )
         self.n_items = schema.n_items
         self.id = Embedding(schema.V, width, padding_idx=0)
         self.side = nn.ModuleList(FeatureBag(schema.item_features[name], width) for name in names)
@@ -147,12 +168,16 @@ class UserEncoder(nn.Module):
     Raises RecexpError for features the data does not have.
     """
 
-    def __init__(self, schema: Schema, width: int, *, side: str | Sequence[str] = (), scale: str = "sum"):
+    def __init__(
+        self, schema: Schema, width: int, *, side: str | Sequence[str] = (), scale: str = "sum"
+    ):
         super().__init__()
         names = chosen_side(side, schema.user_features, "user")
         self.scale = one_of("side_scale", scale, SCALES)
         self.id = Embedding(schema.n_users, width)
-        self.side = nn.ModuleList(UserBag(schema.user_features[name], schema.item_features[name], width) for name in names)
+        self.side = nn.ModuleList(
+            UserBag(schema.user_features[name], schema.item_features[name], width) for name in names
+        )
 
     def forward(self, user_B: Tensor, without_B: Tensor | None = None) -> Tensor:
         """Vectors [B, D]. without_B: per row one training item whose values do not count in the bag (0: none)."""

@@ -11,7 +11,9 @@ def normal_embeddings(module: nn.Module, std: float | Tensor) -> None:
     """Every embedding table in the module ~ N(0, std^2), padding rows 0. std: a number, or a vector with one per column."""
     for table in module.modules():
         if isinstance(table, nn.Embedding):
-            table.weight.normal_().mul_(torch.as_tensor(std, dtype=table.weight.dtype, device=table.weight.device))
+            table.weight.normal_().mul_(
+                torch.as_tensor(std, dtype=table.weight.dtype, device=table.weight.device)
+            )
             if table.padding_idx is not None:
                 table.weight[table.padding_idx] = 0
 

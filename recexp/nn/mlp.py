@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recexp.nn.dropout import Dropout
+from recexp.nn.cpu.dropout import Dropout
 
 
 class MLP(nn.Module):
@@ -18,10 +18,19 @@ class MLP(nn.Module):
     dropout: on the input of every layer. Input [..., widths[0]], output [..., widths[-1]].
     """
 
-    def __init__(self, widths: Sequence[int], activation: nn.Module | None = None, *, last: bool = True, dropout: float = 0.0):
+    def __init__(
+        self,
+        widths: Sequence[int],
+        activation: nn.Module | None = None,
+        *,
+        last: bool = True,
+        dropout: float = 0.0,
+    ):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.activation = activation or nn.ReLU(inplace=True)  # of a sum or product, whose own gradients do not need it
+        self.activation = activation or nn.ReLU(
+            inplace=True
+        )  # of a sum or product, whose own gradients do not need it
         self.last = last
         self.dropout = Dropout(dropout)
 
@@ -47,7 +56,9 @@ class PairMLP(MLP):
 
     def left(self, x: Tensor) -> Tensor:
         """What the left input adds to the first layer, with the bias."""
-        return F.linear(self.dropout(x), self.layers[0].weight[:, : x.shape[-1]], self.layers[0].bias)
+        return F.linear(
+            self.dropout(x), self.layers[0].weight[:, : x.shape[-1]], self.layers[0].bias
+        )
 
     def right(self, x: Tensor) -> Tensor:
         """What the right input adds to the first layer."""

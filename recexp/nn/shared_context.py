@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recexp.errors import RecexpError
 from recexp.nn.attention import attend
-from recexp.nn.dropout import Dropout
-from recexp.types import RecexpError
+from recexp.nn.cpu.dropout import Dropout
 
 NORMS = ("post", "pre")
 
@@ -34,7 +34,15 @@ class SharedContextLayer(nn.Module):
     Attention dropout draws one mask for the context's weights, shared by all candidates of a row.
     """
 
-    def __init__(self, width: int, num_heads: int, *, norm: str = "post", dropout: float = 0.0, attention_dropout: float = 0.0):
+    def __init__(
+        self,
+        width: int,
+        num_heads: int,
+        *,
+        norm: str = "post",
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+    ):
         super().__init__()
         self.num_heads = num_heads
         self.pre = norm == "pre"
@@ -53,26 +61,47 @@ class SharedContextLayer(nn.Module):
         """All rows of one sequence each. mask: True where a row may be attended to, at least one per sequence."""
         z = self._input(x_BND)
         q, k, v = (self._heads(f(z)).transpose(1, 2) for f in (self.query, self.key, self.value))
-        out = attend(q, k, v, mask_BN[:, None, None, :], self.attention_dropout.p if self.training else 0.0)
+        out = attend(
+            q, k, v, mask_BN[:, None, None, :], self.attention_dropout.p if self.training else 0.0
+        )
         return self._finish(x_BND, out.transpose(1, 2).flatten(-2))
 
     def expand(self, x_BmD: Tensor, mask_Bm: Tensor, e_BCD: Tensor) -> Tensor:
         """Rows [context; candidate] of every candidate after this layer, [B, C, m+1, D]."""
         x, e = self._input(x_BmD), self._input(e_BCD)
-        q, k, v = (self._heads(f(x)).transpose(1, 2) for f in (self._scaled_query, self.key, self.value))  # [B, h, m, d]
-        qe, ke, ve = (self._heads(f(e)).transpose(1, 2) for f in (self._scaled_query, self.key, self.value))  # [B, h, C, d]
+        q, k, v = (
+            self._heads(f(x)).transpose(1, 2) for f in (self._scaled_query, self.key, self.value)
+        )  # [B, h, m, d]
+        qe, ke, ve = (
+            self._heads(f(e)).transpose(1, 2) for f in (self._scaled_query, self.key, self.value)
+        )  # [B, h, C, d]
         blocked = ~mask_Bm[:, None, None, :]
         a = (q @ k.transpose(-1, -2)).masked_fill(blocked, -math.inf)  # [B, h, m, m]
         shared = self.attention_dropout(a.softmax(-1)) @ v
         g = (ke @ q.transpose(-1, -2) - a.logsumexp(-1)[:, :, None, :]).sigmoid()  # [B, h, C, m]
-        keep, new = (1 - g).permute(0, 2, 3, 1), self.attention_dropout(g).permute(0, 2, 3, 1)  # [B, C, m, h]
-        context = torch.addcmul(keep[..., None] * shared.transpose(1, 2)[:, None], new[..., None], ve.transpose(1, 2)[:, :, None])
+        keep, new = (
+            (1 - g).permute(0, 2, 3, 1),
+            self.attention_dropout(g).permute(0, 2, 3, 1),
+        )  # [B, C, m, h]
+        context = torch.addcmul(
+            keep[..., None] * shared.transpose(1, 2)[:, None],
+            new[..., None],
+            ve.transpose(1, 2)[:, :, None],
+        )
         # The candidate's own row asks the context and itself: the same update.
         a = (qe @ k.transpose(-1, -2)).masked_fill(blocked, -math.inf)  # [B, h, C, m]
         g = ((qe * ke).sum(-1) - a.logsumexp(-1)).sigmoid()[..., None]
-        candidate = (1 - g) * (self.attention_dropout(a.softmax(-1)) @ v) + self.attention_dropout(g) * ve
+        candidate = (1 - g) * (self.attention_dropout(a.softmax(-1)) @ v) + self.attention_dropout(
+            g
+        ) * ve
         out = torch.cat([context, candidate.transpose(1, 2)[:, :, None]], 2).flatten(-2)
-        rows = torch.cat([x_BmD[:, None].expand(-1, out.shape[1], -1, -1), e_BCD.expand(len(out), -1, -1)[:, :, None]], 2)
+        rows = torch.cat(
+            [
+                x_BmD[:, None].expand(-1, out.shape[1], -1, -1),
+                e_BCD.expand(len(out), -1, -1)[:, :, None],
+            ],
+            2,
+        )
         return self._finish(rows, out)
 
     def read_shared(self, x_BmD: Tensor, mask_Bm: Tensor, e_BCD: Tensor) -> Tensor:
@@ -81,7 +110,9 @@ class SharedContextLayer(nn.Module):
         folded = self._folded_query(x[:, :1])[:, 0]  # [B, h, D]
         a = (folded @ x.transpose(-1, -2)).masked_fill(~mask_Bm[:, None, :], -math.inf)  # [B, h, m]
         shared = self._values(self.attention_dropout(a.softmax(-1)), x)  # [B, h, d]
-        g = (e @ folded.transpose(-1, -2) - a.logsumexp(-1)[:, None, :]).sigmoid()[..., None]  # [B, C, h, 1]
+        g = (e @ folded.transpose(-1, -2) - a.logsumexp(-1)[:, None, :]).sigmoid()[
+            ..., None
+        ]  # [B, C, h, 1]
         out = (1 - g) * shared[:, None] + self.attention_dropout(g) * self._heads(self.value(e))
         return self._finish(x_BmD[:, :1], out.flatten(-2))
 
@@ -104,12 +135,17 @@ class SharedContextLayer(nn.Module):
     def _folded_query(self, x: Tensor) -> Tensor:
         """Queries times W_K^T per head, [..., h, D]: their inner product with an unprojected row is the logit."""
         return torch.einsum(
-            "...hd,hde->...he", self._heads(self._scaled_query(x)), self.key.weight.unflatten(0, (self.num_heads, -1))
+            "...hd,hde->...he",
+            self._heads(self._scaled_query(x)),
+            self.key.weight.unflatten(0, (self.num_heads, -1)),
         )
 
     def _values(self, p: Tensor, x: Tensor) -> Tensor:
         """sum_n p[..., h, n] value(x[..., n, :]) per head, [..., h, d]: averages rows first, projects the average."""
-        weight, bias = self.value.weight.unflatten(0, (self.num_heads, -1)), self.value.bias.unflatten(0, (self.num_heads, -1))
+        weight, bias = (
+            self.value.weight.unflatten(0, (self.num_heads, -1)),
+            self.value.bias.unflatten(0, (self.num_heads, -1)),
+        )
         # Under dropout the weights do not sum to 1, so neither does their share of the bias.
         return torch.einsum("...he,hde->...hd", p @ x, weight) + p.sum(-1, keepdim=True) * bias
 
@@ -152,7 +188,9 @@ class SharedContextTransformer(nn.Module):
         if norm not in NORMS:
             raise RecexpError(f"norm={norm!r} is not one of {', '.join(NORMS)}.")
         self.layers = nn.ModuleList(
-            SharedContextLayer(width, num_heads, norm=norm, dropout=dropout, attention_dropout=attention_dropout)
+            SharedContextLayer(
+                width, num_heads, norm=norm, dropout=dropout, attention_dropout=attention_dropout
+            )
             for _ in range(num_layers)
         )
         self.brute_force = brute_force
@@ -175,7 +213,9 @@ class SharedContextTransformer(nn.Module):
         mask_BN = F.pad(mask_Bm, (0, 1), value=True)
         if self.brute_force:
             e_BCD = e_BCD.expand(len(x_BmD), -1, -1)
-            x_BCND = torch.cat([x_BmD[:, None].expand(-1, e_BCD.shape[1], -1, -1), e_BCD[:, :, None]], 2)
+            x_BCND = torch.cat(
+                [x_BmD[:, None].expand(-1, e_BCD.shape[1], -1, -1), e_BCD[:, :, None]], 2
+            )
             return self._plain(self.layers, x_BCND, mask_BN)[:, :, 0]
         if not front:
             return last.read_shared(x_BmD, mask_Bm, e_BCD)
@@ -186,5 +226,7 @@ class SharedContextTransformer(nn.Module):
     def _plain(layers: list[SharedContextLayer], x_BCND: Tensor, mask_BN: Tensor) -> Tensor:
         C = x_BCND.shape[1]
         for layer in layers:
-            x_BCND = layer(x_BCND.flatten(0, 1), mask_BN.repeat_interleave(C, 0)).unflatten(0, (-1, C))
+            x_BCND = layer(x_BCND.flatten(0, 1), mask_BN.repeat_interleave(C, 0)).unflatten(
+                0, (-1, C)
+            )
         return x_BCND

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recexp.errors import RecexpError
 from recexp.nn.attention import MultiHeadAttention
-from recexp.nn.dropout import Dropout
+from recexp.nn.cpu.dropout import Dropout
 from recexp.nn.embeddings import one_of
-from recexp.types import RecexpError
 
 NORMS = ("post", "pre", "none")
 LAYER_NORMS = ("variance", "std")
@@ -85,7 +85,13 @@ class TransformerLayer(nn.Module):
         self.dropout = Dropout(dropout)
         self.second_dropout = self.dropout if more_dropout else nn.Identity()
 
-    def forward(self, x_BLD: Tensor, mask: Tensor, query_key_BLD: Tensor | None = None, at: slice | Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BLD: Tensor,
+        mask: Tensor,
+        query_key_BLD: Tensor | None = None,
+        at: slice | Tensor | None = None,
+    ) -> Tensor:
         value = self.norm1(x_BLD) if self.norm == "pre" else x_BLD
         query = key = value if query_key_BLD is None else query_key_BLD
         if at is not None:
@@ -107,7 +113,11 @@ class TransformerLayer(nn.Module):
 
 def pick(x_BLD: Tensor, at: slice | Tensor) -> Tensor:
     """Rows of every sequence: a slice of them or int64 [B, M]."""
-    return x_BLD[:, at] if isinstance(at, slice) else x_BLD.gather(1, at[..., None].expand(-1, -1, x_BLD.shape[-1]))
+    return (
+        x_BLD[:, at]
+        if isinstance(at, slice)
+        else x_BLD.gather(1, at[..., None].expand(-1, -1, x_BLD.shape[-1]))
+    )
 
 
 class PositionEmbedding(nn.Module):

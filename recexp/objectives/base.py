@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from recexp.sampling import Mixed, NegativeSampler, NoSampler, SupportiveOnly
-from recexp.types import Query, RecexpError
+from recexp.errors import RecexpError
+from recexp.objectives.samplers import Mixed, NegativeSampler, NoSampler, SupportiveOnly
+from recexp.types import Query
 
 
 class Objective(Protocol):
@@ -53,9 +54,13 @@ def require(model: Any, objective: Any) -> None:
     advice = "Choose the objective the model's YAML names (drop objective= from the command line)."
     for name in objective.needs:
         if not callable(getattr(model, name, None)):
-            raise RecexpError(f"objective={objective.__name__} needs a model with {name}(...), which {model.__name__} has not. {advice}")
+            raise RecexpError(
+                f"objective={objective.__name__} needs a model with {name}(...), which {model.__name__} has not. {advice}"
+            )
     if callable(getattr(model, "sweep", None)) and "sweep" not in objective.needs:
-        raise RecexpError(f"objective={objective.__name__} needs a model that learns by gradients; {model.__name__} fits by sweeps. {advice}")
+        raise RecexpError(
+            f"objective={objective.__name__} needs a model that learns by gradients; {model.__name__} fits by sweeps. {advice}"
+        )
 
 
 def penalty(model: Any, query: Query, item: Tensor, weight: float) -> Tensor | None:
@@ -63,7 +68,9 @@ def penalty(model: Any, query: Query, item: Tensor, weight: float) -> Tensor | N
     if weight <= 0:
         return None
     if not callable(getattr(model, "penalty", None)):
-        raise RecexpError(f"objective.l2={weight} needs a model with penalty(...); {type(model).__name__} has none. Set objective.l2=0.")
+        raise RecexpError(
+            f"objective.l2={weight} needs a model with penalty(...); {type(model).__name__} has none. Set objective.l2=0."
+        )
     return weight * model.penalty(query, item)
 
 
@@ -72,7 +79,9 @@ def behaviours_on(store: Any, user: Tensor, item: Tensor) -> Tensor:
     pairs = store.train_pairs
     at = pairs.find(user, item)
     mask = torch.where(at >= 0, pairs.mask[at], 0)
-    return (mask[..., None] >> torch.arange(len(store.schema.behaviours), device=mask.device)) % 2 == 1
+    return (
+        mask[..., None] >> torch.arange(len(store.schema.behaviours), device=mask.device)
+    ) % 2 == 1
 
 
 def somebody(store: Any, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -97,7 +106,9 @@ def check_sampler(sampler: NegativeSampler, *, shared: bool = False) -> None:
         check_sampler(sampler.first, shared=shared)
         check_sampler(sampler.second, shared=shared)
     if isinstance(sampler, NoSampler):
-        raise RecexpError("This objective draws negatives, but sampler=none: choose sampler=uniform or another.")
+        raise RecexpError(
+            "This objective draws negatives, but sampler=none: choose sampler=uniform or another."
+        )
     if shared and isinstance(sampler, SupportiveOnly):
         raise RecexpError(
             "sampler=supportive_only draws from a user's own items, so its negatives cannot be "
@@ -119,7 +130,9 @@ def positive_rows(store: Any, positives: str) -> Tensor:
         return torch.arange(len(store.train))
     rows = torch.nonzero(store.train.mask & bits[positives]).flatten()
     if len(rows) == 0:
-        raise RecexpError(f"objective.positives={positives}: no training event has such a behaviour (dataset.explicit lists none?).")
+        raise RecexpError(
+            f"objective.positives={positives}: no training event has such a behaviour (dataset.explicit lists none?)."
+        )
     return rows
 
 

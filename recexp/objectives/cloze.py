@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from recexp.errors import RecexpError
+from recexp.objectives.samplers import hash_uniform
 from recexp.objectives.sequence import SequenceObjective, read_window, window_ends
-from recexp.sampling import hash_uniform
-from recexp.types import RecexpError, SequenceBatch
+from recexp.types import SequenceBatch
 
 SIDE = ("behaviour_BL", "time_BL", "value_BL")
 
@@ -41,28 +42,45 @@ class Cloze(SequenceObjective):
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.mask_prob < 1 or not 0 <= self.last_prob <= 1:
-            raise RecexpError(f"objective.mask_prob={self.mask_prob} must lie in (0, 1) and last_prob={self.last_prob} in [0, 1].")
+            raise RecexpError(
+                f"objective.mask_prob={self.mask_prob} must lie in (0, 1) and last_prob={self.last_prob} in [0, 1]."
+            )
         if self.count not in ("bernoulli", "fixed"):
             raise RecexpError(f"objective.count={self.count!r}: choose bernoulli or fixed.")
         if self.copies < 0:
-            raise RecexpError(f"objective.copies={self.copies} must be 0 (masks drawn anew) or the number of fixed maskings per window.")
+            raise RecexpError(
+                f"objective.copies={self.copies} must be 0 (masks drawn anew) or the number of fixed maskings per window."
+            )
         if self.step <= 0 or (self.max_masked is not None and self.max_masked < 1):
-            raise RecexpError(f"objective.step={self.step} must be positive, max_masked={self.max_masked} at least 1 or null.")
+            raise RecexpError(
+                f"objective.step={self.step} must be positive, max_masked={self.max_masked} at least 1 or null."
+            )
         if len(self.replace) != 3 or abs(sum(self.replace) - 1) > 1e-6 or min(self.replace) < 0:
-            raise RecexpError(f"objective.replace={list(self.replace)} must be three shares that sum to 1.")
+            raise RecexpError(
+                f"objective.replace={list(self.replace)} must be three shares that sum to 1."
+            )
 
     def check(self, model, store) -> None:
         super().check(model, store)
         self._mask_id = store.schema.V
-        if not self.hide_side and "side_item_BL" not in inspect.signature(getattr(model, "encode_at", model.encode)).parameters:
-            raise RecexpError(f"objective.hide_side=false shows side information, and {type(model).__name__} takes none: nova_bert does.")
+        if (
+            not self.hide_side
+            and "side_item_BL"
+            not in inspect.signature(getattr(model, "encode_at", model.encode)).parameters
+        ):
+            raise RecexpError(
+                f"objective.hide_side=false shows side information, and {type(model).__name__} takes none: nova_bert does."
+            )
 
     def rows(self, store) -> Tensor:
         length = self._history + 1  # at prediction [MASK] takes one place
         step = max(1, int(self.step * length) if self.step < 1 else int(self.step))
         window = window_ends(store, length, step, least=2)
         # A row is a window and, in its last digit to base copies + 1, which of its maskings.
-        return (window[:, None] * (self.copies + 1) + torch.arange(self.copies + 1, device=window.device)).flatten()
+        return (
+            window[:, None] * (self.copies + 1)
+            + torch.arange(self.copies + 1, device=window.device)
+        ).flatten()
 
     def batch(self, store, rows: Tensor, generator: torch.Generator) -> SequenceBatch:
         query = read_window(store, rows // (self.copies + 1), self._history + 1)
@@ -73,14 +91,26 @@ class Cloze(SequenceObjective):
         if self.hide_side:
             masked_BL = item_BL == self._mask_id
             side = (query.behaviour_BL, query.time_BL, query.value_BL)
-            query = replace(query, **{k: None if c is None else c.masked_fill(masked_BL, 0) for k, c in zip(SIDE, side, strict=True)})
-        return self._negatives(store, SequenceBatch(replace(query, item_BL=item_BL), target_BL), generator)
+            query = replace(
+                query,
+                **{
+                    k: None if c is None else c.masked_fill(masked_BL, 0)
+                    for k, c in zip(SIDE, side, strict=True)
+                },
+            )
+        return self._negatives(
+            store, SequenceBatch(replace(query, item_BL=item_BL), target_BL), generator
+        )
 
     def states(self, model, batch: SequenceBatch, wanted_BL: Tensor) -> Tensor:
         """[N, D]"""
         if self.hide_side:
             return super().states(model, batch, wanted_BL)
-        return model.encode_at(batch.query, wanted_BL, side_item_BL=torch.where(wanted_BL, batch.target_BL, batch.query.item_BL))
+        return model.encode_at(
+            batch.query,
+            wanted_BL,
+            side_item_BL=torch.where(wanted_BL, batch.target_BL, batch.query.item_BL),
+        )
 
     def _choose(self, real_BL: Tensor, draw: Draws, rows: Tensor) -> Tensor:
         draw_BL = draw().masked_fill(~real_BL, 2.0)
@@ -96,7 +126,11 @@ class Cloze(SequenceObjective):
             most = most.clamp(max=self.max_masked)
         chosen_BL = real_BL & (rank_BL < most)
         share = 0 if self.one_mask else self.last_prob
-        only_last = (rows % (self.copies + 1) == self.copies)[:, None] if self.copies else draw()[:, :1] < share
+        only_last = (
+            (rows % (self.copies + 1) == self.copies)[:, None]
+            if self.copies
+            else draw()[:, :1] < share
+        )
         last_BL = torch.zeros_like(real_BL)
         last_BL[:, -1] = real_BL[:, -1]
         return torch.where(only_last, last_BL, chosen_BL)
@@ -105,8 +139,15 @@ class Cloze(SequenceObjective):
         mask_share, random_share, _ = self.replace
         if mask_share == 1:
             return item_BL.masked_fill(chosen_BL, self._mask_id)
-        draw_BL, other_BL = draw(), 1 + (draw() * (self._mask_id - 1)).long().clamp(max=self._mask_id - 2)
-        changed = torch.where(draw_BL < mask_share, self._mask_id, torch.where(draw_BL < mask_share + random_share, other_BL, item_BL))
+        draw_BL, other_BL = (
+            draw(),
+            1 + (draw() * (self._mask_id - 1)).long().clamp(max=self._mask_id - 2),
+        )
+        changed = torch.where(
+            draw_BL < mask_share,
+            self._mask_id,
+            torch.where(draw_BL < mask_share + random_share, other_BL, item_BL),
+        )
         return torch.where(chosen_BL, changed, item_BL)
 
 
@@ -119,7 +160,9 @@ class Draws:
     def __call__(self) -> Tensor:
         self.calls += 1
         if self.generator is not None:
-            return torch.rand(len(self.rows), self.length, generator=self.generator, device=self.rows.device)
+            return torch.rand(
+                len(self.rows), self.length, generator=self.generator, device=self.rows.device
+            )
         # Counted from the right: padding, which depends on the batch, moves no number.
         place = torch.arange(self.length, 0, -1, device=self.rows.device) + (self.calls << 20)
         return hash_uniform((self.rows[:, None] << 24) + place)

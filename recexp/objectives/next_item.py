@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from recexp.errors import RecexpError
 from recexp.objectives.sequence import SequenceObjective, read_window, window_ends
-from recexp.types import Query, RecexpError, SequenceBatch
+from recexp.types import Query, SequenceBatch
 
 
 @dataclass
@@ -27,7 +28,9 @@ class NextItem(SequenceObjective):
     def __post_init__(self):
         super().__post_init__()
         if min(self.step or 1, self.targets or 1) < 1:
-            raise RecexpError(f"objective.step={self.step} and objective.targets={self.targets} must be at least 1.")
+            raise RecexpError(
+                f"objective.step={self.step} and objective.targets={self.targets} must be at least 1."
+            )
         if self.windows not in ("last", "all"):
             raise RecexpError(f"objective.windows={self.windows!r}: choose last or all.")
 
@@ -36,7 +39,9 @@ class NextItem(SequenceObjective):
             ptr = store.train.ptr
             return ptr[1:][ptr[1:] - ptr[:-1] >= 2]
         length = self._history + (self.targets or 1)
-        return window_ends(store, length, self.step or (1 if self.targets else self._history), least=2)
+        return window_ends(
+            store, length, self.step or (1 if self.targets else self._history), least=2
+        )
 
     def batch(self, store, rows: Tensor, generator: torch.Generator) -> SequenceBatch:
         if self.targets:
@@ -53,7 +58,9 @@ class NextItem(SequenceObjective):
         start_B = torch.maximum(train.ptr[user], end_B - self._history - self.targets)
         read_B = torch.maximum(end_B - self.targets, start_B + 1)
         at_BT = read_B[:, None] + torch.arange(self.targets, device=end_B.device)
-        target_BT = torch.where(at_BT < end_B[:, None], train.item[at_BT.clamp(max=len(train) - 1)], 0).long()
+        target_BT = torch.where(
+            at_BT < end_B[:, None], train.item[at_BT.clamp(max=len(train) - 1)], 0
+        ).long()
         return SequenceBatch(store.window(train, user, start_B, read_B, self._history), target_BT)
 
 

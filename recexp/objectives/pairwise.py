@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from recexp import losses
+from recexp.errors import RecexpError
+from recexp.objectives import losses
 from recexp.objectives.base import (
     Objective,
     behaviours_on,
@@ -20,8 +21,8 @@ from recexp.objectives.base import (
     require,
     somebody,
 )
-from recexp.sampling import NegativeSampler
-from recexp.types import PairwiseBatch, Query, RecexpError
+from recexp.objectives.samplers import NegativeSampler
+from recexp.types import PairwiseBatch, Query
 
 
 @dataclass
@@ -62,7 +63,9 @@ class Pairwise(Objective):
         self.rows(store)
         T = len(store.schema.behaviours)
         if self.levels is not None and (len(self.levels) != T or min(self.levels) < 1):
-            raise RecexpError(f"objective.levels={list(self.levels)} must give each of the behaviours {list(store.schema.behaviours)} a level >= 1.")
+            raise RecexpError(
+                f"objective.levels={list(self.levels)} must give each of the behaviours {list(store.schema.behaviours)} a level >= 1."
+            )
         self._history = model.history
         self._items_by_level = None
 
@@ -91,22 +94,34 @@ class Pairwise(Objective):
             did_BCT = behaviours_on(store, owner.user_B[:, None].expand_as(item_BC), item_BC)
         return PairwiseBatch(query, positive_B, negative_Bn, did_BCT)
 
-    def _lower(self, store, owner: Query, positive_B: Tensor, unseen_Bn: Tensor, generator: torch.Generator) -> Tensor:
+    def _lower(
+        self, store, owner: Query, positive_B: Tensor, unseen_Bn: Tensor, generator: torch.Generator
+    ) -> Tensor:
         """Negatives [B, n] of a lower level than the positive's; unseen_Bn where the drawn level is "no level"."""
         pairs, user_B = store.train_pairs, owner.user_B
         level_P, item_P, ptr = self._by_level(store)
         n_levels = (len(ptr) - 1) // (len(pairs.ptr) - 1)
-        group_Bl = user_B[:, None] * n_levels + torch.arange(n_levels, device=user_B.device)  # column l - 1 is level l
+        group_Bl = user_B[:, None] * n_levels + torch.arange(
+            n_levels, device=user_B.device
+        )  # column l - 1 is level l
         have_Bl = ptr[group_Bl + 1] - ptr[group_Bl]
         level_B = level_P[pairs.find(user_B, positive_B)]
-        possible_Bl = (have_Bl > 0) & (torch.arange(1, n_levels + 1, device=user_B.device) < level_B[:, None])
+        possible_Bl = (have_Bl > 0) & (
+            torch.arange(1, n_levels + 1, device=user_B.device) < level_B[:, None]
+        )
         possible = torch.cat([torch.ones_like(possible_Bl[:, :1]), possible_Bl], 1)[:, None]
         draw = torch.rand(*unseen_Bn.shape, n_levels + 1, generator=generator, device=user_B.device)
         chosen_Bn = draw.masked_fill(~possible, -1.0).argmax(-1)
         group_Bn = user_B[:, None] * n_levels + (chosen_Bn - 1).clamp(min=0)
         have_Bn = (ptr[group_Bn + 1] - ptr[group_Bn]).clamp(min=1)
-        place_Bn = ptr[group_Bn] + torch.randint(2**62, unseen_Bn.shape, generator=generator, device=user_B.device) % have_Bn
-        return torch.where(chosen_Bn > 0, item_P[place_Bn.clamp(max=len(item_P) - 1)].long(), unseen_Bn)
+        place_Bn = (
+            ptr[group_Bn]
+            + torch.randint(2**62, unseen_Bn.shape, generator=generator, device=user_B.device)
+            % have_Bn
+        )
+        return torch.where(
+            chosen_Bn > 0, item_P[place_Bn.clamp(max=len(item_P) - 1)].long(), unseen_Bn
+        )
 
     def _by_level(self, store) -> tuple[Tensor, Tensor, Tensor]:
         """Level of each training pair; the pairs' items sorted by (user, level), and where each (user, level) begins."""
@@ -114,7 +129,11 @@ class Pairwise(Objective):
         if self._items_by_level is None or self._items_by_level[0] is not pairs:
             T = len(store.schema.behaviours)
             levels = torch.tensor(self.levels or range(1, T + 1), device=pairs.mask.device)
-            level_P = torch.where((pairs.mask[:, None] >> torch.arange(T, device=pairs.mask.device)) % 2 == 1, levels, 0).amax(1)
+            level_P = torch.where(
+                (pairs.mask[:, None] >> torch.arange(T, device=pairs.mask.device)) % 2 == 1,
+                levels,
+                0,
+            ).amax(1)
             n_levels = int(levels.max())
             group_P = pairs.user * n_levels + level_P - 1
             length = torch.bincount(group_P, minlength=(len(pairs.ptr) - 1) * n_levels)
@@ -125,7 +144,11 @@ class Pairwise(Objective):
     def loss(self, model, batch: PairwiseBatch) -> dict[str, Tensor]:
         item_BC = torch.cat([batch.positive_B[:, None], batch.negative_Bn], 1)
         masked = batch.did_BCT is not None
-        score_BC = model.logits(batch.query, item_BC, batch.did_BCT)[..., -1] if masked else model.score(batch.query, item_BC)
+        score_BC = (
+            model.logits(batch.query, item_BC, batch.did_BCT)[..., -1]
+            if masked
+            else model.score(batch.query, item_BC)
+        )
         total = losses.bpr(score_BC[:, 0], score_BC[:, 1:])
         if (extra := penalty(model, batch.query, item_BC, self.l2)) is not None:
             total = total + extra

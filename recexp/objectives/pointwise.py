@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from recexp import losses
+from recexp.errors import RecexpError
+from recexp.objectives import losses
 from recexp.objectives.base import (
     Objective,
     behaviours_on,
@@ -20,8 +21,8 @@ from recexp.objectives.base import (
     require,
     somebody,
 )
-from recexp.sampling import NegativeSampler
-from recexp.types import PointwiseBatch, RecexpError
+from recexp.objectives.samplers import NegativeSampler
+from recexp.types import PointwiseBatch
 
 
 @dataclass
@@ -62,13 +63,17 @@ class Pointwise(Objective):
         check_positives(self.positives)
         check_sampler(self.sampler)
         if self.explicit_neg not in ("unobserved", "clicked_only", "both"):
-            raise RecexpError(f"objective.explicit_neg={self.explicit_neg!r}: choose unobserved, clicked_only or both.")
+            raise RecexpError(
+                f"objective.explicit_neg={self.explicit_neg!r}: choose unobserved, clicked_only or both."
+            )
         if self.loss_name not in ("bce", "mse"):
             raise RecexpError(f"objective.loss_name={self.loss_name!r}: choose bce or mse.")
         if self.reduction not in ("rows", "weights"):
             raise RecexpError(f"objective.reduction={self.reduction!r}: choose rows or weights.")
         if self.n_negatives < 1:
-            raise RecexpError("objective.n_negatives must be at least 1: a binary loss without negatives learns nothing.")
+            raise RecexpError(
+                "objective.n_negatives must be at least 1: a binary loss without negatives learns nothing."
+            )
 
     def check(self, model, store) -> None:
         require(model, self)
@@ -81,11 +86,18 @@ class Pointwise(Objective):
         schema, K = store.schema, model.n_behaviours
         levels = self.levels or {1: ["any"], 2: ["any", "explicit"]}.get(K, list(schema.behaviours))
         if len(levels) != K:
-            raise RecexpError(f"objective.levels {levels} names {len(levels)} levels; {type(model).__name__} predicts {K}.")
+            raise RecexpError(
+                f"objective.levels {levels} names {len(levels)} levels; {type(model).__name__} predicts {K}."
+            )
         known = {name: 1 << i for i, name in enumerate(schema.behaviours)}
-        known |= {"any": (1 << len(known)) - 1, "explicit": sum(1 << i for i, e in enumerate(schema.explicit) if e)}
+        known |= {
+            "any": (1 << len(known)) - 1,
+            "explicit": sum(1 << i for i, e in enumerate(schema.explicit) if e),
+        }
         if unknown := [name for name in levels if name not in known]:
-            raise RecexpError(f"objective.levels: {unknown} unknown; this data has {sorted(known)}.")
+            raise RecexpError(
+                f"objective.levels: {unknown} unknown; this data has {sorted(known)}."
+            )
         if "explicit" in levels and known["explicit"] in (0, known["any"]) and K > 1:
             raise RecexpError(
                 f"{type(model).__name__} learns implicit and explicit feedback, but here {'every' if known['explicit'] else 'no'} behaviour of "
@@ -93,7 +105,9 @@ class Pointwise(Objective):
                 "'dataset.value_behaviours={rated: 0, liked: 4}' 'dataset.explicit=[liked]'."
             )
         if self.weights is not None and len(self.weights) != K:
-            raise RecexpError(f"objective.weights has {len(self.weights)} numbers; the model predicts {K} levels.")
+            raise RecexpError(
+                f"objective.weights has {len(self.weights)} numbers; the model predicts {K} levels."
+            )
         self._bits_K = torch.tensor([known[name] for name in levels])
         self._history, self._branches = model.history, getattr(model, "wants_behaviour_mask", False)
 
@@ -135,7 +149,10 @@ class Pointwise(Objective):
         if self.leave_target_out:  # a shuffled target may be an item that the row's user never had
             own_B = store.train_pairs.contain(query.user_B, positive)
             query.without_B = torch.where(own_B, positive, 0)
-        item_BC = torch.cat([positive[:, None], self.sampler(store, owner, self.n_negatives, generator, positive)], 1)
+        item_BC = torch.cat(
+            [positive[:, None], self.sampler(store, owner, self.n_negatives, generator, positive)],
+            1,
+        )
         # Labels belong to the pair: an item viewed and later bought is bought in both its events.
         pairs = store.train_pairs
         mask_B = pairs.mask[pairs.find(owner.user_B, positive)]
@@ -149,7 +166,11 @@ class Pointwise(Objective):
             w_BCK[:, 1:, 1:] = 0
         if self.balance:
             w_BCK = w_BCK * _balance(store, query.user_B, self.balance)[:, None, None]
-        did_BCT = behaviours_on(store, owner.user_B[:, None].expand_as(item_BC), item_BC) if self._branches else None
+        did_BCT = (
+            behaviours_on(store, owner.user_B[:, None].expand_as(item_BC), item_BC)
+            if self._branches
+            else None
+        )
         return PointwiseBatch(query, item_BC, y_BCK, w_BCK, did_BCT)
 
     def loss(self, model, batch: PointwiseBatch) -> dict[str, Tensor]:
@@ -157,11 +178,23 @@ class Pointwise(Objective):
         z_BCK = model.logits(batch.query, batch.item_BC, *extra)
         K = z_BCK.shape[-1]
         loss = losses.bce_with_weights if self.loss_name == "bce" else losses.mse_with_weights
-        parts = {f"loss_{k}": loss(z_BCK[..., k], batch.y_BCK[..., k], batch.w_BCK[..., k], mean=self.reduction) for k in range(K)}
-        total = sum((self.weights[k] if self.weights else 1.0) * part for k, part in enumerate(parts.values()))
+        parts = {
+            f"loss_{k}": loss(
+                z_BCK[..., k], batch.y_BCK[..., k], batch.w_BCK[..., k], mean=self.reduction
+            )
+            for k in range(K)
+        }
+        total = sum(
+            (self.weights[k] if self.weights else 1.0) * part
+            for k, part in enumerate(parts.values())
+        )
         if (extra := penalty(model, batch.query, batch.item_BC, self.l2)) is not None:
             total = total + extra
-        return ({"loss": total} | {k: v.detach() for k, v in parts.items()}) if K > 1 else {"loss": total}
+        return (
+            ({"loss": total} | {k: v.detach() for k, v in parts.items()})
+            if K > 1
+            else {"loss": total}
+        )
 
 
 def _constant(loss_name: str, ones: float, zeros: float) -> float:

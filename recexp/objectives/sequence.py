@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from recexp import losses
-from recexp.nn.linear_cross_entropy import linear_cross_entropy
-from recexp.nn.lookup import row_dot
+from recexp.errors import RecexpError
+from recexp.nn.cpu.linear_cross_entropy import linear_cross_entropy
+from recexp.nn.cpu.lookup import row_dot
+from recexp.objectives import losses
 from recexp.objectives.base import Objective, check_negatives, check_sampler, require, somebody
-from recexp.sampling import NegativeSampler
-from recexp.types import Query, RecexpError, SequenceBatch
+from recexp.objectives.samplers import NegativeSampler
+from recexp.types import Query, SequenceBatch
 
 LOSSES = ("ce", "bce", "gbce", "bpr", "sampled_softmax", "top1", "top1_max", "bpr_max")
 
@@ -47,17 +48,25 @@ class SequenceObjective(Objective):
 
     def __post_init__(self):
         if self.loss_name not in LOSSES:
-            raise RecexpError(f"objective.loss_name={self.loss_name!r} is unknown; choose one of {', '.join(LOSSES)}.")
+            raise RecexpError(
+                f"objective.loss_name={self.loss_name!r} is unknown; choose one of {', '.join(LOSSES)}."
+            )
         if self.shared not in ("position", "row", "batch"):
             raise RecexpError(f"objective.shared={self.shared!r}: choose position, row or batch.")
         if self.loss_name != "ce" and self.n_negatives < 1:
-            raise RecexpError(f"objective.loss_name={self.loss_name} needs objective.n_negatives of at least 1.")
+            raise RecexpError(
+                f"objective.loss_name={self.loss_name} needs objective.n_negatives of at least 1."
+            )
         if self.loss_name != "ce":
             check_sampler(self.sampler, shared=self.shared == "batch")
         if self.loss_name == "gbce" and self.shared == "batch":
-            raise RecexpError("objective.loss_name=gbce counts its negatives, so none may be a row's own target: choose shared=position or row.")
+            raise RecexpError(
+                "objective.loss_name=gbce counts its negatives, so none may be a row's own target: choose shared=position or row."
+            )
         if self.log_q and (self.loss_name, self.shared) != ("sampled_softmax", "batch"):
-            raise RecexpError("objective.log_q corrects loss_name=sampled_softmax with shared=batch only.")
+            raise RecexpError(
+                "objective.log_q corrects loss_name=sampled_softmax with shared=batch only."
+            )
 
     def check(self, model, store) -> None:
         require(model, self)
@@ -76,7 +85,9 @@ class SequenceObjective(Objective):
         if self.shuffle_targets:
             random_BL = store.train.item[somebody(store, batch.target_BL.shape, generator)].long()
             pool = batch.target_BL = torch.where(batch.target_BL != 0, random_BL, 0)
-            query = replace(query, user_B=store.train.user[somebody(store, query.user_B.shape, generator)])
+            query = replace(
+                query, user_B=store.train.user[somebody(store, query.user_B.shape, generator)]
+            )
         if self.loss_name == "ce":
             return batch
         B, L = batch.target_BL.shape
@@ -86,7 +97,9 @@ class SequenceObjective(Objective):
             batch.negative_Bn = self.sampler(store, query, n, generator, pool)
         else:
             batch.negative_n = self.sampler.draw_shared(store, n, generator, pool)
-            batch.log_prob_n = self.sampler.log_prob(store, batch.negative_n) if self.log_q else None
+            batch.log_prob_n = (
+                self.sampler.log_prob(store, batch.negative_n) if self.log_q else None
+            )
         return batch
 
     def states(self, model, batch: SequenceBatch, wanted_BL: Tensor) -> Tensor:
@@ -94,7 +107,9 @@ class SequenceObjective(Objective):
         if callable(getattr(model, "encode_at", None)):
             return model.encode_at(batch.query, wanted_BL)
         h_BLD = model.encode(batch.query)
-        if h_BLD.shape[1] == 1 and wanted_BL.shape[1] > 1:  # one state serves all targets of a window
+        if (
+            h_BLD.shape[1] == 1 and wanted_BL.shape[1] > 1
+        ):  # one state serves all targets of a window
             h_BLD = h_BLD.expand(-1, wanted_BL.shape[1], -1)
         return h_BLD[wanted_BL]
 
@@ -108,11 +123,13 @@ class SequenceObjective(Objective):
             return {"loss": linear_cross_entropy(h_ND, vectors, bias, target_N - 1)}
         if batch.negative_n is not None:
             mask_Nn = batch.negative_n != target_N[:, None]
-            loss = self._sampled(
-                model, h_ND, target_N, batch.negative_n, mask_Nn, batch.log_prob_n
-            )
+            loss = self._sampled(model, h_ND, target_N, batch.negative_n, mask_Nn, batch.log_prob_n)
             return {"loss": loss}
-        negative_Nn = batch.negative_BLn[wanted_BL] if batch.negative_BLn is not None else batch.negative_Bn[wanted_BL.nonzero()[:, 0]]
+        negative_Nn = (
+            batch.negative_BLn[wanted_BL]
+            if batch.negative_BLn is not None
+            else batch.negative_Bn[wanted_BL.nonzero()[:, 0]]
+        )
         return {"loss": self._sampled(model, h_ND, target_N, negative_Nn)}
 
     def _sampled(
@@ -144,7 +161,9 @@ class SequenceObjective(Objective):
             case "bpr":
                 return losses.bpr(positive_N, score_Nn, mask=mask)
             case "sampled_softmax":
-                return losses.sampled_softmax(positive_N, score_Nn, mask=mask, log_q_negative=log_prob_n)
+                return losses.sampled_softmax(
+                    positive_N, score_Nn, mask=mask, log_q_negative=log_prob_n
+                )
             case "top1":
                 return losses.top1(positive_N, score_Nn, mask=mask)
             case "top1_max":
@@ -159,10 +178,17 @@ def window_ends(store, length: int, step: int, least: int) -> Tensor:
     """
     ptr = store.train.ptr
     n = ptr[1:] - ptr[:-1]
-    windows = torch.where(n >= least, 1 + torch.clamp(n - length, min=0).add(step - 1).div(step, rounding_mode="floor"), 0)
+    windows = torch.where(
+        n >= least,
+        1 + torch.clamp(n - length, min=0).add(step - 1).div(step, rounding_mode="floor"),
+        0,
+    )
     user = torch.repeat_interleave(torch.arange(len(n), device=ptr.device), windows)
     number = torch.arange(len(user), device=ptr.device) - (windows.cumsum(0) - windows)[user]
-    return torch.maximum(ptr[user + 1] - number * step, ptr[user] + torch.minimum(n[user], torch.full_like(user, length)))
+    return torch.maximum(
+        ptr[user + 1] - number * step,
+        ptr[user] + torch.minimum(n[user], torch.full_like(user, length)),
+    )
 
 
 def read_window(store, end_B: Tensor, length: int) -> Query:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from recexp import losses
-from recexp.data.datamodule import rank_and_world
+from recexp.distributed import rank_and_world
+from recexp.errors import RecexpError
+from recexp.objectives import losses
 from recexp.objectives.base import check_sampler, require, somebody
 from recexp.objectives.sequence import SequenceObjective
-from recexp.types import RecexpError
 
 SAMPLED = ("bce", "bpr", "sampled_softmax", "top1", "top1_max", "bpr_max")
 
@@ -51,9 +51,13 @@ class SessionParallel(SequenceObjective):
 
     def __post_init__(self):
         if self.loss_name not in SAMPLED:
-            raise RecexpError(f"objective.loss_name={self.loss_name!r}: session_parallel knows {', '.join(SAMPLED)}.")
+            raise RecexpError(
+                f"objective.loss_name={self.loss_name!r}: session_parallel knows {', '.join(SAMPLED)}."
+            )
         if self.n_negatives < 0 or self.shared != "batch":
-            raise RecexpError("session_parallel shares its negatives in the batch: n_negatives >= 0, shared=batch.")
+            raise RecexpError(
+                "session_parallel shares its negatives in the batch: n_negatives >= 0, shared=batch."
+            )
         if self.log_q:
             raise RecexpError(
                 "objective.log_q=true: session_parallel's negatives, the other sessions' targets "
@@ -92,19 +96,31 @@ class SessionParallel(SequenceObjective):
         slot_S = torch.nonzero(rows).flatten()
         row_S = rows[slot_S]
         user_S = store.train.user[row_S]
-        target_S = store.train.item[somebody(store, row_S.shape, generator) if self.shuffle_targets else row_S].long()
+        target_S = store.train.item[
+            somebody(store, row_S.shape, generator) if self.shuffle_targets else row_S
+        ].long()
         negative_n = target_S
         if self.n_negatives:
             drawn = self.sampler.draw_shared(store, self.n_negatives, generator, target_S)
             negative_n = torch.cat([target_S, drawn])
-        return SessionBatch(store.train.item[row_S - 1].long(), target_S, row_S - 1 == store.train.ptr[user_S], slot_S, negative_n)
+        return SessionBatch(
+            store.train.item[row_S - 1].long(),
+            target_S,
+            row_S - 1 == store.train.ptr[user_S],
+            slot_S,
+            negative_n,
+        )
 
     def loss(self, model, batch: SessionBatch) -> dict[str, Tensor]:
         slots = int(batch.slot_S[-1]) + 1
         if self._state is None or self._state.shape[1] < slots:
-            self._state = model.initial_state(slots)  # before any session's first step, so nothing is lost
+            self._state = model.initial_state(
+                slots
+            )  # before any session's first step, so nothing is lost
         self._state = self._state.to(batch.item_S.device)  # a checkpoint's comes from the host
-        h_SD, state = model.step(batch.item_S, self._state[:, batch.slot_S] * ~batch.start_S[:, None])
+        h_SD, state = model.step(
+            batch.item_S, self._state[:, batch.slot_S] * ~batch.start_S[:, None]
+        )
         self._state[:, batch.slot_S] = state.detach().to(self._state.dtype)
         mask_Sn = self._counts(batch)
         h_SD = model.head(h_SD)
@@ -131,7 +147,10 @@ class SessionSteps(Sampler[Tensor]):
         steps = (ptr[1:] - ptr[:-1] - 1).clamp(min=0)
         session = steps.argsort(descending=True, stable=True)[: int((steps > 0).sum())]
         self.slots = min(batch_size * world, len(session))
-        lap, place = torch.arange(len(session)) // self.slots, torch.arange(len(session)) % self.slots
+        lap, place = (
+            torch.arange(len(session)) // self.slots,
+            torch.arange(len(session)) % self.slots,
+        )
         self.slot = torch.where(lap % 2 == 1, self.slots - 1 - place, place)
         self.first_row, self.steps = ptr[session] + 1, steps[session]
         load = torch.bincount(self.slot, self.steps.double(), minlength=self.slots).long()

@@ -9,15 +9,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from recexp.errors import RecexpError
 from recexp.report.collect import collect, data_name, simulated
 from recexp.report.formats import Table, as_csv, as_latex, as_markdown, as_terminal
 from recexp.report.paper_tables import paper_tables
 from recexp.report.tables import COLUMNS, tables
-from recexp.types import RecexpError
 
 SWEEPS = "multirun_outputs"  # where conf/experiment puts its sweeps
 WRITERS: dict[str, Callable[[Sequence[Table]], str]] = {
-    "terminal": lambda ts: "\n\n".join(as_terminal(t, colour=sys.stdout.isatty()) for t in ts) + "\n",
+    "terminal": lambda ts: (
+        "\n\n".join(as_terminal(t, colour=sys.stdout.isatty()) for t in ts) + "\n"
+    ),
     "markdown": lambda ts: "\n\n".join(map(as_markdown, ts)) + "\n",
     "latex": lambda ts: "\n\n".join(map(as_latex, ts)) + "\n",
     "csv": as_csv,
@@ -40,43 +42,87 @@ def main(arguments: Sequence[str] | None = None) -> None:
         papers = paper_tables(results, a.paper_table) if a.paper_table else []
         print(WRITERS[a.format](cards + papers or shown))
         if a.out:
-            print(f"written: {write(a.out, results, left_out, a.metric, shown, cards, attention=a.attention)}", file=sys.stderr)
+            print(
+                f"written: {write(a.out, results, left_out, a.metric, shown, cards, attention=a.attention)}",
+                file=sys.stderr,
+            )
     except RecexpError as error:
         sys.exit(f"error: {error}")
     for line in left_out:  # csv and LaTeX on stdout stay what they are
-        print(f"left out: {line}", file=sys.stdout if a.format in ("terminal", "markdown") else sys.stderr)
+        print(
+            f"left out: {line}",
+            file=sys.stdout if a.format in ("terminal", "markdown") else sys.stderr,
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m recexp.report", description="Tables of finished runs, one per protocol id.")
-    parser.add_argument("folders", nargs="*", metavar="RUN_DIR", help="run directories, or folders above them")
-    parser.add_argument("--format", choices=tuple(WRITERS), default="markdown", help="of the tables on stdout")
-    parser.add_argument("--metric", default="ndcg@10", help="orders rows and is compared between systems: hr@k, ndcg@k or mrr (default: ndcg@10)")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write everything: index.html, tables in all formats, figures as svg and png")
-    parser.add_argument("--scorecard", metavar="EXPERIMENT", help=f"e.g. ite/fig5_factors: reproduced or not (default RUN_DIR: {SWEEPS}/EXPERIMENT)")
+    parser = argparse.ArgumentParser(
+        prog="python -m recexp.report", description="Tables of finished runs, one per protocol id."
+    )
+    parser.add_argument(
+        "folders", nargs="*", metavar="RUN_DIR", help="run directories, or folders above them"
+    )
+    parser.add_argument(
+        "--format", choices=tuple(WRITERS), default="markdown", help="of the tables on stdout"
+    )
+    parser.add_argument(
+        "--metric",
+        default="ndcg@10",
+        help="orders rows and is compared between systems: hr@k, ndcg@k or mrr (default: ndcg@10)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="write everything: index.html, tables in all formats, figures as svg and png",
+    )
+    parser.add_argument(
+        "--scorecard",
+        metavar="EXPERIMENT",
+        help=f"e.g. ite/fig5_factors: reproduced or not (default RUN_DIR: {SWEEPS}/EXPERIMENT)",
+    )
     parser.add_argument("--paper-table", metavar="EXPERIMENT",
                         help="e.g. bert4rec/table2_systems: in the rows and columns of the paper (default RUN_DIR: as --scorecard)")  # fmt: skip
-    parser.add_argument("--attention", action="store_true", help="with --out: draw the attention of every run whose checkpoint and data are there")
+    parser.add_argument(
+        "--attention",
+        action="store_true",
+        help="with --out: draw the attention of every run whose checkpoint and data are there",
+    )
     return parser
 
 
 def _tables(results: list[dict[str, Any]], metric: str) -> list[Table]:
     columns = COLUMNS if f"test/{metric}" in COLUMNS else (f"test/{metric}", *COLUMNS)
     if not any(f"test/{metric}" in r["metrics"] for r in results):
-        known = sorted({k[5:] for r in results for k in r["metrics"] if k.startswith("test/") and "users" not in k and k.count("/") == 1})
+        known = sorted(
+            {
+                k[5:]
+                for r in results
+                for k in r["metrics"]
+                if k.startswith("test/") and "users" not in k and k.count("/") == 1
+            }
+        )
         raise RecexpError(f"No run has the metric {metric!r}. They have {', '.join(known)}.")
     return tables(results, columns, f"test/{metric}")
 
 
 def write(
-    folder: Path, results: list[dict[str, Any]], left_out: list[str], metric: str, shown: list[Table], cards: list[Table], attention: bool = False
+    folder: Path,
+    results: list[dict[str, Any]],
+    left_out: list[str],
+    metric: str,
+    shown: list[Table],
+    cards: list[Table],
+    attention: bool = False,
 ) -> Path:
     """Tables in every format, ``figures/*.svg`` and ``*.png``, and ``index.html``, below the folder; returns the page's path."""
     from recexp.report import figures, statistics
     from recexp.report.page import Section, page
 
     drawn = tuple(dict.fromkeys(("hr@10", "ndcg@10", metric)))
-    maps, without = _attention([r for r in results if "evaluated" not in r and (attention or figures.wants_attention(r))])
+    maps, without = _attention(
+        [r for r in results if "evaluated" not in r and (attention or figures.wants_attention(r))]
+    )
     sections = [
         Section("Scorecard", "Published and ours, what differs, and the papers' claims.", cards),
         Section("As the papers print it", "The published figure above ours.", paper_tables(results)),
@@ -104,7 +150,12 @@ def write(
 
 
 def _title(results: list[dict[str, Any]]) -> str:
-    names = dict.fromkeys(o.split("=", 1)[1] for r in results for o in r.get("overrides", []) if o.startswith(("experiment=", "+experiment=")))
+    names = dict.fromkeys(
+        o.split("=", 1)[1]
+        for r in results
+        for o in r.get("overrides", [])
+        if o.startswith(("experiment=", "+experiment="))
+    )
     if not names:
         return ", ".join(dict.fromkeys(map(data_name, results)))
     made_up = [simulated(r) for r in results]
@@ -134,7 +185,10 @@ def _attention(results: list[dict[str, Any]]) -> tuple[list, list[str]]:
             except (RecexpError, OSError) as error:
                 without.append(f"no attention of {system.label}: {error}")
         if weights:  # one colour scale: the maps are there to be compared
-            limits = min(float(w.min()) for w in weights.values()), max(float(w.max()) for w in weights.values())
+            limits = (
+                min(float(w.min()) for w in weights.values()),
+                max(float(w.max()) for w in weights.values()),
+            )
             maps += [heat_maps(w, label, about, limits) for label, w in weights.items()]
     return maps, without
 

@@ -18,19 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from recexp.assembly import assemble
-from recexp.compose import build, check_config
-from recexp.data.prepare import prepare
+from recexp.config.check import build, check_config
+from recexp.data.cache import prepare
 from recexp.data.store import Store
-from recexp.foreign import check_fit, read_config
-from recexp.models.sequence import group_size
+from recexp.errors import RecexpError
+from recexp.models.common import group_size
 from recexp.nn.attention import MultiHeadAttention
-from recexp.types import Query, RecexpError
+from recexp.runs.assembly import assemble
+from recexp.runs.loading import check_fit, read_config
+from recexp.types import Query
 
 
 def weights(layer: MultiHeadAttention, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) of one layer without dropout, [B, H, Q, K]. query [B, Q, D], key [B, K, D]; mask as the layer's."""
-    q, k = (x.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for x in (layer.query(query), layer.key(key)))
+    q, k = (
+        x.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
+        for x in (layer.query(query), layer.key(key))
+    )
     logits = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
     return logits.masked_fill(~mask, float("-inf")).softmax(-1)
 
@@ -47,7 +51,9 @@ def mean_weights(model: nn.Module, batches: list[Query], last: int) -> np.ndarra
     layers = [m for m in model.modules() if isinstance(m, MultiHeadAttention)]
     encode = getattr(model, "encode", None)
     if not layers or encode is None:
-        raise RecexpError(f"{type(model).__name__} has no self-attention over a history, so there are no weights to show.")
+        raise RecexpError(
+            f"{type(model).__name__} has no self-attention over a history, so there are no weights to show."
+        )
     total = np.zeros((len(layers), layers[0].num_heads, last, last))
     count = 0
     seen: list[list[Tensor]] = [[] for _ in layers]
@@ -55,16 +61,24 @@ def mean_weights(model: nn.Module, batches: list[Query], last: int) -> np.ndarra
 
     def remember(at: int) -> Callable:
         def hook(layer: MultiHeadAttention, inputs: tuple, options: dict) -> None:
-            query, key, mask = (options[n] if n in options else inputs[i] for i, n in ((0, "query"), (1, "key"), (3, "mask")))
+            query, key, mask = (
+                options[n] if n in options else inputs[i]
+                for i, n in ((0, "query"), (1, "key"), (3, "mask"))
+            )
             seen[at].append(weights(layer, query, key, mask))
 
         return hook
 
-    def encode_all(query: Query, last_only: bool = False, **options) -> Tensor:  # score wants the last row; here all are of interest
+    def encode_all(
+        query: Query, last_only: bool = False, **options
+    ) -> Tensor:  # score wants the last row; here all are of interest
         masks.append(query.mask_BL)
         return encode(query, **options)
 
-    hooks = [layer.register_forward_pre_hook(remember(i), with_kwargs=True) for i, layer in enumerate(layers)]
+    hooks = [
+        layer.register_forward_pre_hook(remember(i), with_kwargs=True)
+        for i, layer in enumerate(layers)
+    ]
     was_training = model.training
     model.eval()
     model.encode = encode_all
@@ -73,11 +87,17 @@ def mean_weights(model: nn.Module, batches: list[Query], last: int) -> np.ndarra
         for query in (part for batch in batches for part in _parts(batch)):
             for x in (masks, *seen):
                 x.clear()
-            model.score(query, torch.ones(len(query), 1, dtype=torch.long, device=query.item_BL.device))
+            model.score(
+                query, torch.ones(len(query), 1, dtype=torch.long, device=query.item_BL.device)
+            )
             full_B = masks[0].sum(1) >= last
             count += int(full_B.sum())
             for i, parts in enumerate(seen):
-                total[i] += parts[0][full_B, :, -last:, -last:].double().sum(0).cpu().numpy() if full_B.any() else 0
+                total[i] += (
+                    parts[0][full_B, :, -last:, -last:].double().sum(0).cpu().numpy()
+                    if full_B.any()
+                    else 0
+                )
     finally:
         del model.encode
         model.train(was_training)
@@ -106,11 +126,16 @@ def attention(run_dir: str | Path, *, users: int = 512, last: int = 10) -> np.nd
     cfg = read_config(run_dir / "config.yaml")
     check_config(cfg)
     protocol = build(cfg.protocol)
-    store = Store.open(prepare(build(cfg.dataset, _recursive_=False), protocol.split, cfg.cache_dir))
+    store = Store.open(
+        prepare(build(cfg.dataset, _recursive_=False), protocol.split, cfg.cache_dir)
+    )
     module, _ = assemble(cfg, protocol, store, ())
     module.load_state_dict(check_fit(checkpoint, module)["state_dict"])
     targets = store.targets("test")
     rows = torch.arange(min(users, len(targets))).split(256)
-    queries = [store.query_held_out(targets, row, getattr(module.model, "history", 0), protocol.history) for row in rows]
+    queries = [
+        store.query_held_out(targets, row, getattr(module.model, "history", 0), protocol.history)
+        for row in rows
+    ]
     typical = int(torch.cat([q.mask_BL.sum(1) for q in queries]).median())
     return mean_weights(module.model, queries, max(1, min(last, typical)))

@@ -23,9 +23,9 @@ from typing import Any
 
 import yaml
 
+from recexp.errors import RecexpError
 from recexp.report.collect import epochs_table, number, setting
 from recexp.report.published import DATASETS, VARIANTS, _kinds
-from recexp.types import RecexpError
 
 COLUMNS = [
     "paper", "table", "left_model", "left_settings", "relation", "right_model", "right_settings",
@@ -104,7 +104,7 @@ def claims(paper: str, table: str) -> list[Claim]:
 
 
 @cache
-def every_claim(path: Path = Path(__file__).with_name("claims.csv")) -> tuple[Claim, ...]:
+def every_claim(path: Path = Path(__file__).parent / "papers" / "claims.csv") -> tuple[Claim, ...]:
     """All rows of the file. Raises RecexpError for a row that is no claim or stands there twice."""
     found: list[Claim] = []
     with path.open(newline="", encoding="utf-8") as file:

@@ -13,9 +13,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from recexp.cli import CONF
-from recexp.shape import fault
-from recexp.types import RecexpError
+from recexp.config import CONF
+from recexp.errors import RecexpError
+from recexp.runs.shape import fault
 
 
 def collect(folders: Iterable[str | Path]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -31,8 +31,15 @@ def collect(folders: Iterable[str | Path]) -> tuple[list[dict[str, Any]], list[s
     results, left_out, seen = [], [], set()
     for folder in map(Path, folders):
         if not folder.exists():
-            raise RecexpError(f"{folder} does not exist: name run directories, or a folder above them.")
-        runs = {p.parent for name in ("config.yaml", "result.json") for p in folder.rglob(name) if p.parent.name != ".hydra"}
+            raise RecexpError(
+                f"{folder} does not exist: name run directories, or a folder above them."
+            )
+        runs = {
+            p.parent
+            for name in ("config.yaml", "result.json")
+            for p in folder.rglob(name)
+            if p.parent.name != ".hydra"
+        }
         for run in sorted(runs):
             if (place := run.resolve()) in seen:  # folders given twice, or one inside another
                 continue
@@ -43,7 +50,13 @@ def collect(folders: Iterable[str | Path]) -> tuple[list[dict[str, Any]], list[s
                 left_out.append(f"{run}: {error}")
             except FileNotFoundError:
                 left_out.append(f"{run}: no result.json ({_state(run)})")
-            except (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException) as error:
+            except (
+                OSError,
+                ValueError,
+                RecursionError,
+                yaml.YAMLError,
+                OmegaConfBaseException,
+            ) as error:
                 left_out.append(f"{run / 'result.json'}: not readable ({error})")
     if not results:
         raise RecexpError("No run with a result.json was found. " + "; ".join(left_out))
@@ -128,7 +141,13 @@ def _read(run: Path) -> dict[str, Any]:
         raise _Interrupted(f"no metrics ({result.get('stop_reason') or 'its end is not recorded'})")
     if wrong := fault(result):
         raise ValueError(wrong)
-    empty = {"overrides": [], "git": {"commit": None, "dirty": None}, "wall_time_s": None, "examples_per_s": None, "reconstruction": False}
+    empty = {
+        "overrides": [],
+        "git": {"commit": None, "dirty": None},
+        "wall_time_s": None,
+        "examples_per_s": None,
+        "reconstruction": False,
+    }
     return empty | result | _config(run, result) | _training(run, result) | {"folder": str(run)}
 
 
@@ -155,8 +174,14 @@ def _training(run: Path, result: dict[str, Any]) -> dict[str, Any]:
 def _from_overrides(result: dict[str, Any]) -> dict[str, Any]:
     """The model's YAML as it is now with the run's overrides upon it. Experiments and tuned values remain unknown."""
     config = _model_yaml(str(result["model"]))
-    pairs = [o.lstrip("+~").split("=", 1) for o in result.get("overrides", []) if "." in o.split("=", 1)[0] and "=" in o]
-    config = OmegaConf.merge(config, OmegaConf.from_dotlist([f"{k}={v}" for k, v in pairs if "@" not in k]))
+    pairs = [
+        o.lstrip("+~").split("=", 1)
+        for o in result.get("overrides", [])
+        if "." in o.split("=", 1)[0] and "=" in o
+    ]
+    config = OmegaConf.merge(
+        config, OmegaConf.from_dotlist([f"{k}={v}" for k, v in pairs if "@" not in k])
+    )
     config.pop("defaults", None)
     return OmegaConf.to_container(config)
 
@@ -166,11 +191,17 @@ def _model_yaml(name: str) -> DictConfig:
     """The YAML of a model upon those it inherits from; empty for a model that is gone."""
     path = CONF / "model" / f"{name}.yaml"
     config = OmegaConf.load(path) if path.is_file() else OmegaConf.create({})
-    parents = [_model_yaml(d) for d in config.get("defaults", []) if isinstance(d, str) and d != "_self_"]
+    parents = [
+        _model_yaml(d) for d in config.get("defaults", []) if isinstance(d, str) and d != "_self_"
+    ]
     return OmegaConf.merge(*parents, config) if parents else config
 
 
 def _state(run: Path) -> str:
     """How far an unfinished run came."""
     rows = epochs_table({"folder": str(run)})
-    return f"interrupted or still running, {len(rows)} epochs done" if rows else "failed, or still running"
+    return (
+        f"interrupted or still running, {len(rows)} epochs done"
+        if rows
+        else "failed, or still running"
+    )

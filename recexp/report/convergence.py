@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recexp.convergence import KINDS, Verdict, judge
 from recexp.report.collect import epochs_table, setting
 from recexp.report.significance import system
+from recexp.runs.convergence import KINDS, Verdict, judge
 
-COUNTED = ("trials", "epochs", "steps")  # budgets that can be unequal by fault; seconds and rows differ by the nature of systems
+COUNTED = (
+    "trials",
+    "epochs",
+    "steps",
+)  # budgets that can be unequal by fault; seconds and rows differ by the nature of systems
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,9 @@ class Budget:
     flags: tuple[str, ...]
 
 
-def verdict(result: Mapping[str, Any], folder: str | Path | None = None, *, threshold: float = 0.01) -> Verdict:
+def verdict(
+    result: Mapping[str, Any], folder: str | Path | None = None, *, threshold: float = 0.01
+) -> Verdict:
     """Whether more epochs would have helped: what the run itself found, else what its
     ``metrics.csv`` tells (in ``folder``, or where the result says it lies); see ``judge``.
     """
@@ -46,7 +52,9 @@ def verdict(result: Mapping[str, Any], folder: str | Path | None = None, *, thre
         return Verdict(own["kind"], own["text"])
     rows = epochs_table({**result, **({} if folder is None else {"folder": str(folder)})})
     peeked = result["selection"].startswith("test_peek")
-    monitor = setting(result, "callbacks.checkpoint.monitor") or ("test/ndcg@10" if peeked else "val/ndcg@10")
+    monitor = setting(result, "callbacks.checkpoint.monitor") or (
+        "test/ndcg@10" if peeked else "val/ndcg@10"
+    )
     return judge(
         rows,
         monitor,
@@ -56,7 +64,12 @@ def verdict(result: Mapping[str, Any], folder: str | Path | None = None, *, thre
     )
 
 
-def ledger(results: Sequence[Mapping[str, Any]], *, label: Callable[[Mapping[str, Any]], str] = system, factor: float = 2.0) -> list[Budget]:
+def ledger(
+    results: Sequence[Mapping[str, Any]],
+    *,
+    label: Callable[[Mapping[str, Any]], str] = system,
+    factor: float = 2.0,
+) -> list[Budget]:
     """One row per system and protocol id: what was spent on it, and a flag where another system got more than ``factor`` times as much.
 
     results: dicts as ``collect`` returns them; runs with the same label are trials of one system. ``label=lambda r: r["model"]`` counts every
@@ -70,23 +83,51 @@ def ledger(results: Sequence[Mapping[str, Any]], *, label: Callable[[Mapping[str
             if r["protocol_id"] == protocol_id:
                 groups.setdefault(label(r), []).append(r)
         spent = {name: _spent(runs) for name, runs in groups.items()}
-        verdicts = {name: dict(Counter(verdict(r).kind for r in runs)) for name, runs in groups.items()}
-        most = {k: max(((s[k], name) for name, s in spent.items() if s[k] is not None), default=(0, "")) for k in next(iter(spent.values()))}
+        verdicts = {
+            name: dict(Counter(verdict(r).kind for r in runs)) for name, runs in groups.items()
+        }
+        most = {
+            k: max(((s[k], name) for name, s in spent.items() if s[k] is not None), default=(0, ""))
+            for k in next(iter(spent.values()))
+        }
         for name, runs in groups.items():
-            share = {k: v / most[k][0] for k, v in spent[name].items() if v is not None and most[k][0]}
+            share = {
+                k: v / most[k][0] for k, v in spent[name].items() if v is not None and most[k][0]
+            }
             counted = COUNTED[:1] if set(verdicts[name]) == {"one_pass"} else COUNTED
-            why = " (by patience)" if all(r["stop_reason"].startswith("early") for r in runs) else ""
+            why = (
+                " (by patience)" if all(r["stop_reason"].startswith("early") for r in runs) else ""
+            )
             flags = [
-                f"{k}: {share[k]:.0%} of what {most[k][1]} got{why if k != 'trials' else ''}" for k in counted if k in share and share[k] * factor < 1
+                f"{k}: {share[k]:.0%} of what {most[k][1]} got{why if k != 'trials' else ''}"
+                for k in counted
+                if k in share and share[k] * factor < 1
             ]
             seeds = len({r["seed"] for r in runs})
-            rows.append(Budget(protocol_id, name, seeds=seeds, **spent[name], share=share, verdicts=verdicts[name], flags=tuple(flags)))
+            rows.append(
+                Budget(
+                    protocol_id,
+                    name,
+                    seeds=seeds,
+                    **spent[name],
+                    share=share,
+                    verdicts=verdicts[name],
+                    flags=tuple(flags),
+                )
+            )
     return rows
 
 
 def _spent(runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     tables = [epochs_table(dict(r)) for r in runs]
-    seen = [[row["train/examples_per_s"] * row["train/seconds"] for row in t if "train/examples_per_s" in row] for t in tables]
+    seen = [
+        [
+            row["train/examples_per_s"] * row["train/seconds"]
+            for row in t
+            if "train/examples_per_s" in row
+        ]
+        for t in tables
+    ]
     return {
         "trials": len(runs),
         "epochs": _mean([r["epochs"] for r in runs]),

@@ -53,7 +53,9 @@ class Line:
     dashed: bool = False
 
 
-def swept(results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("hr@10", "ndcg@10")) -> list[Picture]:
+def swept(
+    results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("hr@10", "ndcg@10")
+) -> list[Picture]:
     """A picture per protocol id, swept setting and metric. A line is a system whose other settings stay the same, seeds averaged."""
     made = []
     for about, runs in protocols(results).items():
@@ -61,7 +63,9 @@ def swept(results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("hr@10", 
             for metric in metrics:
                 lines = sweep_lines(runs, name, metric)
                 if lines:
-                    made.append(_chart(f"{metric} against {says}", about, lines, says, metric, ticks=True))
+                    made.append(
+                        _chart(f"{metric} against {says}", about, lines, says, metric, ticks=True)
+                    )
     return made
 
 
@@ -77,15 +81,25 @@ def sweep_lines(results: Sequence[dict[str, Any]], name: str, metric: str) -> li
     lines = []
     for label, group in zip(labels, groups.values(), strict=True):
         points = sorted(group.items())
-        lines.append(Line(label, tuple(x for x, _ in points), tuple(s.mean(f"test/{metric}") for _, s in points)))
+        lines.append(
+            Line(
+                label,
+                tuple(x for x, _ in points),
+                tuple(s.mean(f"test/{metric}") for _, s in points),
+            )
+        )
         found = [(x, s.figures[metric]) for x, s in points if metric in s.figures]
-        theirs = [(x, f.value) for x, f in found if sum(f == other for _, other in found) == 1]  # one figure for all points is no curve
+        theirs = [
+            (x, f.value) for x, f in found if sum(f == other for _, other in found) == 1
+        ]  # one figure for all points is no curve
         if theirs:
             lines.append(Line(label, *map(tuple, zip(*theirs, strict=True)), dashed=True))
     return lines
 
 
-def epoch_curves(results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("hr@10", "ndcg@10")) -> list[Picture]:
+def epoch_curves(
+    results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("hr@10", "ndcg@10")
+) -> list[Picture]:
     """Validation metrics per epoch (test's, where runs peeked at it), seeds averaged.
 
     One picture per width where that is swept. The ITE paper's curves are of the test set: they
@@ -100,7 +114,9 @@ def epoch_curves(results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("h
             widths = {None: [s for w in widths.values() for s in w]}
         for width, members in sorted(widths.items(), key=lambda item: item[0] or 0):
             peeked = any(_peeks(s) for s in members)
-            members = [s for s in members if _peeks(s) == peeked]  # test and validation values share no axis
+            members = [
+                s for s in members if _peeks(s) == peeked
+            ]  # test and validation values share no axis
             shown = _best_of_each_model(members, 8)
             by_model = len({s.first["model"] for s in shown}) == len(shown)
             shown = [(s, s.first["model"] if by_model else s.label) for s in shown]
@@ -113,9 +129,13 @@ def epoch_curves(results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("h
                         theirs = curve(s.first, metric)
                         omitted = omitted or bool(theirs and not peeked)
                         if theirs and peeked:
-                            lines.append(Line(label, *map(tuple, zip(*theirs, strict=True)), dashed=True))
+                            lines.append(
+                                Line(label, *map(tuple, zip(*theirs, strict=True)), dashed=True)
+                            )
                 if lines:
-                    title = f"{metric} per epoch" + (f", K={width}" if width is not None and len(widths) > 1 else "")
+                    title = f"{metric} per epoch" + (
+                        f", K={width}" if width is not None and len(widths) > 1 else ""
+                    )
                     note = (
                         "; the paper's curves, of the test set, are not drawn here"
                         if omitted
@@ -128,7 +148,9 @@ def epoch_curves(results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("h
     return made
 
 
-def topk_curves(results: Sequence[dict[str, Any]], names: Iterable[str] = ("hr", "ndcg")) -> list[Picture]:
+def topk_curves(
+    results: Sequence[dict[str, Any]], names: Iterable[str] = ("hr", "ndcg")
+) -> list[Picture]:
     """HR@k and NDCG@k against k, where three or more are known; of each model the setting with the best validation NDCG@10."""
     made = []
     for about, runs in protocols(results).items():
@@ -136,15 +158,27 @@ def topk_curves(results: Sequence[dict[str, Any]], names: Iterable[str] = ("hr",
         for name in names:
             lines = []
             for s in chosen:
-                ks = sorted(int(m[1]) for key in s.first["metrics"] if (m := re.fullmatch(rf"test/{name}@(\d+)", key)))
+                ks = sorted(
+                    int(m[1])
+                    for key in s.first["metrics"]
+                    if (m := re.fullmatch(rf"test/{name}@(\d+)", key))
+                )
                 if len(ks) < 3:
                     continue
-                lines.append(Line(s.label, tuple(ks), tuple(s.mean(f"test/{name}@{k}") for k in ks)))
-                theirs = [(k, s.figures[f"{name}@{k}"].value) for k in ks if f"{name}@{k}" in s.figures]
+                lines.append(
+                    Line(s.label, tuple(ks), tuple(s.mean(f"test/{name}@{k}") for k in ks))
+                )
+                theirs = [
+                    (k, s.figures[f"{name}@{k}"].value) for k in ks if f"{name}@{k}" in s.figures
+                ]
                 if len(theirs) > 1:
                     lines.append(Line(s.label, *map(tuple, zip(*theirs, strict=True)), dashed=True))
             if lines:
-                made.append(_chart(f"{name.upper()}@k against k", about, lines, "k", f"{name}@k", ticks=True))
+                made.append(
+                    _chart(
+                        f"{name.upper()}@k against k", about, lines, "k", f"{name}@k", ticks=True
+                    )
+                )
     return made
 
 
@@ -166,7 +200,14 @@ def heat_maps(
         low, top = float(weights_LHQK.min()), float(weights_LHQK.max())
         darkest, lightest = limits or (low, top)
         for (i, j), ax in np.ndenumerate(axes):
-            image = ax.imshow(weights_LHQK[i, j], cmap="cividis", vmin=darkest, vmax=lightest, origin="upper", interpolation="nearest")
+            image = ax.imshow(
+                weights_LHQK[i, j],
+                cmap="cividis",
+                vmin=darkest,
+                vmax=lightest,
+                origin="upper",
+                interpolation="nearest",
+            )
             ticks = list(range(last - 1, -1, -max(1, last // 4)))
             ax.set_xticks(ticks, [str(t - last + 1) for t in ticks])
             ax.set_yticks(ticks, [str(t - last + 1) for t in ticks])
@@ -181,7 +222,12 @@ def heat_maps(
         alt += f"{low:.2f} to {top:.2f}; "
         alt += f"on average strongest from position {strongest[0] - last + 1} to position {strongest[1] - last + 1}."
         figure.suptitle(_short(label), fontsize=9)
-        return _picture(figure, f"attention of {label} {' '.join(about)}", f"Attention of {label}: {about[0]}, {about[1]} (id {about[2]})", alt)
+        return _picture(
+            figure,
+            f"attention of {label} {' '.join(about)}",
+            f"Attention of {label}: {about[0]}, {about[1]} (id {about[2]})",
+            alt,
+        )
 
 
 _STYLE = {
@@ -202,9 +248,13 @@ def _chart(
 ) -> Picture:
     """note: stands in the caption, behind the title."""
     with mpl.rc_context(_STYLE):
-        names = sorted({line.label for line in lines})  # the same systems have the same colours in every picture
+        names = sorted(
+            {line.label for line in lines}
+        )  # the same systems have the same colours in every picture
         columns = 1 if max(map(len, names)) > 24 else 2
-        figure = Figure(figsize=(4.6, 3.0 + 0.17 * math.ceil((len(names) + 1) / columns)), layout="constrained")
+        figure = Figure(
+            figsize=(4.6, 3.0 + 0.17 * math.ceil((len(names) + 1) / columns)), layout="constrained"
+        )
         ax = figure.subplots()
         for line in sorted(lines, key=lambda line: (line.dashed, line.label)):
             n = names.index(line.label)
@@ -250,9 +300,20 @@ def _words(title: str, about: tuple[str, str, str], lines: Sequence[Line]) -> st
 
 def _picture(figure: Figure, name: str, title: str, alt: str) -> Picture:
     svg, png = io.StringIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    figure.savefig(
+        svg,
+        format="svg",
+        transparent=True,
+        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+    )
     figure.savefig(png, format="png", dpi=160, facecolor="white")
-    return Picture(re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:120], title, alt, svg.getvalue(), png.getvalue())
+    return Picture(
+        re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:120],
+        title,
+        alt,
+        svg.getvalue(),
+        png.getvalue(),
+    )
 
 
 def _others(result: dict[str, Any], name: str) -> tuple:
@@ -269,16 +330,28 @@ def _labels(results: Sequence[dict[str, Any]], name: str) -> list[str]:
     flats = [_flat(r.get("config") or {}) for r in results]
     labels = []
     for r, flat in zip(results, flats, strict=True):
-        rivals = [f for other, f in zip(results, flats, strict=True) if other["model"] == r["model"]]
+        rivals = [
+            f for other, f in zip(results, flats, strict=True) if other["model"] == r["model"]
+        ]
         apart = [k for k in flat if k != name and any(f.get(k) != flat[k] for f in rivals)]
         labels.append(" ".join([r["model"], *(f"{k.split('.')[-1]}={flat[k]}" for k in apart[:3])]))
-    return [label if labels.count(label) == 1 else f"{label} ({n + 1})" for n, label in enumerate(labels)]
+    return [
+        label if labels.count(label) == 1 else f"{label} ({n + 1})"
+        for n, label in enumerate(labels)
+    ]
 
 
 def _mean_curve(s: System, metric: str) -> list[tuple[float, float]]:
     """(epoch from 1, mean over the seeds) of the epochs that all seeds reached."""
     split = "test" if _peeks(s) else "val"
-    tables = [{row["epoch"] + 1: row[f"{split}/{metric}"] for row in epochs_table(r) if f"{split}/{metric}" in row} for r in s.runs]
+    tables = [
+        {
+            row["epoch"] + 1: row[f"{split}/{metric}"]
+            for row in epochs_table(r)
+            if f"{split}/{metric}" in row
+        }
+        for r in s.runs
+    ]
     common = set.intersection(*map(set, tables)) if tables else set()
     return [(e, fmean(t[e] for t in tables)) for e in sorted(common)]
 
@@ -292,7 +365,9 @@ def _best_of_each_model(members: Sequence[System], most: int, one: bool = False)
     """All of them where they are few; else (or where ``one``) of each model the one chosen on validation."""
     if len(members) <= most and not one:
         return list(members)
-    ranked = sorted(members, key=lambda s: -(s.mean("val/ndcg@10") if s.mean("val/ndcg@10") is not None else -1))
+    ranked = sorted(
+        members, key=lambda s: -(s.mean("val/ndcg@10") if s.mean("val/ndcg@10") is not None else -1)
+    )
     first = {s.first["model"]: s for s in reversed(ranked)}
     return [s for s in members if s in first.values()][:most]
 

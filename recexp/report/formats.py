@@ -41,7 +41,11 @@ def as_markdown(table: Table, level: int = 3) -> str:
         text = text.replace("<", "&lt;")
         return {BEST: f"**{text}**", SECOND: f"<u>{text}</u>"}.get(cell.mark, text)
 
-    lines = [f"{'#' * level} {table.title}", "", table.caption, ""] if table.caption else [f"{'#' * level} {table.title}", ""]
+    lines = (
+        [f"{'#' * level} {table.title}", "", table.caption, ""]
+        if table.caption
+        else [f"{'#' * level} {table.title}", ""]
+    )
     lines += ["| " + " | ".join(table.head) + " |", "|" + " --- |" * len(table.head)]
     lines += ["| " + " | ".join(shown(c) for c in row) + " |" for row in table.rows]
     if table.notes:
@@ -51,16 +55,38 @@ def as_markdown(table: Table, level: int = 3) -> str:
 
 def as_terminal(table: Table, colour: bool = False) -> str:
     """Columns aligned; the best figure is bold, the second best underlined, where colour is False a ``*`` and a ``_`` before the figure."""
-    marks = {BEST: ("\x1b[1m", "\x1b[0m"), SECOND: ("\x1b[4m", "\x1b[0m")} if colour else {BEST: ("*", ""), SECOND: ("_", "")}
-    plain = [[printable(c.text) if colour else marks.get(c.mark, ("", ""))[0] + printable(c.text) for c in row] for row in table.rows]
+    marks = (
+        {BEST: ("\x1b[1m", "\x1b[0m"), SECOND: ("\x1b[4m", "\x1b[0m")}
+        if colour
+        else {BEST: ("*", ""), SECOND: ("_", "")}
+    )
+    plain = [
+        [
+            printable(c.text) if colour else marks.get(c.mark, ("", ""))[0] + printable(c.text)
+            for c in row
+        ]
+        for row in table.rows
+    ]
     widths = [max(len(x) for x in column) for column in zip(table.head, *plain, strict=True)]
-    lines = [table.title, table.caption, "  ".join(h.ljust(w) for h, w in zip(table.head, widths, strict=True)).rstrip()]
+    lines = [
+        table.title,
+        table.caption,
+        "  ".join(h.ljust(w) for h, w in zip(table.head, widths, strict=True)).rstrip(),
+    ]
     for row, texts in zip(table.rows, plain, strict=True):
-        padded = [t.rjust(w) if c.value is not None else t.ljust(w) for c, t, w in zip(row, texts, widths, strict=True)]
+        padded = [
+            t.rjust(w) if c.value is not None else t.ljust(w)
+            for c, t, w in zip(row, texts, widths, strict=True)
+        ]
         if colour:
-            padded = [p.replace(t, t.join(marks[c.mark])) if c.mark else p for c, t, p in zip(row, texts, padded, strict=True)]
+            padded = [
+                p.replace(t, t.join(marks[c.mark])) if c.mark else p
+                for c, t, p in zip(row, texts, padded, strict=True)
+            ]
         lines.append("  ".join(padded).rstrip())
-    return "\n".join([line for line in lines if line] + [f"- {printable(note)}" for note in table.notes])
+    return "\n".join(
+        [line for line in lines if line] + [f"- {printable(note)}" for note in table.notes]
+    )
 
 
 def as_latex(table: Table) -> str:
@@ -72,13 +98,21 @@ def as_latex(table: Table) -> str:
         return {BEST: rf"\textbf{{{text}}}", SECOND: rf"\underline{{{text}}}"}.get(cell.mark, text)
 
     numeric = [any(row[i].value is not None for row in table.rows) for i in range(len(table.head))]
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(table.title)}. {_tex(table.caption)}}}"]
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_tex(table.title)}. {_tex(table.caption)}}}",
+    ]
     lines += [rf"\begin{{tabular}}{{{''.join('r' if n else 'l' for n in numeric)}}}", r"\toprule"]
     lines += [" & ".join(map(_tex, table.head)) + r" \\", r"\midrule"]
     lines += [" & ".join(shown(c) for c in row) + r" \\" for row in table.rows]
     lines += [r"\bottomrule", r"\end{tabular}"]
     if table.notes:
-        lines += [r"\begin{itemize}", *(rf"\item {_tex(note)}" for note in table.notes), r"\end{itemize}"]
+        lines += [
+            r"\begin{itemize}",
+            *(rf"\item {_tex(note)}" for note in table.notes),
+            r"\end{itemize}",
+        ]
     return "\n".join([*lines, r"\end{table}"])
 
 
@@ -91,8 +125,20 @@ def as_csv(tables: Sequence[Table]) -> str:
         for n, row in enumerate(table.rows):
             column = ""
             for head, cell in zip(table.head, row, strict=True):
-                column = head if head not in ("published", "Δ %") else f"{column.split(' ')[0]} {head}"
-                writer.writerow([table.title, n, row[0].text, column, "" if cell.value is None else repr(cell.value), cell.text, cell.mark])
+                column = (
+                    head if head not in ("published", "Δ %") else f"{column.split(' ')[0]} {head}"
+                )
+                writer.writerow(
+                    [
+                        table.title,
+                        n,
+                        row[0].text,
+                        column,
+                        "" if cell.value is None else repr(cell.value),
+                        cell.text,
+                        cell.mark,
+                    ]
+                )
     return out.getvalue()
 
 
@@ -101,8 +147,19 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "Δ": r"$\Delta$", "–": "--", "×": r"$\times$"}
+_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+_TEX |= {
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "Δ": r"$\Delta$",
+    "–": "--",
+    "×": r"$\times$",
+}
 
 
 def _tex(text: str) -> str:

@@ -31,7 +31,9 @@ def page(title: str, about: str, sections: Sequence[Section]) -> str:
     shown = [s for s in sections if s.tables or s.pictures or s.lines]
     links = "".join(f'<a href="#{s.anchor}">{_text(s.title)}</a>' for s in shown)
     body = "\n".join(_section(s) for s in shown)
-    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+    policy = (
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+    )
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -58,7 +60,11 @@ def _section(s: Section) -> str:
     parts += [f"<p>{_text(s.text)}</p>"] if s.text else []
     parts += [_table(t) for t in s.tables]
     if s.pictures:
-        parts += ['<div class="figures">', *(_picture(p, f"{s.anchor}-{n}") for n, p in enumerate(s.pictures)), "</div>"]
+        parts += [
+            '<div class="figures">',
+            *(_picture(p, f"{s.anchor}-{n}") for n, p in enumerate(s.pictures)),
+            "</div>",
+        ]
     if s.lines:
         parts += ["<ul>", *(f"<li>{_text(line)}</li>" for line in s.lines), "</ul>"]
     return "\n".join([*parts, "</section>"])
@@ -67,7 +73,8 @@ def _section(s: Section) -> str:
 def _table(table: Table) -> str:
     numeric = [any(row[i].value is not None for row in table.rows) for i in range(len(table.head))]
     head = "".join(
-        f'<th scope="col"{_class(n)}><button type="button">{_text(name)}</button></th>' for name, n in zip(table.head, numeric, strict=True)
+        f'<th scope="col"{_class(n)}><button type="button">{_text(name)}</button></th>'
+        for name, n in zip(table.head, numeric, strict=True)
     )
     rows = []
     for row in table.rows:
@@ -78,7 +85,9 @@ def _table(table: Table) -> str:
     if len(table.rows) > LONG:
         grid = f"<details><summary>{len(table.rows)} rows</summary>{grid}</details>"
     caption = f'<p class="caption">{_text(table.caption)}</p>' if table.caption else ""
-    return f"<h3>{_text(table.title)}</h3>{caption}{grid}" + (f'<ul class="notes">{notes}</ul>' if notes else "")
+    return f"<h3>{_text(table.title)}</h3>{caption}{grid}" + (
+        f'<ul class="notes">{notes}</ul>' if notes else ""
+    )
 
 
 def _class(numeric: bool) -> str:
@@ -107,7 +116,9 @@ def inline_svg(svg: str, start: str, alt: str) -> str:
     rest = re.sub(r'(?:xlink:)?href="#', f'href="#{start}-', rest)
     rest = rest.replace("url(#", f"url(#{start}-").replace(INK, "currentColor")
     rest = re.sub(r'xlink:href="(?=data:)', 'href="', rest)
-    rest = re.sub(r"<style[^>]*>.*?</style>", "", rest, flags=re.DOTALL)  # holds for the whole page once it stands inline
+    rest = re.sub(
+        r"<style[^>]*>.*?</style>", "", rest, flags=re.DOTALL
+    )  # holds for the whole page once it stands inline
     label = escape(printable(alt), quote=True)
     view = box[1] if box else "0 0 400 300"
     width = float(view.split()[2]) * 1.5  # points: small figures stay small

@@ -14,6 +14,7 @@ from math import sqrt
 from statistics import fmean, stdev
 from typing import Any
 
+from recexp.errors import RecexpError
 from recexp.report.collect import epochs_table, setting
 from recexp.report.formats import BEST, SECOND, Cell, Table
 from recexp.report.published import (
@@ -27,7 +28,6 @@ from recexp.report.published import (
     select,
 )
 from recexp.report.tables import System, departures, protocols, systems
-from recexp.types import RecexpError
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,7 @@ def paper_tables(results: Sequence[dict[str, Any]], name: str = "") -> list[Tabl
     wanted = {paper_table(name)} if name else {experiment(r) for r in results}
     found = [layout for layout in LAYOUTS if (layout.paper, layout.table) in wanted]
     if name and not found:
-        raise RecexpError(
-            f"No paper prints numbers of {name!r}. Try e.g. bert4rec/table2_systems."
-        )
+        raise RecexpError(f"No paper prints numbers of {name!r}. Try e.g. bert4rec/table2_systems.")
     return [table for layout in found for table in _laid_out(layout, results)]
 
 

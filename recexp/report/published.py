@@ -14,9 +14,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from recexp.errors import RecexpError
 from recexp.report.collect import setting, simulated, smoke, trained_under
 from recexp.report.recipe import Difference, differences, paper_of, recipe, table_of
-from recexp.types import RecexpError
 
 PROTOCOLS = {"P1": "p1_uniform999", "P2": "p2_uniform99", "P3": "p3_popular100", "P4": "full"}
 # Protocols of ours that read a paper's protocol otherwise than its experiments here do.
@@ -24,7 +24,12 @@ READINGS = {"p2_uniform99_later": "p2_uniform99"}
 COLUMNS = ["paper", "table", "dataset", "protocol", "model", "setting", "metric", "value"]
 # Another extract of the same source, and our configs of the same published system.
 DATASETS = {"taobao_31882": "taobao", "retailrocket_2174": "retailrocket"}
-VARIANTS = {"ite_authors": "ite", "bert_ite_authors": "bert_ite", "bert_ite_si_authors": "bert_ite_si", "bert4rec_vae": "bert4rec"}
+VARIANTS = {
+    "ite_authors": "ite",
+    "bert_ite_authors": "bert_ite",
+    "bert_ite_si_authors": "bert_ite_si",
+    "bert4rec_vae": "bert4rec",
+}
 
 
 Places = list[tuple[str, str, str]]  # table, published name of the model, setting
@@ -49,26 +54,34 @@ class Figure:
 
 
 @cache
-def figures(path: Path = Path(__file__).with_name("published.csv")) -> tuple[Figure, ...]:
+def figures(path: Path = Path(__file__).parent / "papers" / "published.csv") -> tuple[Figure, ...]:
     """All published figures. Raises RecexpError for a row that is not whole, or two values of one figure."""
     found: dict[tuple[str, ...], Figure] = {}
     with path.open(newline="", encoding="utf-8") as file:
         rows = csv.reader(file)
         if (head := next(rows, [])) != COLUMNS:
-            raise RecexpError(f"{path.name}, line 1: expected the columns {','.join(COLUMNS)}, found {','.join(head)}.")
+            raise RecexpError(
+                f"{path.name}, line 1: expected the columns {','.join(COLUMNS)}, found {','.join(head)}."
+            )
         for row in rows:
             try:
                 *key, value = row
                 figure = Figure(*key[:6], metric=key[6].lower(), value=float(value))
             except (IndexError, TypeError, ValueError):
-                raise RecexpError(f"{path.name}, line {rows.line_num}: {row} is not a figure ({', '.join(COLUMNS)}).") from None
+                raise RecexpError(
+                    f"{path.name}, line {rows.line_num}: {row} is not a figure ({', '.join(COLUMNS)})."
+                ) from None
             if tuple(key) in found:
-                raise RecexpError(f"{path.name}, line {rows.line_num}: {', '.join(key)} stands there twice.")
+                raise RecexpError(
+                    f"{path.name}, line {rows.line_num}: {', '.join(key)} stands there twice."
+                )
             found[tuple(key)] = figure
     return tuple(found.values())
 
 
-def published(paper: str, table: str, dataset: str, model: str, setting: str, metric: str) -> float | None:
+def published(
+    paper: str, table: str, dataset: str, model: str, setting: str, metric: str
+) -> float | None:
     """The figure a paper prints, or None."""
     return next((f.value for f in figures() if (f.paper, f.table, f.dataset, f.model, f.setting, f.metric) == (
         paper, table, dataset, model, setting, metric.lower())), None)  # fmt: skip
@@ -81,7 +94,14 @@ def select(**fields: str) -> list[Figure]:
 
 def experiment(result: dict[str, Any]) -> tuple[str, str]:
     """(paper, table) of the experiment a run was started from; empty strings where from none of a paper's."""
-    chosen = next((o.split("=", 1)[1] for o in result.get("overrides", []) if o.startswith(("experiment=", "+experiment="))), "")
+    chosen = next(
+        (
+            o.split("=", 1)[1]
+            for o in result.get("overrides", [])
+            if o.startswith(("experiment=", "+experiment="))
+        ),
+        "",
+    )
     return paper_table(chosen)
 
 
@@ -104,7 +124,9 @@ def match(result: dict[str, Any]) -> dict[str, Figure]:
         places = _places(result, tried, table if tried == paper else "")
         answer: dict[str, Figure] = {}
         for place in sorted(places, key=lambda place: (tried, place[0]) != (paper, table)):
-            answer |= {metric: f for metric, f in _at(result, tried, place).items() if metric not in answer}
+            answer |= {
+                metric: f for metric, f in _at(result, tried, place).items() if metric not in answer
+            }
         if answer:
             return answer
     return {}
@@ -161,17 +183,35 @@ def curve(result: dict[str, Any], metric: str) -> list[tuple[int, float]]:
         or result["protocol"] != PROTOCOLS["P1"]
     ):
         return []
-    model, start = VARIANTS.get(result["model"], result["model"]), f"K={setting(result, 'model.num_factors')},epoch="
-    found = select(paper="ite", table="fig10_11", dataset=DATASETS.get(result["dataset"], result["dataset"]), model=model, metric=metric)
-    return sorted((int(f.setting.removeprefix(start)), f.value) for f in found if f.setting.startswith(start))
+    model, start = (
+        VARIANTS.get(result["model"], result["model"]),
+        f"K={setting(result, 'model.num_factors')},epoch=",
+    )
+    found = select(
+        paper="ite",
+        table="fig10_11",
+        dataset=DATASETS.get(result["dataset"], result["dataset"]),
+        model=model,
+        metric=metric,
+    )
+    return sorted(
+        (int(f.setting.removeprefix(start)), f.value) for f in found if f.setting.startswith(start)
+    )
 
 
 def _ite(result: dict[str, Any], dataset: str, table: str) -> Places:
-    model, width = VARIANTS.get(result["model"], result["model"]), setting(result, "model.num_factors")
+    model, width = (
+        VARIANTS.get(result["model"], result["model"]),
+        setting(result, "model.num_factors"),
+    )
     usual_weight = 1.0 if model == "nmtr" else 0.5
     weights, layers = setting(result, "objective.weights"), setting(result, "model.num_layers")
     negatives = setting(result, "objective.n_negatives")
-    unusual = setting(result, "objective.balance") or setting(result, "model.user_dropout") or (model != "bert4rec" and negatives not in (None, 9, 4))
+    unusual = (
+        setting(result, "objective.balance")
+        or setting(result, "model.user_dropout")
+        or (model != "bert4rec" and negatives not in (None, 9, 4))
+    )
     if unusual or result.get("sampler", "uniform") not in ("uniform", "none"):
         return []
     # The experiments on depth, length and the implicit loss share only their usual point with fig. 5.
@@ -187,7 +227,10 @@ def _ite(result: dict[str, Any], dataset: str, table: str) -> Places:
 def _multi_feedback(result: dict[str, Any], dataset: str, table: str) -> Places:
     if result["model"] != "mf_mmlp":
         return [("table4", result["model"], "mean of 10")]
-    factors, negatives = setting(result, "model.num_factors"), setting(result, "objective.n_negatives")
+    factors, negatives = (
+        setting(result, "model.num_factors"),
+        setting(result, "objective.n_negatives"),
+    )
     places = [("table3", "mf_mmlp", f"factors={factors},negatives={negatives}")]
     if table == "table2":  # does not say how many negatives
         places = [("table2", "mf_mmlp", f"factors={factors}")]
@@ -201,7 +244,11 @@ def _bert4rec(result: dict[str, Any], dataset: str, table: str) -> Places:
     if model == "bert4rec_one_mask":
         return [("table3", model, "d=256")] if width == 256 else []
     if model != "bert4rec":
-        if table not in ("", "table2", "table3"):  # where a width is swept, the one figure of table 2 belongs to none of its points
+        if table not in (
+            "",
+            "table2",
+            "table3",
+        ):  # where a width is swept, the one figure of table 2 belongs to none of its points
             return []
         return [("table2", model, "best"), *([("table3", model, "d=256")] if width == 256 else [])]
     changed = {k for k in ("norm", "embedding_norm", "token_type", "projection", "head_norm", "tied", "output_bias")
@@ -239,7 +286,11 @@ def _ablations(result: dict[str, Any]) -> set[str]:
 
 
 def _nova(result: dict[str, Any], dataset: str, table: str) -> Places:
-    model, fusion, side = result["model"], setting(result, "model.fusion"), setting(result, "model.side")
+    model, fusion, side = (
+        result["model"],
+        setting(result, "model.fusion"),
+        setting(result, "model.side"),
+    )
     if table == "table5":  # an epoch of training, for its size alone
         return [("table5", model if model == "bert4rec" else f"{model}_{fusion}", "")]
     if model == "bert4rec":
@@ -269,7 +320,11 @@ USERS = {
     ("bert4rec", "ml_1m"): 6_040, ("bert4rec", "ml_20m"): 138_493, ("bert4rec", "amazon_beauty"): 40_226, ("bert4rec", "steam"): 281_428,
     ("nova_bert", "ml_1m"): 6_040, ("nova_bert", "ml_20m"): 138_493,
 }  # fmt: skip
-ITEMS = {("bert4rec", "ml_1m"): 3_416, ("nova_bert", "ml_1m"): 3_706, ("ite", "retailrocket"): 83_274}
+ITEMS = {
+    ("bert4rec", "ml_1m"): 3_416,
+    ("nova_bert", "ml_1m"): 3_706,
+    ("ite", "retailrocket"): 83_274,
+}
 # how the papers chose the reported epoch
 SELECTED = {"ite": "test_peek", "bert4rec": "refit", "nova_bert": "val", "multi_feedback": "val"}
 SELECTION = {
@@ -277,14 +332,23 @@ SELECTION = {
     "refit": "validation, then trained on its items too",
 }  # fmt: skip
 RUNS = {("multi_feedback", "table4"): 10}
-RECONSTRUCTED = {"nmtr": "from another paper's summary", "mtmf": "from its abstract", "mfpr": "from its abstract"}
+RECONSTRUCTED = {
+    "nmtr": "from another paper's summary",
+    "mtmf": "from its abstract",
+    "mfpr": "from its abstract",
+}
 
 
 def same_data(result: dict[str, Any], figure: Figure) -> bool:
     """Whether the run's data have the users (within 1 %) and the items of the paper's."""
-    users, items = USERS.get((figure.paper, figure.dataset)), ITEMS.get((figure.paper, figure.dataset))
+    users, items = (
+        USERS.get((figure.paper, figure.dataset)),
+        ITEMS.get((figure.paper, figure.dataset)),
+    )
     data, close = result["data"], lambda a, b: a is not None and abs(a - b) <= 0.01 * b
-    return (users is None or close(data.get("users"), users)) and (items is None or close(data.get("items"), items))
+    return (users is None or close(data.get("users"), users)) and (
+        items is None or close(data.get("items"), items)
+    )
 
 
 def settings_apart(result: dict[str, Any], figure: Figure) -> list[Difference]:
@@ -308,8 +372,12 @@ def deviations(result: dict[str, Any], figure: Figure | None, seeds: int = 1) ->
         return notes
     key, data = (figure.paper, figure.dataset), result["data"]
     if not same_data(result, figure):
-        published_size = f"{USERS[key]:,} users" + (f" and {ITEMS[key]:,} items" if key in ITEMS else "")
-        notes.append(f"data: {data['users']:,} users and {data['items']:,} items; the paper has {published_size}")
+        published_size = f"{USERS[key]:,} users" + (
+            f" and {ITEMS[key]:,} items" if key in ITEMS else ""
+        )
+        notes.append(
+            f"data: {data['users']:,} users and {data['items']:,} items; the paper has {published_size}"
+        )
     if result["dataset"] != figure.dataset:
         theirs = (
             f"the paper's {figure.dataset}"
@@ -332,7 +400,9 @@ def deviations(result: dict[str, Any], figure: Figure | None, seeds: int = 1) ->
         notes.append(f"{seeds} run{'s' if seeds > 1 else ''}; the paper averages {runs}")
     if figure.paper == "ite" and setting(result, "protocol.history") == "before_target":
         notes.append("histories end before the target; the authors' code shows later events too")
-    if isinstance(limit := setting(result, "trainer.limit_val_batches"), int) and not isinstance(limit, bool):
+    if isinstance(limit := setting(result, "trainer.limit_val_batches"), int) and not isinstance(
+        limit, bool
+    ):
         notes.append(f"validated on {limit} batches of users only")
     if apart := settings_apart(result, figure):
         notes.append("; ".join(d.text for d in apart))

@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf.errors import OmegaConfBaseException
 
-from recexp.cli import CONF
+from recexp.config import CONF
 from recexp.report.collect import setting, updates
 from recexp.report.settings import Setting, _value, composed_settings, paper_settings
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from recexp.errors import RecexpError
 from recexp.report.claims import Claim, Pick, claims, epochs_to
 from recexp.report.collect import simulated, smoke, trained_under
 from recexp.report.formats import Cell, Table
@@ -36,7 +37,6 @@ from recexp.report.published import (
 from recexp.report.significance import Comparison, compare, holm
 from recexp.report.statistics import labelled
 from recexp.report.tables import System, protocols, row_name, systems
-from recexp.types import RecexpError
 
 TOLERANCE = 0.10  # relative, unless the maps say otherwise
 # Relative tolerance per (paper, dataset, model), None standing for any; models.md 12.
@@ -68,7 +68,9 @@ def scorecard(name: str, results: Sequence[dict[str, Any]]) -> list[Table]:
     """
     paper, table = paper_table(name)
     if not paper or not (select(paper=paper, table=table) or claims(paper, table)):
-        raise RecexpError(f"There is no scorecard for {name!r}: nothing of it was published in numbers or as an ordering. Try e.g. ite/fig5_factors.")
+        raise RecexpError(
+            f"There is no scorecard for {name!r}: nothing of it was published in numbers or as an ordering. Try e.g. ite/fig5_factors."
+        )
     protocol = PROTOCOLS[select(paper=paper)[0].protocol]
     able = [r for r in results if standard(r["protocol"]) == protocol]
     if not able:
@@ -93,8 +95,16 @@ def judge(
     Costs (operations, size) have a tolerance to both sides and are never "exceeded".
     """
     absolute = ABSOLUTE.get((figure.paper, figure.dataset, figure.metric))
-    share = NARROWER.get((figure.paper, figure.dataset, figure.model), TOLERANCE) if figure.metric == "ndcg@10" else TOLERANCE
-    allowed, words = (absolute, f"± {absolute:g}") if absolute else (share * figure.value, f"± {100 * share:g} %")
+    share = (
+        NARROWER.get((figure.paper, figure.dataset, figure.model), TOLERANCE)
+        if figure.metric == "ndcg@10"
+        else TOLERANCE
+    )
+    allowed, words = (
+        (absolute, f"± {absolute:g}")
+        if absolute
+        else (share * figure.value, f"± {100 * share:g} %")
+    )
     if ours is None:
         return "not run", words
     if figure.metric in MACHINE:
@@ -147,10 +157,16 @@ def _figures(
         ))  # fmt: skip
     missing = sorted({f.dataset for f in select(paper=paper, table=table)} - {dataset, ""})
     if not ours and select(paper=paper, table=table):
-        notes.append(f"no run here is one that {paper} {table} prints a figure of: other data, protocol or settings")
+        notes.append(
+            f"no run here is one that {paper} {table} prints a figure of: other data, protocol or settings"
+        )
     if not all(map(named_data, lines)):
         notes.append("not comparable: the paper does not name the data set of these figures")
-    notes += [f"{paper} prints the same for {', '.join(missing)}, not shown here"] if missing and rows else []
+    notes += (
+        [f"{paper} prints the same for {', '.join(missing)}, not shown here"]
+        if missing and rows
+        else []
+    )
     told = "; ".join(f"{n} {verdict}" for verdict, n in count.items() if n)
     head = (
         "system", "setting", "metric", "published", "ours", "Δ %", "tolerance", "verdict",
@@ -174,12 +190,20 @@ def _honest(s: System, metric: str, every: Sequence[dict[str, Any]]) -> tuple[Ce
     trained = {_trained_in(r) for r in s.runs}
     mine = [r for r in every if _trained_in(r) in trained and str(r["protocol"]).startswith("full")]
     chosen = sorted({r["protocol"] for r in mine}, key=lambda p: p != "full_unseen")[:1]
-    mine = [r for r in mine if r["protocol"] in chosen and r["metrics"].get(f"test/{metric}") is not None]
+    mine = [
+        r
+        for r in mine
+        if r["protocol"] in chosen and r["metrics"].get(f"test/{metric}") is not None
+    ]
     if not mine:
         return Cell("–"), "" if metric in (*MACHINE, "size_mb", "gflops") else "no full ranking"
-    doubts = ["epoch chosen on the test set"] if s.first["selection"].startswith("test_peek") else []
+    doubts = (
+        ["epoch chosen on the test set"] if s.first["selection"].startswith("test_peek") else []
+    )
     doubts += ["one seed"] if len(mine) == 1 else [f"{len(mine)} seeds"]
-    return _mean([r["metrics"][f"test/{metric}"] for r in mine]), f"{chosen[0]}, {', '.join(doubts)}"
+    return _mean(
+        [r["metrics"][f"test/{metric}"] for r in mine]
+    ), f"{chosen[0]}, {', '.join(doubts)}"
 
 
 def _mean(values: Sequence[float]) -> Cell:
@@ -217,10 +241,32 @@ def _claims(name: str, listed: Sequence[Claim], results: Sequence[dict[str, Any]
             p_holm, sign = next(adjusted), 1 if c.left == why else -1
             low, high = sorted((sign * c.low, sign * c.high))
             verdict = verdict_on(claim, low, high, p_holm, max(c.mean_left, c.mean_right))
-            figures = Cell(f"{sign * c.difference:+.4f}", sign * c.difference), Cell(f"{low:+.4f} to {high:+.4f}", low)
-            rows.append((*start, *figures, Cell(f"{c.p:.4f}", c.p), Cell(f"{p_holm:.4f}", p_holm), Cell(verdict), Cell(f"{c.left} before {c.right}")))
+            figures = (
+                Cell(f"{sign * c.difference:+.4f}", sign * c.difference),
+                Cell(f"{low:+.4f} to {high:+.4f}", low),
+            )
+            rows.append(
+                (
+                    *start,
+                    *figures,
+                    Cell(f"{c.p:.4f}", c.p),
+                    Cell(f"{p_holm:.4f}", p_holm),
+                    Cell(verdict),
+                    Cell(f"{c.left} before {c.right}"),
+                )
+            )
         counts[verdict] += 1
-    head = ("claim", "on", "metric", "difference", "95 % interval", "p", "p (Holm)", "verdict", "came out")
+    head = (
+        "claim",
+        "on",
+        "metric",
+        "difference",
+        "95 % interval",
+        "p",
+        "p (Holm)",
+        "verdict",
+        "came out",
+    )
     caption = (
         "; ".join(f"{n} {verdict}" for verdict, n in counts.items())
         + f". Holm's correction over the {len(p)} claims tested."
@@ -258,7 +304,9 @@ def _test(claim: Claim, runs: Sequence[dict[str, Any]]) -> tuple[Comparison | No
         epochs = [[epochs_to(r, claim.metric) or "?" for r in s.runs] for s in (left, right)]
         return None, "no test of epochs: near the best after {} and {}".format(*epochs)
     chosen = [r for s in (left, right) for r in s.runs]
-    if lacking := [r["folder"] for r in chosen if not (Path(r["folder"]) / "ranks.parquet").is_file()]:
+    if lacking := [
+        r["folder"] for r in chosen if not (Path(r["folder"]) / "ranks.parquet").is_file()
+    ]:
         return None, f"no ranks.parquet in {', '.join(lacking)}"
     try:
         comparison = compare(chosen, metric=claim.metric, label=label)[0]

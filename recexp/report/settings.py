@@ -24,7 +24,7 @@ import yaml
 from hydra.utils import get_method
 from omegaconf import DictConfig, OmegaConf
 
-from recexp.types import RecexpError
+from recexp.errors import RecexpError
 
 FILE = Path(__file__).parent / "papers" / "settings.csv"
 COLUMNS = ("paper", "experiment", "model", "dataset", "key", "value", "source", "stated")
@@ -46,7 +46,7 @@ NOT_SETTINGS = (
 )  # fmt: skip
 # A run's config may come from elsewhere: only these are imported.
 KNOWN = (
-    "recexp.models.", "recexp.objectives.", "recexp.sampling.", "recexp.lightning.optimizers.",
+    "recexp.models.", "recexp.objectives.", "recexp.objectives.samplers.", "recexp.training.optimizers.",
     "torch.optim.",
 )  # fmt: skip
 

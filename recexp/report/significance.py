@@ -21,9 +21,9 @@ import numpy as np
 import polars as pl
 import torch
 
-from recexp.data.prepare import checksum
+from recexp.data.cache import checksum
+from recexp.errors import RecexpError
 from recexp.evaluation.metrics import TIES, expected_hr, expected_ndcg, mrr
-from recexp.types import RecexpError
 
 # Overrides that name no setting of a system: what stands elsewhere in a result, the seed, and where things lie or run.
 NO_SETTING = re.compile(
@@ -74,7 +74,13 @@ def system(result: Mapping[str, Any]) -> str:
     """The name two runs share where they differ in nothing but the seed: model, selection where unusual, and settings in alphabetical order."""
     settings = sorted(o for o in result.get("overrides", ()) if not NO_SETTING.match(o.lstrip("+")))
     chosen = result.get("selection", "val")
-    return " ".join([result["model"], *([] if chosen == "val" else [f"selection={chosen.split(' (')[0]}"]), *settings])
+    return " ".join(
+        [
+            result["model"],
+            *([] if chosen == "val" else [f"selection={chosen.split(' (')[0]}"]),
+            *settings,
+        ]
+    )
 
 
 def per_user(folder: str | Path, metric: str = "ndcg@10") -> tuple[np.ndarray, np.ndarray]:
@@ -88,28 +94,51 @@ def per_user(folder: str | Path, metric: str = "ndcg@10") -> tuple[np.ndarray, n
     folder = Path(folder)
     try:
         result = json.loads((folder / "result.json").read_text())
-        if "ranks_sha256" in result and checksum(folder / "ranks.parquet") != result["ranks_sha256"]:
-            raise RecexpError(f"{folder / 'ranks.parquet'} is damaged, or of another run: its checksum is not the one in result.json. Run again.")
-        frame = pl.read_parquet(folder / "ranks.parquet").filter(pl.col("split") == "test").sort("user")
+        if (
+            "ranks_sha256" in result
+            and checksum(folder / "ranks.parquet") != result["ranks_sha256"]
+        ):
+            raise RecexpError(
+                f"{folder / 'ranks.parquet'} is damaged, or of another run: its checksum is not the one in result.json. Run again."
+            )
+        frame = (
+            pl.read_parquet(folder / "ranks.parquet").filter(pl.col("split") == "test").sort("user")
+        )
         recorded = result["metrics"]["test/mrr"]
     except FileNotFoundError as error:
-        raise RecexpError(f"{folder}: {Path(error.filename or 'ranks.parquet').name} is missing, so users cannot be compared.") from None
+        raise RecexpError(
+            f"{folder}: {Path(error.filename or 'ranks.parquet').name} is missing, so users cannot be compared."
+        ) from None
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
-        raise RecexpError(f"{folder / 'ranks.parquet'} cannot be read: {str(error).splitlines()[0]}") from None
+        raise RecexpError(
+            f"{folder / 'ranks.parquet'} cannot be read: {str(error).splitlines()[0]}"
+        ) from None
     needed = [frame[c] for c in ("user", "better", "tied", "candidates") if c in frame.columns]
-    if len(needed) < 4 or not all(column.dtype.is_integer() and not column.has_nulls() for column in needed):
-        raise RecexpError(f"{folder / 'ranks.parquet'} is no run's: user, better, tied and candidates must be whole numbers.")
+    if len(needed) < 4 or not all(
+        column.dtype.is_integer() and not column.has_nulls() for column in needed
+    ):
+        raise RecexpError(
+            f"{folder / 'ranks.parquet'} is no run's: user, better, tied and candidates must be whole numbers."
+        )
     if not len(frame):
         raise RecexpError(f"{folder / 'ranks.parquet'} has no user of the test split.")
-    better, tied = (torch.from_numpy(frame[c].to_numpy().astype(np.int64)) for c in ("better", "tied"))
+    better, tied = (
+        torch.from_numpy(frame[c].to_numpy().astype(np.int64)) for c in ("better", "tied")
+    )
     longest = int(frame["candidates"].max())
     for ties in TIES:
         if abs(float(mrr(better, tied, longest, ties).mean()) - recorded) < 1e-9:
-            return frame["user"].to_numpy().astype(np.int64), _metric(metric, better, tied, longest, ties).numpy()
-    raise RecexpError(f"{folder}: the ranks do not give the MRR {recorded:.6f} of result.json under any tie policy. They are of different runs.")
+            return frame["user"].to_numpy().astype(np.int64), _metric(
+                metric, better, tied, longest, ties
+            ).numpy()
+    raise RecexpError(
+        f"{folder}: the ranks do not give the MRR {recorded:.6f} of result.json under any tie policy. They are of different runs."
+    )
 
 
-def _metric(name: str, better: torch.Tensor, tied: torch.Tensor, longest: int, ties: str) -> torch.Tensor:
+def _metric(
+    name: str, better: torch.Tensor, tied: torch.Tensor, longest: int, ties: str
+) -> torch.Tensor:
     name = name.removeprefix("test/")
     if name == "mrr":
         return mrr(better, tied, longest, ties)
@@ -135,10 +164,16 @@ def permutation_test(difference_U: np.ndarray, *, n: int = 10_000, seed: int = 0
     differs = difference_U[difference_U != 0]
     if 2 ** min(len(differs), 63) <= n:
         return _exact(differs)
-    return float(_sampled(np.stack([difference_U, np.zeros_like(difference_U)], axis=1), [(0, 1)], n, seed)[0])
+    return float(
+        _sampled(np.stack([difference_U, np.zeros_like(difference_U)], axis=1), [(0, 1)], n, seed)[
+            0
+        ]
+    )
 
 
-def bootstrap_interval(difference_U: np.ndarray, *, level: float = 0.95, n: int = 10_000, seed: int = 0) -> tuple[float, float]:
+def bootstrap_interval(
+    difference_U: np.ndarray, *, level: float = 0.95, n: int = 10_000, seed: int = 0
+) -> tuple[float, float]:
     """Percentile interval of the mean difference: users are drawn anew with replacement, n times (Efron 1979). Memory does not grow with U * n.
 
     Raises RecexpError as ``permutation_test`` does, or where level lies outside (0, 1).
@@ -174,14 +209,21 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def spread(results: Sequence[Mapping[str, Any]], metric: str = "ndcg@10", *, label: Callable[[Mapping[str, Any]], str] = system) -> Spread:
+def spread(
+    results: Sequence[Mapping[str, Any]],
+    metric: str = "ndcg@10",
+    *,
+    label: Callable[[Mapping[str, Any]], str] = system,
+) -> Spread:
     """How far the metric of one system moves with the seed, and apart from that with the users it is measured on.
 
     results: dicts as ``collect`` returns them. Raises RecexpError where they are of several systems or protocol ids, or a seed stands twice.
     """
     groups = _systems(results, label)
     if len(groups) != 1 or len({r["protocol_id"] for r in results}) != 1:
-        raise RecexpError(f"spread is over the seeds of one system under one protocol id; these are {sorted(groups)}.")
+        raise RecexpError(
+            f"spread is over the seeds of one system under one protocol id; these are {sorted(groups)}."
+        )
     value_RU = [per_user(r["folder"], metric)[1] for r in results]
     means = np.array([v.mean() for v in value_RU])
     errors = [v.std(ddof=1) / len(v) ** 0.5 if len(v) > 1 else 0.0 for v in value_RU]
@@ -213,7 +255,9 @@ def compare(
     return found
 
 
-def _systems(results: Sequence[Mapping[str, Any]], label: Callable[[Mapping[str, Any]], str]) -> dict[str, list[Mapping[str, Any]]]:
+def _systems(
+    results: Sequence[Mapping[str, Any]], label: Callable[[Mapping[str, Any]], str]
+) -> dict[str, list[Mapping[str, Any]]]:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     runs: dict[tuple, str] = {}
     for r in results:
@@ -228,7 +272,14 @@ def _systems(results: Sequence[Mapping[str, Any]], label: Callable[[Mapping[str,
     return groups
 
 
-def _pairs(protocol_id: str, groups: dict[str, list[Mapping[str, Any]]], metric: str, n: int | None, level: float, seed: int) -> list[Comparison]:
+def _pairs(
+    protocol_id: str,
+    groups: dict[str, list[Mapping[str, Any]]],
+    metric: str,
+    n: int | None,
+    level: float,
+    seed: int,
+) -> list[Comparison]:
     users, first, columns = None, None, {}
     for name, runs in groups.items():
         total = 0.0
@@ -237,7 +288,9 @@ def _pairs(protocol_id: str, groups: dict[str, list[Mapping[str, Any]]], metric:
             if users is None:
                 users, first = user, run["folder"]
             if not np.array_equal(user, users):
-                raise RecexpError(f"{first} and {run['folder']} were not measured on the same users and cannot be compared: leave one of them out.")
+                raise RecexpError(
+                    f"{first} and {run['folder']} were not measured on the same users and cannot be compared: leave one of them out."
+                )
             total = total + value
         columns[name] = total / len(runs)
     names = sorted(columns, key=lambda s: (-columns[s].mean(), s))
@@ -252,7 +305,15 @@ def _pairs(protocol_id: str, groups: dict[str, list[Mapping[str, Any]]], metric:
         differs = difference[difference != 0]
         if 2 ** min(len(differs), 63) <= n:
             p[i] = _exact(differs)
-        rows.append((a, b, float(difference.mean()), *_interval(means_nS[:, a] - means_nS[:, b], level), effect_size(difference)))
+        rows.append(
+            (
+                a,
+                b,
+                float(difference.mean()),
+                *_interval(means_nS[:, a] - means_nS[:, b], level),
+                effect_size(difference),
+            )
+        )
     means = value_US.mean(0)
     return [
         Comparison(
@@ -266,7 +327,9 @@ def _pairs(protocol_id: str, groups: dict[str, list[Mapping[str, Any]]], metric:
 def _checked(difference_U: np.ndarray) -> np.ndarray:
     difference_U = np.asarray(difference_U, dtype=np.float64)
     if difference_U.ndim != 1 or not len(difference_U) or not np.isfinite(difference_U).all():
-        raise RecexpError(f"differences must be a list of finite numbers, one per user; got shape {difference_U.shape}.")
+        raise RecexpError(
+            f"differences must be a list of finite numbers, one per user; got shape {difference_U.shape}."
+        )
     return difference_U
 
 
@@ -278,11 +341,15 @@ def _exact(difference_U: np.ndarray) -> float:
     for at in range(0, 2**U, step):
         code = np.arange(at, min(at + step, 2**U))
         plus = (code[:, None] >> np.arange(U)) & 1
-        extreme += int((np.abs(2 * (plus @ difference_U) - difference_U.sum()) >= observed - close).sum())
+        extreme += int(
+            (np.abs(2 * (plus @ difference_U) - difference_U.sum()) >= observed - close).sum()
+        )
     return extreme / 2**U
 
 
-def _sampled(value_US: np.ndarray, pairs: Sequence[tuple[int, int]], n: int, seed: int) -> np.ndarray:
+def _sampled(
+    value_US: np.ndarray, pairs: Sequence[tuple[int, int]], n: int, seed: int
+) -> np.ndarray:
     """p-values [pairs] of the differences between columns, from n random sign assignments.
 
     The signed sum of a difference is the difference of the signed sums: one product per system serves all its pairs.
@@ -315,7 +382,9 @@ def _resampled(value_US: np.ndarray, n: int, seed: int) -> np.ndarray:
     step = max(1, _BLOCK // U)
     for at in range(0, n, step):
         rows = min(step, n - at)
-        times_cU = np.stack([np.bincount(generator.integers(0, U, U), minlength=U) for _ in range(rows)])
+        times_cU = np.stack(
+            [np.bincount(generator.integers(0, U, U), minlength=U) for _ in range(rows)]
+        )
         means_nS[at : at + rows] = times_cU.astype(np.float64) @ value_US / U
     return means_nS
 

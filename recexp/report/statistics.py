@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from recexp.errors import RecexpError
 from recexp.report.convergence import ledger, verdict
 from recexp.report.formats import Cell, Table
 from recexp.report.significance import compare, spread
 from recexp.report.tables import System, protocols, row_name, systems
-from recexp.types import RecexpError
 
 Label = Callable[[dict[str, Any]], str]
 ENDINGS = {
@@ -37,7 +37,11 @@ def comparisons(results: Sequence[dict[str, Any]], metric: str = "ndcg@10") -> l
         _, label = labelled(runs)
         ranked, notes = _with_ranks(runs)
         try:
-            pairs = compare(ranked, metric=metric, label=label) if len({label(r) for r in ranked}) > 1 else []
+            pairs = (
+                compare(ranked, metric=metric, label=label)
+                if len({label(r) for r in ranked}) > 1
+                else []
+            )
         except RecexpError as error:
             pairs, notes = [], [*notes, f"not tested: {error}"]
         rows = tuple(
@@ -48,7 +52,18 @@ def comparisons(results: Sequence[dict[str, Any]], metric: str = "ndcg@10") -> l
             )
             for c in pairs
         )  # fmt: skip
-        head = ("better", "worse", f"difference in {metric}", "95 % interval", "effect d_z", "p", "p (Holm)", "real at 5 %", "users", "seeds")
+        head = (
+            "better",
+            "worse",
+            f"difference in {metric}",
+            "95 % interval",
+            "effect d_z",
+            "p",
+            "p (Holm)",
+            "real at 5 %",
+            "users",
+            "seeds",
+        )
         caption = "Paired over users by random signs on the same candidates; Holm's correction for all pairs of the table."
         if rows or notes:
             made.append(Table(_title("Pairs of systems", about), caption, head, rows, tuple(notes)))
@@ -87,7 +102,7 @@ def spreads(results: Sequence[dict[str, Any]], metric: str = "ndcg@10") -> list[
 
 
 def convergence(results: Sequence[dict[str, Any]]) -> list[Table]:
-    """A verdict on every trained run: see ``recexp.convergence``."""
+    """A verdict on every trained run: see ``recexp.runs.convergence``."""
     made = []
     for about, runs in protocols([r for r in results if "evaluated" not in r]).items():
         found, _ = labelled(runs)
@@ -103,7 +118,11 @@ def convergence(results: Sequence[dict[str, Any]]) -> list[Table]:
                         Cell(v.text),
                     )
                 )
-        made.append(Table(_title("Convergence", about), "", ("system", "seed", "verdict", "why"), tuple(rows)))
+        made.append(
+            Table(
+                _title("Convergence", about), "", ("system", "seed", "verdict", "why"), tuple(rows)
+            )
+        )
     return made
 
 
@@ -117,9 +136,28 @@ def budgets(results: Sequence[dict[str, Any]]) -> list[Table]:
             spent = (b.trials, b.seeds, b.epochs, b.steps, b.rows, b.seconds)
             ended = ", ".join(f"{n} {ENDINGS.get(kind, kind)}" for kind, n in b.verdicts.items())
             flags = "; ".join(b.flags) or "–"
-            rows.append((Cell(b.system), *(Cell("–" if x is None else f"{x:,.0f}", x) for x in spent), Cell(ended), Cell(flags)))
-        head = ("system", "trials", "seeds", "epochs", "steps", "rows seen", "seconds", "ended", "unequal")
-        caption = "Means over a system's trials. A flag where another system got more than twice as much."
+            rows.append(
+                (
+                    Cell(b.system),
+                    *(Cell("–" if x is None else f"{x:,.0f}", x) for x in spent),
+                    Cell(ended),
+                    Cell(flags),
+                )
+            )
+        head = (
+            "system",
+            "trials",
+            "seeds",
+            "epochs",
+            "steps",
+            "rows seen",
+            "seconds",
+            "ended",
+            "unequal",
+        )
+        caption = (
+            "Means over a system's trials. A flag where another system got more than twice as much."
+        )
         made.append(Table(_title("Budgets", about), caption, head, tuple(rows)))
     return made
 
@@ -127,7 +165,9 @@ def budgets(results: Sequence[dict[str, Any]]) -> list[Table]:
 def _with_ranks(runs: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[str]]:
     kept = [r for r in runs if (Path(r["folder"]) / "ranks.parquet").is_file()]
     missing = [r["folder"] for r in runs if r not in kept]
-    return kept, [f"not tested, for ranks.parquet was not kept: {', '.join(missing)}"] if missing else []
+    return kept, [
+        f"not tested, for ranks.parquet was not kept: {', '.join(missing)}"
+    ] if missing else []
 
 
 def _title(what: str, about: tuple[str, str, str]) -> str:

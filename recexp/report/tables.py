@@ -13,7 +13,18 @@ from recexp.report.published import Figure, deviations, match, same_data
 
 # Overrides that a table says elsewhere, or that say only where things lie.
 SAID = ("model=", "dataset=", "experiment=", "protocol=", "seed=", "selection=")
-PLACES = ("dataset.raw_dir", "hydra.", "hydra/", "cache_dir", "logger", "threads", "group", "ckpt_path", "tags", "run_dir")
+PLACES = (
+    "dataset.raw_dir",
+    "hydra.",
+    "hydra/",
+    "cache_dir",
+    "logger",
+    "threads",
+    "group",
+    "ckpt_path",
+    "tags",
+    "run_dir",
+)
 STOPS = {"early": "patience", "max_epochs": "epochs", "max_steps": "steps", "max_time": "time"}
 COLUMNS = ("test/hr@10", "test/ndcg@10", "test/mrr", "val/ndcg@10")
 
@@ -51,7 +62,9 @@ def key(result: dict[str, Any]) -> tuple[str, str, str]:
     return data_name(result), result["protocol"], result["protocol_id"]
 
 
-def protocols(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+def protocols(
+    results: Sequence[dict[str, Any]],
+) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
     """The results by ``key``, in order of appearance."""
     return {k: [r for r in results if key(r) == k] for k in dict.fromkeys(map(key, results))}
 
@@ -72,19 +85,28 @@ def systems(results: Sequence[dict[str, Any]], metric: str = "test/ndcg@10") -> 
         while (same, again) in found and r["seed"] in [s["seed"] for s in found[same, again].runs]:
             again += 1
         found.setdefault((same, again), System()).runs.append(r)
-    chosen = sorted(found.values(), key=lambda s: -(s.mean(metric) if s.mean(metric) is not None else float("-inf")))
+    chosen = sorted(
+        found.values(),
+        key=lambda s: -(s.mean(metric) if s.mean(metric) is not None else float("-inf")),
+    )
     for system in chosen:
         system.runs.sort(key=lambda r: r["seed"])
         rivals = [s for s in chosen if s.first["model"] == system.first["model"]]
         system.label = " ".join([str(system.first["model"]), *_apart(system, rivals)])
     names = [s.label for s in chosen]
-    for n, system in enumerate(chosen):  # repeated seeds, or configs that differ where no override does
+    for n, system in enumerate(
+        chosen
+    ):  # repeated seeds, or configs that differ where no override does
         if names.count(system.label) > 1:
             system.label += f" ({names[: n + 1].count(names[n])})"
     return chosen
 
 
-def tables(results: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS, metric: str = "test/ndcg@10") -> list[Table]:
+def tables(
+    results: Sequence[dict[str, Any]],
+    columns: Sequence[str] = COLUMNS,
+    metric: str = "test/ndcg@10",
+) -> list[Table]:
     """One table per data set and protocol id, rows ordered by ``metric``: mean and s.d. over seeds, the published figure and how far ours
     lies from it (in % of the published one), and beneath in what the runs depart from the papers."""
     return [_table(group, columns, metric) for group in protocols(results).values()]
@@ -103,7 +125,16 @@ def _table(results: Sequence[dict[str, Any]], columns: Sequence[str], metric: st
     for c in columns:
         head += [c, "published", "Δ %"] if c in printed else [c]
     speeds = any("samples_per_s" in s.figures for s in rows)  # the paper's, on its machine
-    head += ["best epoch", "stopped by", "seed", "rows/s", *(["published"] if speeds else []), "s", "commit", "settings"]
+    head += [
+        "best epoch",
+        "stopped by",
+        "seed",
+        "rows/s",
+        *(["published"] if speeds else []),
+        "s",
+        "commit",
+        "settings",
+    ]
     marks = {c: _marks([s.mean(c) for s in rows]) for c in columns}
     body = []
     for n, s in enumerate(rows):
@@ -132,7 +163,10 @@ def departures(found: Sequence[System]) -> list[str]:
             about.setdefault(note, []).append(s.label)
     everybody = {note for note, who in about.items() if len(who) == len(found) > 1}
     named = {note for note in about if " is a reconstruction" in note}  # says whom itself
-    return [note if note in everybody | named else f"{', '.join(who)}: {note}" for note, who in about.items()]
+    return [
+        note if note in everybody | named else f"{', '.join(who)}: {note}"
+        for note, who in about.items()
+    ]
 
 
 def row_name(s: System) -> str:
@@ -148,7 +182,11 @@ def row_name(s: System) -> str:
 def _figure(values: Sequence[float], mark: str) -> Cell:
     if not values:
         return Cell("–")
-    return Cell(f"{fmean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else ""), fmean(values), mark)
+    return Cell(
+        f"{fmean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else ""),
+        fmean(values),
+        mark,
+    )
 
 
 def _beside(s: System, metric: str) -> list[Cell]:
@@ -157,12 +195,18 @@ def _beside(s: System, metric: str) -> list[Cell]:
         return [Cell("–"), Cell("–")]
     apart = None if ours is None else 100 * (ours / figure.value - 1)
     other = "" if same_data(s.first, figure) else " *"  # explained in the notes
-    return [Cell(f"{figure.value:.4f}{other}", figure.value), Cell("–") if apart is None else Cell(f"{apart:+.1f}{other}", apart)]
+    return [
+        Cell(f"{figure.value:.4f}{other}", figure.value),
+        Cell("–") if apart is None else Cell(f"{apart:+.1f}{other}", apart),
+    ]
 
 
 def _about(s: System) -> list[Cell]:
     runs = s.runs
-    commits = dict.fromkeys((str(r["git"].get("commit") or "?"))[:7] + ("+" if r["git"].get("dirty") else "") for r in runs)
+    commits = dict.fromkeys(
+        (str(r["git"].get("commit") or "?"))[:7] + ("+" if r["git"].get("dirty") else "")
+        for r in runs
+    )
     stops = dict.fromkeys(
         STOPS.get(r["stop_reason"].partition(" ")[0], r["stop_reason"]) for r in runs
     )
@@ -187,12 +231,20 @@ def _marks(values: Sequence[float | None]) -> list[str]:
     ranked = sorted({v for v in values if v is not None}, reverse=True)
     if sum(v is not None for v in values) < 2:
         return [""] * len(values)
-    return [BEST if v == ranked[0] else SECOND if len(ranked) > 1 and v == ranked[1] else "" for v in values]
+    return [
+        BEST if v == ranked[0] else SECOND if len(ranked) > 1 and v == ranked[1] else ""
+        for v in values
+    ]
 
 
 def _identity(result: dict[str, Any]) -> tuple:
     chosen = tuple(sorted(settings(result)))
-    return result["model"], result["selection"], chosen, tuple(sorted(_flat(result.get("config") or {}).items()))
+    return (
+        result["model"],
+        result["selection"],
+        chosen,
+        tuple(sorted(_flat(result.get("config") or {}).items())),
+    )
 
 
 def _flat(config: dict[str, Any], start: str = "") -> dict[str, str]:
@@ -202,7 +254,9 @@ def _flat(config: dict[str, Any], start: str = "") -> dict[str, str]:
         full = f"{start}{name}"
         if full in ("seed", "names", "callbacks", "run_dir", "debug") or full.startswith(PLACES):
             continue
-        flat |= _flat(value, f"{full}.") if isinstance(value, dict) and value else {full: str(value)}
+        flat |= (
+            _flat(value, f"{full}.") if isinstance(value, dict) and value else {full: str(value)}
+        )
     return flat
 
 
@@ -215,7 +269,11 @@ def _apart(system: System, rivals: Sequence[System]) -> list[str]:
     if not apart and sum(o == mine for o in all_of_them) > 1:
         flats = [_flat(s.first.get("config") or {}) for s in rivals]
         own = _flat(system.first.get("config") or {})
-        apart = [f"{k}={v}" for k, v in own.items() if any(other.get(k) != v for other in flats) and any(k in other for other in flats)]
+        apart = [
+            f"{k}={v}"
+            for k, v in own.items()
+            if any(other.get(k) != v for other in flats) and any(k in other for other in flats)
+        ]
     return [o.lstrip("+~").removeprefix("model.").removeprefix("objective.") for o in apart] + extra
 
 
@@ -223,6 +281,10 @@ def _selection(s: System) -> str:
     return s.first["selection"].partition(" ")[0].rstrip(",")
 
 
-def markdown(results: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS, metric: str = "test/ndcg@10") -> str:
+def markdown(
+    results: Sequence[dict[str, Any]],
+    columns: Sequence[str] = COLUMNS,
+    metric: str = "test/ndcg@10",
+) -> str:
     """One Markdown table per protocol id, rows ordered by ``metric``."""
     return "\n\n".join(as_markdown(t) for t in tables(results, columns, metric)) + "\n"

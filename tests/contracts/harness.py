@@ -10,11 +10,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from recexp.cli import CONF
-from recexp.compose import build, check_config
+from recexp.config import CONF
+from recexp.config.check import build, check_config
 from recexp.data.datamodule import RecDataModule
 from recexp.data.store import Store
-from tests import toy, worlds
+from tests.support import toy, worlds
 
 STORE = worlds.random_store(side=True)
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
@@ -48,14 +48,25 @@ class Contestant:
 
     def batches(self, epoch: int, batch_size: int):
         """An epoch's batches, as training would see them."""
-        loader = RecDataModule(self.store, self.objective, batch_size=batch_size, eval_batch_size=1, seed=0).train_dataloader()
+        loader = RecDataModule(
+            self.store, self.objective, batch_size=batch_size, eval_batch_size=1, seed=0
+        ).train_dataloader()
         loader.sampler.set_epoch(epoch)
         for index, rows in enumerate(loader):
-            yield self.objective.batch(self.store, rows, torch.Generator().manual_seed(1000 * epoch + index))
+            yield self.objective.batch(
+                self.store, rows, torch.Generator().manual_seed(1000 * epoch + index)
+            )
 
 
 def contestant(
-    name: str, store: Store, *overrides: str, width: int = 16, max_len: int = 20, most_negatives: int = 64, dropout: bool = True, **objective: object
+    name: str,
+    store: Store,
+    *overrides: str,
+    width: int = 16,
+    max_len: int = 20,
+    most_negatives: int = 64,
+    dropout: bool = True,
+    **objective: object,
 ) -> Contestant:
     """The model of conf/model/<name>.yaml with every size it has set small. objective: options to set where the objective has them."""
     cfg = config(f"model={name}", *overrides).copy()

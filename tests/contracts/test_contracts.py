@@ -13,11 +13,13 @@ from recexp.objectives.cloze import Cloze
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.sequence import SequenceObjective
 from recexp.objectives.session_parallel import SessionParallel
-from recexp.results import scoring_flops
-from tests import toy
+from recexp.runs.result import scoring_flops
 from tests.contracts.harness import MODELS, STORE, bind, contestant, ready
+from tests.support import toy
 
-ROWS = torch.cat([STORE.train.ptr[1:11] - 1, STORE.train.ptr[:4], torch.tensor([5, 9, 30])])  # last events, first ones (no history), others
+ROWS = torch.cat(
+    [STORE.train.ptr[1:11] - 1, STORE.train.ptr[:4], torch.tensor([5, 9, 30])]
+)  # last events, first ones (no history), others
 EXACT = dict(rtol=1e-8, atol=1e-10)
 
 pytestmark = pytest.mark.parametrize("name", MODELS)
@@ -69,7 +71,9 @@ def test_candidates_are_scored_one_by_one(name):
 def test_more_padding_changes_nothing(name):
     model = ready(name).model
     query, item = query_of(model), candidates()
-    torch.testing.assert_close(model.score(toy.padded(query, 7), item), model.score(query, item), **EXACT)
+    torch.testing.assert_close(
+        model.score(toy.padded(query, 7), item), model.score(query, item), **EXACT
+    )
 
 
 def test_rows_do_not_see_each_other(name):
@@ -77,14 +81,23 @@ def test_rows_do_not_see_each_other(name):
     query, item = query_of(model), candidates()
     score = model.score(query, item)
     for row in (0, 3, 12):
-        torch.testing.assert_close(model.score(query[row : row + 1], item[row : row + 1]), score[row : row + 1], **EXACT)
+        torch.testing.assert_close(
+            model.score(query[row : row + 1], item[row : row + 1]), score[row : row + 1], **EXACT
+        )
 
 
 def test_its_cost_can_be_counted(name):
     model = contestant(name, STORE).model
     bind(model, STORE)
     learned = [p.requires_grad for p in model.parameters()]
-    store = dataclasses.replace(STORE, test=Targets(*(torch.tensor([x]) for x in (3, 1, 0, 1, False)), STORE.past.ptr[3:4], STORE.past.ptr[4:5]))
+    store = dataclasses.replace(
+        STORE,
+        test=Targets(
+            *(torch.tensor([x]) for x in (3, 1, 0, 1, False)),
+            STORE.past.ptr[3:4],
+            STORE.past.ptr[4:5],
+        ),
+    )
     assert scoring_flops(model, store, "before_target") >= 0
     assert [p.requires_grad for p in model.parameters()] == learned
 
@@ -113,8 +126,12 @@ def test_later_events_change_no_earlier_state(name):
         pytest.skip("not trained to predict the next item at every position")
     query = STORE.query(ROWS[:10], entry.model.history)
     t = query.item_BL.shape[1] // 2
-    other = dataclasses.replace(query, item_BL=query.item_BL.clone(), time_BL=query.time_BL + 5 * query.mask_BL)
-    other.item_BL[:, t:] = torch.where(query.mask_BL, 1 + query.item_BL % STORE.schema.n_items, 0)[:, t:]
+    other = dataclasses.replace(
+        query, item_BL=query.item_BL.clone(), time_BL=query.time_BL + 5 * query.mask_BL
+    )
+    other.item_BL[:, t:] = torch.where(query.mask_BL, 1 + query.item_BL % STORE.schema.n_items, 0)[
+        :, t:
+    ]
     other.time_BL[:, :t] = query.time_BL[:, :t]
     before, after = entry.model.encode(query), entry.model.encode(other)
     if before.shape[1] > 1:
@@ -128,9 +145,18 @@ def test_what_is_to_be_predicted_is_not_in_the_input(name):
     if entry.sweeps:
         pytest.skip("fits without examples")
     rows = STORE.train.ptr[1:11]  # one past every user's last event
-    rows = rows if isinstance(entry.objective, SequenceObjective) and not isinstance(entry.objective, SessionParallel) else rows - 1
+    rows = (
+        rows
+        if isinstance(entry.objective, SequenceObjective)
+        and not isinstance(entry.objective, SessionParallel)
+        else rows - 1
+    )
     before = entry.objective.batch(STORE, rows, torch.Generator().manual_seed(3))
-    after = entry.objective.batch(other_at(events_to_predict(entry.objective, rows, before)), rows, torch.Generator().manual_seed(3))
+    after = entry.objective.batch(
+        other_at(events_to_predict(entry.objective, rows, before)),
+        rows,
+        torch.Generator().manual_seed(3),
+    )
     if isinstance(entry.objective, SessionParallel):
         assert torch.equal(before.item_S, after.item_S)
         assert (before.target_S != after.target_S).all()
@@ -138,7 +164,11 @@ def test_what_is_to_be_predicted_is_not_in_the_input(name):
     for field in dataclasses.fields(before.query):
         column = getattr(before.query, field.name)
         assert column is None or torch.equal(column, getattr(after.query, field.name)), field.name
-    target = next(f.name for f in dataclasses.fields(before) if f.name in ("target_BL", "item_BC", "positive_B"))
+    target = next(
+        f.name
+        for f in dataclasses.fields(before)
+        if f.name in ("target_BL", "item_BC", "positive_B")
+    )
     assert not torch.equal(getattr(before, target), getattr(after, target))
 
 
@@ -154,7 +184,16 @@ def events_to_predict(objective, rows, batch):
 
 def other_at(rows):
     train, n_items = STORE.train, STORE.schema.n_items
-    changed = {"item": 1 + train.item % n_items, "behaviour": 3 - train.behaviour, "value": 1 + train.value % 5}
+    changed = {
+        "item": 1 + train.item % n_items,
+        "behaviour": 3 - train.behaviour,
+        "value": 1 + train.value % 5,
+    }
     hit = torch.zeros(len(train), dtype=torch.bool)
     hit[rows] = True
-    return dataclasses.replace(STORE, train=dataclasses.replace(train, **{k: torch.where(hit, v, getattr(train, k)) for k, v in changed.items()}))
+    return dataclasses.replace(
+        STORE,
+        train=dataclasses.replace(
+            train, **{k: torch.where(hit, v, getattr(train, k)) for k, v in changed.items()}
+        ),
+    )

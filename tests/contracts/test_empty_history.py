@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.protocol import Candidates, Protocol
-from recexp.evaluation.stored import stored_candidates
-from tests import toy
 from tests.contracts.harness import MODELS, bind, contestant
-from tests.events import BEHAVIOURS, P1, Event, names, store
+from tests.support import toy
+from tests.support.events import BEHAVIOURS, P1, Event, names, store
 
 N_ITEMS = 15
 

@@ -5,8 +5,8 @@ from functools import cache
 import pytest
 import torch
 
-from tests import worlds
 from tests.contracts.harness import MODELS, Contestant, contestant
+from tests.support import worlds
 
 LENGTH = 12
 PLANTED = worlds.planted(n_users=50, n_items=200, length=LENGTH)
@@ -21,7 +21,9 @@ def hit_rate(model, query, target_B, k=10) -> float:
     pairs = PLANTED.train_pairs
     with torch.no_grad():
         score = model.eval().score(query).clone()
-    rows = torch.repeat_interleave(torch.arange(len(query)), (pairs.ptr[1:] - pairs.ptr[:-1])[query.user_B])
+    rows = torch.repeat_interleave(
+        torch.arange(len(query)), (pairs.ptr[1:] - pairs.ptr[:-1])[query.user_B]
+    )
     own = torch.cat([pairs.item[pairs.ptr[u] : pairs.ptr[u + 1]] for u in query.user_B]).long()
     wanted = score.gather(1, target_B[:, None] - 1)
     score[rows, own - 1] = -torch.inf
@@ -31,13 +33,19 @@ def hit_rate(model, query, target_B, k=10) -> float:
 
 def train_hit_rate(model) -> float:
     """On what users bought: all of it where the model reads no history, the last thing otherwise, from the events before."""
-    rows = torch.nonzero(PLANTED.train.behaviour == 2).flatten() if model.history == 0 else PLANTED.train.ptr[1:] - 1
+    rows = (
+        torch.nonzero(PLANTED.train.behaviour == 2).flatten()
+        if model.history == 0
+        else PLANTED.train.ptr[1:] - 1
+    )
     return hit_rate(model, PLANTED.query(rows, model.history), PLANTED.train.item[rows].long())
 
 
 def held_out_hit_rate(model) -> float:
     rows = torch.arange(len(PLANTED.val))
-    return hit_rate(model, PLANTED.query_held_out(PLANTED.val, rows, model.history), PLANTED.val.item)
+    return hit_rate(
+        model, PLANTED.query_held_out(PLANTED.val, rows, model.history), PLANTED.val.item
+    )
 
 
 def fit(entry: Contestant, epochs: int, until=lambda model: False) -> int:
@@ -66,7 +74,17 @@ def in_the_open(name: str, **options) -> Contestant:
     """
     own_only = contestant(name, PLANTED).cfg.sampler._target_.endswith("SupportiveOnly")
     sampler = ["sampler=uniform"] if own_only else []
-    return contestant(name, PLANTED, *sampler, width=32, max_len=8, most_negatives=4, dropout=False, l2=0.0, **options)
+    return contestant(
+        name,
+        PLANTED,
+        *sampler,
+        width=32,
+        max_len=8,
+        most_negatives=4,
+        dropout=False,
+        l2=0.0,
+        **options,
+    )
 
 
 @cache
@@ -92,7 +110,9 @@ def test_learns_a_planted_pattern_and_nothing_from_its_shuffled_control(name):
     if entry.sweeps and same_for_all(entry.model):
         popularity = torch.bincount(PLANTED.train.item, minlength=PLANTED.schema.V)[1:].double()
         score = entry.model.score(PLANTED.query(PLANTED.train.ptr[1:2], 0))[0].double()
-        assert torch.corrcoef(torch.stack([popularity, score]))[0, 1] > 0.999, "neither personal nor popularity"
+        assert torch.corrcoef(torch.stack([popularity, score]))[0, 1] > 0.999, (
+            "neither personal nor popularity"
+        )
         return
     control = in_the_open(name, shuffle_targets=True)
     if entry.sweeps:

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from recexp.data import prepare as prepare_module
-from recexp.data.prepare import prepare, read_meta
+from recexp.data import cache as prepare_module
+from recexp.data.cache import prepare, read_meta
 from recexp.data.split import Split
-from tests.events import (
+from tests.support.events import (
     GLOBAL,
     P1,
     P2,

@@ -4,10 +4,10 @@ import gzip
 
 import pytest
 
-from recexp.data.columns import Column
-from recexp.data.reading import Folder
-from recexp.data.sources import movielens, sequence_file, table
-from recexp.types import RecexpError
+from recexp.data.raw.columns import Column
+from recexp.data.raw.folder import Folder
+from recexp.data.readers import movielens, sequence_file, table
+from recexp.errors import RecexpError
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,12 @@ def test_the_form_of_the_text_changes_nothing(tmp_path, change):
     ratings = "".join(f"{n % 7}::{n % 5}::{1 + n % 5}::{978300760 + n}\n" for n in range(50))
     orders = 'user,item\n"a, b",x\n"c d","say ""y"""\n'
     films = "1::Ä (1995)::Drama\n".encode("latin-1")
-    plain = {"s.txt": pairs.encode(), "ratings.dat": ratings.encode(), "movies.dat": films, "t.csv": orders.encode()}
+    plain = {
+        "s.txt": pairs.encode(),
+        "ratings.dat": ratings.encode(),
+        "movies.dat": films,
+        "t.csv": orders.encode(),
+    }
 
     def read():
         raws = [
@@ -47,7 +52,9 @@ def test_the_form_of_the_text_changes_nothing(tmp_path, change):
             movielens.read_1m(tmp_path),
             table.read(tmp_path, file="t.csv", timestamp=None),
         ]
-        return [raw.events.collect().rows() for raw in raws] + [raws[1].item_features["year"].frame.collect().rows()]
+        return [raw.events.collect().rows() for raw in raws] + [
+            raws[1].item_features["year"].frame.collect().rows()
+        ]
 
     for name, content in plain.items():
         (tmp_path / name).write_bytes(content)
@@ -58,9 +65,42 @@ def test_the_form_of_the_text_changes_nothing(tmp_path, change):
 
 
 TEXTS = [
-    *("5", "+5", "-5", "5.0", "1e3", "1_000", " 5", "5 ", "0x10", "007", ".5", "inf", "NaN", "true", "", "null", "--5", "5,5"),
-    *("9223372036854775807", "9223372036854775808", "1e309", '"5"', "253402300800", 'a"b', '"a""b"'),
-    *("2020-01-02", "2020-1-2", "2020-01-02 03:04", "2020-01-02 03:04:05.123456789", "2020-01-02T03:04:05Z"),
+    *(
+        "5",
+        "+5",
+        "-5",
+        "5.0",
+        "1e3",
+        "1_000",
+        " 5",
+        "5 ",
+        "0x10",
+        "007",
+        ".5",
+        "inf",
+        "NaN",
+        "true",
+        "",
+        "null",
+        "--5",
+        "5,5",
+    ),
+    *(
+        "9223372036854775807",
+        "9223372036854775808",
+        "1e309",
+        '"5"',
+        "253402300800",
+        'a"b',
+        '"a""b"',
+    ),
+    *(
+        "2020-01-02",
+        "2020-1-2",
+        "2020-01-02 03:04",
+        "2020-01-02 03:04:05.123456789",
+        "2020-01-02T03:04:05Z",
+    ),
     *("2020-01-02 24:00:00", "1969-12-31"),
 ]
 
@@ -80,4 +120,7 @@ def test_both_ways_of_reading_agree(tmp_path, kind, nullable):
 
     outcomes = {text: (read(f"a,b\n1,{text}\n"), read(f"a,b\n1,{text}\n\n")) for text in TEXTS}
     assert all(fast == slow for fast, slow in outcomes.values()), outcomes
-    assert {type(fast) for fast, _ in outcomes.values()} == {list, str}  # some are read and some are refused
+    assert {type(fast) for fast, _ in outcomes.values()} == {
+        list,
+        str,
+    }  # some are read and some are refused

@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recexp.data.prepare import Dataset, prepare, read_meta
-from recexp.data.simulator import SETTING_FILE, is_simulated, simulate
-from tests.events import P3, dataset, random_events, write
+from recexp.data.cache import Dataset, prepare, read_meta
+from recexp.data.simulation.simulator import SETTING_FILE, is_simulated, simulate
+from tests.support.events import P3, dataset, random_events, write
 
 BEHAVIOURS = ["view", "addtocart", "transaction"]
 
@@ -23,7 +23,7 @@ def shop(tmp_path_factory):
 
 
 def prepared(folder, cache, reader="retailrocket", **options):
-    source = {"_target_": f"recexp.data.sources.{reader}.read", "_partial_": True} | options
+    source = {"_target_": f"recexp.data.readers.{reader}.read", "_partial_": True} | options
     return read_meta(
         prepare(Dataset("shop", str(folder), source, BEHAVIOURS, BEHAVIOURS[1:]), P3, cache)
     )

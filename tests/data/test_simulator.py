@@ -9,13 +9,27 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recexp.data import simulator
-from recexp.data.simulator import SETTING_FILE, main, simulate
-from recexp.data.sources import retailrocket, simulated_shop
-from recexp.types import RecexpError
+from recexp.data.readers import retailrocket, simulated_shop
+from recexp.data.simulation import simulator
+from recexp.data.simulation.simulator import SETTING_FILE, main, simulate
+from recexp.errors import RecexpError
 
-SMALL = dict(users=600, items=800, categories=30, sessions=10.0, session_length=5.0, cart_rate=0.25, purchase_rate=0.4)
-FILES = ["category_tree.csv", "events.csv", "item_properties_part1.csv", "item_properties_part2.csv", SETTING_FILE]
+SMALL = dict(
+    users=600,
+    items=800,
+    categories=30,
+    sessions=10.0,
+    session_length=5.0,
+    cart_rate=0.25,
+    purchase_rate=0.4,
+)
+FILES = [
+    "category_tree.csv",
+    "events.csv",
+    "item_properties_part1.csv",
+    "item_properties_part2.csv",
+    SETTING_FILE,
+]
 START, END = 1_430_611_200_000, 1_442_620_800_000  # 2015-05-03 00:00 and 2015-09-19 00:00 UTC
 
 
@@ -34,17 +48,29 @@ def events(shop):
 @pytest.fixture(scope="module")
 def leaf(shop):
     """Frame itemid -> leaf: the last category of every item."""
-    parts = pl.concat([_properties(shop, 1), _properties(shop, 2)]).filter(pl.col("property") == "categoryid")
-    return parts.sort("timestamp").group_by("itemid").agg(pl.col("value").last().cast(pl.Int64).alias("leaf"))
+    parts = pl.concat([_properties(shop, 1), _properties(shop, 2)]).filter(
+        pl.col("property") == "categoryid"
+    )
+    return (
+        parts.sort("timestamp")
+        .group_by("itemid")
+        .agg(pl.col("value").last().cast(pl.Int64).alias("leaf"))
+    )
 
 
 @pytest.fixture(scope="module")
 def views(events, leaf):
-    return events.filter(pl.col("event") == "view").join(leaf, on="itemid", validate="m:1").sort("visitorid", "timestamp")
+    return (
+        events.filter(pl.col("event") == "view")
+        .join(leaf, on="itemid", validate="m:1")
+        .sort("visitorid", "timestamp")
+    )
 
 
 def _properties(folder, part):
-    return pl.read_csv(folder / f"item_properties_part{part}.csv", schema_overrides={"value": pl.String})
+    return pl.read_csv(
+        folder / f"item_properties_part{part}.csv", schema_overrides={"value": pl.String}
+    )
 
 
 def _bytes(folder):
@@ -60,7 +86,11 @@ def test_the_seed_decides_every_byte(shop, tmp_path):
 
 def test_layout_is_retailrockets(shop, events):
     assert sorted(os.listdir(shop)) == FILES
-    assert (shop / "events.csv").read_text().startswith("timestamp,visitorid,event,itemid,transactionid\n")
+    assert (
+        (shop / "events.csv")
+        .read_text()
+        .startswith("timestamp,visitorid,event,itemid,transactionid\n")
+    )
     integer = dict.fromkeys(["timestamp", "visitorid", "itemid", "transactionid"], pl.Int64)
     assert dict(events.schema) == integer | {"event": pl.String}
     assert set(events["event"].unique()) == {"view", "addtocart", "transaction"}
@@ -82,7 +112,9 @@ def test_every_item_has_a_leaf_and_some_categories_change(shop, events, leaf):
     assert leaf.height == SMALL["items"] and leaf["leaf"].n_unique() == SMALL["categories"]
     assert set(leaf["leaf"]) <= set(tree["categoryid"]) - set(tree["parentid"].drop_nulls())
     assert set(events["itemid"]) <= set(leaf["itemid"])
-    rows = pl.concat([_properties(shop, 1), _properties(shop, 2)]).filter(pl.col("property") == "categoryid")
+    rows = pl.concat([_properties(shop, 1), _properties(shop, 2)]).filter(
+        pl.col("property") == "categoryid"
+    )
     distinct = rows.group_by("itemid").agg(pl.col("value").n_unique())["value"]
     assert 0.01 < (distinct > 1).mean() < 0.1
 
@@ -93,19 +125,34 @@ def test_the_retailrocket_reader_reads_it(tmp_path, shop, events):
     assert {p.name for p in raw.files} == set(FILES) - {SETTING_FILE}
     direct = retailrocket.read(shop)
     assert raw.events.collect().equals(direct.events.collect())
-    assert raw.item_features["category"].frame.collect().equals(direct.item_features["category"].frame.collect())
+    assert (
+        raw.item_features["category"]
+        .frame.collect()
+        .equals(direct.item_features["category"].frame.collect())
+    )
 
 
 def test_users_keep_to_few_categories(views):
-    shuffled = views.with_columns(pl.Series("leaf", np.random.default_rng(0).permutation(views["leaf"].to_numpy())))
+    shuffled = views.with_columns(
+        pl.Series("leaf", np.random.default_rng(0).permutation(views["leaf"].to_numpy()))
+    )
     assert _concentration(views) > 3 * _concentration(shuffled)
 
 
 def _concentration(views):
     """Chance that two views of one user, drawn with replacement, share the category; users with ten views and more."""
-    count = views.group_by("visitorid", "leaf").len().with_columns(n=pl.col("len").sum().over("visitorid"))
+    count = (
+        views.group_by("visitorid", "leaf")
+        .len()
+        .with_columns(n=pl.col("len").sum().over("visitorid"))
+    )
     count = count.filter(pl.col("n") >= 10)
-    return count.group_by("visitorid").agg(((pl.col("len") / pl.col("n")) ** 2).sum()).get_column("len").mean()
+    return (
+        count.group_by("visitorid")
+        .agg(((pl.col("len") / pl.col("n")) ** 2).sum())
+        .get_column("len")
+        .mean()
+    )
 
 
 def test_neighbours_in_time_are_neighbours_in_category(views):
@@ -116,52 +163,89 @@ def test_neighbours_in_time_are_neighbours_in_category(views):
 
 def _persistence(views):
     """Share of a user's consecutive views in one category."""
-    return views.select(pl.col("leaf").diff().over("visitorid").drop_nulls() == 0).to_series().mean()
+    return (
+        views.select(pl.col("leaf").diff().over("visitorid").drop_nulls() == 0).to_series().mean()
+    )
 
 
 def test_the_next_item_depends_on_the_previous_beyond_its_category(views):
     """Items of the same category follow one another far from evenly: the commonest successor beats the commonest item."""
     following = pl.col("itemid", "leaf").shift(-1).over("visitorid")
     pair = views.with_columns(following.name.prefix("next_"))
-    pair = pair.filter((pl.col("leaf") == pl.col("next_leaf")) & (pl.col("itemid") != pl.col("next_itemid")))
+    pair = pair.filter(
+        (pl.col("leaf") == pl.col("next_leaf")) & (pl.col("itemid") != pl.col("next_itemid"))
+    )
     half = pair.with_columns(train=pl.int_range(pl.len()) % 2 == 0)
     train, test = half.filter("train"), half.filter(~pl.col("train"))
     hit = {}
     for known in ("itemid", "leaf"):
         guess = train.group_by(known).agg(guess=pl.col("next_itemid").mode().sort().first())
-        hit[known] = test.join(guess, on=known).select((pl.col("guess") == pl.col("next_itemid")).mean()).item()
+        hit[known] = (
+            test.join(guess, on=known)
+            .select((pl.col("guess") == pl.col("next_itemid")).mean())
+            .item()
+        )
     assert hit["itemid"] > 2 * hit["leaf"]
 
 
 def test_carts_follow_views_and_purchases_follow_carts(events):
     key = ["visitorid", "itemid"]
-    kinds = {e: events.filter(pl.col("event") == e).select(*key, "timestamp") for e in ("view", "addtocart", "transaction")}
+    kinds = {
+        e: events.filter(pl.col("event") == e).select(*key, "timestamp")
+        for e in ("view", "addtocart", "transaction")
+    }
     for later, earlier in (("addtocart", "view"), ("transaction", "addtocart")):
         before = kinds[earlier].with_columns(before="timestamp")
         joined = kinds[later].join_asof(before, on="timestamp", by=key, check_sortedness=False)
         waited = joined["timestamp"] - joined["before"]
         assert waited.null_count() == 0 and waited.min() > 0 and waited.max() < 20_000
     # no other view of the user lies between: the funnel is one step of the sequence
-    order = events.sort("visitorid", "timestamp").with_columns(previous=pl.col("itemid").shift().over("visitorid"))
-    assert order.filter(pl.col("event") != "view").select((pl.col("previous") == pl.col("itemid")).all()).item()
+    order = events.sort("visitorid", "timestamp").with_columns(
+        previous=pl.col("itemid").shift().over("visitorid")
+    )
+    assert (
+        order.filter(pl.col("event") != "view")
+        .select((pl.col("previous") == pl.col("itemid")).all())
+        .item()
+    )
 
 
 def test_conversion_rates_are_the_settings(events):
-    view, cart, buy = (events.filter(pl.col("event") == e).height for e in ("view", "addtocart", "transaction"))
-    assert cart / view == pytest.approx(0.25, rel=0.05) and buy / cart == pytest.approx(0.4, rel=0.08)
+    view, cart, buy = (
+        events.filter(pl.col("event") == e).height for e in ("view", "addtocart", "transaction")
+    )
+    assert cart / view == pytest.approx(0.25, rel=0.05) and buy / cart == pytest.approx(
+        0.4, rel=0.08
+    )
 
 
 def test_what_is_carted_shows_the_users_liking_for_a_style(shop, events, views):
     """Per user and style, the conversion in the first half of the views predicts that of the second half."""
-    parts = pl.concat([_properties(shop, 1), _properties(shop, 2)]).filter(pl.col("property") == "888")
+    parts = pl.concat([_properties(shop, 1), _properties(shop, 2)]).filter(
+        pl.col("property") == "888"
+    )
     style = parts.select("itemid", style=pl.col("value").str.split(" ").list.first())
     key = ["visitorid", "itemid", "timestamp"]
-    carts = events.filter(pl.col("event") == "addtocart").select(*key, pl.lit(True).alias("cart")).sort("timestamp")
-    options = dict(on="timestamp", by=key[:2], strategy="forward", tolerance=9_000, check_sortedness=False)
+    carts = (
+        events.filter(pl.col("event") == "addtocart")
+        .select(*key, pl.lit(True).alias("cart"))
+        .sort("timestamp")
+    )
+    options = dict(
+        on="timestamp", by=key[:2], strategy="forward", tolerance=9_000, check_sortedness=False
+    )
     table = views.sort("timestamp").join_asof(carts, **options)
-    table = table.join(style, on="itemid").with_columns(pl.col("cart").fill_null(False).cast(pl.Float64))
-    table = table.with_columns(early=pl.int_range(pl.len()).over("visitorid") < pl.len().over("visitorid") // 2)
-    rate = table.group_by("visitorid", "style", "early").agg(pl.col("cart").mean(), pl.len()).filter(pl.col("len") >= 3)
+    table = table.join(style, on="itemid").with_columns(
+        pl.col("cart").fill_null(False).cast(pl.Float64)
+    )
+    table = table.with_columns(
+        early=pl.int_range(pl.len()).over("visitorid") < pl.len().over("visitorid") // 2
+    )
+    rate = (
+        table.group_by("visitorid", "style", "early")
+        .agg(pl.col("cart").mean(), pl.len())
+        .filter(pl.col("len") >= 3)
+    )
     early, late = rate.filter("early"), rate.filter(~pl.col("early"))
     both = early.join(late, on=["visitorid", "style"])
     assert both.height > 100 and np.corrcoef(both["cart"], both["cart_right"])[0, 1] > 0.3
@@ -170,7 +254,9 @@ def test_what_is_carted_shows_the_users_liking_for_a_style(shop, events, views):
 def test_popularity_is_skewed_with_a_long_tail(views):
     seen = views.group_by("itemid").len()["len"].sort().to_numpy()
     count = np.concatenate([np.zeros(SMALL["items"] - len(seen)), seen])
-    gini = 2 * (np.arange(1, len(count) + 1) * count).sum() / (len(count) * count.sum()) - (len(count) + 1) / len(count)
+    gini = 2 * (np.arange(1, len(count) + 1) * count).sum() / (len(count) * count.sum()) - (
+        len(count) + 1
+    ) / len(count)
     assert gini > 0.4
     assert np.median(count) < 0.8 * count.mean() and count.max() > 5 * count.mean()
 
@@ -180,9 +266,18 @@ def test_ids_tell_nothing_about_categories(leaf):
     assert np.mean(neighbours[1:] == neighbours[:-1]) < 3 / SMALL["categories"]
 
 
-@pytest.mark.parametrize(("users", "sessions", "length"), [(200, 1.0, 1.0), (400, 3.0, 4.0), (1600, 3.0, 4.0)])
+@pytest.mark.parametrize(
+    ("users", "sessions", "length"), [(200, 1.0, 1.0), (400, 3.0, 4.0), (1600, 3.0, 4.0)]
+)
 def test_counts_follow_the_setting(tmp_path, users, sessions, length):
-    simulate(tmp_path / "s", users=users, items=300, categories=10, sessions=sessions, session_length=length)
+    simulate(
+        tmp_path / "s",
+        users=users,
+        items=300,
+        categories=10,
+        sessions=sessions,
+        session_length=length,
+    )
     events = pl.read_csv(tmp_path / "s" / "events.csv")
     views = events.filter(pl.col("event") == "view")
     assert views["visitorid"].n_unique() == users
@@ -191,7 +286,10 @@ def test_counts_follow_the_setting(tmp_path, users, sessions, length):
 
 def test_the_source_takes_exactly_the_settings_of_the_simulator():
     offered = set(inspect.signature(simulate).parameters) - {"out_dir"}
-    assert set(inspect.signature(simulated_shop.read).parameters) - {"raw_dir", "on_bad_rows"} == offered
+    assert (
+        set(inspect.signature(simulated_shop.read).parameters) - {"raw_dir", "on_bad_rows"}
+        == offered
+    )
 
 
 def test_every_setting_has_its_own_folder_and_is_written_once(tmp_path):
@@ -206,7 +304,7 @@ def test_every_setting_has_its_own_folder_and_is_written_once(tmp_path):
 
 def _run(code, *args):
     """A process of its own (polars' threads do not survive a fork) that simulates SMALL into args[0] after running ``code``."""
-    before = "import os, sys, time; from pathlib import Path; from recexp.data import simulator"
+    before = "import os, sys, time; from pathlib import Path; from recexp.data.simulation import simulator"
     code = f"{before}\n{code}\nsimulator.simulate(Path(sys.argv[1]), **{SMALL})"
     return subprocess.Popen([sys.executable, "-c", code, *map(str, args)])
 
@@ -278,7 +376,9 @@ def test_settings_out_of_range_are_named(tmp_path, change, named):
 
 
 def test_command_line(tmp_path, shop):
-    options = [word for key, value in SMALL.items() for word in (f"--{key.replace('_', '-')}", str(value))]
+    options = [
+        word for key, value in SMALL.items() for word in (f"--{key.replace('_', '-')}", str(value))
+    ]
     main([*options, "--seed", "3", "--out", str(tmp_path / "shop")])
     assert _bytes(tmp_path / "shop") == _bytes(shop)
     with pytest.raises(SystemExit, match="another setting"):
@@ -287,11 +387,16 @@ def test_command_line(tmp_path, shop):
 
 @pytest.mark.slow
 def test_retailrockets_own_scale(tmp_path):
-    setting = dict(users=1_407_580, items=235_061, categories=1_300, sessions=1.25, session_length=1.51)
+    setting = dict(
+        users=1_407_580, items=235_061, categories=1_300, sessions=1.25, session_length=1.51
+    )
     simulate(tmp_path / "shop", **setting, cart_rate=0.026, purchase_rate=0.324)
     events = pl.read_csv(tmp_path / "shop" / "events.csv")
     count = dict(events["event"].value_counts().iter_rows())
-    assert events["visitorid"].n_unique() == 1_407_580 and 150_000 < events["itemid"].n_unique() <= 235_061
+    assert (
+        events["visitorid"].n_unique() == 1_407_580
+        and 150_000 < events["itemid"].n_unique() <= 235_061
+    )
     assert events.height == pytest.approx(2_756_101, rel=0.02)
     assert count["view"] == pytest.approx(2_664_312, rel=0.02)
     assert count["addtocart"] == pytest.approx(69_332, rel=0.05)

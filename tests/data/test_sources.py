@@ -11,7 +11,7 @@ import pytest
 from hydra.utils import get_class, get_method
 from omegaconf import OmegaConf
 
-from recexp.data.sources import (
+from recexp.data.readers import (
     amazon,
     attribute_sequence,
     movielens,
@@ -22,13 +22,15 @@ from recexp.data.sources import (
     table,
     taobao,
 )
-from recexp.types import RecexpError
+from recexp.errors import RecexpError
 
 
 def write(folder, **files):
     """name -> text or bytes; "__" in a name stands for a dot."""
     for name, content in files.items():
-        (folder / name.replace("__", ".")).write_bytes(content if isinstance(content, bytes) else content.encode())
+        (folder / name.replace("__", ".")).write_bytes(
+            content if isinstance(content, bytes) else content.encode()
+        )
     return folder
 
 
@@ -40,7 +42,10 @@ def rows(raw, *columns):
     frame = raw.events.collect()
     assert frame.schema["timestamp"] == pl.Int64
     assert frame.schema["behavior"] == pl.String
-    assert frame.schema["user"] in (pl.Int64, pl.String) and frame.schema["item"] == frame.schema["user"]
+    assert (
+        frame.schema["user"] in (pl.Int64, pl.String)
+        and frame.schema["item"] == frame.schema["user"]
+    )
     return frame.select(columns or ("user", "item", "behavior", "timestamp")).rows()
 
 
@@ -81,7 +86,8 @@ def test_retailrocket_categories_are_dated_and_have_a_tree(tmp_path):
         events__csv=EVENTS,
         item_properties_part1__csv=head
         + "1435460400000,460429,categoryid,1338\n1441508400000,206783,888,1116713 960601 n277.200\n",
-        item_properties_part2__csv=head + "1433041200000,460429,categoryid,9\n1433041200000,460429,available,0\n",
+        item_properties_part2__csv=head
+        + "1433041200000,460429,categoryid,9\n1433041200000,460429,available,0\n",
         category_tree__csv="categoryid,parentid\n1338,1278\n1278,\n",
     )
     raw = retailrocket.read(tmp_path)
@@ -96,7 +102,11 @@ def test_retailrocket_categories_are_dated_and_have_a_tree(tmp_path):
 
 
 def test_retailrocket_wants_both_property_files(tmp_path):
-    write(tmp_path, events__csv=EVENTS, item_properties_part1__csv="timestamp,itemid,property,value\n1,2,categoryid,3\n")
+    write(
+        tmp_path,
+        events__csv=EVENTS,
+        item_properties_part1__csv="timestamp,itemid,property,value\n1,2,categoryid,3\n",
+    )
     with pytest.raises(RecexpError, match=r"item_properties_part2\.csv"):
         retailrocket.read(tmp_path)
 
@@ -110,7 +120,12 @@ PRODUCTS = '"i1","9900.0","a","b","","","x"\n"i2","10.0","b","b","c","d","y"\n'
 
 
 def recobell_files(folder):
-    return write(folder, site_view_log__csv000=VIEWS, site_order_log__csv000=ORDERS, site_product__csv000=PRODUCTS)
+    return write(
+        folder,
+        site_view_log__csv000=VIEWS,
+        site_order_log__csv000=ORDERS,
+        site_product__csv000=PRODUCTS,
+    )
 
 
 def test_recobell_keeps_the_week_half_open(tmp_path):
@@ -149,7 +164,10 @@ def test_recobell_reads_packed_files(tmp_path):
 
 
 def test_taobao(tmp_path):
-    write(tmp_path, UserBehavior__csv="1,2268318,2520377,pv,1511544070\n1,2268318,7,buy,1511561733\n2,9,7,fav,1511572885\n")
+    write(
+        tmp_path,
+        UserBehavior__csv="1,2268318,2520377,pv,1511544070\n1,2268318,7,buy,1511561733\n2,9,7,fav,1511572885\n",
+    )
     raw = taobao.read(tmp_path)
     assert rows(raw) == [
         (1, 2268318, "pv", 1511544070000),
@@ -162,7 +180,11 @@ def test_taobao(tmp_path):
 
 def test_movielens_1m(tmp_path):
     films = "1::Toy Story (1995)::Animation|Children's\n2::Cité (1902) des: x (1995)::Drama\n3::No year::Drama\n"
-    write(tmp_path, ratings__dat="1::2::5::978300760\n6040::1::3::956704746\n", movies__dat=films.encode("latin-1"))
+    write(
+        tmp_path,
+        ratings__dat="1::2::5::978300760\n6040::1::3::956704746\n",
+        movies__dat=films.encode("latin-1"),
+    )
     raw = movielens.read_1m(tmp_path)
     assert rows(raw, "user", "item", "behavior", "timestamp", "value") == [
         (1, 2, "rating", 978300760000, 5.0),
@@ -170,29 +192,65 @@ def test_movielens_1m(tmp_path):
     ]
     assert raw.events.collect_schema()["value"] == pl.Float32
     assert values(raw, "year") == [(1, 1995), (2, 1995)]
-    assert values(raw, "genres") == [(1, "Animation"), (1, "Children's"), (2, "Drama"), (3, "Drama")]
-    assert (raw.item_features["year"].kind, raw.item_features["genres"].kind) == ("categorical", "multi_label")
+    assert values(raw, "genres") == [
+        (1, "Animation"),
+        (1, "Children's"),
+        (2, "Drama"),
+        (3, "Drama"),
+    ]
+    assert (raw.item_features["year"].kind, raw.item_features["genres"].kind) == (
+        "categorical",
+        "multi_label",
+    )
 
 
 def test_movielens_100k(tmp_path):
     def film(item, title, *genres):
         return (
-            "|".join([str(item), title, "01-Jan-1995", "", "http://x", *("1" if i in genres else "0" for i in range(19))]) + "\n"
+            "|".join(
+                [
+                    str(item),
+                    title,
+                    "01-Jan-1995",
+                    "",
+                    "http://x",
+                    *("1" if i in genres else "0" for i in range(19)),
+                ]
+            )
+            + "\n"
         )
 
-    films = film(1, "Toy Story (1995)", 3, 4, 5) + film(2, "Misérables, Les (1958) (V)", 18) + film(3, "unknown", 0)
-    write(tmp_path, u__data="196\t242\t3\t881250949\n1\t2\t5\t881250950\n", u__item=films.encode("latin-1"))
+    films = (
+        film(1, "Toy Story (1995)", 3, 4, 5)
+        + film(2, "Misérables, Les (1958) (V)", 18)
+        + film(3, "unknown", 0)
+    )
+    write(
+        tmp_path,
+        u__data="196\t242\t3\t881250949\n1\t2\t5\t881250950\n",
+        u__item=films.encode("latin-1"),
+    )
     raw = movielens.read_100k(tmp_path)
-    assert rows(raw, "user", "item", "value", "timestamp") == [(196, 242, 3.0, 881250949000), (1, 2, 5.0, 881250950000)]
-    assert values(raw, "genres") == [(1, "Animation"), (1, "Children's"), (1, "Comedy"), (2, "Western")]
+    assert rows(raw, "user", "item", "value", "timestamp") == [
+        (196, 242, 3.0, 881250949000),
+        (1, 2, 5.0, 881250950000),
+    ]
+    assert values(raw, "genres") == [
+        (1, "Animation"),
+        (1, "Children's"),
+        (1, "Comedy"),
+        (2, "Western"),
+    ]
     assert values(raw, "year") == [(1, 1995), (2, 1958)]
 
 
 def test_movielens_20m(tmp_path):
-    films = (
-        'movieId,title,genres\n11,"American President, The (1995)",Comedy|Drama\n12,"A ""B"" (2006–2007)",(no genres listed)\n'
+    films = 'movieId,title,genres\n11,"American President, The (1995)",Comedy|Drama\n12,"A ""B"" (2006–2007)",(no genres listed)\n'
+    write(
+        tmp_path,
+        ratings__csv="userId,movieId,rating,timestamp\n1,11,3.5,1112486027\n",
+        movies__csv=films,
     )
-    write(tmp_path, ratings__csv="userId,movieId,rating,timestamp\n1,11,3.5,1112486027\n", movies__csv=films)
     raw = movielens.read_20m(tmp_path)
     assert rows(raw, "user", "item", "value", "timestamp") == [(1, 11, 3.5, 1112486027000)]
     assert values(raw, "year") == [(11, 1995), (12, 2006)]
@@ -200,8 +258,20 @@ def test_movielens_20m(tmp_path):
 
 
 REVIEWS = [
-    {"reviewerID": "A39", "asin": "0205616461", "overall": 5.0, "unixReviewTime": 1369699200, "reviewText": 'say "x"\n'},
-    {"reviewerID": "A3J", "asin": "B00", "overall": 4.0, "unixReviewTime": 1355443200, "reviewText": None},
+    {
+        "reviewerID": "A39",
+        "asin": "0205616461",
+        "overall": 5.0,
+        "unixReviewTime": 1369699200,
+        "reviewText": 'say "x"\n',
+    },
+    {
+        "reviewerID": "A3J",
+        "asin": "B00",
+        "overall": 4.0,
+        "unixReviewTime": 1355443200,
+        "reviewText": None,
+    },
 ]
 
 
@@ -212,20 +282,36 @@ def test_amazon_reviews_equal_ratings(tmp_path, form):
     write(tmp_path, ratings_Beauty__csv="A39,0205616461,5.0,1369699200\nA3J,B00,4.0,1355443200\n")
     ratings = amazon.read(tmp_path)
     columns = ("user", "item", "value", "behavior", "timestamp")
-    expected = [("A39", "0205616461", 5.0, "rating", 1369699200000), ("A3J", "B00", 4.0, "rating", 1355443200000)]
+    expected = [
+        ("A39", "0205616461", 5.0, "rating", 1369699200000),
+        ("A3J", "B00", 4.0, "rating", 1355443200000),
+    ]
     assert rows(reviews, *columns) == rows(ratings, *columns) == expected
-    assert [raw.files[0].name for raw in (reviews, ratings)] == ["reviews_Beauty.json.gz", "ratings_Beauty.csv"]
+    assert [raw.files[0].name for raw in (reviews, ratings)] == [
+        "reviews_Beauty.json.gz",
+        "ratings_Beauty.csv",
+    ]
 
 
 def test_amazon_meta(tmp_path):
     meta = packed(
-        {"asin": "B00", "categories": [["Beauty", "Make-up, Face"], ["Beauty", "Gifts"]], "brand": "It's", "price": 6.99},
+        {
+            "asin": "B00",
+            "categories": [["Beauty", "Make-up, Face"], ["Beauty", "Gifts"]],
+            "brand": "It's",
+            "price": 6.99,
+        },
         {"asin": "B01", "categories": [["Beauty"]], "brand": "", "title": "no price"},
         {"asin": "B02"},
     )
     write(tmp_path, ratings_Toys__csv="A39,B00,5.0,1369699200\n", meta_Toys__json__gz=meta)
     raw = amazon.read(tmp_path, name="Toys")
-    assert values(raw, "category") == [("B00", "Beauty"), ("B00", "Make-up, Face"), ("B00", "Gifts"), ("B01", "Beauty")]
+    assert values(raw, "category") == [
+        ("B00", "Beauty"),
+        ("B00", "Make-up, Face"),
+        ("B00", "Gifts"),
+        ("B01", "Beauty"),
+    ]
     assert values(raw, "brand") == [("B00", "It's")]
     assert values(raw, "price") == [("B00", 6.99)]
     assert {name: feature.kind for name, feature in raw.item_features.items()} == {
@@ -239,8 +325,14 @@ def test_amazon_meta(tmp_path):
 def test_amazon_meta_is_parsed_not_run(tmp_path):
     marker = tmp_path / "ran"
     call = f"{{'asin': open({str(marker)!r}, 'w').write('x')}}\n"
-    write(tmp_path, ratings_Beauty__csv="A39,B00,5.0,1369699200\n", meta_Beauty__json__gz=gzip.compress(call.encode()))
-    with pytest.raises(RecexpError, match=r"meta_Beauty\.json\.gz, line 1: .*neither JSON nor a Python literal"):
+    write(
+        tmp_path,
+        ratings_Beauty__csv="A39,B00,5.0,1369699200\n",
+        meta_Beauty__json__gz=gzip.compress(call.encode()),
+    )
+    with pytest.raises(
+        RecexpError, match=r"meta_Beauty\.json\.gz, line 1: .*neither JSON nor a Python literal"
+    ):
         amazon.read(tmp_path)
     assert not marker.exists()
 
@@ -250,12 +342,19 @@ def test_steam(tmp_path):
         b"{u'username': u'null', u'hours': 0.1, u'product_id': u'725280', u'date': u'2017-12-17', u'text': u'it\\u2019s'}\n"
         b"{u'username': u'Caf\\xe9 42', u'product_id': u'10', u'date': u'2010-01-02', u'early_access': False}\n"
     )
-    games = packed({"id": "10", "genres": ["Action", "Indie"]}, {"genres": ["Lost"]}, {"id": "20", "app_name": "no genre"})
+    games = packed(
+        {"id": "10", "genres": ["Action", "Indie"]},
+        {"genres": ["Lost"]},
+        {"id": "20", "app_name": "no genre"},
+    )
     write(tmp_path, steam_reviews__json__gz=reviews)
     assert steam.read(tmp_path).item_features == {}
     write(tmp_path, steam_games__json__gz=games)
     raw = steam.read(tmp_path)
-    assert rows(raw) == [("null", "725280", "review", ms(2017, 12, 17)), ("Café 42", "10", "review", ms(2010, 1, 2))]
+    assert rows(raw) == [
+        ("null", "725280", "review", ms(2017, 12, 17)),
+        ("Café 42", "10", "review", ms(2010, 1, 2)),
+    ]
     assert values(raw, "genres") == [("10", "Action"), ("10", "Indie")]
     assert steam.read(tmp_path, games=False).item_features == {}
 
@@ -263,13 +362,26 @@ def test_steam(tmp_path):
 def test_sequence_file(tmp_path):
     write(tmp_path, beauty__txt="1 1\n1 2\n2 43\n")
     raw = sequence_file.read(tmp_path, file="beauty.txt")
-    assert rows(raw) == [(1, 1, "interaction", 1), (1, 2, "interaction", 2), (2, 43, "interaction", 3)]
+    assert rows(raw) == [
+        (1, 1, "interaction", 1),
+        (1, 2, "interaction", 2),
+        (2, 43, "interaction", 3),
+    ]
 
 
 def test_attribute_sequence(tmp_path):
-    write(tmp_path, Beauty__txt="1 10 20 30\n2 10\n", Beauty_item2attributes__json='{"10": [1, 2], "20": [2], "30": []}')
+    write(
+        tmp_path,
+        Beauty__txt="1 10 20 30\n2 10\n",
+        Beauty_item2attributes__json='{"10": [1, 2], "20": [2], "30": []}',
+    )
     raw = attribute_sequence.read(tmp_path)
-    assert rows(raw, "user", "item", "timestamp") == [(1, 10, 1), (1, 20, 2), (1, 30, 3), (2, 10, 4)]
+    assert rows(raw, "user", "item", "timestamp") == [
+        (1, 10, 1),
+        (1, 20, 2),
+        (1, 30, 3),
+        (2, 10, 4),
+    ]
     assert raw.item_features["attribute"].kind == "multi_label"
     assert values(raw, "attribute") == [(10, 1), (10, 2), (20, 2)]
 
@@ -305,24 +417,36 @@ def test_table_csv_with_names_times_and_features(tmp_path):
     assert values(raw, "eur") == [("007", 1.5)]
 
 
-@pytest.mark.parametrize("unit, text", [("s", "1577934245.678"), ("ms", "1577934245678"), ("iso", "2020-01-02 03:04:05.678")])
+@pytest.mark.parametrize(
+    "unit, text",
+    [("s", "1577934245.678"), ("ms", "1577934245678"), ("iso", "2020-01-02 03:04:05.678")],
+)
 def test_table_time_units(tmp_path, unit, text):
     write(tmp_path, log__csv=f"user,item,timestamp\na,b,{text}\n")
-    assert rows(table.read(tmp_path, file="log.csv", time_unit=unit)) == [("a", "b", "interaction", 1577934245678)]
+    assert rows(table.read(tmp_path, file="log.csv", time_unit=unit)) == [
+        ("a", "b", "interaction", 1577934245678)
+    ]
 
 
 @pytest.mark.parametrize("unit", ["s", "iso"])
 @pytest.mark.parametrize("zone", [None, "Asia/Seoul"])
 def test_table_parquet_dates_need_no_unit(tmp_path, unit, zone):
     when = pl.Series([datetime(2020, 1, 2, 3)]).dt.replace_time_zone(zone)
-    pl.DataFrame({"user": [1], "item": ["x"], "timestamp": when}).write_parquet(tmp_path / "log.parquet")
+    pl.DataFrame({"user": [1], "item": ["x"], "timestamp": when}).write_parquet(
+        tmp_path / "log.parquet"
+    )
     expected = ms(2020, 1, 2, 3) - (0 if zone is None else 9 * 3600 * 1000)
-    assert rows(table.read(tmp_path, file="log.parquet", time_unit=unit)) == [("1", "x", "interaction", expected)]
+    assert rows(table.read(tmp_path, file="log.parquet", time_unit=unit)) == [
+        ("1", "x", "interaction", expected)
+    ]
 
 
 def test_table_without_times_takes_the_row_number(tmp_path):
     write(tmp_path, log__csv="user,item\nb,x\na,y\n")
-    assert rows(table.read(tmp_path, file="log.csv", timestamp=None), "user", "timestamp") == [("b", 1), ("a", 2)]
+    assert rows(table.read(tmp_path, file="log.csv", timestamp=None), "user", "timestamp") == [
+        ("b", 1),
+        ("a", 2),
+    ]
 
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
@@ -333,6 +457,10 @@ def test_every_setting_of_a_dataset_is_known(name):
     config = OmegaConf.load(CONF / f"{name}.yaml")
     assert config.name == name and set(config.explicit) <= set(config.behaviours)
     reader = inspect.signature(get_method(config.source._target_))
-    options = {key: value for key, value in config.source.items() if key not in ("_target_", "_partial_")}
+    options = {
+        key: value for key, value in config.source.items() if key not in ("_target_", "_partial_")
+    }
     reader.bind("raw_dir", on_bad_rows=config.on_bad_rows, **options)
-    inspect.signature(get_class(config._target_)).bind(**{key: value for key, value in config.items() if key != "_target_"})
+    inspect.signature(get_class(config._target_)).bind(
+        **{key: value for key, value in config.items() if key != "_target_"}
+    )

@@ -6,7 +6,7 @@ import json
 import polars as pl
 import pytest
 
-from recexp.data.sources import (
+from recexp.data.readers import (
     amazon,
     attribute_sequence,
     movielens,
@@ -17,7 +17,7 @@ from recexp.data.sources import (
     table,
     taobao,
 )
-from recexp.types import RecexpError
+from recexp.errors import RecexpError
 
 
 def lines(*texts):
@@ -33,7 +33,13 @@ FILMS = "1::Toy Story (1995)::Animation\n".encode("latin-1")
 # One good layout per reader: files, the file that the cases below spoil (None: it is packed), and how to read it.
 LAYOUTS = {
     "retailrocket": (
-        {"events.csv": lines("timestamp,visitorid,event,itemid,transactionid", "5,1,view,10,", "6,1,transaction,11,3")},
+        {
+            "events.csv": lines(
+                "timestamp,visitorid,event,itemid,transactionid",
+                "5,1,view,10,",
+                "6,1,transaction,11,3",
+            )
+        },
         "events.csv",
         retailrocket.read,
         {},
@@ -48,8 +54,18 @@ LAYOUTS = {
         recobell.read,
         {},
     ),
-    "taobao": ({"UserBehavior.csv": lines("1,2,3,pv,5", "1,4,3,buy,6")}, "UserBehavior.csv", taobao.read, {}),
-    "ml_1m": ({"ratings.dat": lines("1::1::5::978300760"), "movies.dat": FILMS}, "ratings.dat", movielens.read_1m, {}),
+    "taobao": (
+        {"UserBehavior.csv": lines("1,2,3,pv,5", "1,4,3,buy,6")},
+        "UserBehavior.csv",
+        taobao.read,
+        {},
+    ),
+    "ml_1m": (
+        {"ratings.dat": lines("1::1::5::978300760"), "movies.dat": FILMS},
+        "ratings.dat",
+        movielens.read_1m,
+        {},
+    ),
     "ml_100k": (
         {"u.data": lines("1\t1\t3\t881250949"), "u.item": lines("1|A (1995)|||" + "|0" * 19)},
         "u.data",
@@ -65,14 +81,28 @@ LAYOUTS = {
         movielens.read_20m,
         {},
     ),
-    "amazon": ({"ratings_Beauty.csv": lines("A1,B1,5.0,1369699200")}, "ratings_Beauty.csv", amazon.read, {}),
+    "amazon": (
+        {"ratings_Beauty.csv": lines("A1,B1,5.0,1369699200")},
+        "ratings_Beauty.csv",
+        amazon.read,
+        {},
+    ),
     "steam": (
-        {"steam_reviews.json.gz": packed({"username": "a", "product_id": "1", "date": "2017-12-17"})},
+        {
+            "steam_reviews.json.gz": packed(
+                {"username": "a", "product_id": "1", "date": "2017-12-17"}
+            )
+        },
         None,
         steam.read,
         {},
     ),
-    "sequence_file": ({"s.txt": lines("1 1", "1 2")}, "s.txt", sequence_file.read, {"file": "s.txt"}),
+    "sequence_file": (
+        {"s.txt": lines("1 1", "1 2")},
+        "s.txt",
+        sequence_file.read,
+        {"file": "s.txt"},
+    ),
     "attribute_sequence": (
         {"Beauty.txt": lines("1 10 20", "2 10"), "Beauty_item2attributes.json": b'{"10": [1]}'},
         "Beauty.txt",
@@ -103,20 +133,40 @@ BAD = [
     ("retailrocket", "5,,view,10,", "column 'visitorid': is missing"),
     ("retailrocket", "5,1.5,view,10,", "column 'visitorid': '1.5' is not a whole number"),
     ("retailrocket", "5,1,view,,", "column 'itemid': is missing"),
-    ("retailrocket", "5,1,click,10,", "column 'event': 'click' is not one of view, addtocart, transaction"),
+    (
+        "retailrocket",
+        "5,1,click,10,",
+        "column 'event': 'click' is not one of view, addtocart, transaction",
+    ),
     ("retailrocket", "5,1,,10,", "column 'event': is missing"),
     ("retailrocket", "5,1", "column 'itemid': is missing"),
     ("retailrocket", "5,1,view,10,,9", "has 6 fields where 5 are expected"),
     ("recobell", '"yesterday","PW","s","u","i"', "column 1 (timestamp): 'yesterday' is not a date"),
-    ("recobell", '"2016-02-30 00:00:00","PW","s","u","i"', "column 1 (timestamp): '2016-02-30 00:00:00' is not a date"),
+    (
+        "recobell",
+        '"2016-02-30 00:00:00","PW","s","u","i"',
+        "column 1 (timestamp): '2016-02-30 00:00:00' is not a date",
+    ),
     ("recobell", '"2016-08-09 12:00:00","PW","s","","i"', "column 4 (user): is missing"),
-    ("recobell", '"2016-08-09 12:00:00","PW","s","NULL","i"', "column 4 (user): 'NULL' stands for a missing id"),
+    (
+        "recobell",
+        '"2016-08-09 12:00:00","PW","s","NULL","i"',
+        "column 4 (user): 'NULL' stands for a missing id",
+    ),
     ("recobell", '"2016-08-09 12:00:00","PW","s","u"," "', "column 5 (item): is missing"),
-    ("recobell", '"1959-08-09 12:00:00","PW","s","u","i"', "column 1 (timestamp): '1959-08-09 12:00:00' is a time before 1970"),
+    (
+        "recobell",
+        '"1959-08-09 12:00:00","PW","s","u","i"',
+        "column 1 (timestamp): '1959-08-09 12:00:00' is a time before 1970",
+    ),
     ("taobao", "1,2,3,look,5", "column 4 (behavior): 'look' is not one of pv, fav, cart, buy"),
     ("taobao", "1,2,three,pv,5", "column 3 (category): 'three' is not a whole number"),
     ("taobao", "1,2,3,pv,1511544070000", "are the times in milliseconds?"),
-    ("taobao", "1,99999999999999999999,3,pv,5", "column 2 (item): '99999999999999999999' is not a whole number"),
+    (
+        "taobao",
+        "1,99999999999999999999,3,pv,5",
+        "column 2 (item): '99999999999999999999' is not a whole number",
+    ),
     ("ml_1m", "1::1::five::978300760", "column 3 (value): 'five' is not a number"),
     ("ml_1m", "1::1::nan::978300760", "column 3 (value): 'nan' is not a number"),
     ("ml_1m", "1:1:5:978300760", "column 1 (user): '1:1:5:978300760' is not a whole number"),
@@ -144,7 +194,9 @@ def test_a_bad_row_is_named_or_dropped(tmp_path, name, bad, message):
     clean = read(tmp_path, **options).events.collect()
     path = tmp_path / main
     first, rest = path.read_bytes().split(b"\n", 1)
-    path.write_bytes(first + b"\n\r\n" + bad.encode() + b"\r\n" + rest)  # the blank line counts as a line
+    path.write_bytes(
+        first + b"\n\r\n" + bad.encode() + b"\r\n" + rest
+    )  # the blank line counts as a line
     with pytest.raises(RecexpError) as error:
         read(tmp_path, **options)
     assert str(error.value).startswith(f"{path}, line 3")
@@ -156,7 +208,9 @@ def test_a_bad_row_is_named_or_dropped(tmp_path, name, bad, message):
 
 
 def test_a_line_that_is_not_utf8_is_named_or_dropped(tmp_path):
-    main, read, _ = layout(tmp_path, "amazon", ratings_Beauty__csv=b"A1,B1,5.0,1\nA\xff2,B1,5.0,1\nA3,B1,5.0,1\n")
+    main, read, _ = layout(
+        tmp_path, "amazon", ratings_Beauty__csv=b"A1,B1,5.0,1\nA\xff2,B1,5.0,1\nA3,B1,5.0,1\n"
+    )
     with pytest.raises(RecexpError, match=r"line 2: is not valid UTF-8"):
         read(tmp_path)
     raw = read(tmp_path, on_bad_rows="drop")
@@ -165,13 +219,19 @@ def test_a_line_that_is_not_utf8_is_named_or_dropped(tmp_path):
 
 
 def test_dropping_counts_all_and_shows_a_few(tmp_path):
-    content = lines("timestamp,visitorid,event,itemid,transactionid", *["5,1,view,10,", "x,1,view,10,", "5,1,click,10,"] * 20)
+    content = lines(
+        "timestamp,visitorid,event,itemid,transactionid",
+        *["5,1,view,10,", "x,1,view,10,", "5,1,click,10,"] * 20,
+    )
     _, read, _ = layout(tmp_path, "retailrocket", events__csv=content)
     raw = read(tmp_path, on_bad_rows="drop")
     assert raw.events.collect().height == 20
     time, event = raw.dropped.values()
     assert time[0] == event[0] == 20 and 1 <= len(time[1]) < 20
-    assert time[1][:2] == ["events.csv:3 column 'timestamp' 'x'", "events.csv:6 column 'timestamp' 'x'"]
+    assert time[1][:2] == [
+        "events.csv:3 column 'timestamp' 'x'",
+        "events.csv:6 column 'timestamp' 'x'",
+    ]
     with pytest.raises(RecexpError, match="on_bad_rows='skip'"):
         read(tmp_path, on_bad_rows="skip")
 
@@ -198,7 +258,9 @@ def test_an_open_quote_is_an_error(tmp_path, policy):
         read(tmp_path, on_bad_rows=policy, **options)
 
 
-@pytest.mark.parametrize("name, file", [(name, file) for name, (files, *_) in LAYOUTS.items() for file in files])
+@pytest.mark.parametrize(
+    "name, file", [(name, file) for name, (files, *_) in LAYOUTS.items() for file in files]
+)
 def test_a_missing_file_is_named_with_its_source(tmp_path, name, file):
     _, read, options = layout(tmp_path, name)
     (tmp_path / file).unlink()
@@ -214,7 +276,9 @@ def test_a_missing_folder_is_named(tmp_path):
     assert f"there is no folder {tmp_path / 'nowhere'}" in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf"], ids=["nothing", "blank lines", "bom"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\n\n", b"\xef\xbb\xbf"], ids=["nothing", "blank lines", "bom"]
+)
 @pytest.mark.parametrize("name", [name for name, layout in LAYOUTS.items() if layout[1]])
 def test_an_empty_file_is_an_error(tmp_path, name, content):
     main, read, options = layout(tmp_path, name)
@@ -232,7 +296,9 @@ def test_a_header_alone_or_without_a_column_is_an_error(tmp_path, name):
     with pytest.raises(RecexpError, match="holds no usable row"):
         read(tmp_path, **options)
     path.write_bytes(header.replace(b"timestamp", b"when") + b"\n5,1,view,10,\n")
-    with pytest.raises(RecexpError, match=r"line 1: column 'timestamp' is not in the header: .*when"):
+    with pytest.raises(
+        RecexpError, match=r"line 1: column 'timestamp' is not in the header: .*when"
+    ):
         read(tmp_path, **options)
     path.write_bytes(header + b",timestamp\n5,1,view,10,\n")
     with pytest.raises(RecexpError, match=r"column 'timestamp' is twice in the header"):
@@ -241,13 +307,20 @@ def test_a_header_alone_or_without_a_column_is_an_error(tmp_path, name):
 
 def test_too_few_columns_without_a_header(tmp_path):
     _, read, _ = layout(tmp_path, "taobao", UserBehavior__csv=lines("1,2,pv,5"))
-    with pytest.raises(RecexpError, match=r"line 1: there are 4 columns; column 5 \(timestamp\) is missing"):
+    with pytest.raises(
+        RecexpError, match=r"line 1: there are 4 columns; column 5 \(timestamp\) is missing"
+    ):
         read(tmp_path)
 
 
 @pytest.mark.parametrize(
     "name, file",
-    [("steam", "steam_reviews.json.gz"), ("amazon", "ratings_Beauty.csv"), ("ml_1m", "ratings.dat"), ("table", "t.csv")],
+    [
+        ("steam", "steam_reviews.json.gz"),
+        ("amazon", "ratings_Beauty.csv"),
+        ("ml_1m", "ratings.dat"),
+        ("table", "t.csv"),
+    ],
 )
 @pytest.mark.parametrize("policy", ["error", "drop"])
 def test_a_truncated_gzip_file_is_an_error(tmp_path, name, file, policy):
@@ -263,18 +336,28 @@ def test_a_truncated_gzip_file_is_an_error(tmp_path, name, file, policy):
     "record, message",
     [
         ('{"username": "a", "product_id": "1"}', "column 'date': is missing"),
-        ('{"username": "a", "product_id": "1", "date": "May 2017"}', "column 'date': 'May 2017' is not a date"),
-        ('{"username": null, "product_id": "1", "date": "2017-12-17"}', "column 'username': is missing"),
+        (
+            '{"username": "a", "product_id": "1", "date": "May 2017"}',
+            "column 'date': 'May 2017' is not a date",
+        ),
+        (
+            '{"username": null, "product_id": "1", "date": "2017-12-17"}',
+            "column 'username': is missing",
+        ),
         ('{"username": "a", "product_id": "1", "date": ', "is neither JSON nor a Python literal"),
         ("['a', '1']", "is not a record of keys and values"),
     ],
 )
 def test_bad_records(tmp_path, record, message):
     good = '{"username": "a", "product_id": "1", "date": "2017-12-17"}'
-    _, read, _ = layout(tmp_path, "steam", steam_reviews__json__gz=gzip.compress(lines(good, record, good)))
+    _, read, _ = layout(
+        tmp_path, "steam", steam_reviews__json__gz=gzip.compress(lines(good, record, good))
+    )
     with pytest.raises(RecexpError) as error:
         read(tmp_path)
-    assert f"{tmp_path / 'steam_reviews.json.gz'}, line 2" in str(error.value) and message in str(error.value)
+    assert f"{tmp_path / 'steam_reviews.json.gz'}, line 2" in str(error.value) and message in str(
+        error.value
+    )
     raw = read(tmp_path, on_bad_rows="drop")
     assert raw.events.collect().height == 2
     assert [count for count, _ in raw.dropped.values()] == [1]
@@ -282,23 +365,32 @@ def test_bad_records(tmp_path, record, message):
 
 def test_bad_metadata(tmp_path):
     meta = packed(
-        {"asin": "B1", "price": "cheap"}, {"asin": "B2", "categories": "Beauty"}, {"asin": "B3", "price": 2}, {"price": 1}
+        {"asin": "B1", "price": "cheap"},
+        {"asin": "B2", "categories": "Beauty"},
+        {"asin": "B3", "price": 2},
+        {"price": 1},
     )
     _, read, _ = layout(tmp_path, "amazon", meta_Beauty__json__gz=meta)
-    with pytest.raises(RecexpError, match=r"meta_Beauty\.json\.gz, line 1, column 'price': 'cheap' is not a number"):
+    with pytest.raises(
+        RecexpError, match=r"meta_Beauty\.json\.gz, line 1, column 'price': 'cheap' is not a number"
+    ):
         read(tmp_path)
     raw = read(tmp_path, on_bad_rows="drop")
     assert raw.item_features["price"].frame.collect().rows() == [("B3", 2.0)]
     assert sum(count for count, _ in raw.dropped.values()) == 3
     games = packed({"id": "1", "genres": "Action"})
     _, read, _ = layout(tmp_path, "steam", steam_games__json__gz=games)
-    with pytest.raises(RecexpError, match=r"steam_games\.json\.gz, line 1: has genres that are not a list"):
+    with pytest.raises(
+        RecexpError, match=r"steam_games\.json\.gz, line 1: has genres that are not a list"
+    ):
         read(tmp_path)
 
 
 def test_bad_flags_and_films(tmp_path):
     _, read, _ = layout(tmp_path, "ml_100k", u__item=lines("1|A (1995)|||" + "|0" * 18 + "|2"))
-    with pytest.raises(RecexpError, match=r"u\.item, line 1, column 24 \(Western\): '2' is not one of 0, 1"):
+    with pytest.raises(
+        RecexpError, match=r"u\.item, line 1, column 24 \(Western\): '2' is not one of 0, 1"
+    ):
         read(tmp_path)
 
 
@@ -320,7 +412,15 @@ def test_bad_attributes(tmp_path, content, message):
 
 
 def test_bad_parquet(tmp_path):
-    frame = pl.DataFrame({"user": ["a", None], "item": [1, 2], "timestamp": [5, -5], "price": [1.5, 2.5], "tags": [["a"], ["b"]]})
+    frame = pl.DataFrame(
+        {
+            "user": ["a", None],
+            "item": [1, 2],
+            "timestamp": [5, -5],
+            "price": [1.5, 2.5],
+            "tags": [["a"], ["b"]],
+        }
+    )
     frame.write_parquet(tmp_path / "t.parquet")
     with pytest.raises(RecexpError, match=r"t\.parquet, row 2, column 'user': is missing"):
         table.read(tmp_path, file="t.parquet")
@@ -342,7 +442,10 @@ def test_bad_parquet(tmp_path):
     [
         ({"time_unit": "minutes"}, "time_unit='minutes' is not known; choose s, ms or iso"),
         ({"features": {"file": "i.csv"}}, "features needs the keys file, item and columns"),
-        ({"features": {"file": "i.csv", "item": "sku", "columns": {"a": "text"}}}, "features.columns.a='text' is not a kind"),
+        (
+            {"features": {"file": "i.csv", "item": "sku", "columns": {"a": "text"}}},
+            "features.columns.a='text' is not a kind",
+        ),
     ],
 )
 def test_bad_options_of_table(tmp_path, options, message):

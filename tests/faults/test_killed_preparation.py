@@ -7,13 +7,13 @@ import sys
 
 import pytest
 
-from recexp.data.prepare import prepare, verify
-from tests.events import P3, dataset, random_events, write
+from recexp.data.cache import prepare, verify
+from tests.support.events import P3, dataset, random_events, write
 
 # Prepares argv[1] in the folder argv[2]/N for every N of argv[3:] in a process that dies at its Nth step on a file there, and prints how it ended.
 KILLED = """
 import json, os, signal, sys
-from recexp.data.prepare import Dataset, prepare
+from recexp.data.cache import Dataset, prepare
 from recexp.data.split import Split
 
 given, root = json.loads(sys.argv[1]), sys.argv[2]
@@ -67,5 +67,7 @@ def test_killed_at_every_file_it_touches(tmp_path, every):
             published += 1
         folder = prepare(shop, P3, cache)
         assert arrays(folder) == whole
-        assert [path for path in cache.iterdir() if path.is_dir()] == [folder], "what the dead process left is gone"
+        assert [path for path in cache.iterdir() if path.is_dir()] == [folder], (
+            "what the dead process left is gone"
+        )
     assert published < len(some), "some died before"

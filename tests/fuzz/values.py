@@ -27,8 +27,10 @@ def f32(number: float) -> float:
     return struct.unpack("f", struct.pack("f", number))[0]
 
 
-def parsed(text: str | None, kind: str, nullable: bool = False, choices: tuple[str, ...] = ()) -> object:
-    """The value of a field of this kind (as ``recexp.data.columns.Column`` calls them)."""
+def parsed(
+    text: str | None, kind: str, nullable: bool = False, choices: tuple[str, ...] = ()
+) -> object:
+    """The value of a field of this kind (as ``recexp.data.raw.columns.Column`` calls them)."""
     if text is None or not text.strip(SPACE):
         if nullable:
             return None
@@ -39,12 +41,24 @@ def parsed(text: str | None, kind: str, nullable: bool = False, choices: tuple[s
         raise Bad("no UTF-8") from None
     if choices and text not in choices:
         raise Bad("no choice")
-    return {"int": _int, "number": _number, "s": _seconds, "ms": _milliseconds, "iso": _date, "id": _id, "text": str}[kind](text)
+    return {
+        "int": _int,
+        "number": _number,
+        "s": _seconds,
+        "ms": _milliseconds,
+        "iso": _date,
+        "id": _id,
+        "text": str,
+    }[kind](text)
 
 
 def _int(text: str) -> int:
     text = text.strip(SPACE)
-    if not re.fullmatch(r"[+-]?[0-9]+", text) or len(text) > 4000 or not -(2**63) <= int(text) < 2**63:
+    if (
+        not re.fullmatch(r"[+-]?[0-9]+", text)
+        or len(text) > 4000
+        or not -(2**63) <= int(text) < 2**63
+    ):
         raise Bad("no int")
     return int(text)
 
@@ -80,7 +94,9 @@ def _date(text: str) -> int:
     *whole, fraction, _, sign, hours, minutes = match.groups()
     try:
         *whole, second = (int(part or 0) for part in whole)
-        moment = datetime(*whole, min(second, 59), tzinfo=UTC) + timedelta(seconds=second == 60)  # a leap second is the next one
+        moment = datetime(*whole, min(second, 59), tzinfo=UTC) + timedelta(
+            seconds=second == 60
+        )  # a leap second is the next one
         if second > 60:
             raise Bad("no second")
         if sign:
@@ -89,7 +105,9 @@ def _date(text: str) -> int:
             moment -= (1 if sign == "+" else -1) * timedelta(hours=int(hours), minutes=int(minutes))
     except (ValueError, OverflowError):
         raise Bad("no date") from None
-    ms = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1) + (int((fraction[1:] + "00")[:3]) if fraction else 0)
+    ms = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1) + (
+        int((fraction[1:] + "00")[:3]) if fraction else 0
+    )
     if not 0 <= ms < END:
         raise Bad("no time of ours")
     return ms

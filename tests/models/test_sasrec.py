@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from recexp.errors import RecexpError
 from recexp.models.sasrec import SASRec
-from recexp.types import RecexpError
-from tests import toy
+from tests.support import toy
 
 SCHEMA = toy.schema()
 QUERY = toy.query([0, 1], [[1, 2, 9, 4, 7], [4]])

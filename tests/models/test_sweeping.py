@@ -13,13 +13,15 @@ from recexp.models.pop import Pop
 from recexp.models.replay import Replay
 from recexp.models.wmf import WMF
 from recexp.types import Schema
-from tests import toy
 from tests.models.test_collaborative import QUERY, SCHEMA, STORE, events, random_store
+from tests.support import toy
 
 
 def rows_of(store):
     train = store.train
-    return list(zip(train.user.tolist(), train.item.tolist(), train.behaviour.tolist(), strict=True))
+    return list(
+        zip(train.user.tolist(), train.item.tolist(), train.behaviour.tolist(), strict=True)
+    )
 
 
 def test_pop_counts_training_events():
@@ -38,7 +40,20 @@ def test_pop_of_chosen_behaviours(choice):
     assert model.score(QUERY)[0].tolist() == [bought.count(i) for i in range(1, SCHEMA.V)]
 
 
-def brute_force_knn(rows, query, *, window, neighbours, max_len, decay, history_damping, item_damping, popularity, directed, codes):
+def brute_force_knn(
+    rows,
+    query,
+    *,
+    window,
+    neighbours,
+    max_len,
+    decay,
+    history_damping,
+    item_damping,
+    popularity,
+    directed,
+    codes,
+):
     rows = [r for r in rows if r[2] in codes]
     count = defaultdict(int)
     cov = defaultdict(float)
@@ -68,7 +83,16 @@ def brute_force_knn(rows, query, *, window, neighbours, max_len, decay, history_
     return torch.tensor(scores, dtype=torch.float64)
 
 
-KNOBS = dict(window=3, neighbours=4, max_len=5, decay=0.7, history_damping=0.4, item_damping=0.8, popularity=0.01, directed=False)
+KNOBS = dict(
+    window=3,
+    neighbours=4,
+    max_len=5,
+    decay=0.7,
+    history_damping=0.4,
+    item_damping=0.8,
+    popularity=0.01,
+    directed=False,
+)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +113,9 @@ def test_item_knn_against_loops(changed, block, monkeypatch):
     model = ItemKNN(SCHEMA, **{**KNOBS, **changed}).double()
     model.sweep(store)
     plain = {k: v for k, v in {**KNOBS, **changed}.items() if k != "behaviours"}
-    expected = brute_force_knn(rows_of(store), QUERY, codes=[1] if "behaviours" in changed else [1, 2], **plain)
+    expected = brute_force_knn(
+        rows_of(store), QUERY, codes=[1] if "behaviours" in changed else [1, 2], **plain
+    )
     torch.testing.assert_close(model.score(QUERY), expected, rtol=1e-10, atol=1e-12)
 
 
@@ -114,7 +140,9 @@ def test_replay_offers_open_items_latest_first_then_the_popular():
     query = toy.query([0], [[10, 1, 2, 3, 2, 4]])  # item 10 lies before the window
     query.behaviour_BL = torch.tensor([[1, 1, 1, 1, 1, 1]])
     assert model.score(query)[0].argsort(descending=True)[:6].tolist() == [3, 1, 2, 0, 8, 7]
-    query.behaviour_BL = torch.tensor([[1, 1, 2, 1, 1, 2]])  # 2 and 4 were bought, 2 before being viewed again
+    query.behaviour_BL = torch.tensor(
+        [[1, 1, 2, 1, 1, 2]]
+    )  # 2 and 4 were bought, 2 before being viewed again
     order = model.score(query)[0].argsort(descending=True)[:5].tolist()
     assert order == [2, 0, 8, 7, 1]
 
@@ -126,7 +154,9 @@ def test_replay_without_a_weaker_behaviour_is_popularity():
     query.behaviour_BL = torch.ones_like(query.item_BL)
     for m in (model, pop):
         m.sweep(STORE)
-    assert torch.equal(model.score(query).argsort(stable=True), pop.score(query).argsort(stable=True))
+    assert torch.equal(
+        model.score(query).argsort(stable=True), pop.score(query).argsort(stable=True)
+    )
 
 
 def dense(store, codes=(1, 2)):
@@ -147,13 +177,31 @@ def test_wmf_solves_the_normal_equations_exactly(block, behaviours, monkeypatch)
     monkeypatch.setattr(wmf, "_BLOCK", block)
     torch.manual_seed(0)
     d, alpha, reg = 3, 5.0, 0.2
-    model = WMF(SCHEMA, num_factors=d, alpha=alpha, regularisation=reg, behaviours=behaviours).double()
+    model = WMF(
+        SCHEMA, num_factors=d, alpha=alpha, regularisation=reg, behaviours=behaviours
+    ).double()
     count = dense(STORE, (2,) if behaviours else (1, 2))
     y = model.item_VD.numpy().copy()
     reported = model.sweep(STORE)["objective"]
-    x = np.stack([np.linalg.solve(y.T @ np.diag(1 + alpha * r) @ y + reg * np.eye(d), y.T @ ((1 + alpha * r) * (r > 0))) for r in count])
+    x = np.stack(
+        [
+            np.linalg.solve(
+                y.T @ np.diag(1 + alpha * r) @ y + reg * np.eye(d),
+                y.T @ ((1 + alpha * r) * (r > 0)),
+            )
+            for r in count
+        ]
+    )
     np.testing.assert_allclose(model.user_UD.numpy(), x, rtol=1e-8, atol=1e-10)
-    y = np.stack([np.linalg.solve(x.T @ np.diag(1 + alpha * r) @ x + reg * np.eye(d), x.T @ ((1 + alpha * r) * (r > 0))) for r in count.T])
+    y = np.stack(
+        [
+            np.linalg.solve(
+                x.T @ np.diag(1 + alpha * r) @ x + reg * np.eye(d),
+                x.T @ ((1 + alpha * r) * (r > 0)),
+            )
+            for r in count.T
+        ]
+    )
     np.testing.assert_allclose(model.item_VD.numpy(), y, rtol=1e-8, atol=1e-10)
     assert reported == pytest.approx(objective(count, x, y, alpha, reg), rel=1e-8)
 

@@ -4,14 +4,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recexp.nn import linear_cross_entropy as module
-from recexp.nn.linear_cross_entropy import linear_cross_entropy
+from recexp.nn.cpu import linear_cross_entropy as module
+from recexp.nn.cpu.linear_cross_entropy import linear_cross_entropy
 
 
 def inputs(N=23, V=40, D=5, *, dtype=torch.float64, bias=True):
     g = torch.Generator().manual_seed(0)
-    h, item = (torch.randn(n, D, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for n in (N, V))
-    b = torch.randn(V, generator=g, dtype=torch.float64).to(dtype).requires_grad_() if bias else None
+    h, item = (
+        torch.randn(n, D, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+        for n in (N, V)
+    )
+    b = (
+        torch.randn(V, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+        if bias
+        else None
+    )
     return h, item, b, torch.randint(0, V, (N,), generator=g)
 
 
@@ -84,7 +91,9 @@ def test_half_precision_states_keep_the_softmax_in_full(table):
     expected = plain(*exact, target)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected.item(), rel=1e-2)
-    for x, a, b in zip((h, item, bias), gradients(loss, h, item, bias), gradients(expected, *exact), strict=True):
+    for x, a, b in zip(
+        (h, item, bias), gradients(loss, h, item, bias), gradients(expected, *exact), strict=True
+    ):
         assert a.dtype == x.dtype
         assert (a.double() - b).norm() < 0.02 * b.norm()
 

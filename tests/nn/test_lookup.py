@@ -2,8 +2,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from recexp.nn import lookup
-from recexp.nn.lookup import Embedding, Rows, row_dot, table_dot
+from recexp.nn.cpu import lookup
+from recexp.nn.cpu.lookup import Embedding, Rows, row_dot, table_dot
 
 
 def gradients(loss, *inputs):
@@ -24,7 +24,10 @@ def test_table_dot_equals_looking_up_and_multiplying(monkeypatch, block, columns
     index = torch.randint(0, 7, (9, columns), generator=generator)
     assert (index == 0).any()
     weight = torch.randn(9, columns, generator=generator, dtype=dtype)
-    plain, fast = row_dot(F.embedding(index, table, padding_idx=0), one), table_dot(one, table, index)
+    plain, fast = (
+        row_dot(F.embedding(index, table, padding_idx=0), one),
+        table_dot(one, table, index),
+    )
     torch.testing.assert_close(fast, plain)
     expected = gradients((plain * weight).sum(), one, table)
     for got, wanted in zip(gradients((fast * weight).sum(), one, table), expected, strict=True):
@@ -41,7 +44,10 @@ def test_nothing_is_computed_for_what_does_not_learn():
 
 @pytest.mark.parametrize("padding", [None, 0])
 def test_our_embedding_is_torchs(padding):
-    ours, theirs = Embedding(6, 4, padding_idx=padding), torch.nn.Embedding(6, 4, padding_idx=padding)
+    ours, theirs = (
+        Embedding(6, 4, padding_idx=padding),
+        torch.nn.Embedding(6, 4, padding_idx=padding),
+    )
     theirs.load_state_dict(ours.state_dict())
     index = torch.tensor([[0, 1, 1], [5, 0, 1]])
     for module in (ours, theirs):
@@ -55,7 +61,10 @@ def test_our_embedding_is_torchs(padding):
 def test_rows_through_a_layer(shape, padding):
     """Fewer ids than the table has rows, and more: the same values and gradients."""
     torch.manual_seed(0)
-    table, layer = Embedding(6, 4, padding_idx=padding).double(), torch.nn.Linear(4, 2, bias=False).double()
+    table, layer = (
+        Embedding(6, 4, padding_idx=padding).double(),
+        torch.nn.Linear(4, 2, bias=False).double(),
+    )
     id = torch.randint(6, shape)
     id.view(-1)[0] = 0
     asked = []
@@ -76,5 +85,7 @@ def test_rows_through_a_layer(shape, padding):
 def test_rows_dot():
     table, one = Embedding(6, 4, padding_idx=0), torch.randn(2, 4)
     each, shared = torch.tensor([[1, 5, 0], [2, 2, 3]]), torch.tensor([4, 1])
-    torch.testing.assert_close(Rows(table, each).dot(one), torch.einsum("bd,bcd->bc", one, table(each)))
+    torch.testing.assert_close(
+        Rows(table, each).dot(one), torch.einsum("bd,bcd->bc", one, table(each))
+    )
     torch.testing.assert_close(Rows(table, shared).dot(one), one @ table(shared).T)

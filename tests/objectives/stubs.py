@@ -12,7 +12,9 @@ class PairScores(nn.Module):
     def __init__(self, n_users: int, V: int, n_behaviours: int = 1, history: int = 0):
         super().__init__()
         self.history, self.n_behaviours = history, n_behaviours
-        self.table = nn.Parameter(torch.randn(n_users, V, n_behaviours, generator=torch.Generator().manual_seed(0)))
+        self.table = nn.Parameter(
+            torch.randn(n_users, V, n_behaviours, generator=torch.Generator().manual_seed(0))
+        )
 
     def logits(self, query, item_BC: Tensor) -> Tensor:
         return self.table[query.user_B[:, None], item_BC]
@@ -27,7 +29,9 @@ class PairScores(nn.Module):
 class RunningSum(nn.Module):
     """A causal encoder: the state at a position is the sum of the item vectors up to it."""
 
-    def __init__(self, V: int, history: int, width: int = 4, *, bias: bool = True, one_state: bool = False):
+    def __init__(
+        self, V: int, history: int, width: int = 4, *, bias: bool = True, one_state: bool = False
+    ):
         super().__init__()
         g = torch.Generator().manual_seed(0)
         self.history, self.one_state = history, one_state

@@ -8,18 +8,20 @@ import math
 import pytest
 import torch
 
+from recexp.objectives.closed_form import Sweep
 from recexp.objectives.cloze import Cloze
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.pairwise import Pairwise
 from recexp.objectives.pointwise import Pointwise
+from recexp.objectives.samplers import InBatch, NoSampler, Uniform
 from recexp.objectives.sequence import LOSSES
 from recexp.objectives.session_parallel import SAMPLED, SessionParallel
-from recexp.objectives.sweep import Sweep
-from recexp.sampling import InBatch, NoSampler, Uniform
-from tests import worlds
 from tests.objectives.stubs import PairScores, RunningSum
+from tests.support import worlds
 
-STORE = worlds.random_store(n_users=23, n_items=40, behaviours=("view", "cart", "buy"), explicit=(False, True, True))
+STORE = worlds.random_store(
+    n_users=23, n_items=40, behaviours=("view", "cart", "buy"), explicit=(False, True, True)
+)
 SCORES = torch.linspace(-6, 6, 481)
 
 
@@ -59,16 +61,22 @@ def test_sequence_losses(kind, loss_name):
     model = Alike()
     task.check(model, STORE)
     batch = task.batch(STORE, task.rows(STORE), torch.Generator().manual_seed(0))
-    assert task.constant_loss(STORE, 8) == pytest.approx(least(task, model, model.bias, [batch]), rel=1e-3)
+    assert task.constant_loss(STORE, 8) == pytest.approx(
+        least(task, model, model.bias, [batch]), rel=1e-3
+    )
     assert task.instances() is None
 
 
 def test_a_corrected_softmax_stands_for_the_catalog():
-    task = NextItem(Uniform(), loss_name="sampled_softmax", n_negatives=400, shared="batch", log_q=True)
+    task = NextItem(
+        Uniform(), loss_name="sampled_softmax", n_negatives=400, shared="batch", log_q=True
+    )
     model = Alike()
     task.check(model, STORE)
     batch = task.batch(STORE, task.rows(STORE), torch.Generator().manual_seed(0))
-    assert task.constant_loss(STORE, 8) == pytest.approx(least(task, model, model.bias, [batch]), rel=0.02)
+    assert task.constant_loss(STORE, 8) == pytest.approx(
+        least(task, model, model.bias, [batch]), rel=0.02
+    )
 
 
 @pytest.mark.parametrize("loss_name", SAMPLED)
@@ -100,7 +108,10 @@ def test_losses_of_sessions_side_by_side(loss_name):
 )
 def test_pointwise_losses(options):
     levels = len(options.get("levels", "12"))
-    task, model = Pointwise(Uniform(), **options), PairScores(STORE.schema.n_users, STORE.schema.V, levels, 3)
+    task, model = (
+        Pointwise(Uniform(), **options),
+        PairScores(STORE.schema.n_users, STORE.schema.V, levels, 3),
+    )
     task.check(model, STORE)
     batch = task.batch(STORE, task.rows(STORE), torch.Generator().manual_seed(0))
     weights, model.table.data = options.get("weights") or [1.0] * levels, model.table.data.double()
@@ -117,7 +128,10 @@ def test_pointwise_losses(options):
 
 
 def test_pairwise_losses():
-    task, model = Pairwise(Uniform(), n_negatives=3), PairScores(STORE.schema.n_users, STORE.schema.V)
+    task, model = (
+        Pairwise(Uniform(), n_negatives=3),
+        PairScores(STORE.schema.n_users, STORE.schema.V),
+    )
     task.check(model, STORE)
     batch = task.batch(STORE, task.rows(STORE), torch.Generator().manual_seed(0))
     assert task.constant_loss(STORE, 8) == math.log(2)

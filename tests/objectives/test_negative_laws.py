@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from recexp.data.cache import prepare
 from recexp.data.datamodule import RecDataModule
-from recexp.data.prepare import prepare
 from recexp.data.store import Store
+from recexp.errors import RecexpError
 from recexp.objectives.cloze import Cloze
 from recexp.objectives.next_item import NextItem
+from recexp.objectives.samplers import InBatch, Mixed, Popularity, SupportiveOnly, Uniform
 from recexp.objectives.session_parallel import SessionParallel
-from recexp.sampling import InBatch, Mixed, Popularity, SupportiveOnly, Uniform
-from recexp.types import RecexpError
-from tests.events import BEHAVIOURS, P3, Event, store
 from tests.objectives.stubs import RunningSum
+from tests.support.events import BEHAVIOURS, P3, Event, store
 
 HISTORY = 8
 ROOT = Path(__file__).parents[2]
@@ -214,7 +214,9 @@ def test_popular_items_of_movielens_are_drawn_as_often_as_stated(ml_100k, alpha)
     count = frequency(torch.cat(steps), V)
     stated = task.sampler.log_prob(ml_100k, torch.arange(V)).double().exp()
     popular = frequency(ml_100k.train.item, V).argsort(descending=True)[:50]
-    assert (count[popular].sum() / count.sum() / stated[popular].sum()).item() == pytest.approx(1, abs=0.02)
+    assert (count[popular].sum() / count.sum() / stated[popular].sum()).item() == pytest.approx(
+        1, abs=0.02
+    )
     assert_law(count, count.sum() * stated)
 
 
@@ -223,7 +225,9 @@ def test_popular_items_of_movielens_are_drawn_as_often_as_stated(ml_100k, alpha)
 def test_laws_of_movielens(ml_100k, name):
     n, V = 100_000, ml_100k.schema.V
     rows = slice(0, 60)  # among them users with half of the catalogue
-    check_users_law(ml_100k, NextItem(SAMPLERS[name], loss_name="bce", n_negatives=5_000, shared="row"), rows)
+    check_users_law(
+        ml_100k, NextItem(SAMPLERS[name], loss_name="bce", n_negatives=5_000, shared="row"), rows
+    )
     task = NextItem(SAMPLERS[name], loss_name="bce", n_negatives=n, shared="batch")
     task.check(RunningSum(V, 50), ml_100k)
     batch = task.batch(ml_100k, task.rows(ml_100k), torch.Generator().manual_seed(0))

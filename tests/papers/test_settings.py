@@ -10,11 +10,11 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from recexp.cli import CONF
-from recexp.compose import check_config
+from recexp.config import CONF
+from recexp.config.check import check_config
 from recexp.report import settings
 from recexp.report.settings import composed_settings, paper_settings, same
-from tests.test_experiments import GROUPS, JOBS, PARSER, different, jobs
+from tests.config.test_experiments import GROUPS, JOBS, PARSER, different, jobs
 
 PAPERS = ("ite", "multi_feedback", "bert4rec", "nova")
 

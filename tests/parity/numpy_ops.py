@@ -7,7 +7,10 @@ import numpy as np
 
 def weights(module):
     """Parameters and buffers by name."""
-    return {name: p.detach().numpy() for name, p in [*module.named_parameters(), *module.named_buffers()]}
+    return {
+        name: p.detach().numpy()
+        for name, p in [*module.named_parameters(), *module.named_buffers()]
+    }
 
 
 def linear(x, w, name):
@@ -17,7 +20,10 @@ def linear(x, w, name):
 
 def layer_norm(x, w, name, eps):
     centred = x - x.mean(-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * w[f"{name}.weight"] + w[f"{name}.bias"]
+    return (
+        centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * w[f"{name}.weight"]
+        + w[f"{name}.bias"]
+    )
 
 
 def softmax(x):
@@ -35,7 +41,11 @@ def sigmoid(x):
 
 def attention(query, key, value, w, name, heads, causal=False):
     """Multi-head attention of one history without padding, an output map where there is one."""
-    q, k, v = linear(query, w, f"{name}.query"), linear(key, w, f"{name}.key"), linear(value, w, f"{name}.value")
+    q, k, v = (
+        linear(query, w, f"{name}.query"),
+        linear(key, w, f"{name}.key"),
+        linear(value, w, f"{name}.value"),
+    )
     size, parts = q.shape[-1] // heads, []
     for i in range(heads):
         part = slice(i * size, (i + 1) * size)

@@ -43,10 +43,19 @@ CASES = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE", help=", ".join(CASES))
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=list(CASES),
+        choices=list(CASES),
+        metavar="CASE",
+        help=", ".join(CASES),
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--train-s", type=float, default=10, help="seconds of training per measurement")
+    parser.add_argument(
+        "--train-s", type=float, default=10, help="seconds of training per measurement"
+    )
     parser.add_argument("--work", type=Path, default=Path("cache/bench"))
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
     a = parser.parse_args()
@@ -59,13 +68,28 @@ def main() -> None:
         data = overrides(write_events(a.work / "like-ml-1m", 6040, 3706, 1_000_000))
     torch.set_num_threads(a.threads)
     roofs = {"gflops": matrix_roof(), "gb_s": copy_roof()}
-    print(f"{a.threads} threads; roofs: {roofs['gflops']:.0f} GFLOP/s (matrix product), {roofs['gb_s']:.1f} GB/s (copy); data: {data[0]}", flush=True)
+    print(
+        f"{a.threads} threads; roofs: {roofs['gflops']:.0f} GFLOP/s (matrix product), {roofs['gb_s']:.1f} GB/s (copy); data: {data[0]}",
+        flush=True,
+    )
     said: dict[str, list[dict]] = {name: [] for name in a.only}
     for round_ in range(a.rounds):
         for name in a.only:
-            words = [*data_for(name, data), "protocol=full_unseen", "logger=none", f"cache_dir={a.work}/cache", *CASES[name]]
+            words = [
+                *data_for(name, data),
+                "protocol=full_unseen",
+                "logger=none",
+                f"cache_dir={a.work}/cache",
+                *CASES[name],
+            ]
             root = Path(__file__).resolve().parent.parent.parent
-            spec = {"overrides": words, "conf": str(root / "conf"), "folder": str(a.work / "run"), "rankings": 1, "count": round_ == 0}
+            spec = {
+                "overrides": words,
+                "conf": str(root / "conf"),
+                "folder": str(a.work / "run"),
+                "rankings": 1,
+                "count": round_ == 0,
+            }
             said[name].append(worker(Path(sys.executable), "worker_recexp.py", spec, a))
             if round_ == a.rounds - 1:
                 print(row(name, said[name], roofs), flush=True)
@@ -83,8 +107,16 @@ def row(name: str, said: list[dict], roofs: dict[str, float]) -> str:
         return sorted(s[what] for s in said)
 
     step, rank, first = (statistics.median(of(k)) for k in ("step_s", "rank_s", "first_step_s"))
-    flops, least = said[0]["step_flops"], max(said[0]["step_flops"] / roofs["gflops"] / 1e9, said[0]["step_bytes"] / roofs["gb_s"] / 1e9)
-    rank_floor = max(said[0]["rank_flops"] / roofs["gflops"] / 1e9, said[0]["rank_bytes"] / roofs["gb_s"] / 1e9)
+    flops, least = (
+        said[0]["step_flops"],
+        max(
+            said[0]["step_flops"] / roofs["gflops"] / 1e9,
+            said[0]["step_bytes"] / roofs["gb_s"] / 1e9,
+        ),
+    )
+    rank_floor = max(
+        said[0]["rank_flops"] / roofs["gflops"] / 1e9, said[0]["rank_bytes"] / roofs["gb_s"] / 1e9
+    )
     spread = f"{1e3 * step:.1f} ({1e3 * of('step_s')[0]:.1f}-{1e3 * of('step_s')[-1]:.1f})"
     rate = said[0]["rows"] / said[0]["steps_per_epoch"] / step
     return (
@@ -97,8 +129,17 @@ def data_for(name: str, data: list[str]) -> list[str]:
     """The ITE family needs an implicit and an explicit kind of feedback, NOVA something to say about items."""
     real, ite = data[0] == "dataset=ml_1m", name.endswith("ite")
     if real and ite:
-        return [*data, "dataset.value_behaviours={rated: 0, liked: 4}", "dataset.behaviours=[rated,liked]", "dataset.explicit=[liked]"]
-    return data if real or not (ite or name == "nova_bert") else ["dataset=simulated_shop", "dataset.source.users=6040", "dataset.source.items=3706"]
+        return [
+            *data,
+            "dataset.value_behaviours={rated: 0, liked: 4}",
+            "dataset.behaviours=[rated,liked]",
+            "dataset.explicit=[liked]",
+        ]
+    return (
+        data
+        if real or not (ite or name == "nova_bert")
+        else ["dataset=simulated_shop", "dataset.source.users=6040", "dataset.source.items=3706"]
+    )
 
 
 def matrix_roof(n: int = 2048, rounds: int = 9) -> float:

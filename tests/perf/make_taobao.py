@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from recexp.data.simulator import SETTING_FILE
+from recexp.data.simulation.simulator import SETTING_FILE
 
 EVENTS, USERS, ITEMS, CATEGORIES = 100_150_807, 987_994, 4_162_024, 9_439
 BEHAVIOURS, SHARES = ("pv", "fav", "cart", "buy"), (0.8958, 0.0288, 0.0553, 0.0201)
@@ -32,10 +32,13 @@ def make(folder: Path, events: int = EVENTS, seed: int = 0) -> Path:
             row = np.arange(first, min(events, first + CHUNK))
             user = _skewed(rng, row, users, 1.5)
             item = _skewed(rng, row, items, 3.0)
-            frame = pl.DataFrame({"user": user + 1, "item": item + 1, "category": item * 7919 % CATEGORIES + 1})
+            frame = pl.DataFrame(
+                {"user": user + 1, "item": item + 1, "category": item * 7919 % CATEGORIES + 1}
+            )
             code = rng.choice(len(BEHAVIOURS), len(row), p=SHARES)
             frame = frame.with_columns(
-                behavior=pl.Series(np.asarray(BEHAVIOURS)[code]), timestamp=pl.Series(START + rng.integers(0, DAYS * 86_400, len(row)))
+                behavior=pl.Series(np.asarray(BEHAVIOURS)[code]),
+                timestamp=pl.Series(START + rng.integers(0, DAYS * 86_400, len(row))),
             )
             frame.write_csv(file, include_header=False)
     os.replace(temporary, path)

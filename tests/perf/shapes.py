@@ -34,7 +34,10 @@ def write_events(folder: Path, users: int, items: int, events: int, seed: int = 
         user = np.repeat(np.arange(a, b, dtype=np.int32), length[a:b])
         item = name[np.searchsorted(popularity, rng.random(len(user)) * popularity[-1])]
         # Every item occurs, if there are events enough: each chunk brings its share of the catalogue.
-        low, high = (items * number * CHUNK // length.sum(), min(items, items * (number + 1) * CHUNK // length.sum()))
+        low, high = (
+            items * number * CHUNK // length.sum(),
+            min(items, items * (number + 1) * CHUNK // length.sum()),
+        )
         low, high = min(low, high), min(high, low + len(user) // 2)
         item[rng.choice(len(user), high - low, replace=False)] = np.arange(low, high)
         time = np.arange(len(user), dtype=np.int64) + number * CHUNK
@@ -50,4 +53,9 @@ def write_events(folder: Path, users: int, items: int, events: int, seed: int = 
 
 def overrides(folder: Path) -> list[str]:
     """The command-line words that make ``folder`` the data."""
-    return ["dataset=table", f"dataset.name={folder.name}", f"dataset.raw_dir={folder}", "dataset.source.file=events.parquet"]
+    return [
+        "dataset=table",
+        f"dataset.name={folder.name}",
+        f"dataset.raw_dir={folder}",
+        "dataset.source.file=events.parquet",
+    ]

@@ -20,7 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-sys.path.insert(0, str(ROOT))  # recexp.results, for the hardware
+sys.path.insert(0, str(ROOT))  # recexp.runs.result, for the hardware
 
 TORCH = "torch==2.13.0"
 PEERS = {
@@ -30,10 +30,36 @@ PEERS = {
 
 TRANSFORMER = ["model.num_factors=64", "model.num_layers=2", "model.num_heads=2"]
 SASREC = ["model=sasrec_softmax", "model.max_len=200", *TRANSFORMER]
-BERT4REC = ["model=bert4rec", "model.max_len=200", *TRANSFORMER, "objective.step=1000000"]  # one window per user
-RECBOLE_TRANSFORMER = {"n_layers": 2, "n_heads": 2, "hidden_size": 64, "inner_size": 256, "train_neg_sample_args": None}
-ONE_NEGATIVE = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1, "alpha": 1.0, "dynamic": False, "candidate_num": 0}}
-SEQUENTIAL = {"rank": 8, "sampled": 200, "prepare": 10, "prepare, warm": 100, "first step": 5, "memory": 8}
+BERT4REC = [
+    "model=bert4rec",
+    "model.max_len=200",
+    *TRANSFORMER,
+    "objective.step=1000000",
+]  # one window per user
+RECBOLE_TRANSFORMER = {
+    "n_layers": 2,
+    "n_heads": 2,
+    "hidden_size": 64,
+    "inner_size": 256,
+    "train_neg_sample_args": None,
+}
+ONE_NEGATIVE = {
+    "train_neg_sample_args": {
+        "distribution": "uniform",
+        "sample_num": 1,
+        "alpha": 1.0,
+        "dynamic": False,
+        "candidate_num": 0,
+    }
+}
+SEQUENTIAL = {
+    "rank": 8,
+    "sampled": 200,
+    "prepare": 10,
+    "prepare, warm": 100,
+    "first step": 5,
+    "memory": 8,
+}
 
 # What each side trains, the batch size both take first, each side's own best, and how far ahead we mean to be.
 CASES: dict[str, dict] = {
@@ -106,13 +132,40 @@ RACES: dict[str, dict] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--raw-dir", type=Path, required=True, help="the folder of ML-1M's ratings.dat")
-    parser.add_argument("--work", type=Path, default=ROOT / "cache" / "peers", help="environments, converted data and prepared caches")
-    parser.add_argument("--only", nargs="+", default=list(CASES), choices=list(CASES), metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--race", nargs="*", choices=list(RACES), metavar="MODEL", help="on ML-100K (in --raw-dir), to the same NDCG@10")
-    parser.add_argument("--rounds", type=int, default=1, help="times each side is measured; medians are compared")
+    parser.add_argument(
+        "--raw-dir", type=Path, required=True, help="the folder of ML-1M's ratings.dat"
+    )
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=ROOT / "cache" / "peers",
+        help="environments, converted data and prepared caches",
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=list(CASES),
+        choices=list(CASES),
+        metavar="CASE",
+        help=", ".join(CASES),
+    )
+    parser.add_argument(
+        "--race",
+        nargs="*",
+        choices=list(RACES),
+        metavar="MODEL",
+        help="on ML-100K (in --raw-dir), to the same NDCG@10",
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="times each side is measured; medians are compared"
+    )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--train-s", type=float, default=40, help="seconds of training after which the rest of an epoch is extrapolated")
+    parser.add_argument(
+        "--train-s",
+        type=float,
+        default=40,
+        help="seconds of training after which the rest of an epoch is extrapolated",
+    )
     parser.add_argument("--out", type=Path, help="JSON of everything measured")
     a = parser.parse_args()
     a.work = a.work.resolve()
@@ -135,14 +188,40 @@ def measure(case: str, a: argparse.Namespace) -> dict[str, list[dict]]:
     said: dict[str, list[dict]] = {}
 
     def ours(key: str, *more: str, **spec) -> None:
-        words = ["dataset=ml_1m", f"dataset.raw_dir={a.raw_dir.resolve()}", "protocol=full_unseen", "logger=none", "~tuned", *setting["ours"], *more]
-        spec = {"overrides": words, "conf": str(ROOT / "conf"), "folder": str(a.work / "run"), "rankings": 3} | spec
+        words = [
+            "dataset=ml_1m",
+            f"dataset.raw_dir={a.raw_dir.resolve()}",
+            "protocol=full_unseen",
+            "logger=none",
+            "~tuned",
+            *setting["ours"],
+            *more,
+        ]
+        spec = {
+            "overrides": words,
+            "conf": str(ROOT / "conf"),
+            "folder": str(a.work / "run"),
+            "rankings": 3,
+        } | spec
         said.setdefault(key, []).append(worker(Path(sys.executable), "worker_recexp.py", spec, a))
 
     def theirs(key: str, batch: int, **spec) -> None:
-        spec = {"rankings": 1, "anomaly": True, "batch": batch, "dataset": "ml-1m", **setting["peer"], **spec}
-        spec |= {"events": str(a.work / "ml-1m.tsv"), "data_path": str(a.work), "folder": str(a.work)}
-        said.setdefault(key, []).append(worker(environment(peer, a.work), f"worker_{peer}.py", spec, a))
+        spec = {
+            "rankings": 1,
+            "anomaly": True,
+            "batch": batch,
+            "dataset": "ml-1m",
+            **setting["peer"],
+            **spec,
+        }
+        spec |= {
+            "events": str(a.work / "ml-1m.tsv"),
+            "data_path": str(a.work),
+            "folder": str(a.work),
+        }
+        said.setdefault(key, []).append(
+            worker(environment(peer, a.work), f"worker_{peer}.py", spec, a)
+        )
 
     for _ in range(a.rounds):
         for cache in (a.work / "cold").glob("ml_1m-*"):
@@ -153,8 +232,18 @@ def measure(case: str, a: argparse.Namespace) -> dict[str, list[dict]]:
         if any(k.endswith("anomaly off") for k in setting["targets"]):
             theirs("peer, anomaly off", setting["batch"], anomaly=False)
         if "sampled" in setting:
-            more = ("protocol.candidates.kind=uniform", "protocol.candidates.n=100", "protocol.candidates.seen=ranked")
-            ours("ours, sampled", f"batch_size={setting['batch']}", f"cache_dir={a.work}/cold", *more, train_s=1)
+            more = (
+                "protocol.candidates.kind=uniform",
+                "protocol.candidates.n=100",
+                "protocol.candidates.seen=ranked",
+            )
+            ours(
+                "ours, sampled",
+                f"batch_size={setting['batch']}",
+                f"cache_dir={a.work}/cold",
+                *more,
+                train_s=1,
+            )
         mine, best = setting["best"]
         if mine != setting["batch"]:
             ours("ours, own best", f"batch_size={mine}", f"cache_dir={a.work}/cold", batch=mine)
@@ -168,16 +257,49 @@ def race(a: argparse.Namespace) -> None:
     lines, measured = [], {}
     for name in a.race or RACES:
         setting = RACES[name]
-        spec = {"dataset": "ml-100k", "folder": str(a.work), "length": 50, "anomaly": True, "until": True, "data_path": None, **setting["peer"]}
+        spec = {
+            "dataset": "ml-100k",
+            "folder": str(a.work),
+            "length": 50,
+            "anomaly": True,
+            "until": True,
+            "data_path": None,
+            **setting["peer"],
+        }
         peer = worker(environment("recbole", a.work), "worker_recbole.py", spec, a)
         seconds, best = max(peer["history"], key=lambda h: h[1])
-        words = ["dataset=ml_100k", f"dataset.raw_dir={a.raw_dir.resolve()}", "dataset.filters=[]", "protocol=full_unseen", "logger=none"]
+        words = [
+            "dataset=ml_100k",
+            f"dataset.raw_dir={a.raw_dir.resolve()}",
+            "dataset.filters=[]",
+            "protocol=full_unseen",
+            "logger=none",
+        ]
         words += [f"cache_dir={a.work}/cold", *setting["ours"]]
-        spec = {"conf": str(ROOT / "conf"), "folder": str(a.work / "run"), "until": best, "epochs": setting["epochs"]}
-        ours = worker(Path(sys.executable), "worker_recexp.py", spec | {"overrides": words, "train_s": seconds}, a)
+        spec = {
+            "conf": str(ROOT / "conf"),
+            "folder": str(a.work / "run"),
+            "until": best,
+            "epochs": setting["epochs"],
+        }
+        ours = worker(
+            Path(sys.executable),
+            "worker_recexp.py",
+            spec | {"overrides": words, "train_s": seconds},
+            a,
+        )
         measured[name] = {"peer": peer, "ours": ours}
         reached = next((s for s, ndcg in ours["history"] if ndcg >= best), float("inf"))
-        lines.append((f"race/{name}", f"to NDCG@10 {best:.4f}", reached, seconds, seconds / reached, setting["ahead"]))
+        lines.append(
+            (
+                f"race/{name}",
+                f"to NDCG@10 {best:.4f}",
+                reached,
+                seconds,
+                seconds / reached,
+                setting["ahead"],
+            )
+        )
         print(table(lines[-1:]), flush=True)
     store(a.out, a, measured)
 
@@ -185,9 +307,15 @@ def race(a: argparse.Namespace) -> None:
 def store(path: Path | None, a: argparse.Namespace, measured: dict) -> None:
     if path is None:
         return
-    from recexp.results import describe, git_state
+    from recexp.runs.result import describe, git_state
 
-    said = {"hardware": describe(), "git": git_state(), "threads": a.threads, "train_s": a.train_s, "measured": measured}
+    said = {
+        "hardware": describe(),
+        "git": git_state(),
+        "threads": a.threads,
+        "train_s": a.train_s,
+        "measured": measured,
+    }
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps(said, indent=1))
     temporary.replace(path)
@@ -199,7 +327,10 @@ def rows(case: str, said: dict[str, list[dict]]) -> list[tuple]:
     def of(key: str, what: str) -> float:
         return statistics.median(round_[what] for round_ in said[key])
 
-    mine, peer = ("ours, own best" if "ours, own best" in said else "ours"), ("peer, own best" if "peer, own best" in said else "peer")
+    mine, peer = (
+        ("ours, own best" if "ours, own best" in said else "ours"),
+        ("peer, own best" if "peer, own best" in said else "peer"),
+    )
     pairs = {
         "epoch": (of("ours", "epoch_s"), of("peer", "epoch_s")),
         "rank": (of("ours", "rank_s"), of("peer", "rank_s")),
@@ -211,12 +342,18 @@ def rows(case: str, said: dict[str, list[dict]]) -> list[tuple]:
         "memory, warm": (of("ours, warm", "peak_gb"), of("peer", "peak_gb")),
     }
     if mine != "ours" or peer != "peer":
-        pairs["epoch, own best"] = min(of("ours", "epoch_s"), of(mine, "epoch_s")), min(of("peer", "epoch_s"), of(peer, "epoch_s"))
+        pairs["epoch, own best"] = (
+            min(of("ours", "epoch_s"), of(mine, "epoch_s")),
+            min(of("peer", "epoch_s"), of(peer, "epoch_s")),
+        )
     if "peer, anomaly off" in said:
         pairs["epoch, anomaly off"] = of("ours", "epoch_s"), of("peer, anomaly off", "epoch_s")
     if "ours, sampled" in said:
         pairs["sampled"] = of("ours, sampled", "rank_s"), of("peer", "sampled_s")
-    return [(case, what, a, b, b / a, CASES[case]["targets"].get(what)) for what, (a, b) in pairs.items()]
+    return [
+        (case, what, a, b, b / a, CASES[case]["targets"].get(what))
+        for what, (a, b) in pairs.items()
+    ]
 
 
 def table(lines: list[tuple]) -> str:
@@ -232,9 +369,18 @@ def worker(python: Path, script: str, spec: dict, a: argparse.Namespace) -> dict
     clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")}
     clean["PYTHONPATH"] = str(ROOT) if script == "worker_recexp.py" else ""
     spec["born"] = time.time()
-    done = subprocess.run([str(python), str(HERE / script), json.dumps(spec)], capture_output=True, text=True, env=clean, cwd=a.work, check=False)
+    done = subprocess.run(
+        [str(python), str(HERE / script), json.dumps(spec)],
+        capture_output=True,
+        text=True,
+        env=clean,
+        cwd=a.work,
+        check=False,
+    )
     if done.returncode:
-        sys.exit(f"{script} with {json.dumps(spec)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        sys.exit(
+            f"{script} with {json.dumps(spec)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        )
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -245,7 +391,18 @@ def environment(peer: str, work: Path) -> Path:
         print(f"installing {peer} into {folder}", flush=True)
         subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
         for packages in PEERS[peer]:
-            subprocess.run([str(folder / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages], check=True)
+            subprocess.run(
+                [
+                    str(folder / "bin" / "python"),
+                    "-m",
+                    "pip",
+                    "install",
+                    "-q",
+                    "--disable-pip-version-check",
+                    *packages,
+                ],
+                check=True,
+            )
         (folder / "complete").touch()
     return folder / "bin" / "python"
 
@@ -255,11 +412,16 @@ def convert(ratings: Path, work: Path) -> None:
     if not ratings.is_file():
         sys.exit(f"error: {ratings} is missing; --raw-dir names the folder of ML-1M.")
     lines = (line.split("::") for line in ratings.read_text("latin-1").splitlines())
-    events = sorted(([int(user), item, rating, int(at)] for user, item, rating, at in lines), key=lambda e: (e[0], e[3]))
+    events = sorted(
+        ([int(user), item, rating, int(at)] for user, item, rating, at in lines),
+        key=lambda e: (e[0], e[3]),
+    )
     text = "\n".join("\t".join(map(str, e)) for e in events) + "\n"
     (work / "ml-1m").mkdir(exist_ok=True)
     (work / "ml-1m.tsv").write_text("user_id\titem_id\trating\ttimestamp\n" + text)
-    (work / "ml-1m" / "ml-1m.inter").write_text("user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + text)
+    (work / "ml-1m" / "ml-1m.inter").write_text(
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + text
+    )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,9 @@ def config(mode):
     }  # fmt: skip
     if SPEC["data_path"]:  # else data that RecBole brings
         settings["data_path"] = SPEC["data_path"]
-    return Config(model=SPEC["model"], dataset=SPEC["dataset"], config_dict=settings | SPEC["settings"])
+    return Config(
+        model=SPEC["model"], dataset=SPEC["dataset"], config_dict=settings | SPEC["settings"]
+    )
 
 
 def prepared(mode):
@@ -59,7 +61,12 @@ def prepared(mode):
 
 began = time.perf_counter()
 c, dataset, train, valid, test = prepared("full")
-said.update(prepare_s=time.perf_counter() - began, users=dataset.user_num - 1, targets=len(train._dataset), steps_per_epoch=len(train))
+said.update(
+    prepare_s=time.perf_counter() - began,
+    users=dataset.user_num - 1,
+    targets=len(train._dataset),
+    steps_per_epoch=len(train),
+)
 model = get_model(c["model"])(c, train._dataset).to(c["device"])
 said["anomaly_mode"] = torch.is_anomaly_enabled()
 if not SPEC["anomaly"]:
@@ -76,7 +83,9 @@ if "until" in SPEC:  # wall time to a validation NDCG@10
 
     began = time.perf_counter()
     with contextlib.suppress(Enough):
-        trainer.fit(train, valid, verbose=False, saved=False, show_progress=False, callback_fn=after_epoch)
+        trainer.fit(
+            train, valid, verbose=False, saved=False, show_progress=False, callback_fn=after_epoch
+        )
     said.update(history=history, peak_gb=peak_gb())
     print("\n" + json.dumps(said, default=float))
     sys.exit()
@@ -103,7 +112,12 @@ except Enough:
 model.calculate_loss = loss
 steps = [b - a for a, b in itertools.pairwise(ends)]
 steps = steps[1:] or steps
-said.update(step_s=statistics.mean(steps), steps=len(steps), epoch_s=statistics.mean(steps) * len(train), peak_train_gb=peak_gb())
+said.update(
+    step_s=statistics.mean(steps),
+    steps=len(steps),
+    epoch_s=statistics.mean(steps) * len(train),
+    peak_train_gb=peak_gb(),
+)
 
 
 def ranked(loader, rounds):

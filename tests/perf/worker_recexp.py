@@ -22,11 +22,13 @@ def main() -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
-    from recexp.compose import register_resolvers
+    from recexp.config.check import register_resolvers
 
     register_resolvers()
     with initialize_config_dir(SPEC["conf"], version_base="1.3"):
-        cfg = compose("config", [*SPEC["overrides"], f"run_dir={SPEC['folder']}"], return_hydra_config=True)
+        cfg = compose(
+            "config", [*SPEC["overrides"], f"run_dir={SPEC['folder']}"], return_hydra_config=True
+        )
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
@@ -34,16 +36,18 @@ def main() -> None:
     import pytorch_lightning as pl
     import torch
 
-    from recexp.assembly import assemble
-    from recexp.compose import build
-    from recexp.data.prepare import prepare
+    from recexp.config.check import build
+    from recexp.data.cache import prepare
     from recexp.data.store import Store
-    from recexp.lightning.hints import quiet
+    from recexp.runs.assembly import assemble
+    from recexp.training.hints import quiet
 
     quiet()
     torch.set_num_threads(SPEC["threads"])
     started, protocol = time.perf_counter(), build(cfg.protocol)
-    store = Store.open(prepare(build(cfg.dataset, _recursive_=False), protocol.split, cfg.cache_dir))
+    store = Store.open(
+        prepare(build(cfg.dataset, _recursive_=False), protocol.split, cfg.cache_dir)
+    )
     said = {"prepare_s": time.perf_counter() - started, "peak_prepared_gb": peak_gb()}
     module, data = assemble(cfg, protocol, store, ("val",))
 
@@ -76,7 +80,13 @@ def main() -> None:
     )  # fmt: skip
     trainer.fit(module, data)
     if "until" in SPEC:
-        print("\n" + json.dumps(said | {"history": history, "peak_gb": peak_gb(), "total_s": since_start()}), flush=True)
+        print(
+            "\n"
+            + json.dumps(
+                said | {"history": history, "peak_gb": peak_gb(), "total_s": since_start()}
+            ),
+            flush=True,
+        )
         return
     steps = [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
     said |= {
@@ -92,12 +102,19 @@ def main() -> None:
         if "rank_users" in SPEC:  # so many alone
             module.eval()
             with torch.inference_mode():
-                for row in torch.arange(min(SPEC["rank_users"], len(store.val))).split(cfg.eval_batch_size):
+                for row in torch.arange(min(SPEC["rank_users"], len(store.val))).split(
+                    cfg.eval_batch_size
+                ):
                     module._rank("val", row)
         else:
             trainer.validate(module, data, verbose=False)
         times.append(time.perf_counter() - began)
-    said |= {"rank_s": statistics.median(times), "rank_all_s": times, "peak_gb": peak_gb(), "total_s": since_start()}
+    said |= {
+        "rank_s": statistics.median(times),
+        "rank_all_s": times,
+        "peak_gb": peak_gb(),
+        "total_s": since_start(),
+    }
     print("\n" + json.dumps(said), flush=True)
 
 
@@ -114,10 +131,16 @@ def counted(module, data, batches: int = 3) -> dict[str, float]:
             break
         generator = torch.Generator().manual_seed(at)
         with FlopCounterMode(display=False) as counter:
-            module.objective.loss(module.model.train(), module.objective.batch(module.store, row, generator))["loss"].backward()
+            module.objective.loss(
+                module.model.train(), module.objective.batch(module.store, row, generator)
+            )["loss"].backward()
         flops.append(counter.get_total_flops())
     weights = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
-    said = {"step_flops": statistics.mean(flops), "step_bytes": 4 * weights * 7, "rows": len(data.train_dataloader().dataset)}
+    said = {
+        "step_flops": statistics.mean(flops),
+        "step_bytes": 4 * weights * 7,
+        "rows": len(data.train_dataloader().dataset),
+    }
     loader = data.val_dataloader()[0]
     learned = [p for p in module.eval().parameters() if p.requires_grad]
     for p in learned:  # the counter hangs its hooks on whatever asks for a gradient
@@ -128,7 +151,10 @@ def counted(module, data, batches: int = 3) -> dict[str, float]:
         p.requires_grad_(True)
     module.metrics["val"].reset()
     # Scores have to be written and read once.
-    return said | {"rank_flops": counter.get_total_flops() * len(loader), "rank_bytes": 8 * len(module.store.val) * module.store.schema.n_items}
+    return said | {
+        "rank_flops": counter.get_total_flops() * len(loader),
+        "rank_bytes": 8 * len(module.store.val) * module.store.schema.n_items,
+    }
 
 
 def peak_gb() -> float:

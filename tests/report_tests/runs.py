@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 from omegaconf import OmegaConf
 
-from recexp.cli import CONF
+from recexp.config import CONF
 from recexp.report import settings
 
 ML = {
@@ -55,7 +55,16 @@ def write_run(
     for key, value in (config or {}).items():
         OmegaConf.update(values, key, value, force_add=True)
     OmegaConf.save(values, folder / "config.yaml")
-    metrics = {f"test/{m}": v for m, v in (("hr@5", ndcg), ("hr@10", 2 * ndcg), ("ndcg@10", ndcg), ("mrr", ndcg), ("users", 10.0))}
+    metrics = {
+        f"test/{m}": v
+        for m, v in (
+            ("hr@5", ndcg),
+            ("hr@10", 2 * ndcg),
+            ("ndcg@10", ndcg),
+            ("mrr", ndcg),
+            ("users", 10.0),
+        )
+    }
     metrics |= {"val/ndcg@10": ndcg}
     if better is not None:
         metrics["test/mrr"] = sum(1 / (1 + b) for b in better) / len(better)
@@ -65,8 +74,12 @@ def write_run(
     if curve is not None:
         with (folder / "metrics.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["epoch", "step", "train/loss", "train/seconds", "val/hr@10", "val/ndcg@10"])
-            writer.writerows([n, 100 * (n + 1), 1 / (n + 1), 1.0, 2 * v, v] for n, v in enumerate(curve))
+            writer.writerow(
+                ["epoch", "step", "train/loss", "train/seconds", "val/hr@10", "val/ndcg@10"]
+            )
+            writer.writerows(
+                [n, 100 * (n + 1), 1 / (n + 1), 1.0, 2 * v, v] for n, v in enumerate(curve)
+            )
     epochs = len(curve) if curve else 4
     result = {
         "model": model, "dataset": dataset, "protocol": protocol, "objective": "cloze", "sampler": "uniform", "overrides": list(overrides),

@@ -9,14 +9,14 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from recexp.cli import CONF
+from recexp.cli.sweeper import grid
+from recexp.config import CONF
+from recexp.errors import RecexpError
 from recexp.report.claims import COLUMNS, Pick, claims, epochs_to, every_claim
 from recexp.report.collect import _from_overrides, collect
 from recexp.report.published import in_table, paper_table, select
-from recexp.sweeper import grid
-from recexp.types import RecexpError
+from tests.config.test_experiments import JOBS
 from tests.report_tests.runs import write_run
-from tests.test_experiments import JOBS
 
 EXPERIMENTS = {paper_table(name): name for name in JOBS}
 LINES = sorted({c.source for c in every_claim()})

@@ -7,14 +7,14 @@ import csv
 import pytest
 from omegaconf import OmegaConf
 
-from recexp.cli import CONF
+from recexp.config import CONF
+from recexp.errors import RecexpError
 from recexp.report.__main__ import main
 from recexp.report.collect import collect
 from recexp.report.paper_tables import LAYOUTS, paper_tables
 from recexp.report.published import PROTOCOLS, paper_table, select
-from recexp.types import RecexpError
+from tests.config.test_experiments import JOBS
 from tests.report_tests.runs import write_run
-from tests.test_experiments import JOBS
 
 ML = {"dataset": "ml_1m", "protocol": "p3_popular100"}
 ML |= {"data": {"users": 6040, "items": 3416, "interactions": 999611}}

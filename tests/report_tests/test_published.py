@@ -7,7 +7,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from recexp.cli import CONF
+from recexp.cli.sweeper import grid
+from recexp.config import CONF
+from recexp.errors import RecexpError
 from recexp.report.collect import collect, updates
 from recexp.report.published import (
     curve,
@@ -20,17 +22,21 @@ from recexp.report.published import (
     published,
     select,
 )
-from recexp.sweeper import grid
-from recexp.types import RecexpError
 from tests.report_tests.runs import ML, set_papers, write_run
 
-RR = {"dataset": "retailrocket", "protocol": "p1_uniform999", "data": {"users": 36751, "items": 83274, "interactions": 400000}}
+RR = {
+    "dataset": "retailrocket",
+    "protocol": "p1_uniform999",
+    "data": {"users": 36751, "items": 83274, "interactions": 400000},
+}
 
 
 @pytest.fixture
 def run(tmp_path):
     def made(model, config=None, **changes):
-        folder = write_run(tmp_path / str(len(list(tmp_path.iterdir()))), model=model, config=config, **changes)
+        folder = write_run(
+            tmp_path / str(len(list(tmp_path.iterdir()))), model=model, config=config, **changes
+        )
         return collect([folder])[0][0]
 
     return made
@@ -39,16 +45,31 @@ def run(tmp_path):
 def test_the_shipped_figures_are_those_of_the_papers():
     assert len(figures()) == 1182 and sum(f.paper == "ite" for f in figures()) == 720
     assert published("bert4rec", "table2", "ml_1m", "sasrec", "best", "NDCG@10") == 0.4368
-    assert published("ite", "fig5", "retailrocket", "bert_ite_si", "K=64", "HR@10") == pytest.approx(0.6616, abs=1e-4)
+    assert published(
+        "ite", "fig5", "retailrocket", "bert_ite_si", "K=64", "HR@10"
+    ) == pytest.approx(0.6616, abs=1e-4)
     assert published("multi_feedback", "table4", "taobao", "mfpr", "mean of 10", "hr@10") == 0.2426
     assert published("bert4rec", "table2", "ml_1m", "sasrec", "best", "HR@99") is None
-    assert all(0 < f.value < 1 for f in figures() if f.metric not in ("samples_per_s", "gflops", "size_mb"))
-    ends = {(f.model, f.setting): f.value for f in select(paper="ite", table="fig10_11", metric="ndcg@10")}
-    best = {(f.model, f.setting): f.value for f in select(paper="ite", table="fig5", dataset="retailrocket", metric="ndcg@10")}
-    assert ends["bert4rec", "K=64,epoch=200"] == pytest.approx(best["bert4rec", "K=64"], abs=1e-3)  # the file's last line agrees with fig. 5
+    assert all(
+        0 < f.value < 1 for f in figures() if f.metric not in ("samples_per_s", "gflops", "size_mb")
+    )
+    ends = {
+        (f.model, f.setting): f.value
+        for f in select(paper="ite", table="fig10_11", metric="ndcg@10")
+    }
+    best = {
+        (f.model, f.setting): f.value
+        for f in select(paper="ite", table="fig5", dataset="retailrocket", metric="ndcg@10")
+    }
+    assert ends["bert4rec", "K=64,epoch=200"] == pytest.approx(
+        best["bert4rec", "K=64"], abs=1e-3
+    )  # the file's last line agrees with fig. 5
 
 
-@pytest.mark.parametrize(("row", "line"), [("bert4rec,table2,ml_1m,P3,pop,best,HR@1", 2), ("a,b,c,P1,m,s,HR@1,0.1x", 2), ("", 2)])
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [("bert4rec,table2,ml_1m,P3,pop,best,HR@1", 2), ("a,b,c,P1,m,s,HR@1,0.1x", 2), ("", 2)],
+)
 def test_a_damaged_row_is_named_by_its_line(tmp_path, row, line):
     path = tmp_path / "published.csv"
     path.write_text("paper,table,dataset,protocol,model,setting,metric,value\n" + row + "\n")
@@ -58,7 +79,9 @@ def test_a_damaged_row_is_named_by_its_line(tmp_path, row, line):
 
 def test_a_figure_printed_twice_is_refused(tmp_path):
     path = tmp_path / "published.csv"
-    path.write_text("paper,table,dataset,protocol,model,setting,metric,value\n" + "a,b,c,P1,m,s,HR@1,0.1\n" * 2)
+    path.write_text(
+        "paper,table,dataset,protocol,model,setting,metric,value\n" + "a,b,c,P1,m,s,HR@1,0.1\n" * 2
+    )
     with pytest.raises(RecexpError, match="twice"):
         figures(path)
 
@@ -90,31 +113,55 @@ def test_bert4rec_settings_meet_their_row_and_no_other(run, model, config, setti
 
 
 def test_protocol_and_data_decide_the_paper(run):
-    assert match(run("bert4rec", **ML | {"protocol": "full"}))["hr@10"].source == "nova_bert table3 (best)"
+    assert (
+        match(run("bert4rec", **ML | {"protocol": "full"}))["hr@10"].source
+        == "nova_bert table3 (best)"
+    )
     assert match(run("bert4rec", **ML | {"protocol": "full_unseen"})) == {}
     assert match(run("bert4rec", **ML | {"dataset": "simulated_shop"})) == {}
-    assert match(run("bert4rec_vae", **RR))["ndcg@10"].value == published("ite", "fig5", "retailrocket", "bert4rec", "K=64", "NDCG@10")
+    assert match(run("bert4rec_vae", **RR))["ndcg@10"].value == published(
+        "ite", "fig5", "retailrocket", "bert4rec", "K=64", "NDCG@10"
+    )
 
 
 def test_ite_settings(run):
     found = match(run("ite", {"model.num_factors": 64}, **RR))
     assert (found["hr@10"].table, found["hr@20"].table) == ("fig5", "fig12")
-    in_fig12 = match(run("ite", {"model.num_factors": 64}, overrides=("experiment=ite/fig12_topk",), **RR))
+    in_fig12 = match(
+        run("ite", {"model.num_factors": 64}, overrides=("experiment=ite/fig12_topk",), **RR)
+    )
     assert in_fig12["hr@10"].value == published("ite", "fig12", "retailrocket", "ite", "", "HR@10")
     assert match(run("ite", {"model.num_factors": 16}, **RR)).keys() == {"hr@10", "ndcg@10"}
     assert match(run("ite", {"objective.weights": [2.0, 1.0]}, **RR)) == {}
     assert match(run("bert_ite_si", {"model.num_layers": 1}, **RR)) == {}
     epochs = curve(run("ite", {"model.num_factors": 64}, **RR), "hr@10")
-    assert [e for e, _ in epochs] == list(range(20, 201, 20)) and epochs[-1][1] == pytest.approx(0.554, abs=1e-3)
+    assert [e for e, _ in epochs] == list(range(20, 201, 20)) and epochs[-1][1] == pytest.approx(
+        0.554, abs=1e-3
+    )
 
 
 def test_nova_and_multi_feedback_settings(run):
     nova = match(run("nova_bert", {"model.side": ["year", "genres"]}, **ML | {"protocol": "full"}))
     assert nova["hr@10"].setting == "side_info=item" and nova["hr@10"].value == 0.2743
-    assert match(run("nova_bert", {"model.fusion": "add"}, **ML | {"protocol": "full"}))["hr@10"].value == 0.2834
+    assert (
+        match(run("nova_bert", {"model.fusion": "add"}, **ML | {"protocol": "full"}))["hr@10"].value
+        == 0.2834
+    )
     taobao = {"dataset": "taobao_31882", "protocol": "p2_uniform99"}
-    assert match(run("mf_mmlp", {"model.num_factors": 8, "objective.n_negatives": 2}, **taobao))["hr@10"].value == 0.2643
-    two = match(run("mf_mmlp", {"model.num_factors": 32}, overrides=("experiment=multi_feedback/table2_factors",), **taobao))
+    assert (
+        match(run("mf_mmlp", {"model.num_factors": 8, "objective.n_negatives": 2}, **taobao))[
+            "hr@10"
+        ].value
+        == 0.2643
+    )
+    two = match(
+        run(
+            "mf_mmlp",
+            {"model.num_factors": 32},
+            overrides=("experiment=multi_feedback/table2_factors",),
+            **taobao,
+        )
+    )
     assert two["hr@10"].source == "multi_feedback table2 (factors=32)"
     assert match(run("bpr_mf", **taobao))["hr@10"].setting == "mean of 10"
 
@@ -182,7 +229,9 @@ def test_the_best_row_takes_bert4rec_of_any_size_in_its_own_table_only(run):
 
 @pytest.mark.parametrize("model", ["nmtr", "mtmf", "mfpr"])
 def test_reconstructions_are_always_named(run, model):
-    assert any("reconstruction" in note for note in deviations(run(model, reconstruction=False), None))
+    assert any(
+        "reconstruction" in note for note in deviations(run(model, reconstruction=False), None)
+    )
     assert not deviations(run("pop"), None)
 
 
@@ -206,14 +255,26 @@ def test_reconstructions_are_always_named(run, model):
 )
 def test_every_figure_of_a_table_meets_exactly_one_setting_of_its_experiment(name, without):
     """The jobs of the experiment at the paper's scale, composed as a sweep would, seeds aside."""
-    sweeper = OmegaConf.to_container(OmegaConf.load(CONF / "experiment" / f"{name}.yaml").hydra.sweeper)
-    jobs = grid(sweeper.get("params", {}), sweeper.get("rows", []), [f"experiment={name}", "seed=0"], OverridesParser.create())
+    sweeper = OmegaConf.to_container(
+        OmegaConf.load(CONF / "experiment" / f"{name}.yaml").hydra.sweeper
+    )
+    jobs = grid(
+        sweeper.get("params", {}),
+        sweeper.get("rows", []),
+        [f"experiment={name}", "seed=0"],
+        OverridesParser.create(),
+    )
     found = []
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         for job in jobs:
             cfg = OmegaConf.to_container(compose("config", job, return_hydra_config=True))
             choices = cfg.pop("hydra")["runtime"]["choices"]
-            result = {"model": choices["model"], "dataset": cfg["dataset"]["name"], "protocol": choices["protocol"], "sampler": choices["sampler"]}
+            result = {
+                "model": choices["model"],
+                "dataset": cfg["dataset"]["name"],
+                "protocol": choices["protocol"],
+                "sampler": choices["sampler"],
+            }
             result |= {"overrides": job, "config": cfg}
             here = in_table(result, *paper_table(name))
             comparable = {metric: f for metric, f in here.items() if named_data(f)}

@@ -10,16 +10,19 @@ from recexp.report.published import match, settings_apart
 from recexp.report.recipe import WORDS, agrees, differences, recipe
 from recexp.report.settings import _value
 from tests.report_tests.runs import ML, set_papers, write_run
-from tests.running import composed
+from tests.support.running import composed
 
 # One setting of each kind that decides whether a figure was reproduced, and another value of it.
 STATED = {
     "objective.loss_name": ("ce", "bce"),
     "objective.n_negatives": ("1", 500),
-    "sampler._target_": ("recexp.sampling.Uniform", "recexp.sampling.Popularity"),
+    "sampler._target_": (
+        "recexp.objectives.samplers.Uniform",
+        "recexp.objectives.samplers.Popularity",
+    ),
     "optimizer._target_": ("torch.optim.Adam", "torch.optim.SGD"),
     "optimizer.lr": ("1e-4", 1e-3),
-    "scheduler._target_": ("recexp.lightning.schedules.linear_warmup", None),
+    "scheduler._target_": ("recexp.training.schedules.linear_warmup", None),
     "batch_size": ("256", 64),
     "batch_counts": ("positives", "instances"),
     "model.num_layers": ("2", 3),
@@ -81,7 +84,7 @@ def test_a_table_has_the_settings_of_its_experiment(settings):
     [
         (1e-4, 0.0001, True), (0.00011, 0.0001, False), ([0.9, 0.999], [0.9, 0.999], True),
         ([0.9, 0.98], [0.9, 0.999], False), ("torch.optim.Adam", "torch.optim.AdamW", False),
-        ("supportive_only", "recexp.sampling.SupportiveOnly", True), (None, None, True),
+        ("supportive_only", "recexp.objectives.samplers.SupportiveOnly", True), (None, None, True),
         (True, True, True), (1, True, False), (None, 5, False), (2, 2.0, True),
     ],
 )  # fmt: skip
@@ -128,9 +131,11 @@ def test_a_result_names_no_code_to_be_looked_up(run, settings, monkeypatch, tmp_
 def test_an_open_choice_counts_only_where_it_defines_the_system(run, settings):
     wanted = settings(
         "bert4rec,*,*,*,model.dropout,0.2,ours,false",
-        "bert4rec,*,*,*,sampler._target_,recexp.sampling.Uniform,ours,false",
+        "bert4rec,*,*,*,sampler._target_,recexp.objectives.samplers.Uniform,ours,false",
     )
-    result = run({"model.dropout": 0.7, "sampler._target_": "recexp.sampling.Popularity"})
+    result = run(
+        {"model.dropout": 0.7, "sampler._target_": "recexp.objectives.samplers.Popularity"}
+    )
     assert told(differences(result, wanted)) == ["sampler Popularity (paper silent, here Uniform)"]
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from recexp.data.prepare import checksum
+from recexp.data.cache import checksum
+from recexp.errors import RecexpError
 from recexp.report.__main__ import main
 from recexp.report.claims import Claim, Pick, claims
 from recexp.report.collect import collect
@@ -18,11 +19,9 @@ from recexp.report.published import match, select
 from recexp.report.scorecard import OPEN, _claims, judge, scorecard, verdict_on
 from recexp.report.statistics import budgets, convergence
 from recexp.report.tables import tables
-from recexp.types import RecexpError
 from tests.report_tests.runs import ML, set_papers, write_run
 
 TABLE = "bert4rec/table2_systems"
-
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +43,7 @@ def faithful(folder, ndcg, model="sasrec", **more):
 
 
 def evaluated(run, protocol, ndcg, protocol_id="bbb", **more):
-    """The run's model under another protocol, as ``recexp.evaluate`` writes it."""
+    """The run's model under another protocol, as ``recexp.runs.evaluate`` writes it."""
     result = json.loads((run / "result.json").read_text())
     (run / protocol).mkdir()
     result |= {"protocol": protocol, "protocol_id": protocol_id, "evaluated": {}} | more
@@ -58,12 +57,20 @@ def records(table):
 
 
 def figure(model, metric, paper="bert4rec", table="table2", dataset="ml_1m", setting="best"):
-    return select(paper=paper, table=table, dataset=dataset, model=model, setting=setting, metric=metric)[0]
+    return select(
+        paper=paper, table=table, dataset=dataset, model=model, setting=setting, metric=metric
+    )[0]
 
 
 @pytest.mark.parametrize(
     ("factor", "comparable", "verdict"),
-    [(0.91, True, "reproduced"), (0.89, True, "not reproduced"), (1.09, True, "reproduced"), (1.2, True, "exceeded"), (1.0, False, "other data")],
+    [
+        (0.91, True, "reproduced"),
+        (0.89, True, "not reproduced"),
+        (1.09, True, "reproduced"),
+        (1.2, True, "exceeded"),
+        (1.0, False, "other data"),
+    ],
 )
 def test_verdicts_at_ten_per_cent(factor, comparable, verdict):
     caser = figure("caser", "ndcg@10")
@@ -74,7 +81,10 @@ def test_tolerances_of_their_own():
     sasrec = figure("sasrec", "ndcg@10")
     assert judge(sasrec.value * 0.94, sasrec, True) == ("not reproduced", "± 5 %")
     ite = figure("ite", "hr@10", "ite", "fig5", "retailrocket", "K=64")
-    assert judge(ite.value - 0.029, ite, True)[0] == "reproduced" and judge(ite.value - 0.031, ite, True)[0] == "not reproduced"
+    assert (
+        judge(ite.value - 0.029, ite, True)[0] == "reproduced"
+        and judge(ite.value - 0.031, ite, True)[0] == "not reproduced"
+    )
     assert judge(None, ite, True)[0] == "not run"
 
 
@@ -243,10 +253,18 @@ def test_a_scorecard_line_by_line_with_the_honest_number(tmp_path):
     lines = records(scorecard("bert4rec/table2_systems", collect([tmp_path])[0])[0])
     by = {(r["system"], r["metric"]): r for r in lines}
     sasrec = by["sasrec", "ndcg@10"]
-    assert (sasrec["published"], sasrec["ours"], sasrec["Δ %"], sasrec["verdict"]) == ("0.4368", "0.44 ± 0.014", "+0.7", "reproduced")
+    assert (sasrec["published"], sasrec["ours"], sasrec["Δ %"], sasrec["verdict"]) == (
+        "0.4368",
+        "0.44 ± 0.014",
+        "+0.7",
+        "reproduced",
+    )
     assert sasrec["differs from the paper in"] == "none"
     assert sasrec["honest"] == "0.11 ± 0.0035" and sasrec["how honest"] == "full_unseen, 2 seeds"
-    assert by["caser", "ndcg@10"]["verdict"] == "not reproduced" and by["caser", "ndcg@10"]["how honest"] == "no full ranking"
+    assert (
+        by["caser", "ndcg@10"]["verdict"] == "not reproduced"
+        and by["caser", "ndcg@10"]["how honest"] == "no full ranking"
+    )
     assert by["bert4rec", "ndcg@10"]["verdict"] == "not run"
     assert len(lines) == 54  # nine systems, six metrics
 
@@ -259,7 +277,10 @@ def test_a_setting_chosen_on_test_does_not_stand_for_the_paper(tmp_path):
     result["metrics"]["val/ndcg@10"] = 0.9
     (honest / "result.json").write_text(json.dumps(result))
     lines = records(scorecard("bert4rec/table2", collect([tmp_path])[0])[0])
-    assert next(r["ours"] for r in lines if r["metric"] == "ndcg@10" and "sasrec" in r["system"]) == "0.3"
+    assert (
+        next(r["ours"] for r in lines if r["metric"] == "ndcg@10" and "sasrec" in r["system"])
+        == "0.3"
+    )
 
 
 def planted(tmp_path, model, shift, *, users=400, seed=0, **more):
@@ -269,7 +290,14 @@ def planted(tmp_path, model, shift, *, users=400, seed=0, **more):
     noise = np.random.default_rng(100 + seed + len(model)).integers(0, 3, users)
     better = np.clip(difficulty + noise + shift, 0, 99).tolist()
     name = f"{model}{shift}{len(list(tmp_path.iterdir()))}"
-    return write_run(tmp_path / name, model=model, better=better, protocol="p1_uniform999", dataset="retailrocket", **more)
+    return write_run(
+        tmp_path / name,
+        model=model,
+        better=better,
+        protocol="p1_uniform999",
+        dataset="retailrocket",
+        **more,
+    )
 
 
 def test_claims_are_held_reversed_or_undecided_as_planted(tmp_path):
@@ -277,13 +305,18 @@ def test_claims_are_held_reversed_or_undecided_as_planted(tmp_path):
         planted(tmp_path, model, shift, config={"model.num_factors": 64})
     planted(tmp_path, "bert4rec_vae", 3, seed=5, config={"model.num_factors": 64})
     table = scorecard("ite/fig5_factors", collect([tmp_path])[0])[-1]
-    verdict = {r["claim"].replace(" num_factors=64", ""): (r["verdict"], r["came out"]) for r in records(table)}
+    verdict = {
+        r["claim"].replace(" num_factors=64", ""): (r["verdict"], r["came out"])
+        for r in records(table)
+    }
     assert verdict["bert_ite_si > bert_ite"][0] == "held"
     assert verdict["bert_ite > ite"][0] == "held"
     assert verdict["bert_ite > bert4rec"][0] == OPEN  # the control: planted alike, 400 users
     assert verdict["ite > nmtr"][0] == "not held: the other way round"
     assert verdict["ite > mtmf"] == ("not tested", "no run of mtmf num_factors=64")
-    reverse = next(r for r in records(table) if r["claim"].startswith("ite") and "nmtr" in r["claim"])
+    reverse = next(
+        r for r in records(table) if r["claim"].startswith("ite") and "nmtr" in r["claim"]
+    )
     assert reverse["difference"].startswith("-") and reverse["95 % interval"].startswith("-")
     assert all(float(r["p (Holm)"]) >= float(r["p"]) for r in records(table) if r["p"] != "–")
 
@@ -344,7 +377,9 @@ def test_alike_is_contradicted_only_by_a_difference_above_the_margin(low, high, 
 
 def test_claims_of_other_data_are_not_tested_here():
     fig9 = claims("ite", "fig9")
-    assert {c.concerns("retailrocket") for c in fig9} == {True, False} and not any(c.concerns("simulated_shop") for c in fig9)
+    assert {c.concerns("retailrocket") for c in fig9} == {True, False} and not any(
+        c.concerns("simulated_shop") for c in fig9
+    )
     assert all(c.concerns("taobao_31882") for c in claims("multi_feedback", "table4"))
 
 

@@ -12,22 +12,49 @@ import numpy as np
 import pytest
 import torch
 
+from recexp.errors import RecexpError
 from recexp.evaluation.metrics import TIES, RankingMetrics, expected_ndcg
 from recexp.report.collect import collect
-from recexp.report.significance import bootstrap_interval, compare, effect_size, holm, per_user, permutation_test, spread, system
-from recexp.results import save_ranks
-from recexp.types import RecexpError
+from recexp.report.significance import (
+    bootstrap_interval,
+    compare,
+    effect_size,
+    holm,
+    per_user,
+    permutation_test,
+    spread,
+    system,
+)
+from recexp.runs.result import save_ranks
 
 
-def write(folder: Path, better, tied=None, *, users=None, model="pop", seed=0, protocol_id="aaa", ties="expected", overrides=()) -> Path:
+def write(
+    folder: Path,
+    better,
+    tied=None,
+    *,
+    users=None,
+    model="pop",
+    seed=0,
+    protocol_id="aaa",
+    ties="expected",
+    overrides=(),
+) -> Path:
     """A finished run with these ranks among 101 candidates, its metrics computed as a run computes them."""
     folder.mkdir(parents=True)
     better = torch.as_tensor(np.asarray(better))
     tied = torch.zeros_like(better) if tied is None else torch.as_tensor(np.asarray(tied))
     metric = RankingMetrics((1, 5, 10), ties)
-    metric.update(torch.arange(len(better)) if users is None else torch.as_tensor(users), better, tied, torch.full_like(better, 101))
+    metric.update(
+        torch.arange(len(better)) if users is None else torch.as_tensor(users),
+        better,
+        tied,
+        torch.full_like(better, 101),
+    )
     ranks = {k: v.numpy() for k, v in metric.ranks().items()}
-    save_ranks(folder / "ranks.parquet", {"val": {**ranks, "better": ranks["better"] * 0}, "test": ranks})
+    save_ranks(
+        folder / "ranks.parquet", {"val": {**ranks, "better": ranks["better"] * 0}, "test": ranks}
+    )
     result = {
         "model": model, "dataset": "shop", "protocol": "p", "protocol_id": protocol_id, "seed": seed, "selection": "val", "best_epoch": 0,
         "epochs": 1, "stop_reason": "max_epochs reached", "overrides": [f"model={model}", f"seed={seed}", *overrides],
@@ -40,13 +67,17 @@ def write(folder: Path, better, tied=None, *, users=None, model="pop", seed=0, p
 def ranks_like(generator, quality_U):
     """Ranks of one system: users of different difficulty, 100 candidates each beating the target with the user's probability, some level with it."""
     better = generator.binomial(100, quality_U)
-    return torch.from_numpy(better), torch.from_numpy(np.minimum(generator.poisson(0.2, len(better)), 100 - better))
+    return torch.from_numpy(better), torch.from_numpy(
+        np.minimum(generator.poisson(0.2, len(better)), 100 - better)
+    )
 
 
 def ndcg_pair(generator, users, gain=0.0):
     """NDCG@10 per user of two systems; the second's candidates beat the target less often by the factor 1 - gain."""
     hard_U = generator.beta(0.5, 2.0, users)
-    return [expected_ndcg(*ranks_like(generator, q), 10).numpy() for q in (hard_U, hard_U * (1 - gain))]
+    return [
+        expected_ndcg(*ranks_like(generator, q), 10).numpy() for q in (hard_U, hard_U * (1 - gain))
+    ]
 
 
 def kolmogorov_smirnov(p) -> float:
@@ -63,7 +94,9 @@ def test_a_recorded_metric_is_the_mean_over_users(tmp_path, ties):
     recorded = json.loads((folder / "result.json").read_text())["metrics"]
     for metric in ("hr@1", "hr@5", "hr@10", "ndcg@5", "ndcg@10", "mrr"):
         user, value = per_user(folder, metric)
-        assert user.dtype == np.int64 and value.dtype == np.float64 and list(user) == list(range(200))
+        assert (
+            user.dtype == np.int64 and value.dtype == np.float64 and list(user) == list(range(200))
+        )
         assert value.mean() == pytest.approx(recorded[f"test/{metric}"], rel=1e-12)
     assert np.array_equal(per_user(folder, "test/mrr")[1], value)
 
@@ -71,8 +104,14 @@ def test_a_recorded_metric_is_the_mean_over_users(tmp_path, ties):
 def test_metrics_at_any_k_and_users_in_order(tmp_path):
     folder = write(tmp_path / "a", [0, 2, 5], [0, 1, 0], users=[7, 3, 5])
     user, value = per_user(folder, "hr@3")
-    assert user.tolist() == [3, 5, 7] and value.tolist() == [0.5, 0.0, 1.0]  # user 3 stands third or fourth
-    assert per_user(folder, "ndcg@6")[1].tolist() == pytest.approx([(1 / 2 + 1 / math.log2(5)) / 2, 1 / math.log2(7), 1.0])
+    assert user.tolist() == [3, 5, 7] and value.tolist() == [
+        0.5,
+        0.0,
+        1.0,
+    ]  # user 3 stands third or fourth
+    assert per_user(folder, "ndcg@6")[1].tolist() == pytest.approx(
+        [(1 / 2 + 1 / math.log2(5)) / 2, 1 / math.log2(7), 1.0]
+    )
 
 
 def test_what_cannot_be_read_is_named(tmp_path):
@@ -100,14 +139,18 @@ def test_what_cannot_be_read_is_named(tmp_path):
 )
 def test_few_users_are_enumerated(difference, p):
     assert permutation_test(difference) == p
-    assert permutation_test([*difference, *[0] * 50]) == p  # a user without a difference tells nothing either way
+    assert (
+        permutation_test([*difference, *[0] * 50]) == p
+    )  # a user without a difference tells nothing either way
 
 
 def test_random_signs_agree_with_enumeration_and_with_the_binomial():
     difference = np.random.default_rng(0).normal(0.5, 1, 14)
     exact, n = permutation_test(difference, n=2**14), 2**14 - 1
     assert 0.01 < exact < 0.5
-    assert permutation_test(difference, n=n) == pytest.approx(exact, abs=4 * (exact * (1 - exact) / n) ** 0.5)
+    assert permutation_test(difference, n=n) == pytest.approx(
+        exact, abs=4 * (exact * (1 - exact) / n) ** 0.5
+    )
 
     wins = np.array([1.0] * 25 + [-1.0] * 15)  # HR: many sums are equal to the one seen
     exact = sum(math.comb(40, k) for k in range(41) if abs(2 * k - 40) >= 10) / 2**40
@@ -140,7 +183,9 @@ def test_p_is_uniform_where_systems_are_alike_and_small_where_they_are_not():
         unpaired.append(permutation_test(left - generator.permutation(right), n=499, seed=seed))
         left, right = ndcg_pair(generator, 150, gain=0.35)
         found.append(permutation_test(left - right, n=499, seed=seed))
-        found_unpaired.append(permutation_test(left - generator.permutation(right), n=499, seed=seed))
+        found_unpaired.append(
+            permutation_test(left - generator.permutation(right), n=499, seed=seed)
+        )
     critical = 1.63 / 400**0.5  # 1 % of uniform samples lie farther
     assert kolmogorov_smirnov(paired) < critical
     assert kolmogorov_smirnov(unpaired) > 2 * critical
@@ -153,7 +198,9 @@ def test_intervals_cover_the_true_difference_as_often_as_they_say():
     generator = np.random.default_rng(2)
     covered = 0
     for seed in range(250):
-        low, high = bootstrap_interval(generator.exponential(1.0, 80) - 0.7, n=300, level=0.9, seed=seed)
+        low, high = bootstrap_interval(
+            generator.exponential(1.0, 80) - 0.7, n=300, level=0.9, seed=seed
+        )
         covered += low <= 0.3 <= high
     assert 0.84 < covered / 250 < 0.95
 
@@ -198,7 +245,11 @@ def test_holm():
     generator = np.random.default_rng(6)
     for p in generator.random((20, 9)) ** 3:
         adjusted, order = holm(p), generator.permutation(9)
-        assert (adjusted >= p).all() and (adjusted <= 1).all() and (np.diff(adjusted[p.argsort()]) >= 0).all()
+        assert (
+            (adjusted >= p).all()
+            and (adjusted <= 1).all()
+            and (np.diff(adjusted[p.argsort()]) >= 0).all()
+        )
         assert np.array_equal(holm(p[order]), adjusted[order])
     families = generator.random((2000, 10))  # nothing to be found in any of them
     assert np.mean([holm(p).min() <= 0.05 for p in families]) < 0.065
@@ -214,7 +265,10 @@ def test_holm_is_bonferroni_on_every_subset():
 
 
 def test_holm_as_statsmodels_has_it():
-    multitest = pytest.importorskip("statsmodels.stats.multitest", reason="statsmodels, an independent Holm, is no dependency of ours")
+    multitest = pytest.importorskip(
+        "statsmodels.stats.multitest",
+        reason="statsmodels, an independent Holm, is no dependency of ours",
+    )
     for p in np.random.default_rng(7).random((50, 12)) ** 4:
         assert np.allclose(holm(p), multitest.multipletests(p, method="holm")[1], rtol=1e-12)
 
@@ -226,7 +280,9 @@ def test_spread_over_seeds_apart_from_spread_over_users(tmp_path):
     s = spread(runs, "hr@1")
     assert (s.mean, s.seeds, s.users) == (pytest.approx(1 / 3), 3, 4)
     assert s.sd_seeds == pytest.approx(np.std([0.25, 0.25, 0.5], ddof=1))
-    assert s.se_users == pytest.approx((2 * 0.25 + np.sqrt(1 / 12)) / 3)  # standard errors of 1 and of 2 hits in 4
+    assert s.se_users == pytest.approx(
+        (2 * 0.25 + np.sqrt(1 / 12)) / 3
+    )  # standard errors of 1 and of 2 hits in 4
     assert spread(runs[:1]).sd_seeds is None
     alike, _ = collect([write(tmp_path / "again", [0, 1, 3, 99], seed=3), tmp_path / "0"])
     assert spread(alike).sd_seeds == 0 < spread(alike).se_users
@@ -237,11 +293,28 @@ def test_spread_over_seeds_apart_from_spread_over_users(tmp_path):
 
 
 def test_systems_are_told_apart_by_settings_alone():
-    run = {"model": "ite", "seed": 0, "selection": "val", "overrides": ["model=ite", "seed=0", "threads=1", "model.num_factors=8", "batch_size=64"]}
-    same = {**run, "seed": 1, "overrides": ["batch_size=64", "seed=1", "dataset.raw_dir=x", "logger.wandb.name=y", "model.num_factors=8"]}
+    run = {
+        "model": "ite",
+        "seed": 0,
+        "selection": "val",
+        "overrides": ["model=ite", "seed=0", "threads=1", "model.num_factors=8", "batch_size=64"],
+    }
+    same = {
+        **run,
+        "seed": 1,
+        "overrides": [
+            "batch_size=64",
+            "seed=1",
+            "dataset.raw_dir=x",
+            "logger.wandb.name=y",
+            "model.num_factors=8",
+        ],
+    }
     assert system(run) == system(same) == "ite batch_size=64 model.num_factors=8"
     assert system({**run, "overrides": []}) == "ite"
-    assert system({**run, "selection": "test_peek (epoch chosen on the TEST set: optimistic)"}) != system(run)
+    assert system(
+        {**run, "selection": "test_peek (epoch chosen on the TEST set: optimistic)"}
+    ) != system(run)
     assert system({**run, "overrides": [*run["overrides"], "seeds_of_model=3"]}) != system(run)
 
 
@@ -250,22 +323,47 @@ def test_compare_finds_the_planted_difference_and_no_other(tmp_path):
     hard_U = generator.beta(0.5, 2.0, 300)
     for model, gain in (("low", 0.0), ("alike", 0.0), ("high", 0.35)):
         for seed in range(2):
-            write(tmp_path / f"{model}{seed}", *ranks_like(generator, hard_U * (1 - gain)), model=model, seed=seed)
+            write(
+                tmp_path / f"{model}{seed}",
+                *ranks_like(generator, hard_U * (1 - gain)),
+                model=model,
+                seed=seed,
+            )
     write(tmp_path / "elsewhere0", [0] * 300, model="elsewhere", protocol_id="bbb")
     runs, _ = collect([tmp_path])
     found = compare(runs)
-    assert len(found) == 3 and {c.protocol_id for c in found} == {"aaa"}  # one system alone has nothing to be compared with
-    assert all((c.users, c.seeds_left, c.seeds_right, c.metric) == (300, 2, 2, "ndcg@10") for c in found)
+    assert len(found) == 3 and {c.protocol_id for c in found} == {
+        "aaa"
+    }  # one system alone has nothing to be compared with
+    assert all(
+        (c.users, c.seeds_left, c.seeds_right, c.metric) == (300, 2, 2, "ndcg@10") for c in found
+    )
     assert np.allclose([c.p_holm for c in found], holm([c.p for c in found]))
     for c in found:
         assert (c.p_holm < 0.01) == (c.left == "high") == (c.low > 0)
-        assert c.low < c.difference < c.high and c.difference == pytest.approx(c.mean_left - c.mean_right) and c.difference >= 0
-        values = [np.mean([per_user(tmp_path / f"{m}{seed}")[1] for seed in range(2)], axis=0) for m in (c.left, c.right)]
+        assert (
+            c.low < c.difference < c.high
+            and c.difference == pytest.approx(c.mean_left - c.mean_right)
+            and c.difference >= 0
+        )
+        values = [
+            np.mean([per_user(tmp_path / f"{m}{seed}")[1] for seed in range(2)], axis=0)
+            for m in (c.left, c.right)
+        ]
         difference = values[0] - values[1]
         assert c.p == permutation_test(difference) and c.effect == effect_size(difference)
         assert (c.low, c.high) == pytest.approx(bootstrap_interval(difference))
-    means = {r["model"]: np.mean([q["metrics"]["test/ndcg@10"] for q in runs if q["model"] == r["model"]]) for r in runs}
-    assert all(c.mean_left == pytest.approx(means[c.left]) and c.mean_right == pytest.approx(means[c.right]) for c in found)
+    means = {
+        r["model"]: np.mean(
+            [q["metrics"]["test/ndcg@10"] for q in runs if q["model"] == r["model"]]
+        )
+        for r in runs
+    }
+    assert all(
+        c.mean_left == pytest.approx(means[c.left])
+        and c.mean_right == pytest.approx(means[c.right])
+        for c in found
+    )
 
     by_run = compare(runs, label=lambda r: r["folder"], metric="hr@10")
     assert len(by_run) == 15 and {c.seeds_left for c in by_run} == {1}
@@ -275,7 +373,12 @@ def test_families_are_those_of_one_protocol_id(tmp_path):
     generator = np.random.default_rng(9)
     for protocol_id, models in (("aaa", "xy"), ("bbb", "xyz")):
         for model in models:
-            write(tmp_path / f"{protocol_id}{model}", generator.binomial(100, 0.05, 40), model=model, protocol_id=protocol_id)
+            write(
+                tmp_path / f"{protocol_id}{model}",
+                generator.binomial(100, 0.05, 40),
+                model=model,
+                protocol_id=protocol_id,
+            )
     runs, _ = collect([tmp_path])
     found = compare(runs)
     assert [c.protocol_id for c in found] == ["aaa"] + ["bbb"] * 3
@@ -304,7 +407,13 @@ def test_runs_that_cannot_be_compared_are_named(tmp_path):
 def test_many_pairs_do_not_put_significance_out_of_reach(tmp_path):
     generator = np.random.default_rng(10)
     for system_number in range(34):
-        write(tmp_path / f"m{system_number}", generator.integers(0, 2, 60) * (system_number > 0), model=f"m{system_number}")
+        write(
+            tmp_path / f"m{system_number}",
+            generator.integers(0, 2, 60) * (system_number > 0),
+            model=f"m{system_number}",
+        )
     runs, _ = collect([tmp_path])
     least = {n: min(c.p_holm for c in compare(runs, metric="hr@1", n=n)) for n in (None, 10_000)}
-    assert least[None] < 0.05 < least[10_000]  # 561 pairs: 561 / 10 001 is the least that 10 000 signs could give
+    assert (
+        least[None] < 0.05 < least[10_000]
+    )  # 561 pairs: 561 / 10 001 is the least that 10 000 signs could give

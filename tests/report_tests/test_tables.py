@@ -22,11 +22,19 @@ def column(table, head, row=0):
 
 def test_seeds_are_joined_and_other_settings_are_not(tmp_path):
     for seed, ndcg in enumerate((0.1, 0.2, 0.3)):
-        write_run(tmp_path / f"a{seed}", ndcg, seed=seed, overrides=(f"seed={seed}", "model.num_layers=1", "cache_dir=c"))
+        write_run(
+            tmp_path / f"a{seed}",
+            ndcg,
+            seed=seed,
+            overrides=(f"seed={seed}", "model.num_layers=1", "cache_dir=c"),
+        )
     write_run(tmp_path / "b", 0.5, overrides=("model.num_layers=2", "cache_dir=c"))
     results, _ = collect([tmp_path])
     found = systems(results)
-    assert [(s.label, len(s.runs)) for s in found] == [("pop num_layers=2", 1), ("pop num_layers=1", 3)]
+    assert [(s.label, len(s.runs)) for s in found] == [
+        ("pop num_layers=2", 1),
+        ("pop num_layers=1", 3),
+    ]
     table = tables(results)[0]
     assert column(table, "test/ndcg@10", 1).text == "0.2000 ± 0.1000"  # known: mean .2, s.d. .1
     assert column(table, "seed", 1).text == "0, 1, 2"
@@ -42,7 +50,10 @@ def test_the_same_seed_twice_is_no_second_sample(tmp_path):
 def test_configs_that_differ_where_no_override_does_stay_apart(tmp_path):
     write_run(tmp_path / "a", config={"trainer.max_epochs": 5})
     write_run(tmp_path / "b", config={"trainer.max_epochs": 9}, seed=1)
-    assert {s.label for s in systems(collect([tmp_path])[0])} == {"pop trainer.max_epochs=5", "pop trainer.max_epochs=9"}
+    assert {s.label for s in systems(collect([tmp_path])[0])} == {
+        "pop trainer.max_epochs=5",
+        "pop trainer.max_epochs=9",
+    }
 
 
 def test_best_and_second_best_in_every_format(tmp_path):
@@ -50,13 +61,31 @@ def test_best_and_second_best_in_every_format(tmp_path):
         write_run(tmp_path / str(n), ndcg, model=model)
     table = tables(collect([tmp_path])[0])[0]
     text = as_markdown(table)
-    assert "**0.3000**" in text and "<u>0.2000</u>" in text and "**0.1000**" not in text and "<u>0.1000" not in text
+    assert (
+        "**0.3000**" in text
+        and "<u>0.2000</u>" in text
+        and "**0.1000**" not in text
+        and "<u>0.1000" not in text
+    )
     assert r"\textbf{0.3000}" in as_latex(table) and r"\underline{0.2000}" in as_latex(table)
     assert "*0.3000" in as_terminal(table) and "_0.2000" in as_terminal(table)
-    assert "\x1b[1m0.3000\x1b[0m" in as_terminal(table, colour=True) and "\x1b[4m0.2000\x1b[0m" in as_terminal(table, colour=True)
+    assert "\x1b[1m0.3000\x1b[0m" in as_terminal(
+        table, colour=True
+    ) and "\x1b[4m0.2000\x1b[0m" in as_terminal(table, colour=True)
     records = list(csv.DictReader(io.StringIO(as_csv([table]))))
-    assert {(r["model"], r["mark"]) for r in records if r["column"] == "test/ndcg@10"} == {("ite", "best"), ("mf", "second"), ("pop", "")}
-    assert next(float(r["value"]) for r in records if r["model"] == "mf" and r["column"] == "test/ndcg@10") == 0.2
+    assert {(r["model"], r["mark"]) for r in records if r["column"] == "test/ndcg@10"} == {
+        ("ite", "best"),
+        ("mf", "second"),
+        ("pop", ""),
+    }
+    assert (
+        next(
+            float(r["value"])
+            for r in records
+            if r["model"] == "mf" and r["column"] == "test/ndcg@10"
+        )
+        == 0.2
+    )
 
 
 def test_the_published_figure_stands_beside_ours(tmp_path):
@@ -79,7 +108,11 @@ def test_without_published_figures_the_columns_are_as_ever(tmp_path):
 
 
 def test_published_figures_on_other_data_are_marked(tmp_path):
-    rr = {"dataset": "retailrocket", "protocol": "p1_uniform999", "data": {"users": 1272, "items": 29559, "interactions": 75164}}
+    rr = {
+        "dataset": "retailrocket",
+        "protocol": "p1_uniform999",
+        "data": {"users": 1272, "items": 29559, "interactions": 75164},
+    }
     write_run(tmp_path / "a", 0.05, model="ite", **rr)
     table = tables(collect([tmp_path])[0])[0]
     assert table.rows[0][table.head.index("test/ndcg@10") + 1].text.endswith("*")
@@ -113,11 +146,17 @@ def test_runs_left_out_say_why(tmp_path):
     (tmp_path / "torn" / "result.json").write_text('{"model": ')
     write_run(tmp_path / "lacking")
     result = json.loads((tmp_path / "lacking" / "result.json").read_text())
-    (tmp_path / "lacking" / "result.json").write_text(json.dumps({k: v for k, v in result.items() if k not in ("metrics", "seed")}))
+    (tmp_path / "lacking" / "result.json").write_text(
+        json.dumps({k: v for k, v in result.items() if k not in ("metrics", "seed")})
+    )
     results, left_out = collect([tmp_path])
     assert [r["folder"] for r in results] == [str(tmp_path / "good")]
     cut, lacking, torn = sorted(left_out)
-    assert "2 epochs done" in cut and "seed, metrics" in lacking.replace("metrics, seed", "seed, metrics") and "not readable" in torn
+    assert (
+        "2 epochs done" in cut
+        and "seed, metrics" in lacking.replace("metrics, seed", "seed, metrics")
+        and "not readable" in torn
+    )
 
 
 def test_a_run_without_metrics_is_left_out_by_name(tmp_path):
@@ -193,7 +232,10 @@ def test_an_evaluation_under_another_protocol_has_a_table_of_its_own(tmp_path):
     assert len(results) == 2 and not left_out
     assert results[1]["config"] == results[0]["config"]
     first, second = tables(results)
-    assert column(first, "test/ndcg@10").text == "0.4000" and column(second, "test/ndcg@10").text == "0.1000"
+    assert (
+        column(first, "test/ndcg@10").text == "0.4000"
+        and column(second, "test/ndcg@10").text == "0.1000"
+    )
     assert [t.rows[0][0].text for t in (first, second)] == [
         "sasrec",
         "sasrec (trained and selected under p3_popular100)",
@@ -215,7 +257,13 @@ def test_the_command_prints_markdown_and_what_it_left_out(tmp_path, capsys):
     (tmp_path / "b" / "result.json").unlink()
     main([str(tmp_path)])
     shown = capsys.readouterr()
-    assert shown.out.startswith("### shop, full (id aaa)") and f"left out: {tmp_path / 'b'}" in shown.out
+    assert (
+        shown.out.startswith("### shop, full (id aaa)")
+        and f"left out: {tmp_path / 'b'}" in shown.out
+    )
     main([str(tmp_path), "--format", "csv"])  # nothing but records on stdout
     shown = capsys.readouterr()
-    assert all(len(record) == 7 for record in csv.reader(io.StringIO(shown.out)) if record) and "left out" in shown.err
+    assert (
+        all(len(record) == 7 for record in csv.reader(io.StringIO(shown.out)) if record)
+        and "left out" in shown.err
+    )

@@ -1,0 +1,1 @@
+"""Operations written by hand because they are faster on CPUs than what torch offers."""

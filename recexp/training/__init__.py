@@ -1,0 +1,1 @@
+"""What Lightning needs for a run: the module, callbacks, checkpoints, loggers, processes."""

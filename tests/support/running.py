@@ -1,0 +1,63 @@
+"""Runs of the whole program on a shop small enough for tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import open_dict
+
+from recexp.config.check import register_resolvers
+
+CONF = Path(__file__).parents[2] / "conf"
+SMALL = [
+    "dataset.source.users=150", "dataset.source.items=200", "dataset.source.categories=10", "logger=csv", "trainer.max_epochs=2", "batch_size=256",
+    "protocol.candidates.n=50", "threads=1",
+]  # fmt: skip
+
+
+def arguments(folder: Path, *overrides: str) -> list[str]:
+    """Overrides for a small run whose caches are shared by the tests of ``folder``'s parent."""
+    shared = folder.parent
+    return [*SMALL, f"dataset.raw_dir={shared}/raw", f"cache_dir={shared}/cache", *overrides]
+
+
+def composed(folder: Path, *overrides: str, searchpath: Path | None = None):
+    """The config a command line with these overrides would give."""
+    register_resolvers()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        extra = [f"hydra.searchpath=[file://{searchpath}]"] if searchpath else []
+        cfg = compose(
+            "config",
+            [*arguments(folder, *overrides), f"run_dir={folder}", *extra],
+            return_hydra_config=True,
+        )
+    HydraConfig.instance().set_config(cfg)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
+
+
+def run_here(folder: Path, *overrides: str, **how):
+    """Run in this process; returns the result."""
+    from recexp.runs.run import run
+
+    return run(composed(folder, *overrides, **how))
+
+
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    """``python -m recexp`` in a process of its own."""
+    flags = [w for w in words if w.startswith("-")]
+    line = [
+        sys.executable,
+        "-m",
+        "recexp",
+        *flags,
+        *arguments(folder, *(w for w in words if w not in flags)),
+    ]
+    return subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
