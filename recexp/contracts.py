@@ -168,7 +168,7 @@ class Objective(ABC, Generic[ModelT, BatchT]):
     step calls ``batch`` and ``loss``.
     """
 
-    needs: ClassVar[type[Recommender]] = Recommender
+    needs: ClassVar[type] = Recommender
     """The contract that a model must fulfill."""
 
     independent_rows: ClassVar[bool] = True
@@ -266,7 +266,7 @@ def require(model: type, objective: type) -> None:
             f"objective={objective.__name__} trains {needs.__name__} models."
         )
     if not issubclass(model, needs):
-        methods = ", ".join(sorted(needs.__abstractmethods__))
+        methods = ", ".join(_abstract_methods(needs))
         raise RecexpError(
             f"objective={objective.__name__} needs a model that implements {needs.__name__} "
             f"({methods}), which {model.__name__} does not. {advice}"
@@ -276,5 +276,10 @@ def require(model: type, objective: type) -> None:
             f"objective={objective.__name__} needs a model that learns by gradients; "
             f"{model.__name__} fits in closed form. {advice}"
         )
-    if missing := sorted(model.__abstractmethods__):
+    missing = _abstract_methods(model)
+    if missing:
         raise RecexpError(f"{model.__name__} does not define {', '.join(missing)}.")
+
+
+def _abstract_methods(contract: Any) -> list[str]:
+    return sorted(contract.__abstractmethods__)
