@@ -35,7 +35,7 @@ MUTATIONS = [
     Mutation("Lightning's observer, which kills in silence, is taken off", "recexp/training/processes.py", "        children.clear()", "        pass", f"{P} -m slow -k 'before_training and 9'"),
     Mutation("a lost connection is said in words", "recexp/training/processes.py", '("gloo", "pair closure")', '("-",)', f"{P} -k killed_the_other_ends"),
     Mutation("a stopped run saves a checkpoint", "recexp/training/signals.py", "trainer.save_checkpoint(path)", "pass", "tests/faults/test_faults.py -k 'goes_on_to_the_same and bpr'"),
-    Mutation("batches already seen are skipped when resuming", "recexp/data/datamodule.py", "batches.skip, self._skip = self._skip, 0", "self._skip = 0", "tests/faults/test_faults.py -k 'goes_on_to_the_same and bpr'"),
+    Mutation("batches already seen are skipped when resuming", "recexp/data/datamodule.py", "        batches.skip = self._skip\n", "", "tests/faults/test_faults.py -k 'goes_on_to_the_same and bpr'"),
     Mutation("as many evaluation batches in every process", "recexp/data/datamodule.py", "self.eval_batch_size * world)]", "self.eval_batch_size)]", "tests/data/test_datamodule.py"),
     Mutation("files get their name when they are whole", "recexp/io.py", '    temporary = path.with_name(f".{path.name}.{os.getpid()}")', "    temporary = path", "tests/faults/test_disk.py tests/faults/test_faults.py -k 'whole or leaves_the_one'"),
     Mutation("what cannot be written is an error in words", "recexp/io.py", "    except OSError as error:\n        kept", "    except ZeroDivisionError as error:\n        kept", "tests/faults/test_disk.py -k whole"),
