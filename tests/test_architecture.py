@@ -9,7 +9,14 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MAY_IMPORT = {
-    "recexp/models": ("recexp.models", "recexp.nn", "recexp.types", "recexp.errors"),
+    "recexp/models": (
+        "recexp.models",
+        "recexp.nn",
+        "recexp.contracts",
+        "recexp.types",
+        "recexp.errors",
+    ),
+    "recexp/contracts.py": ("recexp.types", "recexp.errors", "recexp.data.store"),
     "recexp/nn": ("recexp.nn", "recexp.types", "recexp.errors"),
     "recexp/objectives/losses.py": ("recexp.types", "recexp.errors"),
     "recexp/types.py": (),
@@ -27,6 +34,9 @@ MAY_IMPORT = {
         "recexp.nn.cpu.linear_cross_entropy",
         "recexp.nn.cpu.lookup",
         "recexp.objectives.samplers",
+        "recexp.contracts",
+        "recexp.data.store",
+        "recexp.rng",
         "recexp.types",
         "recexp.errors",
         "recexp.distributed",

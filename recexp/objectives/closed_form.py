@@ -7,24 +7,22 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recexp.objectives.base import Objective, require
+from recexp.contracts import ClosedForm, Objective
+from recexp.data.store import Store
 
 
 @dataclass
-class Sweep(Objective):
-    """The module calls ``model.sweep(store)`` once per epoch instead of optimiser steps."""
+class FitPass(Objective[ClosedForm, Store]):
+    """An epoch is one step, and a step is one call of ``model.fit_pass(store)``."""
 
-    needs = ("sweep",)
+    needs = ClosedForm
 
-    def check(self, model, store) -> None:
-        require(model, self)
+    def rows(self, store: Store) -> Tensor:
+        return torch.zeros(1, dtype=torch.int64)
 
-    def rows(self, store) -> Tensor:
-        return torch.zeros(1, dtype=torch.int64)  # one step an epoch
-
-    def batch(self, store, rows: Tensor, generator: torch.Generator):
+    def batch(self, store: Store, rows: Tensor, generator: torch.Generator) -> Store:
         return store
 
-    def loss(self, model, batch) -> dict[str, Tensor]:
-        """What the sweep reports; there is nothing to minimise."""
-        return model.sweep(batch)
+    def loss(self, model: ClosedForm, batch: Store) -> dict[str, float]:
+        """What the pass reports; there is nothing to minimize."""
+        return model.fit_pass(batch)

@@ -25,7 +25,7 @@ def objective(sampler=None, **options):
         SessionParallel(sampler or InBatch(), **options),
         toy.randomise(GRU4Rec(STORE.schema, num_factors=6, max_len=50)),
     )
-    task.check(model, STORE)
+    task.bind(model, STORE)
     return task, model
 
 
@@ -105,7 +105,7 @@ def test_gradients_end_at_the_step():
     for rows in steps_of(task)[:3]:
         loss = task.loss(model, task.batch(STORE, rows, torch.Generator()))["loss"]
         loss.backward()  # would fail on the second step if the state carried the first one's graph along
-        assert not task._state.requires_grad
+        assert not task._hidden.requires_grad
 
 
 @pytest.mark.parametrize("extra", [0, 7])
@@ -188,6 +188,7 @@ def test_wrong_options_are_named(options, text):
 
 def test_a_model_without_steps_is_refused():
     with pytest.raises(
-        RecexpError, match=r"needs a model with step\(\.\.\.\), which RunningSum has not"
+        RecexpError,
+        match=r"needs a model that implements SessionState .*, which RunningSum does not",
     ):
-        SessionParallel(NoSampler()).check(RunningSum(STORE.schema.V, 5), STORE)
+        SessionParallel(NoSampler()).bind(RunningSum(STORE.schema.V, 5), STORE)
