@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from recexp.models.common import SequenceModel, append, by_length, checked_length, latest, places
 from recexp.nn.attention import key_mask
-from recexp.nn.cpu.dropout import Dropout
+from recexp.nn.dropout import Dropout
 from recexp.nn.embeddings import one_of
-from recexp.nn.transformer import PositionEmbedding, TransformerLayer, bert_init, make_norm
+from recexp.nn.transformer import PositionEmbedding, TransformerLayer, make_norm
 from recexp.types import Query, Schema
 
 EPS = 1e-12

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recexp.models.common import SequenceModel, checked_length, latest
-from recexp.nn.cpu.dropout import Dropout
-from recexp.nn.cpu.lookup import Embedding
+from recexp.nn.dropout import Dropout
+from recexp.nn.lookup import Embedding
 from recexp.types import Query, Schema
 
 

@@ -11,8 +11,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from recexp.errors import RecexpError
 from recexp.models.common import SequenceModel, checked_length, latest
-from recexp.nn.cpu.dropout import Dropout
-from recexp.nn.cpu.lookup import Embedding
+from recexp.nn.dropout import Dropout
+from recexp.nn.lookup import Embedding
 from recexp.nn.embeddings import one_of
 from recexp.types import Query, Schema
 

@@ -14,7 +14,7 @@ from recexp.models.common import by_length, latest, places
 from recexp.nn.attention import key_mask
 from recexp.nn.embeddings import FeatureBag
 from recexp.nn.fusion import Fusion
-from recexp.nn.transformer import bert_init
+from recexp.nn.init import bert_init
 from recexp.types import Feature, Query, Schema
 
 

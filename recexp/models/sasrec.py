@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from recexp.models.common import SequenceModel, by_length, checked_length, latest
 from recexp.nn.attention import MultiHeadAttention, causal_mask
-from recexp.nn.cpu.dropout import Dropout
-from recexp.nn.cpu.lookup import Embedding
+from recexp.nn.dropout import Dropout
+from recexp.nn.lookup import Embedding
 from recexp.nn.embeddings import one_of
 from recexp.nn.init import xavier_linears
 from recexp.nn.transformer import PositionEmbedding
