@@ -24,10 +24,11 @@ _SCORED = 1 << 20  # scores scattered at a time: few enough for the processor's 
 class ItemKNN(ClosedForm):
     """score(u, c) = sum over the last max_len events h of decay^age(h) * sim(h, c) + prior(c).
 
-    The newest event has age 0. sim(i, j) = cov(i, j) / (pop_i^history_damping * pop_j^item_damping),
-    where pop counts training events and cov sums 1 / distance over the positions at which j stands
-    at most ``window`` events from i in a user's training sequence. prior(c) orders items without a
-    common neighbor: it is ``popularity`` times c's count over the largest count.
+    The newest event has age 0.
+    sim(i, j) = cov(i, j) / (pop_i^history_damping * pop_j^item_damping), where pop counts training
+    events and cov sums 1 / distance over the positions at which j stands at most ``window`` events
+    from i in a user's training sequence. prior(c) orders items without a common neighbor: it is
+    ``popularity`` times c's count over the largest count.
 
     neighbours: how many most similar items are kept per item.
     directed: j counts only where it stands after i.
@@ -84,7 +85,7 @@ class ItemKNN(ClosedForm):
         damping_P = count_V[left_P] ** self.history_damping * count_V[right_P] ** self.item_damping
         sim_P = cov_P / damping_P
 
-        # Sort by left item, most similar first. Pairs come sorted, so ties go to the lower right id.
+        # By left item, most similar first. Pairs come sorted, so ties go to the lower right item.
         order_P = torch.argsort(sim_P, descending=True, stable=True)
         order_P = order_P[torch.argsort(left_P[order_P], stable=True)]
         left_P = left_P[order_P]
@@ -163,7 +164,8 @@ class ItemKNN(ClosedForm):
         parts = []
         for start in range(0, len(query), n_rows):
             rows = slice(start, start + n_rows)
-            parts.append(self._score_rows(item_BL[rows], None if item_BC is None else item_BC[rows]))
+            candidates = None if item_BC is None else item_BC[rows]
+            parts.append(self._score_rows(item_BL[rows], candidates))
         return torch.cat(parts)
 
     def _score_rows(self, item_BL: Tensor, item_BC: Tensor | None) -> Tensor:

@@ -121,7 +121,7 @@ class MFPR(MultiBehaviour):
         size_BT = self.size_UT[user_B]
         size = size_BT.flatten()
         begin = size.cumsum(0) - size
-        # Ragged gather: the flat list's entry e of set s is entry start[s] + e - begin[s] of member.
+        # Ragged gather: entry e of the flat list, of set s, is member[start[s] + e - begin[s]].
         entry = torch.repeat_interleave(self.start_UT[user_B].flatten() - begin, size)
         entry = entry + torch.arange(len(entry), device=entry.device)
         return self.member[entry], size_BT, begin.view_as(size_BT)

@@ -31,7 +31,8 @@ class NeuMF(MultiBehaviour):
     num_factors: width f of either vector.
     num_layers: of the tower, each half as wide as the one before: for 3 layers [8f, 4f, 2f, f],
         8f being two embeddings of 4f.
-    dropout: on the input of every layer of the tower. init_std: embeddings start at N(0, init_std^2).
+    dropout: on the input of every layer of the tower.
+    init_std: embeddings start at N(0, init_std^2).
     pretrained: checkpoints {"gmf": path, "mlp": path} of the two trained alone, to start a neumf
         from. Their output weights enter times alpha and 1 - alpha (0.5 in the paper).
 

@@ -50,7 +50,8 @@ class Replay(ClosedForm):
         parts = []
         for start in range(0, max(1, len(query)), n_rows):
             rows = slice(start, start + n_rows)
-            parts.append(self._score_rows(query[rows], None if item_BC is None else item_BC[rows]))
+            candidates = None if item_BC is None else item_BC[rows]
+            parts.append(self._score_rows(query[rows], candidates))
         return torch.cat(parts)
 
     def _score_rows(self, query: Query, item_BC: Tensor | None) -> Tensor:

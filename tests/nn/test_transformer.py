@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from recexp.errors import RecexpError
-from recexp.nn.cpu import attention
 from recexp.nn.attention import MultiHeadAttention, attend, causal_mask, key_mask
+from recexp.nn.cpu import attention
 from recexp.nn.cpu.dropout import byte_mask
 from recexp.nn.dropout import Dropout, dropout
 from recexp.nn.fusion import Fusion
