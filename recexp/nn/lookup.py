@@ -12,7 +12,7 @@ from recexp.nn.cpu.lookup import look_up, table_dot
 
 
 class Embedding(nn.Embedding):
-    """torch's embedding with the fast gradient of ``recexp.nn.cpu.lookup`` on CPUs."""
+    """torch's embedding; its gradient on CPUs is that of ``recexp.nn.cpu.lookup``."""
 
     def forward(self, index: Tensor) -> Tensor:
         trains = self.weight.requires_grad and torch.is_grad_enabled()

@@ -1,11 +1,14 @@
 """Attention with dropout, and attention in half precision, on CPUs.
 
-torch's fused CPU kernel has no dropout; what torch falls back to takes four times as long. In half
-precision the backward pass of the fused kernel takes two to five times as long, dropout or none.
-Forward and backward in half precision at one thread, torch's kernel and then this one, for
-(B, H, Q, L, d): (32, 4, 100, 100, 64) 47.7 and 15.2 ms, (32, 2, 200, 200, 32) 33.4 and 21.3 ms,
-(128, 2, 50, 50, 32) 36.1 and 7.3 ms, (32, 4, 20, 100, 64) 13.3 and 4.2 ms.
-Measured again by ``python tests/perf/kernels.py attention``.
+torch's fused CPU kernel has no dropout; what torch falls back to is slower. In half precision the
+backward pass of the fused kernel is slow, dropout or none.
+
+    (B, H, Q, L, d)              float32, dropout 0.1    bfloat16, no dropout
+    (32, 4, 100, 100, 64)        38.9 / 27.3 ms          54.0 / 19.8 ms
+    (32, 2, 200, 200, 32)        52.7 / 26.9 ms          35.0 / 22.5 ms
+    (128, 2, 50, 50, 32)         16.8 / 11.0 ms          37.3 /  8.3 ms
+
+Measured by ``python tests/perf/kernels.py attention``.
 
 Extra shape symbols: H heads, Q query rows, L key rows, d = D / H, b histories of one block.
 """

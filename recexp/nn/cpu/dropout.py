@@ -1,9 +1,7 @@
 """Dropout on CPUs by one random byte per element.
 
-With torch's dropout, random numbers take a third of a training step of the sequence models. With
-byte masks, block attention and the softmax loss of this folder, those steps became 1.4 times as
-fast.
-Measured again by ``python tests/perf/kernels.py dropout``.
+14.5 / 2.9 ms for (128, 200, 64): torch's dropout spends its time on random numbers.
+Measured by ``python tests/perf/kernels.py dropout``.
 """
 
 from __future__ import annotations

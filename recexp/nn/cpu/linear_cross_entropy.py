@@ -1,8 +1,14 @@
 """Softmax cross-entropy over a whole catalogue without holding all logits at once.
 
 Logits are computed in chunks that stay in the processor's cache, and the gradients beside the loss.
-Beside torch 2.13's own linear cross-entropy on a CPU, three sizes, this function first: 57 / 70,
-459 / 1 609 and 727 / 1 803 ms. Measured again by ``python tests/perf/kernels.py cross_entropy``.
+Against ``F.cross_entropy(F.linear(...))``:
+
+    640 rows, 3 416 items, width 64           15.8 /  14.6 ms
+    2 560 rows, 3 416 items, width 256       235.2 / 174.6 ms
+    1 280 rows, 40 000 items, width 64       723.3 / 498.4 ms
+
+torch 2.13's ``F.linear_cross_entropy`` takes 18.0, 251.8 and 790.6 ms for the three.
+Measured by ``python tests/perf/kernels.py cross_entropy``.
 
 Extra shape symbols: N positions with a target, V rows of the table given, here without padding.
 """

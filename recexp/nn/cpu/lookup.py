@@ -1,11 +1,10 @@
 """Rows of tables, and inner products with them, on CPUs.
 
-* torch adds up the gradient of an embedding row by row; ``index_add_`` takes a fifth of the time.
-* Looking rows up block by block keeps them in the processor's cache. Both together: a step of
-  BPR-MF in 0.7 of the time.
-* A batched product of thin matrices takes two to four times as long as product and sum.
-
-Measured again by ``python tests/perf/kernels.py lookup``.
+Inner products with 16 384 x 2 rows of a table: 21.2 / 11.0 ms. A batched product of matrices this
+thin is slow, and rows looked up block by block stay in the processor's cache.
+The gradient of a lookup by ``index_add_``: 11.5 / 12.0 ms. It was faster than torch's when it was
+written and is not with torch 2.13; it stays because another order of summation changes results.
+Measured by ``python tests/perf/kernels.py lookup``.
 """
 
 from __future__ import annotations
