@@ -4,7 +4,7 @@ import torch
 from recexp.contracts import MultiBehaviour
 from recexp.errors import RecexpError
 from recexp.models.bert_ite import BertITE
-from recexp.models.ite import both
+from recexp.models.ite import joint_logit
 from tests.config.test_check import composed
 from tests.support import toy
 
@@ -38,7 +38,7 @@ def test_scores_do_not_depend_on_how_they_are_asked(options):
     assert isinstance(m, MultiBehaviour) and m.history == 6
     item_BC = torch.tensor([[5, 1, 5], [2, 12, 3], [7, 8, 9], [3, 1, 10]])
     s = m.score(QUERY, item_BC)
-    assert torch.allclose(s, both(m.logits(QUERY, item_BC)))
+    assert torch.allclose(s, joint_logit(m.logits(QUERY, item_BC)))
     assert torch.allclose(m.score(QUERY), m.score(QUERY, EVERY))
     assert torch.allclose(m.score(QUERY).gather(1, item_BC - 1), s)
     assert torch.allclose(m.score(QUERY[1:2], item_BC[1:2]), s[1:2])

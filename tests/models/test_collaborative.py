@@ -9,6 +9,7 @@ import torch
 from recexp.config.check import build as build_config
 from recexp.contracts import ClosedForm, MultiBehaviour, Recommender
 from recexp.errors import RecexpError
+from recexp.models import common
 from recexp.models.fpmc import FPMC
 from recexp.models.item_knn import ItemKNN
 from recexp.models.mf import MF
@@ -217,12 +218,8 @@ def test_chunks_change_nothing(name, monkeypatch):
     model = ready(name)
     candidates = torch.arange(1, SCHEMA.V).flip(0).expand(len(QUERY), -1)
     whole, some = model.score(QUERY), model.score(QUERY, candidates)
-    home, limit = (
-        (inspect.getmodule(type(model)), "_SCORED")
-        if name in SWEPT
-        else (inspect.getmodule(NeuMF), "_BLOCK")
-    )
-    monkeypatch.setattr(home, limit, 1)
+    home = inspect.getmodule(type(model)) if name in SWEPT else common
+    monkeypatch.setattr(home, "_SCORED" if name in SWEPT else "SCORE_BLOCK", 1)
     torch.testing.assert_close(model.score(QUERY), whole, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(model.score(QUERY, candidates), some, rtol=1e-10, atol=1e-12)
 

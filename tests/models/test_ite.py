@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from recexp.config.check import build
 from recexp.contracts import MultiBehaviour
 from recexp.errors import RecexpError
-from recexp.models.ite import ITE, both
+from recexp.models.ite import ITE, joint_logit
 from tests.support import toy
 
 SCHEMA = toy.schema()
@@ -30,7 +30,7 @@ def test_logit_of_the_product():
     torch.manual_seed(0)
     a, b = torch.randn(2, 50, dtype=torch.float64) * 3
     expected = torch.logit(a.sigmoid() * b.sigmoid())
-    assert torch.allclose(both(torch.stack([a, b], -1)), expected, atol=1e-10)
+    assert torch.allclose(joint_logit(torch.stack([a, b], -1)), expected, atol=1e-10)
 
 
 def test_saturated_logits_still_rank():
@@ -38,7 +38,7 @@ def test_saturated_logits_still_rank():
     high = torch.tensor([60.0, 61.0, 90.0, 200.0])
     for z in (torch.stack([high, high + 1], -1), torch.stack([-high, -high], -1).flip(0)):
         assert z.sigmoid().prod(-1).unique().numel() == 1
-        s = both(z)
+        s = joint_logit(z)
         assert s.isfinite().all() and (s.diff() > 0).all()
 
 
@@ -48,7 +48,7 @@ def test_scores_do_not_depend_on_how_they_are_asked(options):
     assert isinstance(m, MultiBehaviour) and m.history == 0
     item_BC = torch.tensor([[5, 1, 5], [2, 12, 3], [7, 8, 9]])
     s = m.score(QUERY, item_BC)
-    assert torch.allclose(s, both(m.logits(QUERY, item_BC)))
+    assert torch.allclose(s, joint_logit(m.logits(QUERY, item_BC)))
     assert torch.allclose(m.score(QUERY), m.score(QUERY, EVERY))
     assert torch.allclose(m.score(QUERY).gather(1, item_BC - 1), s)
     assert torch.allclose(m.score(QUERY[1:2], item_BC[1:2]), s[1:2])

@@ -9,7 +9,7 @@ from recexp.errors import RecexpError
 from recexp.models import common as sequence
 from recexp.models.bert4rec import BERT4Rec
 from recexp.models.caser import Caser
-from recexp.models.common import append, latest
+from recexp.models.common import append_item, latest
 from recexp.models.gru4rec import GRU4Rec
 from recexp.models.nova import SideBERT
 from recexp.models.sasrec import SASRec
@@ -226,7 +226,7 @@ def test_states_see_both_sides_and_nothing_of_what_is_masked(name):
 @pytest.mark.parametrize("name", CLOZE)
 def test_scoring_reads_a_mask_after_the_history(name):
     m = model(name)
-    asked = append(latest(QUERY, m.history), SCHEMA.V)
+    asked = append_item(latest(QUERY, m.history), SCHEMA.V)
     assert (
         asked.item_BL[:, -1].eq(SCHEMA.V).all()
         and not asked.behaviour_BL[:, -1].any()

@@ -3,7 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from recexp.nn.cpu import lookup
-from recexp.nn.cpu.lookup import Embedding, Rows, row_dot, table_dot
+from recexp.nn.cpu.lookup import row_dot, table_dot
+from recexp.nn.lookup import Embedding, Rows
 
 
 def gradients(loss, *inputs):

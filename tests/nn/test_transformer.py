@@ -4,11 +4,13 @@ import pytest
 import torch
 
 from recexp.errors import RecexpError
-from recexp.nn import attention
 from recexp.nn.attention import MultiHeadAttention, attend, causal_mask, key_mask
-from recexp.nn.cpu.dropout import Dropout, byte_mask, dropout
+from recexp.nn.cpu import attention
+from recexp.nn.cpu.dropout import byte_mask
+from recexp.nn.dropout import Dropout, dropout
 from recexp.nn.fusion import Fusion
-from recexp.nn.transformer import PositionEmbedding, TransformerLayer, bert_init
+from recexp.nn.init import bert_init
+from recexp.nn.transformer import PositionEmbedding, TransformerLayer
 from tests.support import toy
 
 REAL = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 0, 0, 0, 1]]).bool()

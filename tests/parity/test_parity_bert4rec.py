@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recexp.models.bert4rec import BERT4Rec
-from recexp.nn.cpu.dropout import Dropout
+from recexp.nn.dropout import Dropout
 from tests.config.test_check import composed
 from tests.parity.numpy_ops import attention, bert_layer, gelu, layer_norm, linear, weights
 from tests.support import toy
