@@ -58,7 +58,8 @@ def test_a_second_run_reads_neither_raw_files_nor_polars(tmp_path, shop, builds,
     )
     assert {path.parent for path in hashed} == {folder}
     script = (
-        "import sys, json; from recexp.data.cache import Dataset, prepare; from recexp.data.store import Store;"
+        "import sys, json; from recexp.data.cache import prepare;"
+        "from recexp.data.dataset import Dataset; from recexp.data.store import Store;"
         "from recexp.evaluation.protocol import Protocol;"
         "given = json.loads(sys.argv[1]); store = Store.open(prepare(Dataset(**given), Protocol('p3').split, sys.argv[2]));"
         "print(store.folder, 'polars' in sys.modules, 'pyarrow' in sys.modules)"
@@ -192,6 +193,7 @@ def test_a_missing_raw_file_is_one_clear_error(tmp_path, shop):
 PREPARE = """
 import json, os, sys, time
 from recexp.data import cache
+from recexp.data.dataset import Dataset
 from recexp.data.split import Split
 
 def work():
@@ -204,7 +206,7 @@ def work():
         return done
 
     module.build = slow
-    folder = cache.prepare(cache.Dataset(**json.loads(sys.argv[1])), Split(), sys.argv[2])
+    folder = cache.prepare(Dataset(**json.loads(sys.argv[1])), Split(), sys.argv[2])
     cache.verify(folder)
     os.write(1, f"{folder}\\n".encode())
 
@@ -276,7 +278,7 @@ def test_killed_between_folder_and_pointer(tmp_path, shop):
 
 
 def test_an_error_leaves_nothing(tmp_path, shop, monkeypatch):
-    monkeypatch.setattr(build_module, "_audit", lambda *args: 1 / 0)
+    monkeypatch.setattr(build_module, "audit_leaks", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare(shop, P3, tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
