@@ -104,6 +104,13 @@ def test_another_code_version_is_another_folder(tmp_path, shop, monkeypatch):
     assert prepare(shop, P3, tmp_path / "cache") != folder
 
 
+def test_moving_a_readers_module_changes_no_fingerprint(tmp_path, shop):
+    """The fingerprint of version 2 of the code, from before the readers moved."""
+    meta = read_meta(prepare(shop, P3, tmp_path / "cache"))
+    assert meta["settings"]["dataset"]["source"]["_target_"] == "recexp.data.sources.table.read"
+    assert meta["fingerprint"] == "a62336be419ab4e3"
+
+
 def test_changed_raw_files_are_prepared_again(tmp_path, shop, capsys):
     folder = prepare(shop, P3, tmp_path / "cache")
     events = random_events(0)
