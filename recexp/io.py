@@ -1,22 +1,41 @@
-"""Files that are whole or absent, and disks that are full."""
+"""Atomic writes, checksums, locks between processes, and the wording of disk errors."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from recexp.errors import RecexpError
+
+# A full, read-only or failing disk: the user can correct these, so they get no traceback.
+_DISK_ERRORS = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EIO,
+    }
+)
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """``with atomic_write(path) as temporary``: what is written to ``temporary``, which lies beside ``path``, becomes ``path`` by one rename.
+    """Yield a temporary path beside ``path``; on success, rename it to ``path``.
 
-    Raises RecexpError where it cannot be written; ``path`` is then what it was, or absent.
+    Readers see the old file or the complete new one, never a part of it.
+
+    Raises:
+        RecexpError: the file cannot be written; ``path`` is then unchanged, or still absent.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -26,41 +45,55 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         kept = "What was there before is unharmed. " if path.exists() else ""
         raise RecexpError(
-            f"{path} cannot be written: {reason(error)}. {kept}Make room there, or choose a place that can be written."
+            f"{path} cannot be written: {reason(error)}. {kept}"
+            "Make room there, or choose a place that can be written."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON by ``atomic_write``. Types that JSON lacks are written as text."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 @contextmanager
 def file_lock(path: Path, waiting: str = "") -> Iterator[None]:
-    """One process at a time; the lock goes with the process, so a killed one leaves nothing behind that blocks. waiting: what those say that wait."""
-    import fcntl
+    """Hold an exclusive lock between processes on the file ``path``, which stays there afterwards.
 
-    with path.open("w") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if waiting:
-                print(f"[data] {waiting}", file=sys.stderr)
-            fcntl.flock(f, fcntl.LOCK_EX)
+    The operating system releases the lock when its process ends, so a killed process blocks no
+    other. waiting: printed to stderr once if another process holds the lock.
+    """
+    from filelock import FileLock, Timeout  # only where a lock is needed: not at start-up
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if waiting:
+            print(f"[data] {waiting}", file=sys.stderr)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def disk_trouble(error: OSError) -> bool:
-    """Is it the disk (full, read-only, failing), which a person can mend, and not a mistake of ours?"""
-    return error.errno in (
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EROFS,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EIO,
-    )
+    """Is the disk full, read-only or failing, rather than our code wrong?"""
+    return error.errno in _DISK_ERRORS
 
 
 def reason(error: Exception) -> str:
-    """The system's words, with the file it speaks of where it says so."""
-    file = getattr(error, "filename", None)
-    return (getattr(error, "strerror", None) or str(error)) + (f" ({file})" if file else "")
+    """The operating system's message, and the file it concerns if it names one."""
+    if not isinstance(error, OSError):
+        return str(error)
+    text = error.strerror or str(error)
+    return f"{text} ({error.filename})" if error.filename else text

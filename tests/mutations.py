@@ -40,7 +40,7 @@ MUTATIONS = [
     Mutation("files get their name when they are whole", "recexp/io.py", '    temporary = path.with_name(f".{path.name}.{os.getpid()}")', "    temporary = path", "tests/faults/test_disk.py tests/faults/test_faults.py -k 'whole or leaves_the_one'"),
     Mutation("what cannot be written is an error in words", "recexp/io.py", "    except OSError as error:\n        kept", "    except ZeroDivisionError as error:\n        kept", "tests/faults/test_disk.py -k whole"),
     Mutation("polars' words for a full disk are known", "recexp/data/cache.py", '"(os error" not in str(error)', "True", "tests/faults/test_disk.py -k leaves"),
-    Mutation("one process prepares at a time", "recexp/io.py", "            fcntl.flock(f, fcntl.LOCK_EX)\n", "            pass\n", "tests/data/test_cache.py -k eight"),
+    Mutation("one process prepares at a time", "recexp/io.py", "        lock.acquire()\n    try:", "        pass\n    try:", "tests/data/test_cache.py -k eight"),
     Mutation("what a killed preparation left is removed", "recexp/data/cache.py", "        shutil.rmtree(left_by_a_killed_process)", "        pass", "tests/data/test_cache.py -k killed_preparation"),
     Mutation("checksums of the cache are verified", "recexp/data/cache.py", "        verify(folder)\n        return folder", "        return folder", "tests/faults/test_flips.py tests/data/test_cache.py -k 'cache or damage'"),
     Mutation("checksums of candidates are verified", "recexp/evaluation/candidate_store.py", '["sha256"] == checksum(path)', '["sha256"] != ""', "tests/faults/test_flips.py -k candidates"),
@@ -52,7 +52,7 @@ MUTATIONS = [
     Mutation("a killed job's signal is named", "recexp/cli/launcher.py", "    if code < 0:", "    if False:", "tests/cli/test_launcher.py -k killed"),
     Mutation("a loss that is no number stops the run", "recexp/training/module.py", "if not torch.isfinite(loss):", "if False:", "tests/faults/test_faults.py -k no_number"),
     # Correctness
-    Mutation("history lies strictly before the target", "recexp/data/store.py", "self.train.ptr[user], row_B, length)", "self.train.ptr[user], row_B + 1, length)", "tests/data/test_store.py"),
+    Mutation("history lies strictly before the target", "recexp/data/store.py", "self.train.ptr[user_B], row_B, length)", "self.train.ptr[user_B], row_B + 1, length)", "tests/data/test_store.py"),
     Mutation("held-out targets end their own history", "recexp/data/store.py", "targets.start[row_Q], targets.end[row_Q], length)", "targets.start[row_Q], targets.end[row_Q] + 1, length)", "tests/data/test_store.py"),
     Mutation("validation and test are different targets", "recexp/data/store.py", '{"val": self.val, "test": self.test}', '{"val": self.val, "test": self.val}', "tests/data tests/evaluation"),
     Mutation("no event of another user in a history", "recexp/data/store.py", "real_BL = at_BL >= start_B[:, None]", "real_BL = at_BL >= 0", "tests/data/test_store.py"),

@@ -31,7 +31,7 @@ ALLOWED = {
     "sampler": ("recexp.objectives.samplers.",),
     "protocol": ("recexp.evaluation.protocol.", "recexp.data.split."),
     "dataset": (
-        "recexp.data.cache.Dataset",
+        "recexp.data.dataset.Dataset",
         "recexp.data.readers.",
         "recexp.data.simulation.stand_in.",
     ),

@@ -76,7 +76,7 @@ class Protocol:
         said = {k: v for k, v in asdict(self).items() if k not in ("ks", "name")} | {
             "data": meta["fingerprint"]
         }
-        said["split"] = self.split.said()
+        said["split"] = self.split.identity()
         if self.candidates.counts == "all":  # a later option: ids from before it stay
             said["candidates"].pop("counts")
         return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[

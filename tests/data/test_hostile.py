@@ -6,7 +6,8 @@ import json
 import polars as pl
 import pytest
 
-from recexp.data.cache import Dataset, prepare
+from recexp.data.cache import prepare
+from recexp.data.dataset import Dataset
 from recexp.data.raw import scanning
 from recexp.data.raw import text as rawtext
 from recexp.data.readers import amazon, movielens, steam, table, taobao

@@ -9,8 +9,9 @@ import sys
 import polars as pl
 import pytest
 
-from recexp.data import build, rows
-from recexp.data.cache import Dataset, prepare, read_meta
+from recexp.data import index, rows
+from recexp.data.cache import prepare, read_meta
+from recexp.data.dataset import Dataset
 from recexp.data.raw import scanning
 from recexp.data.readers import taobao
 from recexp.data.split import Split
@@ -38,7 +39,7 @@ def test_streaming_in_blocks_gives_the_same_arrays(tmp_path, monkeypatch, option
     whole = prepared(tmp_path / "raw", tmp_path / "a", **options)
     monkeypatch.setattr(scanning, "LARGE", 0)
     monkeypatch.setattr(rows.blocks, "__defaults__", (100,))
-    monkeypatch.setattr(build, "BLOCK", 100)
+    monkeypatch.setattr(index, "BLOCK", 100)
     assert prepared(tmp_path / "raw", tmp_path / "b", **options) == whole
 
 

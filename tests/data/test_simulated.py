@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recexp.data.cache import Dataset, prepare, read_meta
+from recexp.data.cache import prepare, read_meta
+from recexp.data.dataset import Dataset
 from recexp.data.simulation.simulator import SETTING_FILE, is_simulated, simulate
 from tests.support.events import P3, dataset, random_events, write
 

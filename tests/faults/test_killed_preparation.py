@@ -13,7 +13,8 @@ from tests.support.events import P3, dataset, random_events, write
 # Prepares argv[1] in the folder argv[2]/N for every N of argv[3:] in a process that dies at its Nth step on a file there, and prints how it ended.
 KILLED = """
 import json, os, signal, sys
-from recexp.data.cache import Dataset, prepare
+from recexp.data.cache import prepare
+from recexp.data.dataset import Dataset
 from recexp.data.split import Split
 
 given, root = json.loads(sys.argv[1]), sys.argv[2]

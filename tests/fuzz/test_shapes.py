@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from recexp.data.cache import Dataset, prepare
+from recexp.data.cache import prepare
+from recexp.data.dataset import Dataset
 from recexp.data.split import Split
 from recexp.data.store import Store
 from recexp.errors import RecexpError

@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from recexp.data.build import build
-from recexp.data.cache import Dataset
+from recexp.data.dataset import Dataset
 from recexp.data.raw import scanning
 from recexp.data.readers import Raw
 from recexp.data.split import Split

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import polars as pl
 
-from recexp.data.cache import Dataset, prepare
+from recexp.data.cache import prepare
+from recexp.data.dataset import Dataset
 from recexp.data.split import Split
 from recexp.data.store import Store
 

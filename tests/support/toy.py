@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recexp.data.features import _bags
+from recexp.data.features import write_bags
 from recexp.types import Bag, Feature, Query, Schema
 
 N_USERS, N_ITEMS = 7, 12
@@ -42,7 +42,7 @@ def bag(feature: Feature, items: list[list[int]]) -> Bag:
     }
     with TemporaryDirectory() as folder:
         path = Path(folder) / "bag"
-        _bags(path, item.numpy(), value.numpy(), pairs, len(items), feature.cardinality)
+        write_bags(path, item.numpy(), value.numpy(), pairs, len(items), feature.cardinality)
         ptr, ids, count = (np.load(f"{path}_{name}.npy") for name in ("ptr", "id", "count"))
     return Bag(feature.cardinality, *(torch.from_numpy(x) for x in (ptr, ids, count)))
 

@@ -3,105 +3,124 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, TypeVar
 
 import polars as pl
 
 END_OF_TIME = 253_402_300_800_000  # the year 10 000 in milliseconds
 MAX_NUMBER = 3.4e38  # values are kept in 32 bits
-NO_ID = ("null", "NULL", "None", "nan", "NaN", "\\N")  # what other programs write for a missing id
+# What other programs write for a missing id.
+NO_ID = ("null", "NULL", "None", "nan", "NaN", "\\N")
 ISO_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d")
+
+Kind = Literal["int", "id", "text", "number", "s", "ms", "iso"]
+TimeUnit = Literal["s", "ms", "iso"]
+TIMES = ("s", "ms", "iso")
+
+Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 
 
 @dataclass(frozen=True)
 class Column:
     """One wanted column of a raw file.
 
-    source: its name in the header, or its position (from 0) in a file without one.
-    kind: "int", "id" (any text but the usual spellings of null), "text", "number" (finite, within 32 bits), or a time: "s" and "ms" (seconds
-    or milliseconds since 1970, fractions allowed) or "iso" (a date, or date and time; UTC where no zone is given). Times
-    come out as int64 milliseconds.
-    choices: the only texts allowed, where given. nullable: may be blank, which gives null.
+    name: of the parsed column.
+    source: name in the header, or position (from 0) in a file without a header.
+    kind: "int"; "id" (any text but the usual spellings of null); "text"; "number" (finite, within
+        32 bits); or a time: "s" and "ms" (seconds or milliseconds since 1970, fractions allowed) or
+        "iso" (a date, or date and time; UTC where no zone is given). Times become int64
+        milliseconds.
+    choices: the only texts allowed; empty allows all.
+    nullable: may be blank, which gives null.
     """
 
     name: str
     source: str | int
-    kind: str = "id"
+    kind: Kind = "id"
     choices: tuple[str, ...] = ()
     nullable: bool = False
 
     @property
     def label(self) -> str:
-        """How an error names it."""
-        return (
-            f"column {self.source!r}"
-            if isinstance(self.source, str)
-            else f"column {self.source + 1} ({self.name})"
-        )
+        """How errors name the column."""
+        if isinstance(self.source, str):
+            return f"column {self.source!r}"
+        return f"column {self.source + 1} ({self.name})"
 
     @property
     def dtype(self) -> pl.DataType:
-        """What polars parses the raw text as."""
-        return {
-            "int": pl.Int64(),
-            "number": pl.Float64(),
-            "s": pl.Float64(),
-            "ms": pl.Float64(),
-        }.get(self.kind, pl.String())
+        """The type as which polars parses the raw text."""
+        if self.kind == "int":
+            return pl.Int64()
+        if self.kind in ("number", "s", "ms"):
+            return pl.Float64()
+        return pl.String()
 
 
-def judge(frame: pl.DataFrame, columns: list[Column]) -> pl.DataFrame:
-    """Parsed columns, and ``_reason``: "<index of the column> <what is wrong with it>", null for a good row."""
+def judge(frame: Frame, columns: list[Column]) -> Frame:
+    """Parse the columns and find the fault of each row.
+
+    Returns the parsed columns, and ``_reason``: null for a good row, else "<index of the column>
+    <what is wrong with it>".
+    """
+    schema = frame.collect_schema()
+    parsed = []
+    raw = []
     reasons = []
     for i, column in enumerate(columns):
-        raw, value = pl.col(f"_raw_{column.name}"), pl.col(column.name)
-        blank = (
-            raw.is_null() | (raw.str.strip_chars() == "")
-            if frame.schema[column.name] == pl.String
-            else raw.is_null()
-        )
-        reason = (
-            pl.lit(None, pl.String)
-            if column.nullable
-            else pl.when(blank).then(pl.lit(f"{i} is missing"))
-        )
-        for bad, words in _faults(column, value):
-            reason = pl.coalesce(reason, pl.when(~blank & bad).then(pl.lit(f"{i} {words}")))
-        reasons.append(reason)
-    parsed = [
-        _parse(column, frame.schema[column.name] == pl.String).alias(column.name)
-        for column in columns
-    ]
-    raws = [pl.col(column.name).alias(f"_raw_{column.name}") for column in columns]
-    return frame.select(*parsed, *raws).select(
-        *(column.name for column in columns), _reason=pl.coalesce(reasons)
-    )
+        is_text = schema[column.name] == pl.String
+        parsed.append(_parse(column, is_text).alias(column.name))
+        raw.append(pl.col(column.name).alias(f"_raw_{column.name}"))
+        reasons.append(_reason(i, column, is_text))
+    names = [column.name for column in columns]
+    return frame.select(*parsed, *raw).select(*names, _reason=pl.coalesce(reasons))
+
+
+def _reason(i: int, column: Column, is_text: bool) -> pl.Expr:
+    """The first fault of column i, over the parsed column and its ``_raw_`` copy; null for none."""
+    raw = pl.col(f"_raw_{column.name}")
+    is_blank = raw.is_null()
+    if is_text:
+        is_blank = is_blank | (raw.str.strip_chars() == "")
+    if column.nullable:
+        reason = pl.lit(None, pl.String)
+    else:
+        reason = pl.when(is_blank).then(pl.lit(f"{i} is missing"))
+    for is_bad, words in _faults(column, pl.col(column.name)):
+        fault = pl.when(~is_blank & is_bad).then(pl.lit(f"{i} {words}"))
+        reason = pl.coalesce(reason, fault)
+    return reason
 
 
 def _parse(column: Column, is_text: bool) -> pl.Expr:
     raw = pl.col(column.name)
-    if is_text and column.kind in ("int", "number", "s", "ms", "iso"):
+    if is_text and column.kind not in ("id", "text"):
         raw = raw.str.strip_chars()
     if column.kind == "int":
         return raw.cast(pl.Int64, strict=False)
     if column.kind == "number":
         return raw.cast(pl.Float64, strict=False)
     if column.kind in ("s", "ms"):
-        ms = raw.cast(pl.Float64, strict=False) * (1000 if column.kind == "s" else 1)
-        return ms.round().cast(pl.Int64, strict=False)
+        milliseconds = raw.cast(pl.Float64, strict=False) * (1000 if column.kind == "s" else 1)
+        return milliseconds.round().cast(pl.Int64, strict=False)
     if column.kind == "iso":
-        text = raw.str.replace("T", " ", literal=True)
-        utc = [
-            text.str.to_datetime(
-                form, strict=False, time_unit="ms", time_zone="UTC" if "z" in form else None
-            )
-            for form in ISO_FORMATS
-        ]
-        return pl.coalesce(time.dt.timestamp("ms") for time in utc)
+        return _parse_iso(raw)
     return pl.when(raw.str.strip_chars() != "").then(raw) if column.nullable else raw
 
 
+def _parse_iso(raw: pl.Expr) -> pl.Expr:
+    """Milliseconds since 1970 of the first format that fits; null for none."""
+    text = raw.str.replace("T", " ", literal=True)
+    times = []
+    for form in ISO_FORMATS:
+        zone = "UTC" if "z" in form else None
+        time = text.str.to_datetime(form, strict=False, time_unit="ms", time_zone=zone)
+        times.append(time.dt.timestamp("ms"))
+    return pl.coalesce(times)
+
+
 def _faults(column: Column, value: pl.Expr) -> list[tuple[pl.Expr, str]]:
-    """What can be wrong with a value that is not blank."""
+    """What can be wrong with a value that is not blank: conditions and their words."""
     if column.kind == "int":
         return [(value.is_null(), "is not a whole number")]
     if column.kind == "number":
@@ -109,24 +128,26 @@ def _faults(column: Column, value: pl.Expr) -> list[tuple[pl.Expr, str]]:
             (value.is_null() | ~value.is_finite(), "is not a number"),
             (value.abs() > MAX_NUMBER, f"lies beyond {MAX_NUMBER:g}"),
         ]
-    if column.kind in ("s", "ms", "iso"):
-        late = "lies beyond the year 9999" + (
-            ": are the times in milliseconds?" if column.kind == "s" else ""
-        )
-        what = "date (YYYY-MM-DD, or with HH:MM:SS)" if column.kind == "iso" else "number"
-        return [
-            (value.is_null(), f"is not a {what}"),
-            (value < 0, "is a time before 1970"),
-            (value >= END_OF_TIME, late),
-        ]
+    if column.kind in TIMES:
+        return _time_faults(column, value)
     faults = []
     if column.kind == "id":
-        faults = [(value.is_in(list(NO_ID)), "stands for a missing id")]
-        faults.append(
-            (value.str.contains("[\r\n]"), "runs over several lines: a quote is likely unbalanced")
-        )
+        several_lines = "runs over several lines: a quote is likely unbalanced"
+        faults.append((value.is_in(list(NO_ID)), "stands for a missing id"))
+        faults.append((value.str.contains("[\r\n]"), several_lines))
     if column.choices:
-        faults.append(
-            (~value.is_in(list(column.choices)), f"is not one of {', '.join(column.choices)}")
-        )
+        not_allowed = ~value.is_in(list(column.choices))
+        faults.append((not_allowed, f"is not one of {', '.join(column.choices)}"))
     return faults
+
+
+def _time_faults(column: Column, value: pl.Expr) -> list[tuple[pl.Expr, str]]:
+    wanted = "date (YYYY-MM-DD, or with HH:MM:SS)" if column.kind == "iso" else "number"
+    late = "lies beyond the year 9999"
+    if column.kind == "s":
+        late += ": are the times in milliseconds?"
+    return [
+        (value.is_null(), f"is not a {wanted}"),
+        (value < 0, "is a time before 1970"),
+        (value >= END_OF_TIME, late),
+    ]

@@ -1,28 +1,32 @@
-"""Readers: one function per raw layout, from raw files to one canonical form.
+"""Readers: one module per raw layout, from raw files to one canonical form.
 
-A reader is ``read(raw_dir, on_bad_rows="error", **options) -> Raw``. It knows file names and columns; it filters nothing,
-splits nothing and indexes nothing (``recexp.data.cache`` does).
+A reader is a function ``read(raw_dir, *, on_bad_rows="error", **options) -> Raw``. It knows file
+names and columns. It filters, splits and indexes nothing; ``recexp.data.build`` does.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
+
+FeatureKind = Literal["categorical", "multi_label", "numeric"]
 
 
 @dataclass
 class ItemFeature:
     """Side information about items in long form.
 
-    frame: columns ``item``, ``value`` (any integer or string for categorical and multi_label, a float for numeric) and,
-    where the value changes over time, ``timestamp`` (int64 milliseconds, valid from). Preparation takes the last value at or
-    before the end of training, the first if none is.
-    tree: columns ``value``, ``parent`` (null at a root): preparation adds every ancestor of a value (S000: category tree).
+    frame: columns ``item``, ``value`` (integer or string for categorical and multi_label, float for
+        numeric) and, where the value changes over time, ``timestamp`` (int64 milliseconds, valid
+        from). Preparation takes the last value at or before the end of training, else the first.
+    tree: columns ``value``, ``parent`` (null at a root). Preparation adds every ancestor of a value
+        (the category tree of the ITE paper).
     """
 
-    kind: str  # categorical | multi_label | numeric
+    kind: FeatureKind
     frame: pl.LazyFrame
     tree: pl.LazyFrame | None = None
 
@@ -31,10 +35,13 @@ class ItemFeature:
 class Raw:
     """What a reader returns.
 
-    events: columns ``user``, ``item`` (string or int64), ``behavior`` (string), ``timestamp`` (int64 milliseconds),
-    optionally ``value`` (float32), in the row order of the source: ties in time are broken by it.
-    files: every file that was read, for checksums. dropped: reason -> (rows, first few examples "file:row column value"),
-    filled under ``on_bad_rows="drop"``.
+    events: columns ``user``, ``item`` (string or int64), ``behavior`` (string), ``timestamp``
+        (int64 milliseconds), optionally ``value`` (float32), in the row order of the source, which
+        breaks ties in time.
+    files: every file that was read, for checksums.
+    item_features: by name.
+    dropped: reason -> (number of rows, first few examples "file:row column value"), filled with
+        ``on_bad_rows="drop"``.
     """
 
     events: pl.LazyFrame

@@ -7,25 +7,29 @@ from pathlib import Path
 
 import polars as pl
 
+from recexp.data.dataset import BadRows
 from recexp.data.raw.columns import Column
-from recexp.data.raw.folder import Folder, joined, record_row, split_names
+from recexp.data.raw.folder import Folder
+from recexp.data.raw.records import joined, record_row, split_names
 from recexp.data.raw.text import Row
 from recexp.data.readers import ItemFeature, Raw
 from recexp.errors import RecexpError
 
 
 def read(
-    raw_dir: str | Path, *, on_bad_rows: str = "error", name: str = "Beauty", meta: bool = True
+    raw_dir: str | Path, *, on_bad_rows: BadRows = "error", name: str = "Beauty", meta: bool = True
 ) -> Raw:
-    """``ratings_<name>.csv`` or, where that is not there, ``reviews_<name>.json.gz``; and ``meta_<name>.json.gz`` if there.
+    """Read ``ratings_<name>.csv``, or else ``reviews_<name>.json.gz``.
 
-    Item features: "category" (every name in ``categories``), "brand", "price". meta: False leaves them out.
-    The times are whole days: ties keep the order of the file that was read.
+    Item features come from ``meta_<name>.json.gz`` where it is present: "category" (every name in
+    ``categories``), "brand" and "price". meta: False leaves them out.
+    Times are whole days: ties keep the order of the file.
     """
-    folder = Folder(
-        raw_dir, f"J. McAuley, UCSD: Amazon product data (2014), department {name}", on_bad_rows
-    )
-    ratings, reviews = f"ratings_{name}.csv", f"reviews_{name}.json.gz"
+    origin = f"J. McAuley, UCSD: Amazon product data (2014), department {name}"
+    folder = Folder(raw_dir, origin, on_bad_rows)
+    ratings = f"ratings_{name}.csv"
+    reviews = f"reviews_{name}.json.gz"
+    products = f"meta_{name}.json.gz"
     if folder.has(ratings):
         events = folder.delimited(ratings, _columns(0, 1, 2, 3), header=False)
     elif folder.has(reviews):
@@ -33,14 +37,11 @@ def read(
         events = folder.record_table(reviews, columns)
     else:
         raise RecexpError(
-            f"{folder.path} holds neither {ratings} nor {reviews}. Get one of them from {folder.origin}, or set dataset.raw_dir."
+            f"{folder.path} holds neither {ratings} nor {reviews}. "
+            f"Get one of them from {folder.origin}, or set dataset.raw_dir."
         )
     events = events.with_columns(pl.col("value").cast(pl.Float32), behavior=pl.lit("rating"))
-    features = (
-        _features(folder, f"meta_{name}.json.gz")
-        if meta and folder.has(f"meta_{name}.json.gz")
-        else {}
-    )
+    features = _features(folder, products) if meta and folder.has(products) else {}
     return Raw(events.lazy(), folder.files, features, folder.dropped)
 
 
@@ -56,6 +57,7 @@ def _columns(
 
 
 def _features(folder: Folder, name: str) -> dict[str, ItemFeature]:
+    """Category, brand and price of the products in the file ``name``."""
     columns = [
         Column("item", "asin"),
         Column("brand", "brand", "text", nullable=True),
@@ -63,28 +65,28 @@ def _features(folder: Folder, name: str) -> dict[str, ItemFeature]:
         Column("category", "categories", "text", nullable=True),
     ]
 
-    def is_lists(value: object) -> bool:
-        return isinstance(value, list) and all(isinstance(path, list) for path in value)
-
     def rows() -> Iterator[Row]:
         for line, record in folder.records(name):
-            paths = record.get("categories") or []
-            labels = (
-                joined([label for path in paths for label in path]) if is_lists(paths) else None
-            )
-            if labels is not None:
-                yield record_row(line, record, columns[:3], labels)
-            else:
+            labels = joined(_flattened(record.get("categories")))
+            if labels is None:
                 yield line, None, "has categories that are not lists of names"
+            else:
+                yield record_row(line, record, columns[:3], labels)
 
     frame = folder.table(name, columns, rows())
-
-    values = {
-        column.name: frame.lazy().select("item", value=column.name).drop_nulls("value")
-        for column in columns[1:3]
-    }
+    brand = frame.lazy().select("item", value="brand").drop_nulls("value")
+    price = frame.lazy().select("item", value="price").drop_nulls("value")
     return {
         "category": ItemFeature("multi_label", split_names(frame, "category")),
-        "brand": ItemFeature("categorical", values["brand"]),
-        "price": ItemFeature("numeric", values["price"]),
+        "brand": ItemFeature("categorical", brand),
+        "price": ItemFeature("numeric", price),
     }
+
+
+def _flattened(paths: object) -> list[object] | None:
+    """The names of a list of category paths; None for anything but a list of lists."""
+    if not paths:
+        return []
+    if not isinstance(paths, list) or not all(isinstance(path, list) for path in paths):
+        return None
+    return [name for path in paths for name in path]

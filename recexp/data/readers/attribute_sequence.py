@@ -1,4 +1,7 @@
-"""Attribute sequence files as S3-Rec publishes its data: a line ``user item item ...`` per user, and the items' attributes."""
+"""Attribute sequence files, as Zhou et al. 2020 (S3-Rec, arXiv:2008.07873) publish their data.
+
+A line ``user item item ...`` per user in time order, and a JSON file of the items' attributes.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from pathlib import Path
 
 import polars as pl
 
+from recexp.data.dataset import BadRows
 from recexp.data.raw.columns import Column
-from recexp.data.raw.folder import Folder, shortened
-from recexp.data.raw.text import Row
+from recexp.data.raw.folder import Folder
+from recexp.data.raw.text import Row, shortened
 from recexp.data.readers import ItemFeature, Raw
 
 ORIGIN = "github.com/RUCAIBox/CIKM2020-S3Rec, folder data"
@@ -18,20 +22,20 @@ ORIGIN = "github.com/RUCAIBox/CIKM2020-S3Rec, folder data"
 def read(
     raw_dir: str | Path,
     *,
-    on_bad_rows: str = "error",
+    on_bad_rows: BadRows = "error",
     file: str = "Beauty.txt",
     attributes: str | None = None,
 ) -> Raw:
-    """``file``, and the feature "attribute" of the JSON file ``attributes`` (<stem of file>_item2attributes.json where
-    None).
+    """Read ``file``, and the feature "attribute" from the JSON file ``attributes``.
 
-    The number of an item in the whole file stands for its time, and "interaction" for its behaviour.
+    The place of an event in the whole file is its time; every event is an "interaction".
+    attributes: None for <stem of file>_item2attributes.json.
     """
     folder = Folder(raw_dir, ORIGIN, on_bad_rows)
     columns = [Column("user", 0, "int"), Column("item", 1, "int")]
-    events = folder.table(file, columns, _pairs(folder, file)).with_columns(
-        behavior=pl.lit("interaction"), timestamp=pl.int_range(1, pl.len() + 1, dtype=pl.Int64)
-    )
+    pairs = folder.table(file, columns, _pairs(folder, file))
+    place = pl.int_range(1, pl.len() + 1, dtype=pl.Int64)
+    events = pairs.with_columns(behavior=pl.lit("interaction"), timestamp=place)
     name = attributes or f"{Path(file).stem}_item2attributes.json"
     attribute = ItemFeature("multi_label", _attributes(folder, name).lazy())
     return Raw(events.lazy(), folder.files, {"attribute": attribute}, folder.dropped)
@@ -47,16 +51,19 @@ def _pairs(folder: Folder, file: str) -> Iterator[Row]:
 
 
 def _attributes(folder: Folder, name: str) -> pl.DataFrame:
-    def is_map(content: object) -> bool:
-        return isinstance(content, dict) and all(
-            isinstance(values, list) for values in content.values()
-        )
-
-    content = folder.json(name, is_map, "a map of items to lists of attributes")
+    """Columns item, value: a row per attribute of an item."""
+    content = folder.json(name, _is_map_to_lists, "a map of items to lists of attributes")
     columns = [Column("item", 0, "int"), Column("value", 1, "int")]
-    rows = (
-        (n, [item, str(value)], "")
-        for n, (item, values) in enumerate(content.items(), 1)
-        for value in values
-    )
-    return folder.table(name, columns, rows, unit="entry")
+
+    def rows() -> Iterator[Row]:
+        for number, (item, values) in enumerate(content.items(), 1):
+            for value in values:
+                yield number, [item, str(value)], ""
+
+    return folder.table(name, columns, rows(), unit="entry")
+
+
+def _is_map_to_lists(content: object) -> bool:
+    if not isinstance(content, dict):
+        return False
+    return all(isinstance(values, list) for values in content.values())

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
+from recexp.data.dataset import BadRows
 from recexp.data.raw.columns import Column
 from recexp.data.raw.folder import Folder
 from recexp.data.readers import ItemFeature, Raw
@@ -16,10 +17,10 @@ BEHAVIOURS = ("view", "addtocart", "transaction")
 PROPERTIES = ("item_properties_part1.csv", "item_properties_part2.csv")
 
 
-def read(raw_dir: str | Path, *, on_bad_rows: str = "error", file: str = "events.csv") -> Raw:
-    """``events.csv`` and, where both property files are there, the feature "category".
+def read(raw_dir: str | Path, *, on_bad_rows: BadRows = "error", file: str = "events.csv") -> Raw:
+    """Read ``events.csv`` and, where both property files are present, the feature "category".
 
-    Its values carry dates, for an item's category changes; the tree is ``category_tree.csv``.
+    Its values have dates, since an item's category changes; its tree is ``category_tree.csv``.
     """
     folder = Folder(raw_dir, ORIGIN, on_bad_rows)
     columns = [
@@ -33,7 +34,8 @@ def read(raw_dir: str | Path, *, on_bad_rows: str = "error", file: str = "events
     if len(present) == 1:
         missing = next(name for name in PROPERTIES if name not in present)
         raise RecexpError(
-            f"{folder.path} holds {present[0]} but not {missing}; get both from {ORIGIN}, or remove it to read no categories."
+            f"{folder.path} holds {present[0]} but not {missing}; get both from {ORIGIN}, "
+            "or remove it to read no categories."
         )
     features = {"category": _category(folder)} if present else {}
     return Raw(events.lazy(), folder.files, features, folder.dropped)
@@ -45,11 +47,9 @@ def _category(folder: Folder) -> ItemFeature:
         Column("value", "value", "int"),
         Column("timestamp", "timestamp", "ms"),
     ]
-    # the other properties are hashed: their values are no numbers
-    parts = [
-        folder.delimited(name, columns, header=True, only=("property", "categoryid"))
-        for name in PROPERTIES
-    ]
+    # The values of other properties are hashed and thus no numbers: those rows are passed over.
+    only = ("property", "categoryid")
+    parts = [folder.delimited(name, columns, header=True, only=only) for name in PROPERTIES]
     tree_columns = [
         Column("value", "categoryid", "int"),
         Column("parent", "parentid", "int", nullable=True),

@@ -7,19 +7,23 @@ from pathlib import Path
 
 import polars as pl
 
+from recexp.data.dataset import BadRows
 from recexp.data.raw.columns import Column
-from recexp.data.raw.folder import Folder, joined, record_row, split_names
+from recexp.data.raw.folder import Folder
+from recexp.data.raw.records import joined, record_row, split_names
 from recexp.data.raw.text import Row
 from recexp.data.readers import ItemFeature, Raw
 
 ORIGIN = "J. McAuley, UCSD: Steam Video Game and Bundle Data (version 2)"
-REVIEWS, GAMES = "steam_reviews.json.gz", "steam_games.json.gz"
+REVIEWS = "steam_reviews.json.gz"
+GAMES = "steam_games.json.gz"
 
 
-def read(raw_dir: str | Path, *, on_bad_rows: str = "error", games: bool = True) -> Raw:
-    """``steam_reviews.json.gz``; and ``steam_games.json.gz`` where it is there, for the item feature "genres".
+def read(raw_dir: str | Path, *, on_bad_rows: BadRows = "error", games: bool = True) -> Raw:
+    """Read ``steam_reviews.json.gz``, and ``steam_games.json.gz`` where it is present.
 
-    games: False leaves the feature out. The times are whole days: ties keep the order of the file. Any text is a user's name.
+    The games give the item feature "genres"; games: False leaves it out. Times are whole days: ties
+    keep the order of the file. Any text is accepted as a user's name.
     """
     folder = Folder(raw_dir, ORIGIN, on_bad_rows)
     columns = [
@@ -40,9 +44,8 @@ def _genres(folder: Folder) -> ItemFeature:
             genres = joined(record.get("genres") or [])
             if genres is None:
                 yield line, None, "has genres that are not a list of names"
-            elif (
-                record.get("id") is not None
-            ):  # a few entries of the published file have no id: they describe nothing
+            elif record.get("id") is not None:  # a few entries of the published file have none
                 yield record_row(line, record, columns[:1], genres)
 
-    return ItemFeature("multi_label", split_names(folder.table(GAMES, columns, rows()), "value"))
+    frame = folder.table(GAMES, columns, rows())
+    return ItemFeature("multi_label", split_names(frame, "value"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import polars as pl
 
+from recexp.data.dataset import BadRows
 from recexp.data.raw.columns import Column
 from recexp.data.raw.folder import Folder
 from recexp.data.raw.scanning import scan
@@ -15,8 +16,10 @@ ORIGIN = "Tianchi: User Behavior Data from Taobao (dataset 649)"
 BEHAVIOURS = ("pv", "fav", "cart", "buy")
 
 
-def read(raw_dir: str | Path, *, on_bad_rows: str = "error", file: str = "UserBehavior.csv") -> Raw:
-    """``UserBehavior.csv``; the feature "category" is the one an item has in its last row."""
+def read(
+    raw_dir: str | Path, *, on_bad_rows: BadRows = "error", file: str = "UserBehavior.csv"
+) -> Raw:
+    """Read ``UserBehavior.csv``. The feature "category" is that of an item's last row."""
     folder = Folder(raw_dir, ORIGIN, on_bad_rows)
     columns = [
         Column("user", 0, "int"),
@@ -25,11 +28,7 @@ def read(raw_dir: str | Path, *, on_bad_rows: str = "error", file: str = "UserBe
         Column("behavior", 3, choices=BEHAVIOURS),
         Column("timestamp", 4, "s"),
     ]
-    events = scan(folder, file, columns)  # 100 million rows are not held
+    events = scan(folder, file, columns)  # 100 million rows are not held in memory
     category = events.group_by("item").agg(value=pl.col("category").last())
-    return Raw(
-        events.drop("category"),
-        folder.files,
-        {"category": ItemFeature("categorical", category)},
-        folder.dropped,
-    )
+    features = {"category": ItemFeature("categorical", category)}
+    return Raw(events.drop("category"), folder.files, features, folder.dropped)

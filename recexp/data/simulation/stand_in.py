@@ -1,6 +1,7 @@
-"""A small simulated stand-in for a data set: the simulated shop's events under another data set's behaviours (``scale=smoke``).
+"""A small simulated stand-in for a data set (``scale=smoke``).
 
-It has the form of the data it stands for, so that every experiment runs anywhere; its numbers say nothing about that data.
+The simulated shop's events get the behaviours of another data set. It has the form of the data it
+stands for, so that every experiment runs anywhere; its numbers say nothing about that data.
 """
 
 from __future__ import annotations
@@ -10,68 +11,91 @@ from pathlib import Path
 
 import polars as pl
 
+from recexp.data.dataset import BadRows
 from recexp.data.readers import ItemFeature, Raw, simulated_shop
 from recexp.data.readers.retailrocket import BEHAVIOURS
+from recexp.data.simulation.simulator import Count, Mean, Rate, Seed
 from recexp.errors import RecexpError
+
+MAX_BEHAVIOURS = 4
 
 
 def read(
     raw_dir: str | Path,
     *,
-    on_bad_rows: str = "error",
+    on_bad_rows: BadRows = "error",
     behaviours: Sequence[str],
-    users: int = 150,
-    items: int = 200,
-    categories: int = 10,
-    sessions: float = 6.0,
-    session_length: float = 5.0,
-    cart_rate: float = 0.4,
-    purchase_rate: float = 0.5,
-    seed: int = 0,
+    users: Count = 150,
+    items: Count = 200,
+    categories: Count = 10,
+    sessions: Mean = 6.0,
+    session_length: Mean = 5.0,
+    cart_rate: Rate = 0.4,
+    purchase_rate: Rate = 0.5,
+    seed: Seed = 0,
 ) -> Raw:
-    """Simulate a shop (options as in ``recexp.data.simulation.simulator.simulate``) and call its events by ``behaviours``, weak to strong.
+    """Simulate a shop and name its events by ``behaviours``, weak to strong.
 
-    One behaviour: the first event of every user and item. Two: views and the rest. Three: views, carts, purchases. Four: every second cart becomes
-    the second. Events called "rating" have a value, how often the user met the item (1 to 5), and the items a year and genres, as films have;
-    otherwise they have the shop's category tree. Raises RecexpError for more than four behaviours.
+    One behavior: the first event of every user and item. Two: views, and all others. Three: views,
+    carts, purchases. Four: every second cart becomes the second behavior.
+    Events named "rating" have a value, how often the user met the item (1 to 5), and the items have
+    a year and genres, as films have; otherwise items have the shop's category tree.
+    The other options are those of ``simulator.simulate``.
+
+    Raises:
+        RecexpError: no behavior, or more than four.
     """
-    setting = {
-        k: v for k, v in locals().items() if k not in ("raw_dir", "on_bad_rows", "behaviours")
-    }
     names = list(behaviours)
-    if not 1 <= len(names) <= 4:
+    if not 1 <= len(names) <= MAX_BEHAVIOURS:
         raise RecexpError(
-            f"A simulated stand-in has 1 to 4 behaviours, dataset.behaviours names {len(names)}: {names}."
+            f"A simulated stand-in has 1 to {MAX_BEHAVIOURS} behaviours, dataset.behaviours names "
+            f"{len(names)}: {names}."
         )
-    raw = simulated_shop.read(raw_dir, on_bad_rows=on_bad_rows, **setting)
-    view, cart, purchase = (pl.col("behavior") == name for name in BEHAVIOURS)
-    weak, strong = pl.lit(names[0]), pl.lit(names[-1])
+    raw = simulated_shop.read(
+        raw_dir,
+        on_bad_rows=on_bad_rows,
+        users=users,
+        items=items,
+        categories=categories,
+        sessions=sessions,
+        session_length=session_length,
+        cart_rate=cart_rate,
+        purchase_rate=purchase_rate,
+        seed=seed,
+    )
+    is_rated = "rating" in names
     if len(names) == 1:
-        pair = ["user", "item"]
-        raw.events = raw.events.with_columns(
-            behavior=strong, value=pl.len().over(pair).clip(1, 5).cast(pl.Float32)
-        )
-        raw.events = raw.events.unique(pair, keep="first", maintain_order=True)
-    elif len(names) == 2:
-        raw.events = raw.events.with_columns(behavior=pl.when(view).then(weak).otherwise(strong))
+        raw.events = _first_events(raw.events, names[0], with_value=is_rated)
     else:
-        middle = (
-            pl.when(cart & (cart.cum_sum() % 2 == 0))
-            .then(pl.lit(names[1]))
-            .otherwise(pl.lit(names[-2]))
-        )
-        raw.events = raw.events.with_columns(
-            behavior=pl.when(view).then(weak).when(purchase).then(strong).otherwise(middle)
-        )
-    if "rating" in names:
+        raw.events = raw.events.with_columns(behavior=_renamed(names))
+    if is_rated:
         raw.item_features = _film_features(raw.item_features["category"])
-    elif len(names) == 1:
-        raw.events = raw.events.drop("value")
     return raw
 
 
+def _first_events(events: pl.LazyFrame, name: str, *, with_value: bool) -> pl.LazyFrame:
+    """The first event of every user and item; its value is the number of events, 1 to 5."""
+    pair = ["user", "item"]
+    events = events.with_columns(behavior=pl.lit(name))
+    if with_value:
+        events = events.with_columns(value=pl.len().over(pair).clip(1, 5).cast(pl.Float32))
+    return events.unique(pair, keep="first", maintain_order=True)
+
+
+def _renamed(names: list[str]) -> pl.Expr:
+    """The shop's behaviors under two to four names."""
+    is_view, is_cart, is_purchase = (pl.col("behavior") == name for name in BEHAVIOURS)
+    weakest = pl.lit(names[0])
+    strongest = pl.lit(names[-1])
+    if len(names) == 2:
+        return pl.when(is_view).then(weakest).otherwise(strongest)
+    is_second_cart = is_cart & (is_cart.cum_sum() % 2 == 0)
+    middle = pl.when(is_second_cart).then(pl.lit(names[1])).otherwise(pl.lit(names[-2]))
+    return pl.when(is_view).then(weakest).when(is_purchase).then(strongest).otherwise(middle)
+
+
 def _film_features(category: ItemFeature) -> dict[str, ItemFeature]:
-    """Genres: the item's leaf categories. Year: any, for a shop plants none."""
+    """Genres: the item's leaf categories. Year: derived from the item's id, without a meaning."""
     leaves = category.frame.select("item", "value").unique(maintain_order=True)
     years = leaves.select("item", value=1980 + pl.col("item") % 25).unique(maintain_order=True)
     return {"year": ItemFeature("categorical", years), "genres": ItemFeature("multi_label", leaves)}
