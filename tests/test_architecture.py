@@ -59,6 +59,8 @@ def test_a_run_on_prepared_data_needs_polars_only_at_its_end():
     for file in (
         "runs/run",
         "runs/result",
+        "runs/outputs",
+        "runs/costs",
         "config/check",
         "objectives/samplers",
         "data/cache",
