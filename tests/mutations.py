@@ -48,7 +48,7 @@ MUTATIONS = [
     Mutation("the checksum of the ranks is verified", "recexp/report/significance.py", 'if "ranks_sha256" in result and', "if False and", "tests/faults/test_flips.py -k ranks"),
     Mutation("W&B's errors end the logging only", "recexp/training/loggers.py", "except Exception as error:", "except ZeroDivisionError as error:", "tests/faults/test_loggers.py"),
     Mutation("W&B warns once", "recexp/training/loggers.py", "            if self.has_failed:\n", "            if False:\n", "tests/faults/test_loggers.py"),
-    Mutation("a sweep ended by a signal ends its jobs", "recexp/cli/launcher.py", "            job.process.terminate()\n", "            pass\n", "tests/cli/test_launcher.py -k signal"),
+    Mutation("a sweep ended by a signal ends its jobs", "recexp/cli/launcher.py", "            one.process.terminate()\n", "            pass\n", "tests/cli/test_launcher.py -k signal"),
     Mutation("a killed job's signal is named", "recexp/cli/launcher.py", "    if code < 0:", "    if False:", "tests/cli/test_launcher.py -k killed"),
     Mutation("a loss that is no number stops the run", "recexp/training/module.py", "if not torch.isfinite(loss):", "if False:", "tests/faults/test_faults.py -k no_number"),
     # Correctness
