@@ -18,7 +18,9 @@ MAY_IMPORT = {
         "recexp.types",
         "recexp.errors",
         "recexp.io",
+        "recexp.contracts",
         "recexp.data.split",
+        "recexp.data.store",  # for types only
         "recexp.data.cache",
     ),
     "recexp/objectives": (

@@ -139,7 +139,7 @@ def test_ranking_a_large_catalogue_holds_few_users_scores_at_once(tmp_path, monk
     monkeypatch.setattr(memory, "MAX_SCORES_ON_CPU", 2_000)
     largest = []
     monkeypatch.setattr(
-        "recexp.evaluation.ranks.full_ranks",
+        "recexp.evaluation.protocol.full_ranks",
         lambda scores, *rest: (largest.append(scores.numel()), full_ranks(scores, *rest))[1],
     )
     parts = run_here(
