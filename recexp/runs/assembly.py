@@ -27,7 +27,7 @@ def assemble(
     pl.seed_everything(cfg.seed, verbose=False)
     model = build(cfg.model, schema=store.schema)
     objective = build(cfg.objective)
-    objective.check(model, store)
+    objective.bind(model, store)
     module = RecModule(
         model,
         objective,

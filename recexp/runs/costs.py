@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from recexp.contracts import Recommender
 from recexp.models.common import SequenceModel
 from recexp.types import moved
 
@@ -78,7 +79,7 @@ class Operations(TorchDispatchMode):
         return out.numel() if torch.Tag.pointwise in func.tags else 0
 
 
-def scoring_operations(model: Any, store: Store, history: str) -> Operations:
+def scoring_operations(model: Recommender, store: Store, history: str) -> Operations:
     """Operations of one forward pass over the longest test history and the scores of 100 items.
 
     A sequence model computes the states of all positions here, as a paper's count of a forward
@@ -104,12 +105,12 @@ def scoring_operations(model: Any, store: Store, history: str) -> Operations:
     return counted
 
 
-def scoring_flops(model: Any, store: Store, history: str) -> int:
+def scoring_flops(model: Recommender, store: Store, history: str) -> int:
     """Floating-point operations of ``scoring_operations``, a multiply-add counting as two."""
     return scoring_operations(model, store, history).flops
 
 
-def scoring_costs(model: Any, store: Store, history: str) -> dict[str, float]:
+def scoring_costs(model: Recommender, store: Store, history: str) -> dict[str, float]:
     """gflops: 10^9 floating-point operations of ``scoring_operations``. gops: the same with a
     multiply-add as one.
 
@@ -123,7 +124,7 @@ def scoring_costs(model: Any, store: Store, history: str) -> dict[str, float]:
 
 
 @contextmanager
-def _encoding_all_positions(model: Any) -> Iterator[None]:
+def _encoding_all_positions(model: Recommender) -> Iterator[None]:
     """A sequence model ignores ``last_only`` inside; other models are left alone."""
     if not isinstance(model, SequenceModel):
         yield

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
 from recexp.config.check import build, check_config, check_machine
+from recexp.contracts import ClosedForm
 from recexp.data.cache import Dataset, prepare
 from recexp.data.datamodule import RecDataModule
 from recexp.data.store import Store
@@ -183,7 +184,8 @@ def _about(cfg: DictConfig, prepared: Prepared, git: Mapping[str, Any]) -> dict[
 
 def _n_passes(module: RecModule) -> int | None:
     """Epochs of a model that is fitted in closed form; None for one trained by gradients."""
-    return getattr(module.model, "sweeps", None)
+    model = module.model
+    return model.n_passes if isinstance(model, ClosedForm) else None
 
 
 def _best_epoch(rows: Sequence[Mapping[str, float]], monitor: str, stopped: str) -> int:
@@ -248,7 +250,7 @@ def _write_result(run_dir: Path, module: RecModule, content: Mapping[str, Any]) 
         **content,
         "parameters": sum(p.numel() for p in model.parameters()),
         **scoring_costs(model, module.store, module.protocol.history),
-        "reconstruction": getattr(model, "reconstruction", False),
+        "reconstruction": model.reconstruction,
         **describe(),
         "ranks_sha256": save_ranks(run_dir / "ranks.parquet", {"test": module.ranks}),
     }
