@@ -92,13 +92,13 @@ def _run(cfg: DictConfig) -> float | None:
 
 
 def _exit_interrupted(interrupted: Interrupted) -> NoReturn:
-    from pytorch_lightning.utilities import rank_zero_only
+    from recexp.distributed import is_first_process
 
     last = interrupted.run_dir / "checkpoints" / "last.ckpt"
     advice = "nothing was saved yet"
     if last.exists():
         advice = f"to go on: the same command with ckpt_path={last}"
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         print(f"{interrupted}; {advice}", file=sys.stderr)
     sys.exit(128 + interrupted.signum)
 

@@ -45,6 +45,7 @@ class GridSweeper(Sweeper):
 
         An unknown key is an error before the first job starts.
         """
+        assert self.hydra_context and self.config and self.launcher, "setup comes first"
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         jobs = grid(self.params, self.rows, arguments, parser)
         folder = Path(self.config.hydra.sweep.dir)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 N_ITEMS = 100  # scored, of catalogs that have as many
 
 
-class Operations(TorchDispatchMode):
+class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the floating-point operations of what runs inside it.
 
     products: multiply-adds of matrix products, k for each output of a product over k terms.
@@ -38,7 +38,7 @@ class Operations(TorchDispatchMode):
     BAGS = ("_embedding_bag", "_embedding_bag_forward_only")
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.products = 0
         self.others = 0
 
@@ -92,12 +92,13 @@ def scoring_operations(model: Recommender, store: Store, history: str) -> Operat
     query = moved(store.query_held_out(store.test, longest, model.history, history), device)
     items = torch.arange(1, 1 + min(N_ITEMS, store.schema.n_items), device=device)[None]
     was_training = model.training
+    counted = Operations()
     try:
         with (
             _encoding_all_positions(model),
             torch.no_grad(),
             sdpa_kernel(SDPBackend.MATH),
-            Operations() as counted,
+            counted,
         ):
             model.eval().score(query, items)
     finally:

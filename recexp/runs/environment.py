@@ -17,7 +17,7 @@ PACKAGES = ("recexp", "torch", "pytorch-lightning", "polars")
 
 def describe() -> dict[str, Any]:
     """Versions, hardware and peak memory (in MB) of this process."""
-    versions = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     versions |= {package: _version(package) for package in PACKAGES}
     hardware = {
         "device": _device_name(),

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from omegaconf import DictConfig
-from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from recexp.distributed import is_first_process
 from recexp.errors import RecexpError
 from recexp.training.memory import out_of_memory
 from recexp.training.processes import is_peer_lost, peer_lost_message
@@ -51,6 +51,6 @@ def _interrupted(
     stop: Interruption, run_dir: Path, save_progress: Callable[[int], None]
 ) -> Interrupted:
     assert stop.signum is not None
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         save_progress(stop.signum)
     return Interrupted(stop.signum, run_dir)

@@ -22,8 +22,7 @@ FEW_EPOCHS = 30  # below this many, curves mark their points
 
 def kept_config(cfg: DictConfig) -> dict[str, Any]:
     """The resolved settings of a run without the places of files, for ``result.json``."""
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(settings, dict)
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
     return without(settings, (*PLACES, *RAW_FILES))
 
 

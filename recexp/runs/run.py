@@ -11,13 +11,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.utilities import rank_zero_only
 
 from recexp.config.check import build, check_config, check_machine
 from recexp.contracts import ClosedForm
 from recexp.data.cache import Dataset, prepare
 from recexp.data.datamodule import RecDataModule
 from recexp.data.store import Store
+from recexp.distributed import is_first_process
 from recexp.errors import RecexpError
 from recexp.evaluation.protocol import Protocol
 from recexp.runs.assembly import assemble, build_trainer
@@ -151,7 +151,7 @@ def _check_and_start(cfg: DictConfig, run_dir: Path) -> None:
     check_machine(cfg)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(run_dir / "config.yaml", cfg)
 
@@ -159,7 +159,7 @@ def _check_and_start(cfg: DictConfig, run_dir: Path) -> None:
 def _adopt_checkpoint(path: Path, module: RecModule, store: Store, run_dir: Path) -> None:
     """Check the checkpoint to resume from, and copy the best one beside it."""
     content = read_matching_checkpoint(path, module, store.meta["fingerprint"])
-    if rank_zero_only.rank == 0:
+    if is_first_process():
         adopt_best(path, content, run_dir / "checkpoints")
 
 

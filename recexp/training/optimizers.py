@@ -61,16 +61,16 @@ class GRU4RecAdagrad(torch.optim.Adagrad):
             for group in groups:
                 for p in group["params"]:
                     if p.grad is not None:
-                        self._update_rows(p, group["lr"], group["momentum"])
+                        self._update_rows(p, p.grad, group["lr"], group["momentum"])
         return loss
 
-    def _update_rows(self, p: Tensor, lr: float, momentum: float) -> None:
+    def _update_rows(self, p: Tensor, grad: Tensor, lr: float, momentum: float) -> None:
         state = self.state[p]
-        row_R, grad = _rows_with_gradient(p.grad)
+        row_R, grad_R = _rows_with_gradient(grad)  # [R], [R, ...]
         state["step"] += 1
-        acc = state["sum"][row_R].addcmul_(grad, grad)
+        acc = state["sum"][row_R].addcmul_(grad_R, grad_R)
         state["sum"][row_R] = acc
-        change = grad.div_(acc.sqrt_()).mul_(-lr)
+        change = grad_R.div_(acc.sqrt_()).mul_(-lr)
         if momentum:
             if "velocity" not in state:
                 state["velocity"] = torch.zeros_like(p)
