@@ -123,8 +123,8 @@ class _Task:
             worst = short[np.argmin(n_available[short])]
             raise RecexpError(
                 f"user {self.users[worst]} has {n_available[worst]} items to draw candidates from, "
-                f"and {self.n} are asked for ({len(short)} of {len(self.users)} users have too few; "
-                f"{self.drawable.sum()} of {self.n_items} items can be drawn at all): lower "
+                f"and {self.n} are asked for ({len(short)} of {len(self.users)} users have too "
+                f"few; {self.drawable.sum()} of {self.n_items} items can be drawn at all): lower "
                 f"protocol.candidates.n to at most {n_available[worst]}, or rank all items"
             )
 
