@@ -17,10 +17,10 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from recexp.cli.logs import show_logs
 from recexp.config import CONF
 from recexp.errors import RecexpError
 from recexp.io import disk_trouble, reason
+from recexp.logs import show_logs
 
 if TYPE_CHECKING:
     from recexp.training.signals import Interrupted

@@ -193,12 +193,12 @@ class _Task:
         nth = np.arange(self.n) - (have > 0).sum(1, keepdims=True)
         out[rows] = np.where(nth < 0, have, np.take_along_axis(winner, np.maximum(nth, 0), axis=1))
 
-    def _item(self, uniform: Floats) -> Ints:
+    def _item(self, uniform: NDArray[np.floating]) -> Ints:
         """The items that these numbers in [0, 1) stand for."""
         if self.weights is None:
             return (uniform * self.n_items).astype(np.int64) + 1
         bucket = (uniform * self.n_buckets).astype(np.int64)
-        item = self.guide[bucket].astype(np.int64)
+        item: Ints = self.guide[bucket].astype(np.int64)
         # Few buckets hold an edge between two items; only there the weights have to be searched.
         split = np.nonzero(self.guide[bucket + 1] != item)
         item[split] = np.minimum(
@@ -233,7 +233,8 @@ def _unique_sorted(keys: Ints) -> Ints:
             "sort it"
         )
     is_new = np.append(True, step > 0)[: len(keys)]
-    return keys[is_new]
+    unique: Ints = keys[is_new]
+    return unique
 
 
 def _checked_weights(weights: Floats | None, n_items: int) -> Floats | None:

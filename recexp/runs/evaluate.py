@@ -23,6 +23,7 @@ from recexp.data.split import Split
 from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.evaluation.protocol import Protocol
+from recexp.logs import show_logs
 from recexp.runs.assembly import assemble
 from recexp.runs.environment import describe, git_state
 from recexp.runs.loading import read_config, read_result
@@ -174,6 +175,7 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int)
     options = parser.parse_args()
+    show_logs()
     try:
         evaluate(
             options.run_dir,

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from recexp.cli import launcher
 from recexp.cli.launcher import ProcessLauncher
-from recexp.cli.logs import show_logs
+from recexp.logs import show_logs
 from tests.config.test_experiments import composed
 
 JOB = "import json, pathlib, sys; pathlib.Path(sys.argv[1], 'result.json').write_text(json.dumps({'metrics': {'val/ndcg@10': 0.25}}))"
