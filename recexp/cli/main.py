@@ -38,7 +38,7 @@ def main() -> None:
     sys.argv[1:] = arguments_of_rank(sys.argv[1:], os.environ)
     register_resolvers()
     register_plugins()
-    # Hydra then raises its errors, with which a disk may be full, instead of printing them.
+    # Hydra then raises its errors, for instance of a full disk, instead of printing them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     start = hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")(_run)
     with _errors_explained():
