@@ -1,4 +1,4 @@
-"""``python -m recexp.evaluate``: rank a finished run's users under another protocol."""
+"""``python -m recexp.evaluate``: test the model of a finished run under another protocol."""
 
 from recexp.runs.evaluate import main
 

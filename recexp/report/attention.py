@@ -26,7 +26,8 @@ from recexp.errors import RecexpError
 from recexp.models.common import group_size
 from recexp.nn.attention import MultiHeadAttention
 from recexp.runs.assembly import assemble
-from recexp.runs.loading import check_fit, read_config
+from recexp.runs.loading import read_config
+from recexp.training.checkpoints import read_matching_checkpoint
 from recexp.types import Query
 
 
@@ -131,7 +132,7 @@ def attention(run_dir: str | Path, *, users: int = 512, last: int = 10) -> np.nd
         prepare(build(cfg.dataset, _recursive_=False), protocol.split, cfg.cache_dir)
     )
     module, _ = assemble(cfg, protocol, store, ())
-    module.load_state_dict(check_fit(checkpoint, module)["state_dict"])
+    module.load_state_dict(read_matching_checkpoint(checkpoint, module)["state_dict"])
     targets = store.targets("test")
     rows = torch.arange(min(users, len(targets))).split(256)
     queries = [

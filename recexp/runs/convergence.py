@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 KINDS = ("unlearned", "rising", "converged", "overfitted", "one_pass", "unknown")
-WARNED = ("unlearned", "rising")  # said at the end of a run: its figures are not the system's best
+WARNED = ("unlearned", "rising")  # a run warns at its end: its figures are not the system's best
 FLOOR = 2_000  # optimizer steps; the same as min_steps in conf/callbacks/default.yaml
-LEARNED = 0.15  # how far below a constant's loss; popularity alone is .10 below it on ML-1M
+LEARNED = 0.15  # below the loss of equal scores; popularity alone is 0.10 below it on ML-1M
 FALLING = 0.02  # of the training loss's whole fall, in the last quarter of the epochs
 NOISE = 0.05  # of the best validation value
 
@@ -58,52 +58,89 @@ def judge(
     if len(rows) == 1 and not _by_gradient(rows):
         return Verdict("one_pass", "needs one pass over the data only")
     ended = _ended(rows, stop_reason)
-    loss = rows[-1].get("train/loss")
-    if constant_loss and loss is not None and loss > (1 - LEARNED) * constant_loss:
-        share = 1 - loss / constant_loss
-        text = (
-            f"{ended} before it learned: its training loss {loss:.4f} is "
-            f"{f'only {share:.1%} below' if share > 0 else 'not below'} the {constant_loss:.4f} of "
-            "a model that scores all items alike"
-        )
-        return Verdict("unlearned", text)
     points = [row for row in rows if monitor in row]
-    if len(points) < 2:
-        text = f"{monitor} was measured in {len(points)} of {len(rows)} epochs: too few to tell"
-        return Verdict("unknown", text)
     values = [row[monitor] for row in points]
-    if max(values) <= 0:
-        return Verdict("unlearned", f"{ended} before it learned: {monitor} was never above 0")
-    quarter = -(-len(points) // 4)
-    best = points[values.index(max(values))]
-    fell = _fell(values, quarter)
-    if fell > NOISE:
-        falls = _change(best, rows[-1]) < 0
-        text = (
-            f"{ended}, {'over-fitted' if falls else 'diverged'}: {monitor} fell by {fell:.1%} from "
-            f"its best in epoch {best['epoch'] + 1:.0f} while the training loss "
-            f"{'fell' if falls else 'did not fall'}"
-        )
-        return Verdict("overfitted" if falls else "unknown", text)
-    rate, over = _rate(points, values, quarter)
+    early = _is_loss_constant(rows, ended, constant_loss)
+    early = early or _has_no_curve(rows, values, monitor, ended)
+    early = early or _has_fallen(rows, points, values, monitor, ended)
+    if early:
+        return early
+
+    quarter = _quarter(values)
+    rate, n_epochs = _rate(points, values, quarter)
     gain = rate * len(rows) / 4
     since_best = _steps_since(points, values, max(values))
-    waited = stop_reason.startswith("early") and since_best is not None and since_best >= FLOOR
+    by_patience = stop_reason.startswith("early")
+    waited = by_patience and since_best is not None and since_best >= FLOOR
     if gain > threshold and not waited:
         text = (
             f"{ended}, still rising: {monitor} gained {rate:.1%} of its {max(values):.4f} an epoch "
-            f"over the last {over:.0f}"
+            f"over the last {n_epochs:.0f}"
         )
         return Verdict("rising", text)
     flat = f"{monitor} gained {max(0.0, gain):.1%} in the last quarter of its epochs"
-    still = _steps_since(points, values, (1 - NOISE) * max(values))
-    if _loss_falls(rows) and still is not None and still < FLOOR:
+    n_still = _steps_since(points, values, (1 - NOISE) * max(values))
+    if _loss_falls(rows) and n_still is not None and n_still < FLOOR:
         text = (
-            f"{ended}: {flat}, but that is {still:,.0f} steps without a gain while the training "
+            f"{ended}: {flat}, but that is {n_still:,.0f} steps without a gain while the training "
             f"loss fell: too few to tell a plateau from a slow start ({FLOOR:,} would do)"
         )
         return Verdict("unknown", text)
     return Verdict("converged", f"{ended}, converged: {flat}")
+
+
+def _is_loss_constant(
+    rows: Sequence[Mapping[str, float]], ended: str, constant_loss: float | None
+) -> Verdict | None:
+    """Unlearned, where the last training loss is near that of equal scores."""
+    loss = rows[-1].get("train/loss")
+    if not constant_loss or loss is None or loss <= (1 - LEARNED) * constant_loss:
+        return None
+    share = 1 - loss / constant_loss
+    below = f"only {share:.1%} below" if share > 0 else "not below"
+    text = (
+        f"{ended} before it learned: its training loss {loss:.4f} is {below} the "
+        f"{constant_loss:.4f} of a model that scores all items alike"
+    )
+    return Verdict("unlearned", text)
+
+
+def _has_no_curve(
+    rows: Sequence[Mapping[str, float]], values: Sequence[float], monitor: str, ended: str
+) -> Verdict | None:
+    """Unknown or unlearned, where there are no two validations or none above 0."""
+    if len(values) < 2:
+        text = f"{monitor} was measured in {len(values)} of {len(rows)} epochs: too few to tell"
+        return Verdict("unknown", text)
+    if max(values) <= 0:
+        return Verdict("unlearned", f"{ended} before it learned: {monitor} was never above 0")
+    return None
+
+
+def _has_fallen(
+    rows: Sequence[Mapping[str, float]],
+    points: Sequence[Mapping[str, float]],
+    values: Sequence[float],
+    monitor: str,
+    ended: str,
+) -> Verdict | None:
+    """Overfitted or diverged, where the metric lies below its best by more than noise."""
+    fell = _fell(values, _quarter(values))
+    if fell <= NOISE:
+        return None
+    best = points[values.index(max(values))]
+    loss_fell = _change(best, rows[-1]) < 0
+    text = (
+        f"{ended}, {'over-fitted' if loss_fell else 'diverged'}: {monitor} fell by {fell:.1%} from "
+        f"its best in epoch {best['epoch'] + 1:.0f} while the training loss "
+        f"{'fell' if loss_fell else 'did not fall'}"
+    )
+    return Verdict("overfitted" if loss_fell else "unknown", text)
+
+
+def _quarter(values: Sequence[float]) -> int:
+    """A quarter of the values, rounded up."""
+    return -(-len(values) // 4)
 
 
 def _ended(rows: Sequence[Mapping[str, float]], stop_reason: str) -> str:
@@ -118,15 +155,20 @@ def _by_gradient(rows: Sequence[Mapping[str, float]]) -> bool:
 def _fell(values: Sequence[float], quarter: int) -> float:
     """The share of its best that the metric lost by the last quarter of its validations."""
     best = values.index(max(values))
+    if best >= len(values) - quarter:
+        return 0.0
     around = values[max(0, best - 1) : best + 2]
     peak = sum(around) / len(around)
-    return 1 - sum(values[-quarter:]) / quarter / peak if best < len(values) - quarter else 0.0
+    return 1 - sum(values[-quarter:]) / quarter / peak
 
 
 def _change(then: Mapping[str, float], now: Mapping[str, float]) -> float:
-    """Of the training loss; 0 where it is not known."""
-    before, after = then.get("train/loss"), now.get("train/loss")
-    return 0.0 if before is None or after is None else after - before
+    """Change of the training loss; 0 where it is not known."""
+    before = then.get("train/loss")
+    after = now.get("train/loss")
+    if before is None or after is None:
+        return 0.0
+    return after - before
 
 
 def _rate(
@@ -137,7 +179,8 @@ def _rate(
     before = values[-2 * quarter : -quarter]
     trend = sum(values[-quarter:]) / quarter - sum(before) / quarter
     best = max(values)
-    return min(best - max(values[:-quarter]), trend) / epochs / abs(best), epochs
+    best_gain = best - max(values[:-quarter])
+    return min(best_gain, trend) / epochs / abs(best), epochs
 
 
 def _steps_since(
@@ -151,9 +194,10 @@ def _steps_since(
 
 
 def _loss_falls(rows: Sequence[Mapping[str, float]]) -> bool:
+    """Does the training loss still fall, in the last quarter of the epochs?"""
     losses = [row["train/loss"] for row in rows if "train/loss" in row]
-    quarter = -(-len(losses) // 4)
     if len(losses) < 2:
         return False
-    whole = max(losses) - losses[-1]
-    return whole > 0 and losses[-1 - quarter] - losses[-1] > FALLING * whole
+    whole_fall = max(losses) - losses[-1]
+    last_fall = losses[-1 - _quarter(losses)] - losses[-1]
+    return whole_fall > 0 and last_fall > FALLING * whole_fall

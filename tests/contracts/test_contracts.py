@@ -13,7 +13,7 @@ from recexp.objectives.cloze import Cloze
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.sequence import SequenceObjective
 from recexp.objectives.session_parallel import SessionParallel
-from recexp.runs.result import scoring_flops
+from recexp.runs.costs import scoring_flops
 from tests.contracts.harness import MODELS, STORE, bind, contestant, ready
 from tests.support import toy
 
