@@ -32,7 +32,7 @@ P = "tests/faults/test_processes.py"
 MUTATIONS = [
     # Faults
     Mutation("all processes agree that a signal came", "recexp/training/signals.py", "if trainer.world_size > 1:", "if False:", f"{P} -k 15-child"),
-    Mutation("Lightning's observer, which kills in silence, is taken off", "recexp/training/processes.py", "        children.clear()", "        pass", f"{P} -m slow -k 'before_training and 9'"),
+    Mutation("Lightning's observer, which kills in silence, is taken off", "recexp/training/processes.py", "        processes.clear()", "        pass", f"{P} -m slow -k 'before_training and 9'"),
     Mutation("a lost connection is said in words", "recexp/training/processes.py", '("gloo", "pair closure")', '("-",)', f"{P} -k killed_the_other_ends"),
     Mutation("a stopped run saves a checkpoint", "recexp/training/signals.py", "trainer.save_checkpoint(path)", "pass", "tests/faults/test_faults.py -k 'goes_on_to_the_same and bpr'"),
     Mutation("batches already seen are skipped when resuming", "recexp/data/datamodule.py", "batches.skip, self._skip = self._skip, 0", "self._skip = 0", "tests/faults/test_faults.py -k 'goes_on_to_the_same and bpr'"),
@@ -47,8 +47,8 @@ MUTATIONS = [
     Mutation("checksums of checkpoints are verified", "recexp/training/checkpoints.py", "        verify_checkpoint(Path(path))\n", "", "tests/faults/test_flips.py -k checkpoint_is_refused_or"),
     Mutation("the checksum of the ranks is verified", "recexp/report/ranks.py", 'if "ranks_sha256" in result and', "if False and", "tests/faults/test_flips.py -k ranks"),
     Mutation("W&B's errors end the logging only", "recexp/training/loggers.py", "except Exception as error:", "except ZeroDivisionError as error:", "tests/faults/test_loggers.py"),
-    Mutation("W&B warns once", "recexp/training/loggers.py", "            if lost:\n", "            if False:\n", "tests/faults/test_loggers.py"),
-    Mutation("a sweep ended by a signal ends its jobs", "recexp/cli/launcher.py", "            job.process.terminate()\n", "            pass\n", "tests/cli/test_launcher.py -k signal"),
+    Mutation("W&B warns once", "recexp/training/loggers.py", "            if self.has_failed:\n", "            if False:\n", "tests/faults/test_loggers.py"),
+    Mutation("a sweep ended by a signal ends its jobs", "recexp/cli/launcher.py", "            one.process.terminate()\n", "            pass\n", "tests/cli/test_launcher.py -k signal"),
     Mutation("a killed job's signal is named", "recexp/cli/launcher.py", "    if code < 0:", "    if False:", "tests/cli/test_launcher.py -k killed"),
     Mutation("a loss that is no number stops the run", "recexp/training/module.py", "if not torch.isfinite(loss):", "if False:", "tests/faults/test_faults.py -k no_number"),
     # Correctness

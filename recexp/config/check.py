@@ -18,10 +18,10 @@ from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolat
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from recexp.config.ranges import ROOT, annotations_of, check_values
+from recexp.contracts import require
 from recexp.data.datamodule import rows_per_step
 from recexp.errors import RecexpError
-from recexp.objectives.base import require
-from recexp.runs.loading import read_checkpoint
+from recexp.training.checkpoints import read_checkpoint
 from recexp.types import Schema
 
 # What each group may instantiate: evaluating somebody else's config must not run somebody else's code, nor ours for another purpose.

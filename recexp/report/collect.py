@@ -15,7 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recexp.config import CONF
 from recexp.errors import RecexpError
-from recexp.runs.shape import fault
+from recexp.runs.identity import IMMATERIAL, RAW_FILES, is_material, key_of
+from recexp.runs.result import find_problem
 
 # One result.json with the keys that ``collect`` adds: folder, config, recorded, trained.
 Result = dict[str, Any]
@@ -28,6 +29,8 @@ DEFAULTS: Result = {
     "examples_per_s": None,
     "reconstruction": False,
 }
+# Overrides that a result has a key of its own for.
+KEYS_OF_RESULTS = frozenset({"model", "dataset", "protocol", "seed", "selection"})
 UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
 
 
@@ -66,6 +69,25 @@ def setting(result: Mapping[str, Any], key: str, default: Any = None) -> Any:
             return default
         node = node[part]
     return node
+
+
+def setting_overrides(result: Mapping[str, Any]) -> list[str]:
+    """The run's overrides that can change its numbers and have no key of their own in the result.
+
+    The data are known by then, so the place of the raw files does not count.
+    """
+    found = []
+    for override in result.get("overrides", []):
+        key = key_of(override)
+        if key not in KEYS_OF_RESULTS and changes_numbers(key):
+            found.append(override)
+    return found
+
+
+@cache
+def changes_numbers(key: str) -> bool:
+    """Whether the setting of this dotted key can change a number of a run on known data."""
+    return is_material(key, (*IMMATERIAL, *RAW_FILES))
 
 
 def is_simulated(result: Mapping[str, Any]) -> bool:
@@ -167,8 +189,8 @@ def _read(run: Path) -> Result:
     if isinstance(result, dict) and result.get("metrics") == {}:
         reason = result.get("stop_reason") or "its end is not recorded"
         raise _WithoutMetrics(f"no metrics ({reason})")
-    if wrong := fault(result):
-        raise ValueError(wrong)
+    if problem := find_problem(result):
+        raise ValueError(problem)
     added = _config(run, result) | _training(run, result) | {"folder": str(run)}
     return DEFAULTS | result | added
 

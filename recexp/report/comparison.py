@@ -10,7 +10,6 @@ trained models as given. How far another seed would move a figure is answered by
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from recexp.errors import RecexpError
+from recexp.report.collect import setting_overrides
 from recexp.report.ranks import Floats, Integers, per_user
 from recexp.report.significance import (
     N_SAMPLES,
@@ -31,11 +31,6 @@ from recexp.report.significance import (
     sampled_p_values,
 )
 
-# Overrides that name no setting of a system: what stands elsewhere in a result, seed and paths.
-NO_SETTING = re.compile(
-    r"(model|dataset|protocol|seed|selection|dataset\.raw_dir|cache_dir|run_dir|ckpt_path"
-    r"|logger([./].*)?|threads|group|tags|hydra[./].*)="
-)
 # Signs drawn per pair, so that the least p-value survives Holm's factor at 5 %.
 SIGNS_PER_PAIR = 200
 
@@ -86,8 +81,7 @@ def system_name(result: Mapping[str, Any]) -> str:
 
     It is the model, the selection where unusual, and the settings in alphabetical order.
     """
-    overrides = result.get("overrides", ())
-    settings = sorted(o for o in overrides if not NO_SETTING.match(o.lstrip("+")))
+    settings = sorted(setting_overrides(result))
     words = [result["model"]]
     selection = result.get("selection", "val")
     if selection != "val":

@@ -18,6 +18,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from recexp.report.collect import Result, as_number, chose_on_test, read_epochs, setting
@@ -446,7 +447,9 @@ def _set_ticks(ax: Axes, xs: Sequence[float], ticks: bool) -> None:
         ax.set_xticks(xs, [f"{x:g}" for x in xs])
         ax.minorticks_off()
     elif all(float(x).is_integer() for x in xs):
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        locator = ax.xaxis.get_major_locator()
+        assert isinstance(locator, MaxNLocator)
+        locator.set_params(integer=True)
 
 
 def _short(label: str) -> str:

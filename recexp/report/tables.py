@@ -7,20 +7,22 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
-from recexp.report.collect import Result, chose_on_test, data_name, trained_under
+from recexp.report.collect import (
+    Result,
+    changes_numbers,
+    chose_on_test,
+    data_name,
+    setting_overrides,
+    trained_under,
+)
 from recexp.report.formats import BEST, DASH, SECOND, Cell, Table, as_markdown
 from recexp.report.papers.deviations import deviations, same_data
 from recexp.report.papers.matching import match
 from recexp.report.papers.published import Figure
+from recexp.runs.identity import key_of
 
-# Overrides that have a column or a title of their own.
-SHOWN_ELSEWHERE = ("model=", "dataset=", "experiment=", "protocol=", "seed=", "selection=")
-# Keys that say where a run lies or what it is called, and change no number.
-NO_EFFECT = (
-    "dataset.raw_dir", "hydra.", "hydra/", "cache_dir", "logger", "threads", "group", "ckpt_path",
-    "tags", "run_dir",
-)  # fmt: skip
-NOT_IN_IDENTITY = ("seed", "names", "callbacks", "run_dir", "debug")
+# Not part of a system's identity: the seed, what only watches a training, and the debug mode.
+NOT_IN_IDENTITY = ("seed", "callbacks", "debug")
 STOPS = {"early": "patience", "max_epochs": "epochs", "max_steps": "steps", "max_time": "time"}
 COLUMNS = ("test/hr@10", "test/ndcg@10", "test/mrr", "val/ndcg@10")
 SPEED = "samples_per_s"  # the paper's rows per second, on its machine
@@ -86,8 +88,7 @@ def by_protocol(results: Sequence[Result]) -> dict[About, list[Result]]:
 
 def settings(result: Mapping[str, Any]) -> list[str]:
     """The run's overrides that concern what was run, not where or with which seed."""
-    overrides = result.get("overrides", [])
-    return [o for o in overrides if not o.lstrip("+~").startswith(SHOWN_ELSEWHERE + NO_EFFECT)]
+    return [o for o in setting_overrides(result) if key_of(o) != "experiment"]
 
 
 def systems(results: Sequence[Result], metric: str = "test/ndcg@10") -> list[System]:
@@ -300,7 +301,7 @@ def _flatten(config: Mapping[str, Any], start: str) -> dict[str, str]:
     flat: dict[str, str] = {}
     for name, value in config.items():
         key = f"{start}{name}"
-        if key in NOT_IN_IDENTITY or key.startswith(NO_EFFECT):
+        if key in NOT_IN_IDENTITY or not changes_numbers(key):
             continue
         if isinstance(value, dict) and value:
             flat |= _flatten(value, f"{key}.")

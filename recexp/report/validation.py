@@ -19,7 +19,7 @@ def by_validation(found: Sequence[System]) -> list[System]:
 def _place(system: System) -> tuple[bool, float, str]:
     known = []
     for run in system.runs:
-        metrics = run.get("trained", run["metrics"])
+        metrics = run["trained"] if "trained" in run else run["metrics"]
         if METRIC in metrics:
             known.append(metrics[METRIC])
     distance = -fmean(known) if known else 1.0

@@ -18,7 +18,7 @@ from recexp.report.collect import collect
 from recexp.report.comparison import compare, spread, system_name
 from recexp.report.ranks import per_user
 from recexp.report.significance import bootstrap_interval, effect_size, holm, permutation_test
-from recexp.runs.result import save_ranks
+from recexp.runs.outputs import save_ranks
 
 
 def write(
@@ -308,7 +308,9 @@ def test_systems_are_told_apart_by_settings_alone():
     assert system_name(
         {**run, "selection": "test_peek (epoch chosen on the TEST set: optimistic)"}
     ) != system_name(run)
-    assert system_name({**run, "overrides": [*run["overrides"], "seeds_of_model=3"]}) != system_name(run)
+    assert system_name(
+        {**run, "overrides": [*run["overrides"], "seeds_of_model=3"]}
+    ) != system_name(run)
 
 
 def test_compare_finds_the_planted_difference_and_no_other(tmp_path):

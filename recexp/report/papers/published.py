@@ -77,14 +77,17 @@ def figures(path: Path = FOLDER / "published.csv") -> tuple[Figure, ...]:
         for row in rows:
             line = f"{path.name}, line {rows.line_num}"
             try:
-                *key, value = row
-                figure = Figure(*key[:6], metric=key[6].lower(), value=float(value))
-            except (IndexError, TypeError, ValueError):
+                paper, table, dataset, protocol, model, setting, metric, value = row
+                figure = Figure(
+                    paper, table, dataset, protocol, model, setting, metric.lower(), float(value)
+                )
+            except ValueError:
                 columns = ", ".join(COLUMNS)
                 raise RecexpError(f"{line}: {row} is not a figure ({columns}).") from None
-            if tuple(key) in found:
+            key = tuple(row[:-1])
+            if key in found:
                 raise RecexpError(f"{line}: {', '.join(key)} stands there twice.")
-            found[tuple(key)] = figure
+            found[key] = figure
     return tuple(found.values())
 
 

@@ -209,7 +209,7 @@ def _has_effect(key: str, found: Mapping[str, Any]) -> bool:
         other, values = EFFECT_REQUIRES[key]
         if found.get(other) not in values:
             return False
-    if found["objective._target_"].endswith(".Sweep"):  # fitted in one pass
+    if found["objective._target_"].endswith((".FitPass", ".Sweep")):  # fitted in one pass
         return not key.startswith(OF_GRADIENTS)
     if found.get("objective.loss_name") == "ce" and key.startswith(OF_NEGATIVES):
         return False
