@@ -21,8 +21,16 @@ ALIKE = 0.05  # systems that differ by less than this share of the metric are al
 OPEN = "open: too few users to tell"
 NOT_TESTED = "not tested"
 HEAD = (
-    "claim", "on", "metric", "difference", "95 % interval", "p", "p (Holm)", "verdict", "came out",
-)  # fmt: skip
+    "claim",
+    "on",
+    "metric",
+    "difference",
+    "95 % interval",
+    "p",
+    "p (Holm)",
+    "verdict",
+    "came out",
+)
 
 
 @dataclass(frozen=True)

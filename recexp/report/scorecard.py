@@ -53,17 +53,35 @@ OTHER_MACHINE = "another machine"
 NOT_MEASURED = "not measured"
 NOT_RUN = "not run"
 VERDICTS = (
-    REPRODUCED, EXCEEDED, SHORT, WITHIN, ABOVE, BELOW,
-    OTHER_DATA, NOT_COMPARABLE, OTHER_MACHINE, NOT_MEASURED, NOT_RUN,
-)  # fmt: skip
+    REPRODUCED,
+    EXCEEDED,
+    SHORT,
+    WITHIN,
+    ABOVE,
+    BELOW,
+    OTHER_DATA,
+    NOT_COMPARABLE,
+    OTHER_MACHINE,
+    NOT_MEASURED,
+    NOT_RUN,
+)
 MACHINE = ("samples_per_s",)  # metrics that depend on the machine
 COSTS = ("gflops", "size_mb")  # more is not better
 ROUNDING = 1e-12
 SMOKE = "runs of smoke scale are not judged: they test the machinery, not the systems"
 HEAD = (
-    "system", "setting", "metric", "published", "ours", "Δ %", "tolerance", "verdict",
-    "differs from the paper in", "honest", "how honest",
-)  # fmt: skip
+    "system",
+    "setting",
+    "metric",
+    "published",
+    "ours",
+    "Δ %",
+    "tolerance",
+    "verdict",
+    "differs from the paper in",
+    "honest",
+    "how honest",
+)
 
 
 @dataclass(frozen=True)
@@ -171,7 +189,8 @@ def _figures_table(
     rankings among them."""
     if not figures:
         return Table(f"{name} on {about}", "", HEAD, ())
-    paper, table = figures[0].paper, figures[0].table
+    paper = figures[0].paper
+    table = figures[0].table
     ours = _systems_by_figure(runs, paper, table)
     dataset = DATASETS.get(runs[0]["dataset"], runs[0]["dataset"])
     lines = [figure for figure in figures if ours and figure.dataset in ("", dataset)]
@@ -215,9 +234,18 @@ def _row(
     if system is None:
         verdict, tolerance = judge(None, figure, comparable=False)
         cells = (
-            Cell(figure.model), Cell(figure.setting), metric, published, Cell(DASH), Cell(DASH),
-            Cell(tolerance), Cell(verdict), Cell(DASH), Cell(DASH), Cell(""),
-        )  # fmt: skip
+            Cell(figure.model),
+            Cell(figure.setting),
+            metric,
+            published,
+            Cell(DASH),
+            Cell(DASH),
+            Cell(tolerance),
+            Cell(verdict),
+            Cell(DASH),
+            Cell(DASH),
+            Cell(""),
+        )
         return cells, verdict
     values = _measured_values(system, figure.metric)
     ours = fmean(values) if values else None
@@ -227,10 +255,18 @@ def _row(
         verdict = NOT_MEASURED
     honest, how_honest = _honest(system, figure.metric, every)
     cells = (
-        Cell(row_name(system)), Cell(figure.setting), metric, published, _mean(values),
-        _change(ours, figure), Cell(tolerance), Cell(verdict), Cell("; ".join(apart) or "none"),
-        honest, Cell(how_honest),
-    )  # fmt: skip
+        Cell(row_name(system)),
+        Cell(figure.setting),
+        metric,
+        published,
+        _mean(values),
+        _change(ours, figure),
+        Cell(tolerance),
+        Cell(verdict),
+        Cell("; ".join(apart) or "none"),
+        honest,
+        Cell(how_honest),
+    )
     return cells, verdict
 
 

@@ -23,12 +23,28 @@ ENDINGS = {
     "unknown": "unknown",
 }
 COMPARISON_HEAD = (
-    "better", "worse", "difference in {metric}", "95 % interval", "effect d_z", "p", "p (Holm)",
-    "real at 5 %", "users", "seeds",
-)  # fmt: skip
+    "better",
+    "worse",
+    "difference in {metric}",
+    "95 % interval",
+    "effect d_z",
+    "p",
+    "p (Holm)",
+    "real at 5 %",
+    "users",
+    "seeds",
+)
 BUDGET_HEAD = (
-    "system", "trials", "seeds", "epochs", "steps", "rows seen", "seconds", "ended", "unequal",
-)  # fmt: skip
+    "system",
+    "trials",
+    "seeds",
+    "epochs",
+    "steps",
+    "rows seen",
+    "seconds",
+    "ended",
+    "unequal",
+)
 
 
 def labelled(results: Sequence[Result]) -> tuple[list[System], Labeler]:

@@ -33,9 +33,18 @@ from recexp.report.papers.published import (
 )
 
 COLUMNS = [
-    "paper", "table", "left_model", "left_settings", "relation", "right_model", "right_settings",
-    "metric", "datasets", "gain", "place",
-]  # fmt: skip
+    "paper",
+    "table",
+    "left_model",
+    "left_settings",
+    "relation",
+    "right_model",
+    "right_settings",
+    "metric",
+    "datasets",
+    "gain",
+    "place",
+]
 RELATIONS = (">", "≈", "sooner")
 NEAR = 0.95  # the share of its best value at which a curve counts as near it
 # Of a system with more settings than these, only what its claims vary is shown.

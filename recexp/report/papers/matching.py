@@ -23,8 +23,14 @@ MASK_PROBABILITY = {"amazon_beauty": 0.6, "steam": 0.4}
 MAX_LENGTH = {"amazon_beauty": 50, "steam": 50}
 # Switches of the model that define BERT4Rec; other values than these are another system.
 BERT4REC_SWITCHES = (
-    "norm", "embedding_norm", "token_type", "projection", "head_norm", "tied", "output_bias",
-)  # fmt: skip
+    "norm",
+    "embedding_norm",
+    "token_type",
+    "projection",
+    "head_norm",
+    "tied",
+    "output_bias",
+)
 BERT4REC_VALUES = (None, True, "post")
 # What BERT4Rec's table 5 calls a run in which one of these keys of the model is off.
 BERT4REC_PARTS = {"w/o PFFN": "ffn", "w/o LN": "layer_norm", "w/o residual": "residual"}

@@ -37,13 +37,22 @@ OWN_CODE = ("recexp.", "torch.optim.")
 # How a training ended that was too short, where the paper does not say how long it is.
 UNFINISHED = {"rising": "still rising when it ended", "unlearned": "stopped before it learned"}
 WORDS = {
-    "objective.loss_name": "loss", "objective.n_negatives": "negatives", "batch_size": "batch",
-    "batch_counts": "batch counts", "model.num_layers": "layers", "model.num_factors": "width",
-    "model.num_heads": "heads", "model.max_len": "length", "objective._target_": "objective",
-    "sampler._target_": "sampler", "optimizer._target_": "optimizer",
-    "scheduler._target_": "schedule", "trainer.max_steps": "updates",
-    "trainer.max_epochs": "epochs", "trainer.gradient_clip_val": "gradient clipping",
-}  # fmt: skip
+    "objective.loss_name": "loss",
+    "objective.n_negatives": "negatives",
+    "batch_size": "batch",
+    "batch_counts": "batch counts",
+    "model.num_layers": "layers",
+    "model.num_factors": "width",
+    "model.num_heads": "heads",
+    "model.max_len": "length",
+    "objective._target_": "objective",
+    "sampler._target_": "sampler",
+    "optimizer._target_": "optimizer",
+    "scheduler._target_": "schedule",
+    "trainer.max_steps": "updates",
+    "trainer.max_epochs": "epochs",
+    "trainer.gradient_clip_val": "gradient clipping",
+}
 # What composing the settings of a damaged or foreign config may raise.
 NOT_COMPOSED = (
     OmegaConfBaseException,

@@ -35,24 +35,44 @@ COLUMNS = ("paper", "experiment", "model", "dataset", "key", "value", "source", 
 # What counts as a setting, by group. A key left out counts with the constructor's default.
 OPTIMIZER = ("_target_", "lr", "betas", "momentum", "eps", "weight_decay")
 DATASET = (
-    "behaviours", "explicit", "value_behaviours", "filters", "iterate_filters", "merge", "window",
-)  # fmt: skip
+    "behaviours",
+    "explicit",
+    "value_behaviours",
+    "filters",
+    "iterate_filters",
+    "merge",
+    "window",
+)
 TRAINER = (
-    "max_epochs", "max_steps", "gradient_clip_val", "accumulate_grad_batches",
+    "max_epochs",
+    "max_steps",
+    "gradient_clip_val",
+    "accumulate_grad_batches",
     "check_val_every_n_epoch",
-)  # fmt: skip
+)
 PROTOCOL = ("history", "ties")
 ROOT = ("batch_size", "batch_counts", "selection", "seed")
 CONSTRUCTED = ("model", "objective", "sampler", "optimizer", "scheduler")
 NOT_SETTINGS = (
-    "_partial_", "_recursive_", "_convert_", "self", "schema", "sampler", "shuffle_targets", "name",
-    "chunk", "brute_force",
-)  # fmt: skip
+    "_partial_",
+    "_recursive_",
+    "_convert_",
+    "self",
+    "schema",
+    "sampler",
+    "shuffle_targets",
+    "name",
+    "chunk",
+    "brute_force",
+)
 # A run's config may come from anywhere: only classes of these modules are imported.
 KNOWN = (
-    "recexp.models.", "recexp.objectives.", "recexp.objectives.samplers.",
-    "recexp.training.optimizers.", "torch.optim.",
-)  # fmt: skip
+    "recexp.models.",
+    "recexp.objectives.",
+    "recexp.objectives.samplers.",
+    "recexp.training.optimizers.",
+    "torch.optim.",
+)
 
 # Keys that have no effect unless another setting has one of these values.
 EFFECT_REQUIRES: dict[str, tuple[str, tuple[Any, ...]]] = {
@@ -75,12 +95,18 @@ EFFECT_REQUIRES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "protocol.candidates.counts": ("protocol.candidates.kind", ("popularity",)),
 }
 OF_NEGATIVES = (
-    "objective.n_negatives", "objective.shared", "objective.target_copies", "batch_counts",
+    "objective.n_negatives",
+    "objective.shared",
+    "objective.target_copies",
+    "batch_counts",
     "sampler.",
-)  # fmt: skip
+)
 OF_MANY_MASKS = (
-    "objective.mask_prob", "objective.max_masked", "objective.count", "objective.last_prob",
-)  # fmt: skip
+    "objective.mask_prob",
+    "objective.max_masked",
+    "objective.count",
+    "objective.last_prob",
+)
 OF_GRADIENTS = ("optimizer.", "scheduler.", "sampler.", "batch_", "trainer.", "callbacks.")
 
 
