@@ -45,7 +45,7 @@ MUTATIONS = [
     Mutation("checksums of the cache are verified", "recexp/data/cache.py", "        verify(folder)\n        return folder", "        return folder", "tests/faults/test_flips.py tests/data/test_cache.py -k 'cache or damage'"),
     Mutation("checksums of candidates are verified", "recexp/evaluation/candidate_store.py", 'recorded == checksum(path)', 'recorded != ""', "tests/faults/test_flips.py -k candidates"),
     Mutation("checksums of checkpoints are verified", "recexp/training/checkpoints.py", "        verify_checkpoint(Path(path))\n", "", "tests/faults/test_flips.py -k checkpoint_is_refused_or"),
-    Mutation("the checksum of the ranks is verified", "recexp/report/significance.py", 'if "ranks_sha256" in result and', "if False and", "tests/faults/test_flips.py -k ranks"),
+    Mutation("the checksum of the ranks is verified", "recexp/report/ranks.py", 'if "ranks_sha256" in result and', "if False and", "tests/faults/test_flips.py -k ranks"),
     Mutation("W&B's errors end the logging only", "recexp/training/loggers.py", "except Exception as error:", "except ZeroDivisionError as error:", "tests/faults/test_loggers.py"),
     Mutation("W&B warns once", "recexp/training/loggers.py", "            if self.has_failed:\n", "            if False:\n", "tests/faults/test_loggers.py"),
     Mutation("a sweep ended by a signal ends its jobs", "recexp/cli/launcher.py", "            one.process.terminate()\n", "            pass\n", "tests/cli/test_launcher.py -k signal"),

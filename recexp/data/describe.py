@@ -30,7 +30,7 @@ from recexp.data.cache import prepare
 from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.report.formats import Cell, Table, as_csv, as_latex, as_markdown, as_terminal
-from recexp.report.published import DATASETS
+from recexp.report.papers.published import DATASETS
 
 WRITERS: dict[str, Callable[[Sequence[Table]], str]] = {
     "markdown": lambda tables: "\n\n".join(map(as_markdown, tables)),

@@ -14,7 +14,7 @@ from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.protocol import Candidates, Protocol
-from recexp.report.significance import per_user
+from recexp.report.ranks import per_user
 from recexp.runs.evaluate import evaluate
 from recexp.training.checkpoints import AtomicCheckpointIO
 from tests.support.events import P1, dataset, random_events, write

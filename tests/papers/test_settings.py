@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from recexp.config import CONF
 from recexp.config.check import check_config
-from recexp.report import settings
-from recexp.report.settings import composed_settings, paper_settings, same
+from recexp.report.papers import settings
+from recexp.report.papers.settings import composed_settings, paper_settings, same
 from tests.config.test_experiments import GROUPS, JOBS, PARSER, different, jobs
 
 PAPERS = ("ite", "multi_feedback", "bert4rec", "nova")

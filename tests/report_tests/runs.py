@@ -12,7 +12,7 @@ import polars as pl
 from omegaconf import OmegaConf
 
 from recexp.config import CONF
-from recexp.report import settings
+from recexp.report.papers import settings
 
 ML = {
     "dataset": "ml_1m", "protocol": "p3_popular100",

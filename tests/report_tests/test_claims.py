@@ -12,14 +12,15 @@ from omegaconf import OmegaConf
 from recexp.cli.sweeper import grid
 from recexp.config import CONF
 from recexp.errors import RecexpError
-from recexp.report.claims import COLUMNS, Pick, claims, epochs_to, every_claim
-from recexp.report.collect import _from_overrides, collect
-from recexp.report.published import in_table, paper_table, select
+from recexp.report.collect import collect, config_from_overrides
+from recexp.report.papers.claims import COLUMNS, Pick, all_claims, claims, epochs_to_near_best
+from recexp.report.papers.matching import in_table
+from recexp.report.papers.published import paper_table, select
 from tests.config.test_experiments import JOBS
 from tests.report_tests.runs import write_run
 
 EXPERIMENTS = {paper_table(name): name for name in JOBS}
-LINES = sorted({c.source for c in every_claim()})
+LINES = sorted({c.source for c in all_claims()})
 
 
 @cache
@@ -40,7 +41,7 @@ def sketches(name):
     for job in jobs(name):
         said = dict(o.split("=", 1) for o in job)
         result = {"model": said.get("model", default_model(name)), "overrides": job}
-        config = _from_overrides(result)
+        config = config_from_overrides(result)
         config = OmegaConf.merge(more, config) if more else OmegaConf.create(config)
         for key, value in said.items():  # the job wins over the experiment
             if "." in key:
@@ -137,7 +138,7 @@ def test_every_table_with_an_ordering_has_its_claims():
     assert set(LINES) == set(EXPERIMENTS) - {
         ("bert4rec", "fig2"), ("nova_bert", "fig5"), ("nova_bert", "table5")  # no ordering of quality
     }  # fmt: skip
-    assert len(every_claim()) > 200 and all(c.place for c in every_claim())
+    assert len(all_claims()) > 200 and all(c.place for c in all_claims())
 
 
 def test_gains_are_those_of_the_printed_figures():
@@ -183,14 +184,14 @@ def test_a_row_that_is_no_claim_is_named_by_its_line(tmp_path, row, says):
     path = tmp_path / "claims.csv"
     path.write_text(",".join(COLUMNS) + f"\n{row}\n")
     if not says:
-        assert len(every_claim(path)) == 1
+        assert len(all_claims(path)) == 1
         return
     with pytest.raises(RecexpError, match=f"line {2 + row.count(chr(10))}.*{says}"):
-        every_claim(path)
+        all_claims(path)
 
 
 def test_epochs_to_come_near_the_best_of_a_curve(tmp_path):
     write_run(tmp_path / "a", curve=[0.1, 0.3, 0.39, 0.4, 0.2])
     run = collect([tmp_path / "a"])[0][0]
-    assert epochs_to(run, "ndcg@10") == 3
-    assert epochs_to(run, "hr@20") is None
+    assert epochs_to_near_best(run, "ndcg@10") == 3
+    assert epochs_to_near_best(run, "hr@20") is None

@@ -16,7 +16,8 @@ from recexp.nn.attention import MultiHeadAttention, causal_mask
 from recexp.report.attention import mean_weights, weights
 from recexp.report.collect import collect
 from recexp.report.figures import epoch_curves, heat_maps, sweep_lines, swept, topk_curves
-from recexp.report.published import published
+from recexp.report.papers.published import published
+from recexp.report.tables import About
 from tests.report_tests.runs import write_run
 from tests.support import toy
 
@@ -189,11 +190,11 @@ def test_causal_models_never_attend_ahead_and_models_without_attention_are_refus
     assert np.triu(found, 1).max() == 0 and found[2].sum() == pytest.approx(1)
     with pytest.raises(RecexpError, match="no self-attention"):
         mean_weights(MF(toy.schema(), num_factors=4), [], last=3)
-    about = ("shop", "full", "aaa")
+    about = About("shop", "full", "aaa")
     picture = heat_maps(found[None, None], "sasrec", about)
     shared = heat_maps(found[None, None] / 8, "sasrec", about, limits=(0.0, 1.0))
     own = heat_maps(found[None, None] / 8, "sasrec", about)
     assert (
         ">0.75</text>" in shared.svg and ">0.75</text>" not in own.svg
-    )  # the colour scale's upper end
+    )  # the color scale's upper end
     assert "1 layer(s) by 1 head(s)" in picture.alt and "strongest" in picture.alt

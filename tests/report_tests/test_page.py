@@ -11,9 +11,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from recexp.report.__main__ import _title, main
+from recexp.report.__main__ import main
 from recexp.report.collect import collect
 from recexp.report.statistics import budgets, comparisons, convergence, spreads
+from recexp.report.write import page_title
 from tests.report_tests.runs import write_run
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -120,10 +121,10 @@ def test_all_tables_and_all_figures_are_there_and_described(written):
 def test_a_page_of_simulated_data_says_so_in_its_title(tmp_path):
     named = {"overrides": ("experiment=ite/fig5_factors",)}
     write_run(tmp_path / "a", dataset="simulated_shop", **named)
-    assert _title(collect([tmp_path])[0]) == "ite/fig5_factors (simulated data)"
+    assert page_title(collect([tmp_path])[0]) == "ite/fig5_factors (simulated data)"
     write_run(tmp_path / "b", **named)
-    assert _title(collect([tmp_path])[0]) == "ite/fig5_factors (partly simulated data)"
-    assert _title(collect([tmp_path / "b"])[0]) == "ite/fig5_factors"
+    assert page_title(collect([tmp_path])[0]) == "ite/fig5_factors (partly simulated data)"
+    assert page_title(collect([tmp_path / "b"])[0]) == "ite/fig5_factors"
 
 
 def test_what_a_run_says_is_text(written):

@@ -11,8 +11,8 @@ from recexp.config import CONF
 from recexp.errors import RecexpError
 from recexp.report.__main__ import main
 from recexp.report.collect import collect
-from recexp.report.paper_tables import LAYOUTS, paper_tables
-from recexp.report.published import PROTOCOLS, paper_table, select
+from recexp.report.papers.paper_tables import LAYOUTS, paper_tables
+from recexp.report.papers.published import PROTOCOLS, paper_table, select
 from tests.config.test_experiments import JOBS
 from tests.report_tests.runs import write_run
 

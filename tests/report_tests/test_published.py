@@ -10,18 +10,10 @@ from omegaconf import OmegaConf
 from recexp.cli.sweeper import grid
 from recexp.config import CONF
 from recexp.errors import RecexpError
-from recexp.report.collect import collect, updates
-from recexp.report.published import (
-    curve,
-    deviations,
-    figures,
-    in_table,
-    match,
-    named_data,
-    paper_table,
-    published,
-    select,
-)
+from recexp.report.collect import collect, n_updates
+from recexp.report.papers.deviations import deviations
+from recexp.report.papers.matching import curve, in_table, match
+from recexp.report.papers.published import figures, paper_table, published, select
 from tests.report_tests.runs import ML, set_papers, write_run
 
 RR = {
@@ -192,9 +184,9 @@ def test_deviations_are_told_and_a_faithful_run_has_none(run, tmp_path, monkeypa
 
 
 def test_updates_are_taken_from_the_table_where_the_result_has_none(run):
-    assert updates(run("bert4rec", curve=[0.1, 0.2])) == 200  # of 100 steps an epoch
-    assert updates(run("bert4rec", curve=[0.1, 0.2], updates=7)) == 7
-    assert updates(run("bert4rec")) is None
+    assert n_updates(run("bert4rec", curve=[0.1, 0.2])) == 200  # of 100 steps an epoch
+    assert n_updates(run("bert4rec", curve=[0.1, 0.2], updates=7)) == 7
+    assert n_updates(run("bert4rec")) is None
 
 
 def test_simulated_data_match_nothing(run):
@@ -277,7 +269,7 @@ def test_every_figure_of_a_table_meets_exactly_one_setting_of_its_experiment(nam
             }
             result |= {"overrides": job, "config": cfg}
             here = in_table(result, *paper_table(name))
-            comparable = {metric: f for metric, f in here.items() if named_data(f)}
+            comparable = {metric: f for metric, f in here.items() if f.names_data}
             assert (
                 comparable.items() <= match(result).items()
             )  # tables show the figures that the scorecard does

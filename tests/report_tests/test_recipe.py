@@ -6,9 +6,10 @@ import pytest
 from omegaconf import OmegaConf
 
 from recexp.report.collect import collect, setting
-from recexp.report.published import match, settings_apart
-from recexp.report.recipe import WORDS, agrees, differences, recipe
-from recexp.report.settings import _value
+from recexp.report.papers.deviations import settings_apart
+from recexp.report.papers.matching import match
+from recexp.report.papers.recipe import WORDS, agrees, differences, recipe
+from recexp.report.papers.settings import parse_value
 from tests.report_tests.runs import ML, set_papers, write_run
 from tests.support.running import composed
 
@@ -34,7 +35,7 @@ STATED = {
     "trainer.max_steps": ("400000", 1440),
     "trainer.max_epochs": ("4", 9),
 }
-FAITHFUL = {key: _value(value) for key, (value, _) in STATED.items() if "trainer" not in key}
+FAITHFUL = {key: parse_value(value) for key, (value, _) in STATED.items() if "trainer" not in key}
 
 
 @pytest.fixture
@@ -124,7 +125,9 @@ def test_a_result_names_no_code_to_be_looked_up(run, settings, monkeypatch, tmp_
     wanted = settings("model.max_len,200")
     config = OmegaConf.to_container(composed(tmp_path, "model=bert4rec"), resolve=True)
     config["objective"]["_target_"] = "os.system"
-    monkeypatch.setattr("recexp.report.settings.get_method", lambda name: pytest.fail(name))
+    monkeypatch.setattr(
+        "recexp.report.papers.settings.resolve_name", lambda name: pytest.fail(name)
+    )
     assert told(differences(run() | {"config": config}, wanted)) == []
 
 

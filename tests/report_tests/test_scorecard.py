@@ -12,11 +12,13 @@ from omegaconf import OmegaConf
 from recexp.data.cache import checksum
 from recexp.errors import RecexpError
 from recexp.report.__main__ import main
-from recexp.report.claims import Claim, Pick, claims
+from recexp.report.claim_tests import OPEN, claims_table, verdict_on
 from recexp.report.collect import collect
 from recexp.report.formats import as_markdown
-from recexp.report.published import match, select
-from recexp.report.scorecard import OPEN, _claims, judge, scorecard, verdict_on
+from recexp.report.papers.claims import Claim, Pick, claims
+from recexp.report.papers.matching import match
+from recexp.report.papers.published import select
+from recexp.report.scorecard import judge, scorecard
 from recexp.report.statistics import budgets, convergence
 from recexp.report.tables import tables
 from tests.report_tests.runs import ML, set_papers, write_run
@@ -342,7 +344,7 @@ def test_alike_needs_enough_users(tmp_path):
         folder.mkdir()
         planted(folder, "pop", 0, users=users, seed=1)
         planted(folder, "ite", 0, users=users, seed=2)
-        assert records(_claims("x", [claim], collect([folder])[0]))[0]["verdict"] == verdict
+        assert records(claims_table("x", [claim], collect([folder])[0]))[0]["verdict"] == verdict
 
 
 @pytest.mark.parametrize(

@@ -15,16 +15,9 @@ import torch
 from recexp.errors import RecexpError
 from recexp.evaluation.metrics import TIES, RankingMetrics, expected_ndcg
 from recexp.report.collect import collect
-from recexp.report.significance import (
-    bootstrap_interval,
-    compare,
-    effect_size,
-    holm,
-    per_user,
-    permutation_test,
-    spread,
-    system,
-)
+from recexp.report.comparison import compare, spread, system_name
+from recexp.report.ranks import per_user
+from recexp.report.significance import bootstrap_interval, effect_size, holm, permutation_test
 from recexp.runs.outputs import save_ranks
 
 
@@ -310,12 +303,14 @@ def test_systems_are_told_apart_by_settings_alone():
             "model.num_factors=8",
         ],
     }
-    assert system(run) == system(same) == "ite batch_size=64 model.num_factors=8"
-    assert system({**run, "overrides": []}) == "ite"
-    assert system(
+    assert system_name(run) == system_name(same) == "ite batch_size=64 model.num_factors=8"
+    assert system_name({**run, "overrides": []}) == "ite"
+    assert system_name(
         {**run, "selection": "test_peek (epoch chosen on the TEST set: optimistic)"}
-    ) != system(run)
-    assert system({**run, "overrides": [*run["overrides"], "seeds_of_model=3"]}) != system(run)
+    ) != system_name(run)
+    assert system_name(
+        {**run, "overrides": [*run["overrides"], "seeds_of_model=3"]}
+    ) != system_name(run)
 
 
 def test_compare_finds_the_planted_difference_and_no_other(tmp_path):

@@ -70,8 +70,8 @@ def test_best_and_second_best_in_every_format(tmp_path):
     assert r"\textbf{0.3000}" in as_latex(table) and r"\underline{0.2000}" in as_latex(table)
     assert "*0.3000" in as_terminal(table) and "_0.2000" in as_terminal(table)
     assert "\x1b[1m0.3000\x1b[0m" in as_terminal(
-        table, colour=True
-    ) and "\x1b[4m0.2000\x1b[0m" in as_terminal(table, colour=True)
+        table, color=True
+    ) and "\x1b[4m0.2000\x1b[0m" in as_terminal(table, color=True)
     records = list(csv.DictReader(io.StringIO(as_csv([table]))))
     assert {(r["model"], r["mark"]) for r in records if r["column"] == "test/ndcg@10"} == {
         ("ite", "best"),
