@@ -7,10 +7,10 @@ import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
-def wandb_logger(mode: str = "auto", **settings: Any):
+def wandb_logger(mode: Literal["auto", "online", "offline"] = "auto", **settings: Any):
     """Lightning's WandbLogger. mode: "online", "offline", or "auto" (online where a key is configured, else offline).
 
     Online without a reachable server falls back to offline with a warning; ``wandb sync`` uploads such runs later.
