@@ -8,7 +8,7 @@ import torch
 from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.protocol import Candidates, Protocol
 from tests.contracts.harness import MODELS, bind, contestant
-from tests.support import toy
+from recexp.testing import toy
 from tests.support.events import BEHAVIOURS, P1, Event, names, store
 
 N_ITEMS = 15

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.contracts.harness import MODELS, Contestant, contestant
-from tests.support import worlds
+from recexp.testing import worlds
 
 LENGTH = 12
 PLANTED = worlds.planted(n_users=50, n_items=200, length=LENGTH)

@@ -6,7 +6,7 @@ from recexp.models.bert_ite import BertITE
 from recexp.models.ite import both
 from recexp.types import MultiBehaviour
 from tests.config.test_check import composed
-from tests.support import toy
+from recexp.testing import toy
 
 SCHEMA = toy.schema()
 QUERY = toy.query([0, 3, 6, 5], [[1, 2, 9, 4, 7], [4], [], [3, 3, 8]])

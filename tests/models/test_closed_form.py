@@ -14,7 +14,7 @@ from recexp.models.replay import Replay
 from recexp.models.wmf import WMF
 from recexp.types import Schema
 from tests.models.test_collaborative import QUERY, SCHEMA, STORE, events, random_store
-from tests.support import toy
+from recexp.testing import toy
 
 
 def rows_of(store):

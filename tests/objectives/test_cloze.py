@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from recexp.errors import RecexpError
 from recexp.objectives.cloze import Cloze
 from recexp.objectives.samplers import NoSampler
-from tests.support import worlds
+from recexp.testing import worlds
 from tests.support.stub_models import RunningSum
 
 STORE = worlds.random_store(n_users=60, n_items=40)

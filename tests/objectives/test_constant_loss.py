@@ -16,7 +16,7 @@ from recexp.objectives.pointwise import Pointwise
 from recexp.objectives.samplers import InBatch, NoSampler, Uniform
 from recexp.objectives.sequence import LOSSES
 from recexp.objectives.session_parallel import SAMPLED, SessionParallel
-from tests.support import worlds
+from recexp.testing import worlds
 from tests.support.stub_models import PairScores, RunningSum
 
 STORE = worlds.random_store(

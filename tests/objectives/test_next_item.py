@@ -9,7 +9,7 @@ from recexp.objectives.losses import gbce_beta
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.samplers import NoSampler, Popularity, Uniform
 from recexp.objectives.sequence import LOSSES
-from tests.support import worlds
+from recexp.testing import worlds
 from tests.support.stub_models import PairScores, RunningSum
 
 STORE = worlds.random_store(n_users=14)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from recexp.errors import RecexpError
 from recexp.objectives.pointwise import Pointwise
 from recexp.objectives.samplers import Uniform
-from tests.support import worlds
+from recexp.testing import worlds
 from tests.support.stub_models import PairScores
 
 THREE = dict(behaviours=("view", "cart", "buy"), explicit=(False, True, True))

@@ -12,7 +12,7 @@ from recexp.objectives import session_parallel
 from recexp.objectives.samplers import InBatch, NoSampler, Popularity
 from recexp.objectives.session_parallel import SAMPLED, SessionParallel, SessionSteps
 from tests.objectives.test_next_item import plain_loss
-from tests.support import toy, worlds
+from recexp.testing import toy, worlds
 from tests.support.stub_models import RunningSum
 
 STORE = worlds.random_store(n_users=23, n_items=40)

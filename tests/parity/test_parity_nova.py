@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from recexp.models.nova import SideBERT
-from tests.support import toy
+from recexp.testing import toy
 from tests.support.numpy_ops import bert_layer, gelu, layer_norm, linear, sigmoid, softmax, weights
 
 ROWS = [[1, 2, 9, 4, 7, 5, 3], [4], [3, 3, 8], []]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from recexp.models.sasrec import SASRec
-from tests.support import toy
+from recexp.testing import toy
 from tests.support.numpy_ops import attention, layer_norm, linear, weights
 
 ROWS = [[1, 2, 9, 4, 7, 5, 3], [4], [3, 3, 8]]
