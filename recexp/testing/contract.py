@@ -20,11 +20,12 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from recexp.contracts import ClosedForm, Encoder, MultiBehaviour, Objective, Recommender
 from recexp.data.datamodule import RecDataModule
 from recexp.data.store import Store, Targets
-from recexp.objectives.closed_form import Sweep
+from recexp.objectives.closed_form import FitPass
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.pairwise import Pairwise
 from recexp.objectives.pointwise import Pointwise
@@ -35,7 +36,6 @@ from recexp.testing.worlds import random_store
 from recexp.types import Query, Schema
 
 N_CANDIDATES = 9
-EXACT = {"rtol": 1e-8, "atol": 1e-10}  # of scores in float64
 
 
 class ModelContract:
@@ -44,15 +44,15 @@ class ModelContract:
     model: makes the model for a schema, small sizes, any initialization; wrap a function in
     ``staticmethod``.
     objective: makes the objective that trains it. Default: the model's own passes where it fits in
-    closed form, pointwise where it has ``logits``, else pairwise, which trains any model by its
+    closed form, pointwise for a ``MultiBehaviour``, else pairwise, which trains any model by its
     score. Name the objective where the model is trained by another one, such as a causal encoder
     by ``NextItem``: some tests depend on it.
     store: the training data, the default being a toy store with one item feature of each kind,
     users without events and histories of all lengths.
     """
 
-    model: Callable[[Schema], Any]
-    objective: Callable[[], Any] | None = None
+    model: Callable[[Schema], Recommender]
+    objective: Callable[[], Objective] | None = None
 
     @cached_property
     def store(self) -> Store:
@@ -61,40 +61,43 @@ class ModelContract:
 
     # The parts
 
-    def fresh_model(self) -> Any:
+    def fresh_model(self) -> Recommender:
         """A new model with the same initialization at every call, bound to the store."""
         torch.manual_seed(0)
         model = self.model(self.store.schema)
-        if callable(getattr(model, "bind", None)):
-            model.bind(self.store)
+        model.bind(self.store)
         return model
 
     @cached_property
-    def scoring_model(self) -> Any:
+    def scoring_model(self) -> Recommender:
         """A model whose scores differ between items, in float64 and evaluation mode.
 
         Closed form: fitted by one pass. Otherwise with large random parameters, so that no two
         scores are equal by accident.
         """
-        model = toy.randomise(self.fresh_model())
-        if is_closed_form(model):
-            model.sweep(self.store)
+        model = self.fresh_model()
+        toy.randomise(model)
+        if isinstance(model, ClosedForm):
+            model.fit_pass(self.store)
         return model
 
-    def training_objective(self, model: Any) -> Any:
-        """The objective, checked against the model and the store."""
+    def training_objective(self, model: Recommender) -> Objective:
+        """The objective, bound to the model and the store."""
         objective = default_objective(model) if self.objective is None else self.objective()
-        objective.check(model, self.store)
+        objective.bind(model, self.store)
         return objective
 
-    def batches(self, objective: Any, n_epochs: int = 3, batch_size: int = 32) -> Iterator[Any]:
+    def batches(
+        self, objective: Objective, n_epochs: int = 3, batch_size: int = 32
+    ) -> Iterator[Any]:
         """The batches of some epochs, as training gets them."""
         data = RecDataModule(
             self.store, objective, batch_size=batch_size, eval_batch_size=1, seed=0
         )
         loader = data.train_dataloader()
+        sampler: Any = loader.sampler
         for epoch in range(n_epochs):
-            loader.sampler.set_epoch(epoch)
+            sampler.set_epoch(epoch)
             for index, rows in enumerate(loader):
                 generator = torch.Generator().manual_seed(1000 * epoch + index)
                 yield objective.batch(self.store, rows, generator)
@@ -109,7 +112,7 @@ class ModelContract:
         others = torch.tensor([5, 9, 30]).clamp(max=len(self.store.train) - 1)
         return torch.cat([last, first, others])
 
-    def query(self, model: Any) -> Query:
+    def histories(self, model: Recommender) -> Query:
         """The histories before ``rows``, as long as the model reads them."""
         return self.store.query(self.rows, max(model.history, 1))
 
@@ -127,9 +130,9 @@ class ModelContract:
     def test_loss_is_finite_and_reaches_every_parameter(self) -> None:
         """Every parameter gets a gradient within three epochs; closed form has no parameter."""
         model = self.fresh_model()
-        if is_closed_form(model):
+        if isinstance(model, ClosedForm):
             assert not list(model.parameters()), "a closed-form model keeps its state in buffers"
-            assert all(torch.isfinite(torch.tensor(v)) for v in model.sweep(self.store).values())
+            assert all(torch.isfinite(torch.tensor(v)) for v in model.fit_pass(self.store).values())
             return
         model.train()
         objective = self.training_objective(model)
@@ -142,48 +145,48 @@ class ModelContract:
     def test_scores_are_finite_with_and_without_a_history(self) -> None:
         """``rows`` include first events, whose history is empty."""
         model = self.scoring_model
-        query = self.query(model)
+        query = self.histories(model)
         assert (~query.mask_BL.any(dim=1)).any()
         assert torch.isfinite(model.score(query, self.candidates_BC)).all()
 
     def test_whole_catalog_equals_all_candidates(self) -> None:
         """``score(query)`` is [B, V-1], in the order of item ids, and tells items apart."""
         model = self.scoring_model
-        query = self.query(model)
+        query = self.histories(model)
         every_item_BC = torch.arange(1, self.store.schema.V).expand(len(query), -1)
         score_BV = model.score(query)
         assert score_BV.shape == (len(query), self.store.schema.n_items)
-        torch.testing.assert_close(model.score(query, every_item_BC), score_BV, **EXACT)
+        assert_equal(model.score(query, every_item_BC), score_BV)
         assert len(score_BV[0].unique()) > 4
 
     def test_candidates_are_scored_one_by_one(self) -> None:
         """A candidate's score depends on no other candidate."""
         model = self.scoring_model
-        query = self.query(model)
+        query = self.histories(model)
         item_BC = self.candidates_BC
         score_BC = model.score(query, item_BC)
         order = torch.randperm(N_CANDIDATES, generator=torch.Generator().manual_seed(2))
         shuffled_BC = model.score(query, item_BC[:, order])
-        torch.testing.assert_close(shuffled_BC, score_BC[:, order], **EXACT)
+        assert_equal(shuffled_BC, score_BC[:, order])
         alone_B1 = model.score(query, item_BC[:, :1])
-        torch.testing.assert_close(alone_B1, score_BC[:, :1], **EXACT)
+        assert_equal(alone_B1, score_BC[:, :1])
 
     def test_more_padding_changes_nothing(self) -> None:
         """Columns of padding on the left leave the scores as they are."""
         model = self.scoring_model
-        query = self.query(model)
+        query = self.histories(model)
         wider = model.score(toy.padded(query, 7), self.candidates_BC)
-        torch.testing.assert_close(wider, model.score(query, self.candidates_BC), **EXACT)
+        assert_equal(wider, model.score(query, self.candidates_BC))
 
     def test_rows_do_not_see_each_other(self) -> None:
         """A row's scores do not depend on the other rows of the batch."""
         model = self.scoring_model
-        query = self.query(model)
+        query = self.histories(model)
         score_BC = model.score(query, self.candidates_BC)
         for row in (0, 3, len(query) - 2):
             only = slice(row, row + 1)
             alone_1C = model.score(query[only], self.candidates_BC[only])
-            torch.testing.assert_close(alone_1C, score_BC[only], **EXACT)
+            assert_equal(alone_1C, score_BC[only])
 
     def test_its_cost_can_be_counted(self) -> None:
         """``result.json`` records the operations of scoring one user."""
@@ -204,7 +207,7 @@ class ModelContract:
     def test_loading_a_state_dict_gives_the_same_scores(self) -> None:
         """All that scoring needs is in the state dict or follows from ``bind``."""
         model = self.scoring_model
-        query = self.query(model)
+        query = self.histories(model)
         fresh = self.fresh_model().double().eval()
         fresh.load_state_dict(model.state_dict())
         expected = model.score(query, self.candidates_BC)
@@ -225,12 +228,13 @@ class ModelContract:
         model = self.scoring_model
         if not isinstance(self.training_objective(model), NextItem | SessionParallel):
             raise unittest.SkipTest("not trained to predict the next item at every position")
+        assert isinstance(model, Encoder)
         query = self.store.query(self.rows[: self._n_users_with_events], model.history)
         t = query.item_BL.shape[1] // 2
         before_BLD = model.encode(query)
         after_BLD = model.encode(self._changed_from(query, t))
         if before_BLD.shape[1] > 1:
-            torch.testing.assert_close(before_BLD[:, :t], after_BLD[:, :t], **EXACT)
+            assert_equal(before_BLD[:, :t], after_BLD[:, :t])
         assert not torch.allclose(before_BLD[:, -1], after_BLD[:, -1])
 
     @property
@@ -248,8 +252,8 @@ class ModelContract:
 
 
 def check_model(
-    model: Callable[[Schema], Any],
-    objective: Callable[[], Any] | None = None,
+    model: Callable[[Schema], Recommender],
+    objective: Callable[[], Objective] | None = None,
     store: Store | None = None,
 ) -> None:
     """Hold a model against the whole contract; see ``ModelContract`` for the arguments.
@@ -271,15 +275,15 @@ def check_model(
             raise AssertionError(f"{name}: {error}") from error
 
 
-def is_closed_form(model: nn.Module) -> bool:
-    """Does the model fit by passes over the data instead of by gradients?"""
-    return callable(getattr(model, "sweep", None))
+def assert_equal(actual: Tensor, expected: Tensor) -> None:
+    """Equal but for rounding in float64."""
+    torch.testing.assert_close(actual, expected, rtol=1e-8, atol=1e-10)
 
 
-def default_objective(model: nn.Module) -> Any:
+def default_objective(model: Recommender) -> Objective:
     """An objective that can train the model: see ``ModelContract``."""
-    if is_closed_form(model):
-        return Sweep()
-    if callable(getattr(model, "logits", None)):
+    if isinstance(model, ClosedForm):
+        return FitPass()
+    if isinstance(model, MultiBehaviour):
         return Pointwise(Uniform())
     return Pairwise(Uniform())

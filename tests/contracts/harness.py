@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recexp.config import CONF
 from recexp.config.check import build, check_config
+from recexp.contracts import ClosedForm
 from recexp.data.datamodule import RecDataModule
 from recexp.data.store import Store
 from recexp.testing import worlds
@@ -39,8 +40,8 @@ class Contestant:
     cfg: DictConfig
 
     @property
-    def sweeps(self) -> bool:
-        return callable(getattr(self.model, "sweep", None))
+    def closed_form(self) -> bool:
+        return isinstance(self.model, ClosedForm)
 
     def batches(self, epoch: int, batch_size: int):
         """An epoch's batches, as training would see them."""
@@ -90,12 +91,6 @@ def contestant(name: str, store: Store, *overrides: str, **sizes: object) -> Con
     pl.seed_everything(0, verbose=False)
     model = build(cfg.model, schema=store.schema)
     objective = build(cfg.objective)
-    objective.check(model, store)
-    bind(model, store)
+    objective.bind(model, store)
+    model.bind(store)
     return Contestant(model, objective, store, cfg)
-
-
-def bind(model, store) -> None:
-    """Pass the training data to a model that has ``bind``."""
-    if callable(getattr(model, "bind", None)):
-        model.bind(store)

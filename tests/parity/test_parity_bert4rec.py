@@ -6,8 +6,8 @@ import torch
 
 from recexp.models.bert4rec import BERT4Rec
 from recexp.nn.cpu.dropout import Dropout
-from tests.config.test_check import composed
 from recexp.testing import toy
+from tests.config.test_check import composed
 from tests.support.numpy_ops import attention, bert_layer, gelu, layer_norm, linear, weights
 
 ROWS = [[1, 2, 9, 4, 7, 5, 3], [4], [3, 3, 8], []]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from recexp.contracts import Encoder, Recommender
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.samplers import Uniform
 from recexp.testing import check_model
@@ -18,8 +19,10 @@ MODEL = '''
 import torch
 from torch import nn
 
+from recexp.contracts import Recommender
 
-class Mine(nn.Module):
+
+class Mine(Recommender):
     """The mean of the item vectors of the history, times the candidates' vectors."""
 
     history = 5
@@ -77,7 +80,7 @@ def test_the_contract_needs_no_test_runner():
     assert done.returncode == 0, done.stderr
 
 
-class Mean(nn.Module):
+class Mean(Recommender):
     """A sound model; each subclass has one fault."""
 
     history = 5
@@ -151,7 +154,7 @@ class StateNoTensor(Mean):
         pass
 
 
-class LooksAhead(Mean):
+class LooksAhead(Mean, Encoder):
     """An encoder whose every state is the mean of the whole history."""
 
     def encode(self, query):
