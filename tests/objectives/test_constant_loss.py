@@ -88,7 +88,7 @@ def test_losses_of_sessions_side_by_side(loss_name):
     task.bind(model, STORE)
     steps = itertools.islice(task.batches(STORE, 12, seed=0), 8)
     batches = [task.batch(STORE, rows, torch.Generator()) for rows in steps]
-    task._state = None
+    task._hidden = None
     found = least(task, model, model.bias, batches)
     assert task.constant_loss(STORE, 12) == pytest.approx(found, rel=0.2)
     assert task.instances() is None

@@ -105,7 +105,7 @@ def test_gradients_end_at_the_step():
     for rows in steps_of(task)[:3]:
         loss = task.loss(model, task.batch(STORE, rows, torch.Generator()))["loss"]
         loss.backward()  # would fail on the second step if the state carried the first one's graph along
-        assert not task._state.requires_grad
+        assert not task._hidden.requires_grad
 
 
 @pytest.mark.parametrize("extra", [0, 7])
