@@ -1,6 +1,8 @@
-"""``make mutations``: take one guard out at a time, in a copy of the repository, and see whether its tests notice.
+"""``make mutations``: take one guard out at a time, in a copy of the repository, and see whether
+its tests notice.
 
-Prints the table of docs/faults.md. ``python -m tests.mutations WORD`` tries only those whose file or name has the word. A survivor is a missing test.
+Prints the table of docs/faults.md. ``python -m tests.mutations WORD`` tries only those whose file
+or name has the word. A survivor is a missing test.
 """
 
 from __future__ import annotations
@@ -118,7 +120,7 @@ MUTATIONS = [
     Mutation(
         "checksums of candidates are verified",
         "recexp/evaluation/candidate_store.py",
-        'recorded == checksum(path)',
+        "recorded == checksum(path)",
         'recorded != ""',
         "tests/faults/test_flips.py -k candidates",
     ),

@@ -30,7 +30,9 @@ class TestModelsOfTheConfig(ModelContract):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_to_be_predicted_is_not_in_the_input(name):
-    """Other items (so other side information), behaviours and values at the events to predict leave what the model reads as it was."""
+    """Other items (so other side information), behaviours and values at the events to predict leave
+    what the model reads as it was.
+    """
     entry = contestant(name, STORE)
     if entry.closed_form:
         pytest.skip("fits without examples")
@@ -63,7 +65,9 @@ def test_what_is_to_be_predicted_is_not_in_the_input(name):
 
 
 def events_to_predict(objective, rows, batch):
-    """Rows of the store's training events that stand in no input: masked ones, or the last of each row's."""
+    """Rows of the store's training events that stand in no input: masked ones, or the last of each
+    row's.
+    """
     if isinstance(objective, Cloze):
         masked_BL = batch.query.item_BL == STORE.schema.V
         assert masked_BL.any()

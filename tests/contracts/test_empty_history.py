@@ -17,10 +17,19 @@ N_ITEMS = 15
 
 def world() -> list[Event]:
     """Users with histories; and "first" and "second", whose purchase no other pair precedes."""
-    users = [Event(f"u{u}", f"i{(3 * u + n) % N_ITEMS}", BEHAVIOURS[n % 3], 1000 * n, 1 + n % 5)
-             for u in range(6) for n in range(4 + u)]  # fmt: skip
-    own = [("first", "i1", "buy", 0), ("first", "i2", "view", 1), ("second", "i3", "view", 0),
-           ("second", "i3", "buy", 1), ("second", "i4", "view", 2), ("second", "i5", "view", 3)]  # fmt: skip
+    users = [
+        Event(f"u{u}", f"i{(3 * u + n) % N_ITEMS}", BEHAVIOURS[n % 3], 1000 * n, 1 + n % 5)
+        for u in range(6)
+        for n in range(4 + u)
+    ]
+    own = [
+        ("first", "i1", "buy", 0),
+        ("first", "i2", "view", 1),
+        ("second", "i3", "view", 0),
+        ("second", "i3", "buy", 1),
+        ("second", "i4", "view", 2),
+        ("second", "i5", "view", 3),
+    ]
     return users + [Event(u, i, b, 1000 * t, 2) for u, i, b, t in own]
 
 
