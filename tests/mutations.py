@@ -1,6 +1,8 @@
-"""``make mutations``: take one guard out at a time, in a copy of the repository, and see whether its tests notice.
+"""``make mutations``: take one guard out at a time, in a copy of the repository, and see whether
+its tests notice.
 
-Prints the table of docs/faults.md. ``python -m tests.mutations WORD`` tries only those whose file or name has the word. A survivor is a missing test.
+Prints the table of docs/faults.md. ``python -m tests.mutations WORD`` tries only those whose file
+or name has the word. A survivor is a missing test.
 """
 
 from __future__ import annotations
@@ -71,8 +73,8 @@ MUTATIONS = [
     Mutation(
         "shared negatives follow the sampler's law",
         "recexp/objectives/sequence.py",
-        "self.sampler.draw_shared(store, n, generator, pool)",
-        "self.sampler(store, query[:1], n, generator, pool)[0]",
+        "self.sampler.draw_shared(store, n, generator, pool_BL)",
+        "self.sampler(store, query[:1], n, generator, pool_BL)[0]",
         "tests/objectives/test_negative_laws.py",
     ),
     Mutation(

@@ -68,7 +68,14 @@ def runs(work: Path) -> dict[str, list[str]]:
 
 def measure(overrides: list[str], folder: Path, cache: Path) -> dict[str, Any]:
     """Run once; returns what must not change, or the last line of the error where the run fails."""
-    line = [sys.executable, "-m", "recexp", *overrides, f"hydra.run.dir={folder}", f"cache_dir={cache}"]
+    line = [
+        sys.executable,
+        "-m",
+        "recexp",
+        *overrides,
+        f"hydra.run.dir={folder}",
+        f"cache_dir={cache}",
+    ]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         return {"error": done.stderr.strip().splitlines()[-1:]}
@@ -91,7 +98,11 @@ def record(out: Path, only: str) -> None:
     found = {}
     with tempfile.TemporaryDirectory() as temporary:
         work = Path(temporary)
-        chosen = {name: line for name, line in runs(work).items() if any(word in name for word in only.split("|"))}
+        chosen = {
+            name: line
+            for name, line in runs(work).items()
+            if any(word in name for word in only.split("|"))
+        }
         for number, (name, line) in enumerate(tqdm(chosen.items(), unit="run")):
             found[name] = measure(line, work / str(number), work / "cache")
     out.write_text(json.dumps(found, indent=1) + "\n")

@@ -1,4 +1,6 @@
-"""Every model and objective on a device whose tensors refuse to meet the CPU's: with the data beside the model, and with the data on the host."""
+"""Every model and objective on a device whose tensors refuse to meet the CPU's: with the data
+beside the model, and with the data on the host.
+"""
 
 import copy
 import dataclasses
@@ -8,11 +10,11 @@ import torch
 
 from recexp.errors import RecexpError
 from recexp.evaluation.protocol import Candidates, Protocol
+from recexp.testing import worlds
 from recexp.training.memory import too_large
 from recexp.training.module import RecModule
 from recexp.types import moved
 from tests.contracts.harness import MODELS, contestant
-from tests.support import worlds
 from tests.support.pretend import DEVICE, pretend, values
 
 STORE = worlds.random_store(12, side=True, held_out=[1 + 5 * user % 30 for user in range(12)])
@@ -43,7 +45,9 @@ def batch_of(objective, store, generator):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_training(name):
-    """The loss and gradients of a batch gathered on the host are the CPU's; batches gathered on the device are all there."""
+    """The loss and gradients of a batch gathered on the host are the CPU's; batches gathered on the
+    device are all there.
+    """
     entry = contestant(name, STORE, dropout=False)
     model = entry.model.train()
     if entry.closed_form:
@@ -149,8 +153,18 @@ def test_what_is_too_large(monkeypatch):
     monkeypatch.setattr(
         torch.pretend, "mem_get_info", lambda device: (free["bytes"], 10**12), raising=False
     )
-    held = sum(x.numel() * x.element_size() for part in (STORE.train, STORE.past, STORE.train_pairs, STORE.all_pairs, STORE.val, STORE.test)
-               for x in tensors(part))  # fmt: skip
+    held = sum(
+        x.numel() * x.element_size()
+        for part in (
+            STORE.train,
+            STORE.past,
+            STORE.train_pairs,
+            STORE.all_pairs,
+            STORE.val,
+            STORE.test,
+        )
+        for x in tensors(part)
+    )
     free["bytes"] = 2 * held
     assert too_large(STORE, DEVICE) and not too_large(STORE, torch.device("cpu"))
     free["bytes"] = 4 * held

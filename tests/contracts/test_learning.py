@@ -1,12 +1,14 @@
-"""Every model must be able to learn: reach a training HR@10 above .95, find a planted pattern, and find nothing in its shuffled control."""
+"""Every model must be able to learn: reach a training HR@10 above .95, find a planted pattern, and
+find nothing in its shuffled control.
+"""
 
 from functools import cache
 
 import pytest
 import torch
 
+from recexp.testing import worlds
 from tests.contracts.harness import MODELS, Contestant, contestant
-from tests.support import worlds
 
 LENGTH = 12
 PLANTED = worlds.planted(n_users=50, n_items=200, length=LENGTH)
@@ -17,7 +19,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", MODELS)]
 
 
 def hit_rate(model, query, target_B, k=10) -> float:
-    """HR@k of the targets against all items their users do not have in training; ties count as the share of their ranks within k."""
+    """HR@k of the targets against all items their users do not have in training; ties count as the
+    share of their ranks within k.
+    """
     pairs = PLANTED.train_pairs
     with torch.no_grad():
         score = model.eval().score(query).clone()
@@ -32,7 +36,9 @@ def hit_rate(model, query, target_B, k=10) -> float:
 
 
 def train_hit_rate(model) -> float:
-    """On what users bought: all of it where the model reads no history, the last thing otherwise, from the events before."""
+    """On what users bought: all of it where the model reads no history, the last thing otherwise,
+    from the events before.
+    """
     rows = (
         torch.nonzero(PLANTED.train.behaviour == 2).flatten()
         if model.history == 0

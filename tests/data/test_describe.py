@@ -38,15 +38,29 @@ def table(tables, title):
 def test_counts_of_a_small_world(tmp_path):
     opened = store(tmp_path, EVENTS, P1)
     found = facts(opened)
-    expected = {"users": 3, "items": 4, "events": 9, "pairs": 6, "explicit pairs": 3, "kinds of behaviour": 3,
-                "density": 0.5, "sparsity": 0.5, "mean length": 3, "median length": 2, "labels": 0}  # fmt: skip
+    expected = {
+        "users": 3,
+        "items": 4,
+        "events": 9,
+        "pairs": 6,
+        "explicit pairs": 3,
+        "kinds of behaviour": 3,
+        "density": 0.5,
+        "sparsity": 0.5,
+        "mean length": 3,
+        "median length": 2,
+        "labels": 0,
+    }
     assert {k: found[k] for k in expected} == expected
     tables = describe(opened, "p1_uniform999")
     kinds = table(tables, "Kinds of behaviour")
     assert {k: (v["events"], v["pairs"], v["users"]) for k, v in kinds.items()} == {
-        "view": ("5", "4", "3"), "cart": ("2", "2", "1"), "buy": ("2", "2", "2"),
-        "any explicit": ("4", "3", "2"), "any": ("9", "6", "3"),
-    }  # fmt: skip
+        "view": ("5", "4", "3"),
+        "cart": ("2", "2", "1"),
+        "buy": ("2", "2", "2"),
+        "any explicit": ("4", "3", "2"),
+        "any": ("9", "6", "3"),
+    }
     assert [kinds[k]["feedback"] for k in ("view", "cart", "buy")] == [
         "implicit",
         "explicit",
@@ -54,8 +68,15 @@ def test_counts_of_a_small_world(tmp_path):
     ]
     # u: b tests, c validates, a trains twice; v: d tests without a history, a trains; w trains only
     size = table(tables, "shop: size")
-    assert size["training part"] == {"users": "3", "items": "1", "events": "4", "pairs": "3", "density": "25.000%",
-                                     "mean length": "1.3", "median length": "1.0"}  # fmt: skip
+    assert size["training part"] == {
+        "users": "3",
+        "items": "1",
+        "events": "4",
+        "pairs": "3",
+        "density": "25.000%",
+        "mean length": "1.3",
+        "median length": "1.0",
+    }
     held = table(tables, "Held-out targets: p1_uniform999")
     assert held["users"] == {"validation": "1", "test": "2"}
     assert held["without a history"]["test"] == "50.0%"
@@ -76,11 +97,15 @@ def test_what_supportive_only_may_draw_is_shown(tmp_path):
 @pytest.mark.parametrize(
     ("text", "value", "agrees", "shown"),
     [
-        ("1.0m", 999_611, True, "999,611"), ("1.0m", 1_100_000, False, "1,100,000"),
-        ("4.79%", 0.04786, True, "4.786%"), ("4.79%", 0.04845, False, "4.845%"),
-        ("163.5", 163.4985, True, "163.50"), ("6040", 6040, True, "6,040"), ("6040", 6041, False, "6,041"),
+        ("1.0m", 999_611, True, "999,611"),
+        ("1.0m", 1_100_000, False, "1,100,000"),
+        ("4.79%", 0.04786, True, "4.786%"),
+        ("4.79%", 0.04845, False, "4.845%"),
+        ("163.5", 163.4985, True, "163.50"),
+        ("6040", 6040, True, "6,040"),
+        ("6040", 6041, False, "6,041"),
     ],
-)  # fmt: skip
+)
 def test_figures_agree_where_they_round_to_what_is_printed(text, value, agrees, shown):
     row = Printed("paper", "data", "users", text, "")
     assert (row.agrees(value), row.shown(value)) == (agrees, shown)
@@ -88,8 +113,19 @@ def test_figures_agree_where_they_round_to_what_is_printed(text, value, agrees, 
 
 def test_every_printed_figure_can_be_read_and_computed(tmp_path):
     found = facts(store(tmp_path, random_events(5), P1))
-    rows = [r for name in ("ml_1m", "ml_20m", "amazon_beauty", "steam", "retailrocket", "recobell", "taobao")
-            for r in printed(name)]  # fmt: skip
+    rows = [
+        r
+        for name in (
+            "ml_1m",
+            "ml_20m",
+            "amazon_beauty",
+            "steam",
+            "retailrocket",
+            "recobell",
+            "taobao",
+        )
+        for r in printed(name)
+    ]
     assert (
         len(rows)
         == len(
@@ -105,8 +141,13 @@ def test_every_printed_figure_can_be_read_and_computed(tmp_path):
 
 
 def test_the_command(tmp_path, capsys):
-    words = ["dataset=ml_1m", "scale=smoke", "protocol=p3_popular100",
-             f"dataset.raw_dir={tmp_path}/raw", f"cache_dir={tmp_path}/cache"]  # fmt: skip
+    words = [
+        "dataset=ml_1m",
+        "scale=smoke",
+        "protocol=p3_popular100",
+        f"dataset.raw_dir={tmp_path}/raw",
+        f"cache_dir={tmp_path}/cache",
+    ]
     main([*words, "--format", "csv"])
     records = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     users = next(

@@ -25,7 +25,9 @@ def long(*rows, dated=False):
 
 
 def built(tmp_path, feature, items=ITEMS, end=100):
-    """(values per item as {value: weight}, bag per user as {value: count}, cardinality, report line)."""
+    """(values per item as {value: weight}, bag per user as {value: count}, cardinality, report
+    line).
+    """
     report = []
     (described,) = build_features({"side": feature}, items, PAIRS, end, N_USERS, tmp_path, report)
     ids, weights = (
@@ -115,7 +117,9 @@ def test_values_as_of_the_end_of_training(tmp_path):
 
 
 def test_ancestors(tmp_path):
-    """Every value up to the root, each once, with equal weights; a tree may hold unknown values and miss known ones."""
+    """Every value up to the root, each once, with equal weights; a tree may hold unknown values and
+    miss known ones.
+    """
     tree = pl.DataFrame({"value": [1, 2, 3, 4, 8], "parent": [None, 1, 2, 1, 3]}).lazy()
     frame = long((10, 3), (20, 1), (30, 4), (30, 2), (40, 77))
     tables, bags, _, _ = built(tmp_path, ItemFeature("multi_label", frame, tree))

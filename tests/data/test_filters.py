@@ -74,7 +74,8 @@ def test_equals_counting_by_hand_and_keeps_the_order(steps, iterate):
 
 
 def test_one_step_counts_both_keys_before_it_drops_either():
-    # Dropping item b first would leave u with one event; counted jointly it has two when its turn comes.
+    # Dropping item b first would leave u with one event; counted jointly it has two when its turn
+    # comes.
     pairs = [("u", "a"), ("u", "b"), ("v", "a"), ("v", "a")]
     assert apply_filters(frame(pairs), [{"user_min": 2, "item_min": 2}])[0].rows() == [
         ("u", "a"),

@@ -25,7 +25,7 @@ from tests.support.events import (
     random_events,
     store,
     without,
-)  # fmt: skip
+)
 
 SPLITS = {
     "p1": P1,
@@ -72,7 +72,8 @@ def split_of(tmp_path, text, split, **changes):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        # second-last explicit pair validates, last explicit pair tests, each leaves whole: its views with it, later ones too
+        # second-last explicit pair validates, last explicit pair tests, each leaves whole: its
+        # views with it, later ones too
         (
             "view a 1, view b 2, buy b 3, view c 4, buy c 5, view b 6, view c 7",
             ("view a 1", "buy b 3", "buy c 5"),
@@ -91,7 +92,8 @@ def split_of(tmp_path, text, split, **changes):
         ("view a 1, buy a 2, view a 3", ("view a 1, buy a 2, view a 3", None, None)),
         # one event before the test target: it trains, nobody validates
         ("view a 1, buy b 2", ("view a 1", None, "buy b 2")),
-        # the second-last explicit pair is all there is before the last: held out, it would leave nothing
+        # the second-last explicit pair is all there is before the last: held out, it would leave
+        # nothing
         ("view a 1, buy a 2, buy b 3", ("view a 1, buy a 2", None, "buy b 3")),
         # it stands first, but a later event can validate
         ("buy a 1, view b 2, view c 3, buy d 4", ("buy a 1, view b 2", "view c 3", "buy d 4")),
@@ -108,9 +110,16 @@ def test_users_without_history_train_only_where_they_are_not_to_be_tested(tmp_pa
 
 @pytest.mark.parametrize(
     ("name", "split"),
-    [("p1_uniform999", P1), ("p2_uniform99", P2), ("p2_uniform99_later", P2_LATER), ("p3_popular100", P3),
-     ("p5_sasrec100", P3), ("full", P3), ("full_unseen", P3)],
-)  # fmt: skip
+    [
+        ("p1_uniform999", P1),
+        ("p2_uniform99", P2),
+        ("p2_uniform99_later", P2_LATER),
+        ("p3_popular100", P3),
+        ("p5_sasrec100", P3),
+        ("full", P3),
+        ("full_unseen", P3),
+    ],
+)
 def test_the_splits_of_these_tests_are_those_of_the_protocols(name, split):
     protocol = instantiate(OmegaConf.load(CONF / "protocol" / f"{name}.yaml"))
     assert (protocol.name, protocol.split) == (name, split)
@@ -172,7 +181,8 @@ def test_p2_later(tmp_path, text, expected):
             "view a 1, view b 2, buy b 3, cart c 4, buy c 5, view b 6",
             ("view a 1", "buy b 3", "buy c 5"),
         ),
-        # the earlier purchase of another item validates; an earlier purchase of the same item leaves
+        # the earlier purchase of another item validates; an earlier purchase of the same item
+        # leaves
         ("view a 1, buy c 2, buy b 3, buy c 4", ("view a 1", "buy b 3", "buy c 4")),
         # nothing else before the purchase
         ("cart a 1, buy a 2, view b 3", ("view b 3", None, "buy a 2")),
@@ -183,7 +193,9 @@ def test_p2(tmp_path, text, expected):
 
 
 def test_p2_later_on_pairs(tmp_path):
-    """Merged between the held-out events, and nowhere across; the weaker event that merging hid still makes the target a seen one."""
+    """Merged between the held-out events, and nowhere across; the weaker event that merging hid
+    still makes the target a seen one.
+    """
     opened = store(
         tmp_path,
         own("buy b 1, cart b 2, view a 3, view c 4, buy b 5, view d 6") + OTHERS,
@@ -243,7 +255,9 @@ def test_users_who_appear_after_the_first_cut_are_not_evaluated(tmp_path):
 
 
 def reference(events, split, merge):
-    """user -> (training, validation, test), by the words of the Split's docstring, one event at a time."""
+    """user -> (training, validation, test), by the words of the Split's docstring, one event at a
+    time.
+    """
 
     def eligible(behaviours):
         wanted = {"any": BEHAVIOURS, "explicit": BEHAVIOURS[1:], "strongest": BEHAVIOURS[2:]}[
@@ -252,7 +266,9 @@ def reference(events, split, merge):
         return any(b in wanted for b in behaviours)
 
     def remaining(rows, left, target, anywhere=False):
-        """Training rows once the target is held out, None where none is left before it (or anywhere)."""
+        """Training rows once the target is held out, None where none is left before it (or
+        anywhere).
+        """
         item, time = rows[target][0].item, rows[target][0].time
 
         def purged(n):

@@ -29,7 +29,9 @@ def shop(tmp_path_factory) -> Store:
 
 
 def rows_of(opened, query):
-    """A query as lists of (item, behaviour, time) per row, padding left out; fails where padding is not all on the left."""
+    """A query as lists of (item, behaviour, time) per row, padding left out; fails where padding is
+    not all on the left.
+    """
     items = names(opened, "item")
     out = []
     for row in range(len(query)):
@@ -137,7 +139,9 @@ def test_find(shop):
 
 
 def test_users_without_training_events(tmp_path):
-    """A global split leaves users who only appear later: their row of the CSR arrays is empty, wherever it stands."""
+    """A global split leaves users who only appear later: their row of the CSR arrays is empty,
+    wherever it stands.
+    """
     events = [
         Event(u, f"i{t % 4}", "view", t)
         for u, first in (("a", 90), ("b", 1), ("c", 40), ("d", 95))

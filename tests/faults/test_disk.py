@@ -1,4 +1,6 @@
-"""Disks that are full, directories that cannot be written: one sentence that names the path, the last good files unharmed."""
+"""Disks that are full, directories that cannot be written: one sentence that names the path, the
+last good files unharmed.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ POP = ["model=pop", "protocol=full"]
 
 @contextmanager
 def mounted(place: Path, *options: str):
-    """A file system of its own at ``place``; tests that need one are skipped where nobody may mount."""
+    """A file system of its own at ``place``; tests that need one are skipped where nobody may
+    mount.
+    """
     place.mkdir(exist_ok=True)
     done = subprocess.run(
         ["mount", *options, str(place)], capture_output=True, text=True, check=False

@@ -1,4 +1,6 @@
-"""Raw files taken apart in plain Python, a list of rows at a time: the slow, simple counterpart of ``recexp.data.raw.folder``."""
+"""Raw files taken apart in plain Python, a list of rows at a time: the slow, simple counterpart of
+``recexp.data.raw.folder``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""The published layouts: ``write`` makes well-formed raw files, ``expect`` says what must be read from any files, however they were made."""
+"""The published layouts:
+
+``write`` makes well-formed raw files, ``expect`` says what must be read from any files, however
+they were made.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""``python -m tests.fuzz``: many generated inputs in several processes, or one alone (``--seed``). See ``make fuzz``.
+"""``python -m tests.fuzz``: many generated inputs in several processes, or one alone (``--seed``).
+See ``make fuzz``.
 
-An input that hangs or kills its process is found, too: the parent knows which seed each worker is at, and starts another worker after it.
+An input that hangs or kills its process is found, too: the parent knows which seed each worker is
+at, and starts another worker after it.
 """
 
 from __future__ import annotations

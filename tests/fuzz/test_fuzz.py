@@ -1,4 +1,7 @@
-"""A few hundred generated inputs; ``make fuzz`` runs many more. A failure names its seed: ``python -m tests.fuzz --seed N`` runs it alone."""
+"""A few hundred generated inputs; ``make fuzz`` runs many more.
+
+A failure names its seed: ``python -m tests.fuzz --seed N`` runs it alone.
+"""
 
 import random
 

@@ -1,4 +1,6 @@
-"""Properties of single values: whatever text stands in a field, ``judge`` and plain Python agree on what it means, and fields survive quoting."""
+"""Properties of single values: whatever text stands in a field, ``judge`` and plain Python agree on
+what it means, and fields survive quoting.
+"""
 
 import csv
 import io

@@ -1,4 +1,7 @@
-"""What a text means, in plain Python: the authority that the readers are compared with. ``Bad`` where it means nothing."""
+"""What a text means, in plain Python: the authority that the readers are compared with.
+
+``Bad`` where it means nothing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Random events, and the words for a layout: how it is written, and what must be read from any files in it."""
+"""Random events, and the words for a layout: how it is written, and what must be read from any
+files in it.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class World:
 
 @dataclass
 class Expected:
-    """What must be read: event rows (user, item, behaviour, ms[, value]), rows per feature, the tree, bad rows per file."""
+    """What must be read: event rows (user, item, behaviour, ms[, value]), rows per feature, the
+    tree, bad rows per file.
+    """
 
     events: list[tuple]
     features: dict[str, list[tuple]] = field(default_factory=dict)

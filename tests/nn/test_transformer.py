@@ -11,7 +11,7 @@ from recexp.nn.dropout import Dropout, dropout
 from recexp.nn.fusion import Fusion
 from recexp.nn.init import bert_init
 from recexp.nn.transformer import PositionEmbedding, TransformerLayer
-from tests.support import toy
+from recexp.testing import toy
 
 REAL = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 0, 0, 0, 1]]).bool()
 

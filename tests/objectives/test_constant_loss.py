@@ -17,8 +17,8 @@ from recexp.objectives.pointwise import Pointwise
 from recexp.objectives.samplers import InBatch, NoSampler, Uniform
 from recexp.objectives.sequence import LOSSES
 from recexp.objectives.session_parallel import SAMPLED, SessionParallel
-from tests.objectives.stubs import PairScores, RunningSum
-from tests.support import worlds
+from recexp.testing import worlds
+from tests.support.stub_models import PairScores, RunningSum
 
 STORE = worlds.random_store(
     n_users=23, n_items=40, behaviours=("view", "cart", "buy"), explicit=(False, True, True)

@@ -1,4 +1,6 @@
-"""Every loss against a plain loop over its definition, its gradient, and the corners: weights, masks, saturation."""
+"""Every loss against a plain loop over its definition, its gradient, and the corners: weights,
+masks, saturation.
+"""
 
 import math
 

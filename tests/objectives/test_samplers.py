@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scipy import stats
 
 from recexp.data.store import Events, Pairs
 from recexp.errors import RecexpError
@@ -55,12 +56,14 @@ def shares(items, n_items):
 
 
 def close(found, expected, draws=DRAWS):
-    """Chi-square within its mean + 5 standard deviations; nothing where nothing is expected."""
+    """Does a chi-square test accept the law? Nothing may be drawn that is not expected."""
     some = expected > 0
     assert not found[~some].any()
     chi = (draws * (found - expected)[some] ** 2 / expected[some]).sum()
     freedom = int(some.sum()) - 1
-    return bool(chi < freedom + 5 * (2 * freedom) ** 0.5 + 1e-9)
+    if freedom == 0:
+        return bool(chi < 1e-9)
+    return bool(stats.chi2.sf(chi.item(), freedom) > 1e-5)
 
 
 OWNED = [

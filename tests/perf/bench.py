@@ -1,7 +1,9 @@
-"""``make bench``: how fast recexp trains and ranks on this machine, against the floor that the machine's own roofs set.
+"""``make bench``: how fast recexp trains and ranks on this machine, against the floor that the
+machine's own roofs set.
 
-Data of ML-1M's shape are simulated, or ML-1M itself is taken where RECEXP_DATA names a folder that has it. Every measurement is a process of its own;
-the rounds go through all cases in turn. Written to bench.json and, as a table, to the terminal: medians and the range over the rounds.
+Data of ML-1M's shape are simulated, or ML-1M itself is taken where RECEXP_DATA names a folder that
+has it. Every measurement is a process of its own; the rounds go through all cases in turn. Written
+to bench.json and, as a table, to the terminal: medians and the range over the rounds.
 """
 
 from __future__ import annotations
@@ -24,21 +26,40 @@ D256 = ["model.num_factors=256", "model.num_heads=4"]
 CASES = {
     "bpr_mf": ["model=bpr_mf", "batch_size=16384"],
     "fpmc": ["model=fpmc", "batch_size=16384"],
-    "neumf": ["model=neumf", "model.num_factors=64", "model.num_layers=2",
-              "objective.n_negatives=1", "batch_size=4096", "batch_counts=positives"],
+    "neumf": [
+        "model=neumf",
+        "model.num_factors=64",
+        "model.num_layers=2",
+        "objective.n_negatives=1",
+        "batch_size=4096",
+        "batch_counts=positives",
+    ],
     "ite": ["model=ite", "model.num_factors=32", "batch_size=4096", "batch_counts=positives"],
     # all items as candidates of a Transformer each are no protocol of this family
-    "bert_ite": ["model=bert_ite", "model.num_factors=32", "batch_size=256",
-                 "batch_counts=positives", "protocol.candidates.kind=uniform",
-                 "protocol.candidates.n=100", "protocol.candidates.seen=ranked"],
+    "bert_ite": [
+        "model=bert_ite",
+        "model.num_factors=32",
+        "batch_size=256",
+        "batch_counts=positives",
+        "protocol.candidates.kind=uniform",
+        "protocol.candidates.n=100",
+        "protocol.candidates.seen=ranked",
+    ],
     "caser": ["model=caser", "batch_size=2048"],
     "gru4rec": ["model=gru4rec", "batch_size=50"],
     "sasrec": [*SASREC, "batch_size=128"],
     "sasrec d256": [*SASREC, *D256, "batch_size=128"],
     "bert4rec": [*BERT4REC, "batch_size=128"],
     "bert4rec d256": [*BERT4REC, *D256, "batch_size=128"],
-    "nova_bert": ["model=nova_bert", "model.num_factors=64", "model.num_layers=2", "model.num_heads=2", "objective.step=1000000", "batch_size=128"],
-}  # fmt: skip
+    "nova_bert": [
+        "model=nova_bert",
+        "model.num_factors=64",
+        "model.num_layers=2",
+        "model.num_heads=2",
+        "objective.step=1000000",
+        "batch_size=128",
+    ],
+}
 
 
 def main() -> None:
@@ -126,7 +147,9 @@ def row(name: str, said: list[dict], roofs: dict[str, float]) -> str:
 
 
 def data_for(name: str, data: list[str]) -> list[str]:
-    """The ITE family needs an implicit and an explicit kind of feedback, NOVA something to say about items."""
+    """The ITE family needs an implicit and an explicit kind of feedback, NOVA something to say
+    about items.
+    """
     real, ite = data[0] == "dataset=ml_1m", name.endswith("ite")
     if real and ite:
         return [

@@ -1,8 +1,10 @@
-"""Time and memory against events, users, items, sequence length and processes, on simulated data: one plot each, and growth.json.
+"""Time and memory against events, users, items, sequence length and processes, on simulated data:
+one plot each, and growth.json.
 
     python tests/perf/growth.py --out docs/results/speed/growth [--only events items]
 
-Nothing should grow faster than its arithmetic says: the dashed line of a plot goes through its first point with the slope of what is counted there.
+Nothing should grow faster than its arithmetic says: the dashed line of a plot goes through its
+first point with the slope of what is counted there.
 """
 
 from __future__ import annotations
@@ -106,7 +108,9 @@ def main() -> None:
 
 
 def processes(a: argparse.Namespace) -> list[dict]:
-    """Seconds of SASRec's second epoch, its validation left out, shared by so many processes, each with batches of 128."""
+    """Seconds of SASRec's second epoch, its validation left out, shared by so many processes, each
+    with batches of 128.
+    """
     data = overrides(write_events(a.work / "u6000-i3700-e1000000", 6_000, 3_700, 10**6))
     points = []
     for n in PROCESSES:

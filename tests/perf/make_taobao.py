@@ -1,7 +1,9 @@
-"""``python -m tests.perf.make_taobao FOLDER [EVENTS]``: a UserBehavior.csv of Taobao's shape, SIMULATED, for measuring preparation.
+"""``python -m tests.perf.make_taobao FOLDER [EVENTS]``: a UserBehavior.csv of Taobao's shape,
+SIMULATED, for measuring preparation.
 
-At the full 100 150 807 events it has the published 987 994 users and 4 162 024 items; fewer events have proportionally fewer of both. Every user
-and item occurs, popularity falls off like a power, and users' rows lie scattered: harder to sort than the original, whose rows are grouped by user.
+At the full 100 150 807 events it has the published 987 994 users and 4 162 024 items; fewer events
+have proportionally fewer of both. Every user and item occurs, popularity falls off like a power,
+and users' rows lie scattered: harder to sort than the original, whose rows are grouped by user.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ def make(folder: Path, events: int = EVENTS, seed: int = 0) -> Path:
 
 
 def _skewed(rng: np.random.Generator, row: np.ndarray, n: int, power: float) -> np.ndarray:
-    """0..n-1: each once in the first n rows, in a scattered order, then the low numbers more often than the high ones."""
+    """0..n-1: each once in the first n rows, in a scattered order, then the low numbers more often
+    than the high ones.
+    """
     drawn = (rng.random(len(row)) ** power * n).astype(np.int64)
     return np.where(row < n, row * 2_147_483_647 % n, drawn)
 

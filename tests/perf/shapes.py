@@ -1,4 +1,7 @@
-"""Simulated events of any size for the benchmarks. They measure speed and memory; what is learned on them says nothing."""
+"""Simulated events of any size for the benchmarks.
+
+They measure speed and memory; what is learned on them says nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,12 @@ CHUNK = 5_000_000
 
 
 def write_events(folder: Path, users: int, items: int, events: int, seed: int = 0) -> Path:
-    """``folder/events.parquet`` (user, item, timestamp), made once: users' lengths are log-normal, at least five; items' popularity falls as 1/rank,
-    and where there are twice as many events as items each occurs.
+    """``folder/events.parquet`` (user, item, timestamp), made once: users' lengths are log-normal,
+    at least five; items' popularity falls as 1/rank, and where there are twice as many events as
+    items each occurs.
 
-    Returns the folder. Drawn chunk by chunk of whole users, so that 10^8 events take no more memory than 10^7.
+    Returns the folder. Drawn chunk by chunk of whole users, so that 10^8 events take no more memory
+    than 10^7.
     """
     path = folder / "events.parquet"
     if path.is_file():
@@ -33,7 +38,8 @@ def write_events(folder: Path, users: int, items: int, events: int, seed: int = 
             continue
         user = np.repeat(np.arange(a, b, dtype=np.int32), length[a:b])
         item = name[np.searchsorted(popularity, rng.random(len(user)) * popularity[-1])]
-        # Every item occurs, if there are events enough: each chunk brings its share of the catalogue.
+        # Every item occurs, if there are events enough: each chunk brings its share of the
+        # catalogue.
         low, high = (
             items * number * CHUNK // length.sum(),
             min(items, items * (number + 1) * CHUNK // length.sum()),

@@ -1,4 +1,7 @@
-"""One measurement of RecBole in its own environment; the last line of its output is JSON. See versus_peers.py."""
+"""One measurement of RecBole in its own environment; the last line of its output is JSON.
+
+See versus_peers.py.
+"""
 
 import contextlib
 import itertools
@@ -38,11 +41,23 @@ def peak_gb():
 
 def config(mode):
     settings = {
-        "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "use_gpu": False, "show_progress": False,
-        "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": mode}, "metrics": ["Hit", "NDCG"], "topk": [10],
-        "valid_metric": "NDCG@10", "epochs": SPEC.get("epochs", 1), "eval_step": 1, "MAX_ITEM_LIST_LENGTH": SPEC.get("length", 50),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "use_gpu": False,
+        "show_progress": False,
+        "eval_args": {
+            "split": {"LS": "valid_and_test"},
+            "order": "TO",
+            "group_by": "user",
+            "mode": mode,
+        },
+        "metrics": ["Hit", "NDCG"],
+        "topk": [10],
+        "valid_metric": "NDCG@10",
+        "epochs": SPEC.get("epochs", 1),
+        "eval_step": 1,
+        "MAX_ITEM_LIST_LENGTH": SPEC.get("length", 50),
         "train_batch_size": SPEC["batch"],
-    }  # fmt: skip
+    }
     if SPEC["data_path"]:  # else data that RecBole brings
         settings["data_path"] = SPEC["data_path"]
     return Config(

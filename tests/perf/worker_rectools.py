@@ -1,4 +1,7 @@
-"""One measurement of RecTools in its own environment; the last line of its output is JSON. See versus_peers.py."""
+"""One measurement of RecTools in its own environment; the last line of its output is JSON.
+
+See versus_peers.py.
+"""
 
 import itertools
 import json
@@ -58,9 +61,15 @@ size = dict(
     n_blocks=2, n_heads=2, n_factors=SPEC["width"], dropout_rate=0.1, session_max_len=SPEC["length"]
 )
 model = {"sasrec": SASRecModel, "bert4rec": BERT4RecModel}[SPEC["model"]](
-    **size, **({"mask_prob": 0.2} if SPEC["model"] == "bert4rec" else {}),
-    loss="softmax", lr=1e-3, batch_size=SPEC["batch"], epochs=1, get_trainer_func=trainer, recommend_torch_device="cpu",
-)  # fmt: skip
+    **size,
+    **({"mask_prob": 0.2} if SPEC["model"] == "bert4rec" else {}),
+    loss="softmax",
+    lr=1e-3,
+    batch_size=SPEC["batch"],
+    epochs=1,
+    get_trainer_func=trainer,
+    recommend_torch_device="cpu",
+)
 model.fit(data)
 steps = [b - a for a, b in itertools.pairwise(ends)]
 mean = statistics.mean(steps[5:] or steps)

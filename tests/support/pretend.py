@@ -1,7 +1,9 @@
-"""A device that is not there: tensors that live in main memory and refuse to meet those of the CPU, as a GPU's do.
+"""A device that is not there: tensors that live in main memory and refuse to meet those of the CPU,
+as a GPU's do.
 
-``with pretend():`` any tensor can be moved to, or made on, DEVICE; code that asks for ``device.type`` takes its way for accelerators, on real values.
-Numbers without dimensions may meet any tensor, and a CPU's generator may draw for the device, which a GPU would refuse.
+``with pretend():`` any tensor can be moved to, or made on, DEVICE; code that asks for
+``device.type`` takes its way for accelerators, on real values. Numbers without dimensions may meet
+any tensor, and a CPU's generator may draw for the device, which a GPU would refuse.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from recexp.report.collect import collect, n_updates
 from recexp.report.papers.deviations import deviations
 from recexp.report.papers.matching import curve, in_table, match
 from recexp.report.papers.published import figures, paper_table, published, select
-from tests.report_tests.runs import ML, set_papers, write_run
+from tests.support.finished_runs import ML, set_papers, write_run
 
 RR = {
     "dataset": "retailrocket",

@@ -17,7 +17,7 @@ from recexp.report.papers.claims import COLUMNS, Pick, all_claims, claims, epoch
 from recexp.report.papers.matching import in_table
 from recexp.report.papers.published import paper_table, select
 from tests.config.test_experiments import JOBS
-from tests.report_tests.runs import write_run
+from tests.support.finished_runs import write_run
 
 EXPERIMENTS = {paper_table(name): name for name in JOBS}
 LINES = sorted({c.source for c in all_claims()})

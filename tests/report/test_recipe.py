@@ -10,7 +10,7 @@ from recexp.report.papers.deviations import settings_apart
 from recexp.report.papers.matching import match
 from recexp.report.papers.recipe import WORDS, agrees, differences, recipe
 from recexp.report.papers.settings import parse_value
-from tests.report_tests.runs import ML, set_papers, write_run
+from tests.support.finished_runs import ML, set_papers, write_run
 from tests.support.running import composed
 
 # One setting of each kind that decides whether a figure was reproduced, and another value of it.
