@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +28,7 @@ from recexp.runs.environment import describe, git_state
 from recexp.runs.failures import failures_explained
 from recexp.runs.outputs import (
     kept_config,
+    plan_lines,
     save_config,
     save_curves,
     save_interrupted,
@@ -46,6 +48,8 @@ from recexp.training.silence import silence_lightning
 
 DATA_FACTS = ("users", "items", "interactions", "fingerprint", "simulated")  # into result.json
 TEST_PEEK = "test_peek (epoch chosen on the TEST set: optimistic)"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
 
     prepared = prepare_data(cfg)
     module, data = assemble(cfg, prepared.protocol, prepared.store, prepared.splits)
-    if cfg.ckpt_path:
-        _adopt_checkpoint(Path(cfg.ckpt_path), module, prepared.store, run_dir)
+    _adopt_checkpoint(cfg, module, prepared.store)
     about = _about(cfg, prepared, git)
     constant_loss = module.objective.constant_loss(prepared.store, data.batch_size)
 
@@ -88,6 +91,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     configured = [build(node) for node in cfg.callbacks.values() if node]
     callbacks = [table, parts, stop, ValidateAtLastStep(), *configured]
     trainer = build_trainer(cfg, callbacks, _n_passes(module))
+    _log_plan(cfg, module, trainer)
 
     def save_progress(signum: int) -> None:
         save_interrupted(run_dir, about, signum, table.record() | parts.record())
@@ -156,11 +160,23 @@ def _check_and_start(cfg: DictConfig, run_dir: Path) -> None:
         save_config(run_dir / "config.yaml", cfg)
 
 
-def _adopt_checkpoint(path: Path, module: RecModule, store: Store, run_dir: Path) -> None:
-    """Check the checkpoint to resume from, and copy the best one beside it."""
+def _adopt_checkpoint(cfg: DictConfig, module: RecModule, store: Store) -> None:
+    """Check the checkpoint to resume from, if there is one, and copy the best one beside it."""
+    if not cfg.ckpt_path:
+        return
+    path = Path(cfg.ckpt_path)
     content = read_matching_checkpoint(path, module, store.meta["fingerprint"])
     if is_first_process():
-        adopt_best(path, content, run_dir / "checkpoints")
+        adopt_best(path, content, Path(cfg.run_dir) / "checkpoints")
+
+
+def _log_plan(cfg: DictConfig, module: RecModule, trainer: pl.Trainer) -> None:
+    """Log what the run will do."""
+    if is_first_process():
+        device = str(trainer.strategy.root_device)
+        n_parameters = sum(p.numel() for p in module.model.parameters())
+        for line in plan_lines(cfg, n_parameters, device):
+            log.info(line)
 
 
 def _about(cfg: DictConfig, prepared: Prepared, git: Mapping[str, Any]) -> dict[str, Any]:
