@@ -96,6 +96,8 @@ def mean_weights(model: nn.Module, batches: Sequence[Query], last: int) -> NDArr
                 for query in _parts(batch):
                     recorder.score(model, query)
                     full_B = recorder.mask_BL.sum(1) >= last
+                    if not full_B.any():  # its positions may be fewer than ``last``
+                        continue
                     n_users += int(full_B.sum())
                     for i, weights_BHQK in enumerate(recorder.weights):
                         newest = weights_BHQK[full_B, :, -last:, -last:]

@@ -53,6 +53,8 @@ WORDS = {
     "trainer.max_epochs": "epochs",
     "trainer.gradient_clip_val": "gradient clipping",
 }
+# Names of classes in older results, normalized, and the present ones.
+RENAMED = {"sweep": "fitpass"}
 # What composing the settings of a damaged or foreign config may raise.
 NOT_COMPOSED = (
     OmegaConfBaseException,
@@ -224,7 +226,8 @@ def _value_text(value: Any) -> str:
 
 
 def _normalized(name: str) -> str:
-    return _last_part(name).replace("_", "").lower()
+    normalized = _last_part(name).replace("_", "").lower()
+    return RENAMED.get(normalized, normalized)
 
 
 def _last_part(name: str) -> str:
