@@ -31,7 +31,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from recexp.config.presets import apply_preset
 from recexp.data.cache import write_json
+from recexp.errors import RecexpError
 
 
 @dataclass
@@ -154,7 +156,8 @@ class ProcessLauncher(Launcher):
         """The directory the job would like, what to put on its command line, and its config."""
         try:
             config = self.context.config_loader.load_sweep_config(self.config, overrides)
-        except HydraException:  # its process will say what is wrong; the other jobs run
+            apply_preset(config)
+        except (HydraException, RecexpError):  # its process reports the error; the other jobs run
             return sweep / str(number), overrides, {}
         with open_dict(config):
             config.hydra.job.num, config.hydra.job.id = number, str(number)

@@ -11,6 +11,7 @@ from typing import Any
 
 import hydra
 import hydra._internal.utils
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -18,7 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from recexp.cli.launcher import ProcessLauncher
 from recexp.cli.sweeper import GridSweeper
 from recexp.config import CONF
-from recexp.config.check import register_resolvers
+from recexp.config.build import register_resolvers
+from recexp.config.presets import apply_preset, with_quickstart
 from recexp.errors import RecexpError
 from recexp.io import disk_trouble, reason
 
@@ -71,7 +73,7 @@ def _follow(words: list[str], environment: Mapping[str, str]) -> list[str]:
 
 def main() -> float | None:
     """Entry point of ``python -m recexp``."""
-    sys.argv[1:] = _follow(sys.argv[1:], os.environ)
+    sys.argv[1:] = with_quickstart(_follow(sys.argv[1:], os.environ))
     return _main()
 
 
@@ -86,6 +88,7 @@ def _main(cfg: DictConfig) -> float | None:
 
     try:
         with _disk_trouble(cfg.run_dir):
+            cfg = apply_preset(cfg, HydraConfig.get())
             return run(cfg).get("metrics", {}).get("val/ndcg@10")
     except RecexpError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,6 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
 from recexp.config.check import register_resolvers
+from recexp.config.presets import apply_preset, with_quickstart
 
 CONF = Path(__file__).parents[2] / "conf"
 SMALL = [
@@ -23,7 +24,8 @@ SMALL = [
 def arguments(folder: Path, *overrides: str) -> list[str]:
     """Overrides for a small run whose caches are shared by the tests of ``folder``'s parent."""
     shared = folder.parent
-    return [*SMALL, f"dataset.raw_dir={shared}/raw", f"cache_dir={shared}/cache", *overrides]
+    words = [*SMALL, f"dataset.raw_dir={shared}/raw", f"cache_dir={shared}/cache", *overrides]
+    return with_quickstart(words)
 
 
 def composed(folder: Path, *overrides: str, searchpath: Path | None = None):
@@ -37,6 +39,7 @@ def composed(folder: Path, *overrides: str, searchpath: Path | None = None):
             [*arguments(folder, *overrides), f"run_dir={folder}", *extra],
             return_hydra_config=True,
         )
+        apply_preset(cfg)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
