@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from recexp.config.check import build, check_config, check_machine
+from recexp.config.summary import summary
 from recexp.data.cache import prepare, write_json
 from recexp.data.store import Store
 from recexp.errors import RecexpError
@@ -52,6 +54,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         torch.set_num_threads(cfg.threads)
     run_dir = Path(cfg.run_dir)
     if rank_zero_only.rank == 0:
+        print("\n".join(summary(cfg)), file=sys.stderr)
         run_dir.mkdir(parents=True, exist_ok=True)
         with atomic_write(run_dir / "config.yaml") as temporary:
             OmegaConf.save(cfg, temporary, resolve=True)
