@@ -38,10 +38,10 @@ def _with_class(name: Any, node: DictConfig) -> str:
 
 def _loss(objective: DictConfig) -> str | None:
     """The name of the loss, or the class of a loss that is a node; None for closed-form models."""
-    loss = objective.get("loss", objective.get("loss_name"))
+    loss: Any = objective.get("loss", objective.get("loss_name"))
     if isinstance(loss, DictConfig):
         return str(loss.get("_target_", "")).rpartition(".")[2]
-    return loss
+    return None if loss is None else str(loss)
 
 
 def _optimizer(cfg: DictConfig) -> str:

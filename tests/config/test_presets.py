@@ -76,7 +76,7 @@ def test_an_unknown_preset_is_an_error_that_lists_the_presets():
         (["scheduler=none"], "scheduler", None),
         (["+trainer.limit_train_batches=2"], "trainer.limit_train_batches", 2),
         (["model.dropout=${model.attention_dropout}"], "model.dropout", 0.2),
-        (["~trainer.gradient_clip_val"], "trainer.gradient_clip_val", None),
+        (["~callbacks.early_stopping"], "callbacks.early_stopping", None),
     ],
 )
 def test_the_command_line_wins_over_the_preset(words, key, expected):

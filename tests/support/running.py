@@ -19,12 +19,15 @@ SMALL = [
     "dataset.source.users=150", "dataset.source.items=200", "dataset.source.categories=10", "logger=csv", "trainer.max_epochs=2", "batch_size=256",
     "protocol.candidates.n=50", "threads=1",
 ]  # fmt: skip
+TUNED = {"model=ite", "model=bert_ite", "model=bert_ite_si"}  # on the simulated shop
 
 
 def arguments(folder: Path, *overrides: str) -> list[str]:
     """Overrides for a small run whose caches are shared by the tests of ``folder``'s parent."""
     shared = folder.parent
     words = [*SMALL, f"dataset.raw_dir={shared}/raw", f"cache_dir={shared}/cache", *overrides]
+    if TUNED.intersection(words) and not any(w.startswith(("dataset=", "preset=")) for w in words):
+        words.append("preset=tuned")  # whose batches make far fewer steps
     return with_quickstart(words)
 
 
