@@ -32,7 +32,7 @@ P = "tests/faults/test_processes.py"
 MUTATIONS = [
     # Faults
     Mutation("all processes agree that a signal came", "recexp/training/signals.py", "if trainer.world_size > 1:", "if False:", f"{P} -k 15-child"),
-    Mutation("Lightning's observer, which kills in silence, is taken off", "recexp/training/processes.py", "        children.clear()", "        pass", f"{P} -m slow -k 'before_training and 9'"),
+    Mutation("Lightning's observer, which kills in silence, is taken off", "recexp/training/processes.py", "        processes.clear()", "        pass", f"{P} -m slow -k 'before_training and 9'"),
     Mutation("a lost connection is said in words", "recexp/training/processes.py", '("gloo", "pair closure")', '("-",)', f"{P} -k killed_the_other_ends"),
     Mutation("a stopped run saves a checkpoint", "recexp/training/signals.py", "trainer.save_checkpoint(path)", "pass", "tests/faults/test_faults.py -k 'goes_on_to_the_same and bpr'"),
     Mutation("batches already seen are skipped when resuming", "recexp/data/datamodule.py", "batches.skip, self._skip = self._skip, 0", "self._skip = 0", "tests/faults/test_faults.py -k 'goes_on_to_the_same and bpr'"),
@@ -43,12 +43,12 @@ MUTATIONS = [
     Mutation("one process prepares at a time", "recexp/io.py", "            fcntl.flock(f, fcntl.LOCK_EX)\n", "            pass\n", "tests/data/test_cache.py -k eight"),
     Mutation("what a killed preparation left is removed", "recexp/data/cache.py", "        shutil.rmtree(left_by_a_killed_process)", "        pass", "tests/data/test_cache.py -k killed_preparation"),
     Mutation("checksums of the cache are verified", "recexp/data/cache.py", "        verify(folder)\n        return folder", "        return folder", "tests/faults/test_flips.py tests/data/test_cache.py -k 'cache or damage'"),
-    Mutation("checksums of candidates are verified", "recexp/evaluation/candidate_store.py", '["sha256"] == checksum(path)', '["sha256"] != ""', "tests/faults/test_flips.py -k candidates"),
+    Mutation("checksums of candidates are verified", "recexp/evaluation/candidate_store.py", 'recorded == checksum(path)', 'recorded != ""', "tests/faults/test_flips.py -k candidates"),
     Mutation("checksums of checkpoints are verified", "recexp/training/checkpoints.py", "        verify_checkpoint(Path(path))\n", "", "tests/faults/test_flips.py -k checkpoint_is_refused_or"),
     Mutation("the checksum of the ranks is verified", "recexp/report/significance.py", 'if "ranks_sha256" in result and', "if False and", "tests/faults/test_flips.py -k ranks"),
     Mutation("W&B's errors end the logging only", "recexp/training/loggers.py", "except Exception as error:", "except ZeroDivisionError as error:", "tests/faults/test_loggers.py"),
-    Mutation("W&B warns once", "recexp/training/loggers.py", "            if lost:\n", "            if False:\n", "tests/faults/test_loggers.py"),
-    Mutation("a sweep ended by a signal ends its jobs", "recexp/cli/launcher.py", "            job.process.terminate()\n", "            pass\n", "tests/cli/test_launcher.py -k signal"),
+    Mutation("W&B warns once", "recexp/training/loggers.py", "            if self.has_failed:\n", "            if False:\n", "tests/faults/test_loggers.py"),
+    Mutation("a sweep ended by a signal ends its jobs", "recexp/cli/launcher.py", "            one.process.terminate()\n", "            pass\n", "tests/cli/test_launcher.py -k signal"),
     Mutation("a killed job's signal is named", "recexp/cli/launcher.py", "    if code < 0:", "    if False:", "tests/cli/test_launcher.py -k killed"),
     Mutation("a loss that is no number stops the run", "recexp/training/module.py", "if not torch.isfinite(loss):", "if False:", "tests/faults/test_faults.py -k no_number"),
     # Correctness
@@ -94,7 +94,7 @@ MUTATIONS = [
     Mutation("the target is never taken out as seen", "recexp/evaluation/ranks.py", "        scores_BN.scatter_(1, at_B1, score_B1)\n", "", "tests/evaluation"),
     Mutation("candidates are not what the user touched", "recexp/evaluation/candidate_store.py", "torch.cat([key[excluded], ", "torch.cat([key[:0], ", "tests/evaluation/test_stored.py"),
     Mutation("the target is not among its candidates", "recexp/evaluation/candidate_store.py", "key[excluded], targets.user * schema.V + targets.item]", "key[excluded]]", "tests/evaluation/test_stored.py"),
-    Mutation("validation and test draw other candidates", "recexp/evaluation/candidate_store.py", '2 * wanted.seed + (split == "test")', "2 * wanted.seed", "tests/evaluation/test_stored.py"),
+    Mutation("validation and test draw other candidates", "recexp/evaluation/candidate_store.py", '2 * candidates.seed + (split == "test")', "2 * candidates.seed", "tests/evaluation/test_stored.py"),
     Mutation("every row once over all processes", "recexp/data/datamodule.py", "yield torch.tensor_split(batch, world)[rank]", "yield batch", "tests/data/test_datamodule.py"),
 ]  # fmt: skip
 

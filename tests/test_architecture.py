@@ -18,7 +18,9 @@ MAY_IMPORT = {
         "recexp.types",
         "recexp.errors",
         "recexp.io",
+        "recexp.contracts",
         "recexp.data.split",
+        "recexp.data.store",  # for types only
         "recexp.data.cache",
     ),
     "recexp/objectives": (
@@ -59,6 +61,8 @@ def test_a_run_on_prepared_data_needs_polars_only_at_its_end():
     for file in (
         "runs/run",
         "runs/result",
+        "runs/outputs",
+        "runs/costs",
         "config/check",
         "objectives/samplers",
         "data/cache",

@@ -26,10 +26,10 @@ from pydantic import Field
 from recexp.config.build import build, register_resolvers
 from recexp.config.presets import is_pending
 from recexp.config.values import check_values
+from recexp.contracts import require
 from recexp.data.datamodule import rows_per_step
 from recexp.errors import RecexpError
-from recexp.objectives.base import require
-from recexp.runs.loading import read_checkpoint
+from recexp.training.checkpoints import read_checkpoint
 from recexp.types import Schema
 
 __all__ = ["build", "check_config", "check_machine", "register_resolvers"]

@@ -15,7 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recexp.config import CONF
 from recexp.errors import RecexpError
-from recexp.runs.shape import fault
+from recexp.runs.result import find_problem
 
 
 def collect(folders: Iterable[str | Path]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -139,7 +139,7 @@ def _read(run: Path) -> dict[str, Any]:
         raise _Interrupted(f"{result['interrupted']} ended it after {result.get('epochs')} epochs")
     if isinstance(result, dict) and result.get("metrics") == {}:
         raise _Interrupted(f"no metrics ({result.get('stop_reason') or 'its end is not recorded'})")
-    if wrong := fault(result):
+    if wrong := find_problem(result):
         raise ValueError(wrong)
     empty = {
         "overrides": [],

@@ -1,1 +1,4 @@
-"""What Lightning needs for a run: the module, callbacks, checkpoints, loggers, processes."""
+"""Training: the one LightningModule, and what surrounds it.
+
+Callbacks, checkpoints, loggers, signals, processes of a run, optimizers, schedules and memory.
+"""

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent."""
+"""Checkpoints: written atomically, verified and read without executing anything of them."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint as LightningModelCheckpoint
+from torch import Tensor, nn
 
 from recexp.errors import RecexpError
 from recexp.io import atomic_write
 
+Shapes = dict[str, tuple[int, ...]]
 
-class WholeCheckpoints(TorchCheckpointIO):
-    """Writes under a temporary name and renames; before reading, compares the archive's checksums.
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes under a temporary name and renames; before reading, compares the checksums.
 
     Raises RecexpError for a checkpoint that is missing, cut short or altered.
     """
@@ -24,10 +28,9 @@ class WholeCheckpoints(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         path = Path(path)
-        for left_by_a_killed_process in path.parent.glob(
-            f".{path.name}.*"
-        ):  # of the processes of a run only one writes
-            left_by_a_killed_process.unlink(missing_ok=True)
+        # Temporary files of a killed process. Of the processes of a run only one writes.
+        for leftover in path.parent.glob(f".{path.name}.*"):
+            leftover.unlink(missing_ok=True)
         with atomic_write(path) as temporary:
             super().save_checkpoint(checkpoint, temporary, storage_options)
 
@@ -35,32 +38,36 @@ class WholeCheckpoints(TorchCheckpointIO):
         verify_checkpoint(Path(path))
         try:
             return super().load_checkpoint(path, *arguments, **options)
-        except (
-            Exception
-        ) as error:  # torch's reader trips over headers that no checksum covers in a dozen ways
+        except Exception as error:  # headers have no checksum; torch fails on them in many ways
             raise RecexpError(
-                f"The checkpoint {path} is damaged, or none of ours: {error}"
+                f"The checkpoint {path} is damaged, or not one of recexp: {error}"
             ) from error
 
 
 class ModelCheckpoint(LightningModelCheckpoint):
-    """Lightning's, which forgets its best value where a run is resumed into another directory.
+    """Lightning's, but a run resumed into another directory keeps the best value so far.
 
-    This one keeps it; the file itself comes along by ``adopt_best``.
+    ``adopt_best`` copies the file that belongs to it.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        before, now = state_dict.get("dirpath"), self.dirpath
-        if before and now and before != now:
-
-            def moved(path: str) -> str:
-                return str(Path(now) / Path(path).name) if path else path
-
-            paths = ("best_model_path", "kth_best_model_path", "last_model_path")
-            best = {moved(path): score for path, score in state_dict["best_k_models"].items()}
-            state_dict = state_dict | {name: moved(state_dict[name]) for name in paths}
-            state_dict |= {"dirpath": now, "best_k_models": best}
+        old_folder = state_dict.get("dirpath")
+        new_folder = self.dirpath
+        if old_folder and new_folder and old_folder != new_folder:
+            state_dict = _moved_paths(state_dict, str(new_folder))
         super().load_state_dict(state_dict)
+
+
+def _moved_paths(state_dict: dict[str, Any], folder: str) -> dict[str, Any]:
+    """The state of a ModelCheckpoint as if its files lay in ``folder``."""
+
+    def moved(path: str) -> str:
+        return str(Path(folder) / Path(path).name) if path else path
+
+    names = ("best_model_path", "kth_best_model_path", "last_model_path")
+    best = {moved(path): score for path, score in state_dict["best_k_models"].items()}
+    paths = {name: moved(state_dict[name]) for name in names}
+    return state_dict | paths | {"dirpath": folder, "best_k_models": best}
 
 
 def adopt_best(checkpoint: Path, content: dict[str, Any], folder: Path) -> None:
@@ -69,9 +76,11 @@ def adopt_best(checkpoint: Path, content: dict[str, Any], folder: Path) -> None:
     content: of the checkpoint. Raises RecexpError where its run had a best epoch whose weights
     are not there: they may be needed at the end.
     """
-    best, target = checkpoint.parent / "best.ckpt", folder / "best.ckpt"
+    best = checkpoint.parent / "best.ckpt"
+    target = folder / "best.ckpt"
     if best.is_file():
-        if not (target.exists() and best.samefile(target)):
+        is_same_file = target.exists() and best.samefile(target)
+        if not is_same_file:
             verify_checkpoint(best)
             folder.mkdir(parents=True, exist_ok=True)
             with atomic_write(target) as temporary:
@@ -86,19 +95,77 @@ def adopt_best(checkpoint: Path, content: dict[str, Any], folder: Path) -> None:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Raise RecexpError unless the file is a whole archive whose contents have their checksums."""
+    """Raise RecexpError unless the file is a complete archive with the right checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except FileNotFoundError:
         raise RecexpError(f"There is no checkpoint {path}.") from None
-    except (
-        Exception
-    ) as error:  # zipfile's, struct's, zlib's and codecs', according to where the damage is
+    except Exception as error:  # of zipfile, struct, zlib or codecs, depending on the damage
         raise RecexpError(
             f"The checkpoint {path} is damaged ({error}): resume from another one."
         ) from error
     if damaged:
         raise RecexpError(
-            f"The checkpoint {path} is damaged (the checksum of {damaged} is wrong): resume from another one."
+            f"The checkpoint {path} is damaged (the checksum of {damaged} is wrong): resume from "
+            "another one."
         )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint of a run: tensors and plain values.
+
+    Raises RecexpError for a damaged file, and for one that would execute code. Nothing of such a
+    file is executed.
+    """
+    verify_checkpoint(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch's reader fails in many ways
+        raise RecexpError(
+            f"{path} is no checkpoint of recexp: it holds more than tensors and plain values. "
+            "Nothing of it was run."
+        ) from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise RecexpError(f"{path} is no checkpoint of a run: it has no state_dict.")
+    return content
+
+
+def read_matching_checkpoint(
+    path: Path, module: nn.Module, fingerprint: str | None = None
+) -> dict[str, Any]:
+    """The checkpoint's content.
+
+    Raises RecexpError unless its weights are those of the module and, where ``fingerprint`` is
+    given, it was trained on the data of this fingerprint.
+    """
+    content = read_checkpoint(path)
+    saved = _shapes(content["state_dict"])
+    expected = _shapes(module.state_dict())
+    names = sorted(saved.keys() | expected.keys())
+    differing = [name for name in names if saved.get(name) != expected.get(name)]
+    if differing:
+        name = differing[0]
+        raise RecexpError(
+            f"{path} does not fit this model and data: {name} {_says(saved, name)} in the "
+            f"checkpoint and {_says(expected, name)} here ({len(differing)} weights differ). Use "
+            "the model=, model.* and dataset= settings that it was trained with; its run's "
+            "config.yaml has them."
+        )
+    trained_on = content.get("data_fingerprint")
+    if fingerprint is not None and trained_on is not None and trained_on != fingerprint:
+        raise RecexpError(
+            f"{path} was trained on other data (fingerprint {trained_on}, here {fingerprint}): "
+            "check dataset.* and protocol.split.*."
+        )
+    return content
+
+
+def _shapes(state_dict: dict[str, Any]) -> Shapes:
+    return {
+        name: tuple(value.shape) for name, value in state_dict.items() if isinstance(value, Tensor)
+    }
+
+
+def _says(shapes: Shapes, name: str) -> str:
+    return f"is {shapes[name]}" if name in shapes else "is not there"

@@ -1,20 +1,23 @@
-"""When training ends before its last epoch, and what is said about it."""
+"""When training ends before its last epoch, and the reason that is recorded."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
+from pydantic import Field
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.callbacks.early_stopping import EarlyStopping as LightningEarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
-# Reported where a value, not patience, ended training.
-VALUES = {
+# Recorded where a value, not patience, ended training.
+REASONS = {
     EarlyStoppingReason.NON_FINITE_METRIC: "the validation metric is not finite",
     EarlyStoppingReason.STOPPING_THRESHOLD: "the validation metric reached stopping_threshold",
-    EarlyStoppingReason.DIVERGENCE_THRESHOLD: "the validation metric fell below divergence_threshold",
+    EarlyStoppingReason.DIVERGENCE_THRESHOLD: (
+        "the validation metric fell below divergence_threshold"
+    ),
 }
 
 
@@ -25,7 +28,7 @@ class EarlyStopping(LightningEarlyStopping):
     validation's. This one counts validations only.
 
     min_steps: no stop before this many optimizer steps since the best validation. Models that
-    fit by sweeps have no optimizer, so the floor does not apply to them.
+    are fitted in closed form have no optimizer, so this minimum does not apply to them.
 
     A run resumed after such a stop does not train on, unless ``patience`` or ``min_steps`` is
     larger than before.
@@ -34,10 +37,10 @@ class EarlyStopping(LightningEarlyStopping):
     def __init__(
         self,
         monitor: str,
-        mode: str = "max",
-        patience: int = 5,
-        min_steps: int = 0,
-        min_delta: float = 0.0,
+        mode: Literal["max", "min"] = "max",
+        patience: Annotated[int, Field(ge=0)] = 5,
+        min_steps: Annotated[int, Field(ge=0)] = 0,
+        min_delta: Annotated[float, Field(ge=0)] = 0.0,
         stopping_threshold: float | None = None,
         divergence_threshold: float | None = None,
     ) -> None:
@@ -60,13 +63,13 @@ class EarlyStopping(LightningEarlyStopping):
         return super().state_dict() | steps
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        patience = self.patience  # of this part of the run: the command may have raised it
+        patience = self.patience  # a resumed run may have been given a larger one
         super().load_state_dict(state_dict)
         self.patience = patience
         self.best_step = state_dict.get("best_step", 0)
         self.checked_step = state_dict.get("checked_step", 0)
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._floor = 0 if pl_module.gradient_free else self.min_steps
         if self.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED and not self._exhausted():
             self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
@@ -91,12 +94,12 @@ class EarlyStopping(LightningEarlyStopping):
             self.wait_count >= self.patience and self.checked_step - self.best_step >= self._floor
         )
 
-    def why(self) -> str | None:
-        """Why it ended training; None where it did not."""
+    def reason(self) -> str | None:
+        """Why this callback ended training; None where it did not."""
         if self.stopping_reason == EarlyStoppingReason.NOT_STOPPED:
             return None
         if self.stopping_reason != EarlyStoppingReason.PATIENCE_EXHAUSTED:
-            return VALUES[self.stopping_reason]
+            return REASONS[self.stopping_reason]
         steps = self.checked_step - self.best_step
         return f"no better validation in the last {self.wait_count} ({steps:,} steps)"
 
@@ -105,23 +108,38 @@ def stop_reason(trainer: pl.Trainer) -> str:
     """Why ``trainer.fit`` ended: "early stopping: ...", "max_epochs reached", "max_steps reached",
     "max_time reached" or "stopped by a callback".
     """
-    for callback in trainer.callbacks:
-        if isinstance(callback, EarlyStopping) and (why := callback.why()):
-            return f"early stopping: {why}"
-        if isinstance(callback, LightningEarlyStopping) and callback.stopping_reason_message:
-            return f"early stopping: {callback.stopping_reason_message}"
+    for callback in _callbacks(trainer):
+        if isinstance(callback, EarlyStopping):
+            reason = callback.reason()
+        elif isinstance(callback, LightningEarlyStopping):
+            reason = callback.stopping_reason_message
+        else:
+            continue
+        if reason:
+            return f"early stopping: {reason}"
     if 0 <= trainer.max_steps <= trainer.global_step:
         return "max_steps reached"
-    timers = [c.time_remaining() for c in trainer.callbacks if isinstance(c, Timer)]
-    if trainer.should_stop and any(left is not None and left <= 0 for left in timers):
+    if trainer.should_stop and any(_is_time_over(callback) for callback in _callbacks(trainer)):
         return "max_time reached"
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
         return "max_epochs reached"
     return "stopped by a callback"
 
 
+def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return callbacks
+
+
+def _is_time_over(callback: pl.Callback) -> bool:
+    if not isinstance(callback, Timer):
+        return False
+    seconds_left = callback.time_remaining()
+    return seconds_left is not None and seconds_left <= 0
+
+
 class ValidateAtLastStep(pl.Callback):
-    """Has the weights of step ``trainer.max_steps`` validated, where it lies within an epoch."""
+    """Validates the weights of step ``trainer.max_steps``, also within an epoch."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *step: object) -> None:
         if 0 <= trainer.max_steps <= trainer.global_step:

@@ -1,4 +1,4 @@
-"""W&B without surprises: never a prompt, never a crash for want of a network."""
+"""W&B that never asks for a key, and never ends a run because of a missing network."""
 
 from __future__ import annotations
 
@@ -7,13 +7,22 @@ import warnings
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from pytorch_lightning.loggers import WandbLogger
+
+GUARDED = ("log_metrics", "log_hyperparams", "after_save_checkpoint", "save", "finalize")
 
 
-def wandb_logger(mode: Literal["auto", "online", "offline"] = "auto", **settings: Any):
-    """Lightning's WandbLogger. mode: "online", "offline", or "auto" (online where a key is configured, else offline).
+def wandb_logger(
+    mode: Literal["auto", "online", "offline"] = "auto", **settings: Any
+) -> WandbLogger:
+    """Lightning's WandbLogger.
 
-    Online without a reachable server falls back to offline with a warning; ``wandb sync`` uploads such runs later.
+    mode: "online", "offline", or "auto": online where a key is configured, else offline. If the
+    server cannot be reached, logging falls back to offline with a warning; ``wandb sync`` uploads
+    such runs later.
     """
     from pytorch_lightning.loggers import WandbLogger
 
@@ -32,49 +41,57 @@ def wandb_logger(mode: Literal["auto", "online", "offline"] = "auto", **settings
                 stacklevel=2,
             )
             logger = WandbLogger(offline=True, settings=_settings(), **settings)
-    _steady(logger)
-    # Curves against epochs, whatever the number of steps: runs with other batch sizes lie on one axis.
-    for pattern in ("train/*", "val/*", "test/*"):
-        logger.guard(
-            lambda pattern=pattern: logger.experiment.define_metric(pattern, step_metric="epoch")
-        )()
+    guard = _Guard()
+    for name in GUARDED:
+        setattr(logger, name, guard(getattr(logger, name)))
+    setattr(logger, "guard", guard)  # noqa: B010, for ``finish``
+    guard(_plot_against_epochs)(logger)
     return logger
 
 
 def finish(logger: Any) -> None:
     """Have the logger write its last records; W&B does so when its run is finished."""
     logger.finalize("success")
-    getattr(logger, "guard", lambda call: call)(
-        getattr(logger.experiment, "finish", lambda: None)
-    )()
+    guard = getattr(logger, "guard", None)
+    end = _end_experiment if guard is None else guard(_end_experiment)
+    end(logger)
 
 
-def _steady(logger: Any) -> None:
-    """The first error of a call ends the logging, with one warning, and not the run. ``logger.guard`` guards other calls likewise."""
-    lost = []
+class _Guard:
+    """Wraps calls to W&B: the first error ends the logging, with one warning, but not the run."""
 
-    def guard(call: Callable) -> Callable:
+    def __init__(self) -> None:
+        self.has_failed = False
+
+    def __call__(self, call: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(call)
         def guarded(*arguments: Any, **settings: Any) -> Any:
-            if lost:
+            if self.has_failed:
                 return None
             try:
                 return call(*arguments, **settings)
-            except (
-                Exception
-            ) as error:  # whatever W&B thinks of: no record of a run is worth the run
-                lost.append(error)
+            except Exception as error:  # W&B raises many kinds, and none is worth losing the run
+                self.has_failed = True
                 warnings.warn(
-                    f"W&B failed ({error}) and records no more of this run; metrics.csv and result.json hold everything.",
+                    f"W&B failed ({error}) and records no more of this run; metrics.csv and "
+                    "result.json hold everything.",
                     stacklevel=2,
                 )
                 return None
 
         return guarded
 
-    logger.guard = guard
-    for name in ("log_metrics", "log_hyperparams", "after_save_checkpoint", "save", "finalize"):
-        setattr(logger, name, guard(getattr(logger, name)))
+
+def _end_experiment(logger: Any) -> None:
+    finish_run = getattr(logger.experiment, "finish", None)  # only W&B's has it
+    if finish_run is not None:
+        finish_run()
+
+
+def _plot_against_epochs(logger: WandbLogger) -> None:
+    """Curves against epochs, not steps, so that runs with other batch sizes are comparable."""
+    for pattern in ("train/*", "val/*", "test/*"):
+        logger.experiment.define_metric(pattern, step_metric="epoch")
 
 
 def _has_key() -> bool:
@@ -84,7 +101,7 @@ def _has_key() -> bool:
     return netrc.exists() and "api.wandb.ai" in netrc.read_text(errors="ignore")
 
 
-def _settings():
+def _settings() -> Any:
     import wandb
 
     return wandb.Settings(init_timeout=30, console="off", x_disable_stats=True)

@@ -1,4 +1,4 @@
-"""What made a loss NaN or infinite: said in terms of parameters, modules and rows."""
+"""What made a loss NaN or infinite: a parameter, a layer's output or rows of the batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-SHOWN = 5
+SHOWN = 5  # places or rows that a message names
 
 
 def first_bad_parameter(model: nn.Module) -> str | None:
@@ -15,7 +15,11 @@ def first_bad_parameter(model: nn.Module) -> str | None:
     for name, parameter in model.named_parameters():
         bad = ~torch.isfinite(parameter.detach())
         if bad.any():
-            return f"parameter {name} is not finite at {bad.nonzero()[:SHOWN].tolist()} ({int(bad.sum())} of {bad.numel()} entries)"
+            places = bad.nonzero()[:SHOWN].tolist()
+            return (
+                f"parameter {name} is not finite at {places} ({int(bad.sum())} of {bad.numel()} "
+                "entries)"
+            )
     return None
 
 
@@ -23,18 +27,17 @@ def first_bad_output(model: nn.Module, compute: Callable[[], object]) -> str | N
     """Name of the first submodule whose output is not finite while ``compute`` runs."""
     found: list[str] = []
 
-    def hook(name: str) -> Callable:
-        def look(module: nn.Module, inputs: object, output: object) -> None:
+    def hook_for(name: str) -> Callable[[nn.Module, object, object], None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
             parts = output if isinstance(output, tuple | list) else [output]
-            if not found and any(
-                isinstance(x, Tensor) and x.is_floating_point() and not torch.isfinite(x).all()
-                for x in parts
-            ):
+            if not found and not all(_is_finite(part) for part in parts):
                 found.append(name or type(model).__name__)
 
-        return look
+        return hook
 
-    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules()]
+    handles = [
+        module.register_forward_hook(hook_for(name)) for name, module in model.named_modules()
+    ]
     try:
         compute()
     finally:
@@ -43,9 +46,20 @@ def first_bad_output(model: nn.Module, compute: Callable[[], object]) -> str | N
     return found[0] if found else None
 
 
+def _is_finite(value: object) -> bool:
+    """Is it anything but a floating-point tensor with a NaN or an infinity?"""
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return True
+    return bool(torch.isfinite(value).all())
+
+
 def bad_rows(row_B: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
-    """Rows whose loss alone is not finite, found by halving: log2(B) evaluations per such row, at most SHOWN of them."""
-    found, waiting = [], [row_B]
+    """At most ``SHOWN`` of the rows [B] whose loss alone is not finite.
+
+    Found by bisection: about log2(B) evaluations of the loss per such row.
+    """
+    found: list[Tensor] = []
+    waiting = [row_B]
     while waiting and len(found) < SHOWN:
         rows = waiting.pop(0)
         if torch.isfinite(loss_of(rows)):

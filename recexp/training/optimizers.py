@@ -1,11 +1,12 @@
-"""Optimizers as the authors of GRU4Rec and BERT run them. torch's own differ in small print."""
+"""Optimizers as the authors of GRU4Rec and BERT run them; torch's own differ in details."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from recexp.errors import RecexpError
@@ -27,9 +28,9 @@ class GRU4RecAdagrad(torch.optim.Adagrad):
     def __init__(
         self,
         params: Any,
-        lr: float = 0.05,
-        momentum: float = 0.0,
-        eps: float = 1e-6,
+        lr: Annotated[float, Field(ge=0)] = 0.05,
+        momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        eps: Annotated[float, Field(gt=0)] = 1e-6,
         *,
         fused: bool | None = None,
     ):
@@ -47,8 +48,10 @@ class GRU4RecAdagrad(torch.optim.Adagrad):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters that have a gradient."""
         groups = self.param_groups
-        sparse = any(p.grad is not None and p.grad.is_sparse for g in groups for p in g["params"])
-        if not sparse and all(group["momentum"] == 0 for group in groups):
+        parameters = [p for group in groups for p in group["params"]]
+        has_sparse = any(p.grad is not None and p.grad.is_sparse for p in parameters)
+        has_momentum = any(group["momentum"] != 0 for group in groups)
+        if not has_sparse and not has_momentum:
             return super().step(closure)
         loss = None
         if closure is not None:
@@ -58,16 +61,16 @@ class GRU4RecAdagrad(torch.optim.Adagrad):
             for group in groups:
                 for p in group["params"]:
                     if p.grad is not None:
-                        self._update_rows(p, group["lr"], group["momentum"])
+                        self._update_rows(p, p.grad, group["lr"], group["momentum"])
         return loss
 
-    def _update_rows(self, p: Tensor, lr: float, momentum: float) -> None:
+    def _update_rows(self, p: Tensor, grad: Tensor, lr: float, momentum: float) -> None:
         state = self.state[p]
-        row_R, grad = _rows_with_gradient(p.grad)
+        row_R, grad_R = _rows_with_gradient(grad)  # [R], [R, ...]
         state["step"] += 1
-        acc = state["sum"][row_R].addcmul_(grad, grad)
+        acc = state["sum"][row_R].addcmul_(grad_R, grad_R)
         state["sum"][row_R] = acc
-        change = grad.div_(acc.sqrt_()).mul_(-lr)
+        change = grad_R.div_(acc.sqrt_()).mul_(-lr)
         if momentum:
             if "velocity" not in state:
                 state["velocity"] = torch.zeros_like(p)
@@ -81,8 +84,9 @@ def _rows_with_gradient(grad: Tensor) -> tuple[Tensor, Tensor]:
     if grad.is_sparse:
         grad = grad.coalesce()
         return grad.indices()[0], grad.values().clone()
-    most = grad if grad.dim() <= 1 else grad.flatten(1).abs().amax(1)  # ten times as fast as any()
-    row_R = (most != 0).nonzero().flatten()
+    # The largest absolute value of a row; (grad != 0).any(1) takes ten times as long.
+    largest = grad if grad.dim() <= 1 else grad.flatten(1).abs().amax(1)
+    row_R = (largest != 0).nonzero().flatten()
     return row_R, grad[row_R]
 
 
@@ -98,10 +102,13 @@ class BertAdamW(torch.optim.AdamW):
     def __init__(
         self,
         params: Any,
-        lr: float = 1e-4,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-6,
-        weight_decay: float = 0.01,
+        lr: Annotated[float, Field(ge=0)] = 1e-4,
+        betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+            0.9,
+            0.999,
+        ),
+        eps: Annotated[float, Field(ge=0)] = 1e-6,
+        weight_decay: Annotated[float, Field(ge=0)] = 0.01,
         *,
         fused: bool | None = None,
     ):

@@ -18,7 +18,7 @@ class Parts(pl.Callback):
     A killed part counts up to its last checkpoint: what it did afterwards is lost and is done
     again. started: ``time.perf_counter()`` at the beginning of this part.
 
-    updates: optimizer steps over all parts; 0 for models that fit by sweeps.
+    updates: optimizer steps over all parts; 0 for models that are fitted in closed form.
     updates_per_epoch: optimizer steps of a whole epoch, gradient accumulation and the number of
     processes taken into account.
     """
@@ -29,7 +29,8 @@ class Parts(pl.Callback):
         self.updates_per_epoch = 0
         self._before: list[dict[str, Any]] = []
         self._resumed_from: dict[str, int] | None = None
-        self._place = {"epoch": 0, "batch": 0}  # how many epochs, and batches of the next, are done
+        # How many epochs, and batches of the next one, are done.
+        self._place = {"epoch": 0, "batch": 0}
         self._cut = False  # did the last epoch end before its last batch?
 
     def state_dict(self) -> dict[str, Any]:
@@ -50,7 +51,7 @@ class Parts(pl.Callback):
                 "again with a larger limit."
             )
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *batch) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *batch: object) -> None:
         self._count(trainer, module)
         self._place["batch"] += 1
 
@@ -58,10 +59,10 @@ class Parts(pl.Callback):
         self._cut = self._place["batch"] < trainer.num_training_batches
         self._place = {"epoch": trainer.current_epoch + 1, "batch": 0}
 
-    def on_fit_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._count(trainer, module)  # where a finished run was resumed there was no batch
+    def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
+        self._count(trainer, module)  # a finished run that is resumed has no batch
 
-    def _count(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def _count(self, trainer: pl.Trainer, module: Any) -> None:
         if not module.gradient_free:
             batches = trainer.num_training_batches / trainer.accumulate_grad_batches
             self.updates = trainer.global_step

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run at the next step, with a checkpoint from which it goes on exactly."""
+"""Ctrl-C and SIGTERM end a run at the next step, with a checkpoint to resume from exactly."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import signal
 import threading
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -17,35 +18,40 @@ class Interrupted(Exception):
 
     def __init__(self, signum: int, run_dir: Path) -> None:
         super().__init__(f"{signal.Signals(signum).name} ended the run in {run_dir}")
-        self.signum, self.run_dir = signum, run_dir
+        self.signum = signum
+        self.run_dir = run_dir
 
 
 class Interruption(pl.Callback):
-    """``with Interruption(path) as stop: trainer.fit(...)``, the trainer having it as a callback.
+    """``with Interruption(path) as stop: trainer.fit(...)``; the trainer has it as a callback.
 
-    While batches are worked on, a signal is only noted. Between two batches all processes agree whether one of them has been told to end, and then
-    end together: in training with the checkpoint ``path`` (if any), in evaluation the last epoch's stands. At other times a signal takes effect at
-    once. A second Ctrl-C ends the process at once in any case.
+    While batches are processed, a signal is only noted. Between two batches all processes agree
+    whether one of them was told to end, and then end together: in training with the checkpoint
+    ``path`` (if any); in evaluation the last epoch's checkpoint stays. At other times a signal
+    takes effect at once. A second Ctrl-C always ends the process at once.
 
-    signum: the signal that came, to this process or another; None while there is none.
+    signum: the signal that came to this process or another one; None while there is none.
     """
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self.signum, self._in_batches, self._before = path, None, False, {}
+        self.path = path
+        self.signum: int | None = None
+        self._in_batches = False
+        self._handlers_before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
-        if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):
-                if (
-                    signal.getsignal(signum) is not signal.SIG_IGN
-                ):  # as in a shell's background jobs, which go on ignoring Ctrl-C
-                    self._before[signum] = signal.signal(signum, self._on_signal)
+        if threading.current_thread() is not threading.main_thread():
+            return self  # only the main thread may set handlers
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            # A shell's background jobs ignore Ctrl-C, and go on doing so.
+            if signal.getsignal(signum) is not signal.SIG_IGN:
+                self._handlers_before[signum] = signal.signal(signum, self._on_signal)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for signum, handler in self._before.items():
+        for signum, handler in self._handlers_before.items():
             signal.signal(signum, handler)
-        self._before = {}
+        self._handlers_before = {}
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
@@ -56,35 +62,36 @@ class Interruption(pl.Callback):
                 raise SIGTERMException
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
-        # Lightning's own handler talks to the other processes from inside the handler, where it may meet them in another exchange and hang.
-        trainer._signal_connector.register_signal_handlers = lambda: None
+        # Lightning's own handler communicates with the other processes from inside the handler,
+        # where they may be in another exchange: both would hang.
+        connector: Any = trainer._signal_connector
+        connector.register_signal_handlers = lambda: None
 
-    def _agree(
-        self, trainer: pl.Trainer, module: pl.LightningModule, path: Path | None = None
-    ) -> None:
+    def _agree(self, trainer: pl.Trainer, module: Any, path: Path | None = None) -> None:
+        """End all processes together if one of them got a signal; before, save to ``path``."""
         signum = self.signum or 0
         if trainer.world_size > 1:
-            signum = int(
-                trainer.strategy.reduce(
-                    torch.tensor(signum, device=trainer.strategy.root_device), reduce_op="max"
-                )
-            )
-        if signum:
-            self.signum, self._in_batches = signum, False
-            if path is not None and not module.gradient_free:
-                trainer.save_checkpoint(path)
-            raise SIGTERMException
+            signum_here = torch.tensor(signum, device=trainer.strategy.root_device)
+            largest: Any = trainer.strategy.reduce(signum_here, reduce_op="max")
+            signum = int(largest)
+        if not signum:
+            return
+        self.signum = signum
+        self._in_batches = False
+        if path is not None and not module.gradient_free:
+            trainer.save_checkpoint(path)
+        raise SIGTERMException
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._in_batches = True
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, module: pl.LightningModule, batch, index: int
+        self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, index: int
     ) -> None:
         self._agree(trainer, module, self.path)
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, *batch
+        self, trainer: pl.Trainer, module: pl.LightningModule, *batch: Any
     ) -> None:
         self._agree(trainer, module)
 
@@ -95,7 +102,9 @@ class Interruption(pl.Callback):
     def on_test_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._in_batches = True
 
-    def on_test_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *batch) -> None:
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, *batch: Any
+    ) -> None:
         self._agree(trainer, module)
 
     def on_test_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:

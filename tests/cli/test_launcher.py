@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from recexp.cli import launcher
 from recexp.cli.launcher import ProcessLauncher
+from recexp.cli.logs import show_logs
 from tests.config.test_experiments import composed
 
 JOB = "import json, pathlib, sys; pathlib.Path(sys.argv[1], 'result.json').write_text(json.dumps({'metrics': {'val/ndcg@10': 0.25}}))"
@@ -46,6 +47,7 @@ class Context:
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
     """sweep(jobs, *settings of the YAMLs) -> directories of the jobs that ran; ``sweep.fail`` makes jobs die, ``sweep.scripts`` says how."""
+    show_logs()
     popen, ran = launcher.subprocess.Popen, []
 
     def play(command, **how):

@@ -20,7 +20,7 @@ from recexp.errors import RecexpError
 from recexp.models.mf import MF
 from recexp.report.collect import collect
 from recexp.runs.evaluate import evaluate
-from recexp.training.checkpoints import WholeCheckpoints, verify_checkpoint
+from recexp.training.checkpoints import AtomicCheckpointIO, verify_checkpoint
 from recexp.training.module import RecModule
 from recexp.training.nan_report import bad_rows, first_bad_output, first_bad_parameter
 from recexp.training.signals import Interrupted
@@ -184,7 +184,7 @@ def test_a_damaged_checkpoint_is_refused_by_name(shop, whole, tmp_path, damage):
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
-    io, path = WholeCheckpoints(), tmp_path / "last.ckpt"
+    io, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     io.save_checkpoint({"x": torch.ones(3)}, path)
 
     def full(self, checkpoint, path, *more):

@@ -16,7 +16,7 @@ from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.protocol import Candidates, Protocol
 from recexp.report.significance import per_user
 from recexp.runs.evaluate import evaluate
-from recexp.training.checkpoints import WholeCheckpoints
+from recexp.training.checkpoints import AtomicCheckpointIO
 from tests.support.events import P1, dataset, random_events, write
 from tests.support.running import run_here
 
@@ -72,7 +72,7 @@ def test_candidates_are_drawn_again(shop, seed):
 
 def test_a_checkpoint_is_refused_or_was_not_changed(tmp_path):
     """Some bits of the archive carry nothing (dates, padding): where it loads, every number is what it was."""
-    io, path, rng = WholeCheckpoints(), tmp_path / "last.ckpt", random.Random(0)
+    io, path, rng = AtomicCheckpointIO(), tmp_path / "last.ckpt", random.Random(0)
     saved = {
         "state_dict": {"item": torch.randn(20, 4), "bias": torch.arange(7)},
         "epoch": 3,

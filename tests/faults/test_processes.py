@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from recexp.training.checkpoints import verify_checkpoint
-from recexp.training.processes import lost_process
+from recexp.training.processes import is_peer_lost
 from tests.support.running import arguments
 
 TWO = ["trainer=ddp_cpu2", "model=bpr_mf", "model.num_factors=8"]
 LONG = [*TWO, "trainer.max_epochs=5000", "callbacks.early_stopping=null"]
-GONE = "Another process of this run is gone"
+GONE = "Another process of this run is lost"
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +140,8 @@ def test_what_a_lost_process_looks_like():
         "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer",
         "Application timeout caused pair closure",
     ):
-        assert lost_process(RuntimeError(words))
-    assert not lost_process(RuntimeError("shape mismatch")) and not lost_process(ValueError("gloo"))
+        assert is_peer_lost(RuntimeError(words))
+    assert not is_peer_lost(RuntimeError("shape mismatch")) and not is_peer_lost(ValueError("gloo"))
 
 
 @slow

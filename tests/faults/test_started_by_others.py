@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 
-from recexp.cli.main import _follow
+from recexp.cli.main import arguments_of_rank
 from tests.support.running import arguments
 
 TWO = ["trainer=ddp_cpu2", "model=bpr_mf", "model.num_factors=8"]
@@ -19,9 +19,9 @@ def metrics(folder):
 def test_only_the_first_process_has_a_run_directory():
     words = ["model=ite", "hydra.run.dir=there"]
     for environment in ({}, {"RANK": "0"}, {"SLURM_PROCID": "0"}, {"LOCAL_RANK": "1"}):
-        assert _follow(words, environment) == words
+        assert arguments_of_rank(words, environment) == words
     for environment in ({"RANK": "1"}, {"SLURM_PROCID": "3"}, {"RANK": "2", "SLURM_PROCID": "0"}):
-        assert _follow(words, environment) == [
+        assert arguments_of_rank(words, environment) == [
             "model=ite",
             "hydra.run.dir=.",
             "hydra.output_subdir=null",

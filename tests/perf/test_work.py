@@ -135,10 +135,10 @@ def test_ranking_a_large_catalogue_holds_few_users_scores_at_once(tmp_path, monk
         "protocol=full_unseen",
         "trainer.max_epochs=1",
     )
-    monkeypatch.setattr(memory, "SCORES", 2_000)
+    monkeypatch.setattr(memory, "MAX_SCORES_ON_CPU", 2_000)
     largest = []
     monkeypatch.setattr(
-        "recexp.evaluation.ranks.full_ranks",
+        "recexp.evaluation.protocol.full_ranks",
         lambda scores, *rest: (largest.append(scores.numel()), full_ranks(scores, *rest))[1],
     )
     parts = run_here(

@@ -20,7 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-sys.path.insert(0, str(ROOT))  # recexp.runs.result, for the hardware
+sys.path.insert(0, str(ROOT))  # recexp.runs.environment, for the hardware
 
 TORCH = "torch==2.13.0"
 PEERS = {
@@ -306,7 +306,7 @@ def race(a: argparse.Namespace) -> None:
 def store(path: Path | None, a: argparse.Namespace, measured: dict) -> None:
     if path is None:
         return
-    from recexp.runs.result import describe, git_state
+    from recexp.runs.environment import describe, git_state
 
     said = {
         "hardware": describe(),

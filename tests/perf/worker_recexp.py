@@ -42,9 +42,9 @@ def main() -> None:
     from recexp.data.cache import prepare
     from recexp.data.store import Store
     from recexp.runs.assembly import assemble
-    from recexp.training.hints import quiet
+    from recexp.training.silence import silence_lightning
 
-    quiet()
+    silence_lightning()
     torch.set_num_threads(SPEC["threads"])
     started, protocol = time.perf_counter(), build(cfg.protocol)
     store = Store.open(

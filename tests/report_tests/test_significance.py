@@ -25,7 +25,7 @@ from recexp.report.significance import (
     spread,
     system,
 )
-from recexp.runs.result import save_ranks
+from recexp.runs.outputs import save_ranks
 
 
 def write(

@@ -18,7 +18,7 @@ import yaml
 from recexp.evaluation.metrics import expected_ndcg
 from recexp.models.bert4rec import BERT4Rec
 from recexp.models.nova import SideBERT
-from recexp.runs.result import scoring_flops, scoring_operations
+from recexp.runs.costs import scoring_flops, scoring_operations
 from tests.support import worlds
 from tests.support.running import command, composed, run_here
 

@@ -97,11 +97,11 @@ def test_a_checkpoint_that_carries_code_is_refused_unread(foreign, shop, tmp_pat
     for name in ("best", "last"):
         infect(foreign / "checkpoints" / f"{name}.ckpt", proof)
     with pytest.raises(
-        RecexpError, match=r"best\.ckpt is no checkpoint of ours.*Nothing of it was run"
+        RecexpError, match=r"best\.ckpt is no checkpoint of recexp.*Nothing of it was run"
     ):
         evaluate(foreign, "full_unseen")
     with pytest.raises(
-        RecexpError, match=r"last\.ckpt is no checkpoint of ours.*Nothing of it was run"
+        RecexpError, match=r"last\.ckpt is no checkpoint of recexp.*Nothing of it was run"
     ):
         run_here(shop / "resumed", *MODEL, f"ckpt_path={foreign}/checkpoints/last.ckpt")
     assert not proof.exists()

@@ -1,4 +1,4 @@
-"""What Lightning says that does not concern our users."""
+"""Silence Lightning's messages that do not concern users of recexp."""
 
 from __future__ import annotations
 
@@ -7,23 +7,19 @@ import sys
 import warnings
 
 HINTS = (
-    "many workers",
+    "many workers",  # a loader that only deals out row numbers needs no workers
     "isinstance.treespec",
     "LeafSpec",
     "smaller than the logging interval",
     "with no optimizer",
+    "dataloader is not resumable",  # the data module skips the batches that are done
+    "across ranks is zero",  # an empty validation loader during a refit
+    "sync_dist",  # torchmetrics synchronizes the metrics
 )
-HINTS += (
-    "dataloader is not resumable",
-)  # recexp.data.datamodule skips what a resumed epoch has seen
-HINTS += (
-    "across ranks is zero",
-    "sync_dist",
-)  # an empty validation loader when refitting; metrics are synchronised by torchmetrics
 
 
-def quiet() -> None:
-    """Silence these hints; hints about workers, for one, are about a loader that only deals out indices."""
+def silence_lightning() -> None:
+    """Ignore the warnings in ``HINTS`` and Lightning's messages below a warning."""
     for text in HINTS:
         warnings.filterwarnings("ignore", f".*{text}.*")
     warnings.filterwarnings(
