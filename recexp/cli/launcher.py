@@ -152,10 +152,8 @@ class ProcessLauncher(Launcher):
         try:
             config = self.context.config_loader.load_sweep_config(self.config, overrides)
             apply_preset(config)
-        except (
-            HydraException,
-            RecexpError,
-        ):  # its process will print the error; the other jobs run
+        except (HydraException, RecexpError):
+            # The job's process will print the error; the other jobs run.
             return _Job(number, sweep / str(number), overrides, {})
         with open_dict(config):
             config.hydra.job.num = number

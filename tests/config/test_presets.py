@@ -1,4 +1,4 @@
-"""Presets: applied only where named, valid for the pairs they name, weaker than the command line."""
+"""Presets: applied only where named, valid for their pairs, weaker than the command line."""
 
 from __future__ import annotations
 
