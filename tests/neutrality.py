@@ -31,7 +31,11 @@ SHOP = ["dataset=simulated_shop", "dataset.source.users=150", "dataset.source.it
         "batch_size=64", "trainer.max_epochs=2"]  # fmt: skip
 FIRST_STEP = ["trainer.max_epochs=1", "+trainer.limit_train_batches=1"]
 # What a model needs beyond the defaults on the shop.
-EXTRA = {"mfpr": ["objective.levels=[1,2,3]"], "nmtr": ["model.n_behaviours=2"]}
+EXTRA = {
+    "mfpr": ["objective.levels=[1,2,3]"],
+    "nmtr": ["model.n_behaviours=2"],
+    **dict.fromkeys(("ite", "bert_ite", "bert_ite_si"), ["preset=tuned"]),
+}
 REAL = {
     "ml_100k bpr_mf p5": ["dataset=ml_100k", "ml-100k", "model=bpr_mf", "protocol=p5_sasrec100"],
     "ml_1m item_knn p3": ["dataset=ml_1m", "ml-1m", "model=item_knn", "protocol=p3_popular100"],

@@ -34,6 +34,8 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from recexp.config.presets import apply_preset
+from recexp.errors import RecexpError
 from recexp.io import atomic_write
 from recexp.runs.identity import differences, material_overrides
 
@@ -149,7 +151,9 @@ class ProcessLauncher(Launcher):
         """The job with the overrides for its command line and its config."""
         try:
             config = self.context.config_loader.load_sweep_config(self.config, overrides)
-        except HydraException:  # its process will print the error; the other jobs run
+            apply_preset(config)
+        except (HydraException, RecexpError):
+            # The job's process will print the error; the other jobs run.
             return _Job(number, sweep / str(number), overrides, {})
         with open_dict(config):
             config.hydra.job.num = number

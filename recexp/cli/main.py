@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from recexp.config import CONF
+from recexp.config.build import register_resolvers
+from recexp.config.presets import apply_preset, with_quickstart
 from recexp.errors import RecexpError
 from recexp.io import disk_trouble, reason
 from recexp.logs import show_logs
@@ -32,10 +35,8 @@ KEYBOARD_INTERRUPT_CODE = 130  # as shells report a process that Ctrl-C ended
 
 def main() -> None:
     """Entry point of ``python -m recexp`` and of the command ``recexp``."""
-    from recexp.config.check import register_resolvers
-
     show_logs()
-    sys.argv[1:] = arguments_of_rank(sys.argv[1:], os.environ)
+    sys.argv[1:] = with_quickstart(arguments_of_rank(sys.argv[1:], os.environ))
     register_resolvers()
     register_plugins()
     # Hydra then raises its errors, for instance of a full disk, instead of printing them.
@@ -84,7 +85,7 @@ def _run(cfg: DictConfig) -> float | None:
     # Also here, because Hydra prints the overrides when an error leaves this function.
     with _errors_explained():
         try:
-            result = run(cfg)
+            result = run(apply_preset(cfg, HydraConfig.get()))
         except Interrupted as interrupted:
             _exit_interrupted(interrupted)
     metrics: dict[str, float] = result.get("metrics", {})

@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +24,7 @@ from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolat
 from pydantic import Field
 
 from recexp.config.build import build, register_resolvers
+from recexp.config.presets import is_pending
 from recexp.config.values import check_values
 from recexp.contracts import require
 from recexp.data.datamodule import rows_per_step
@@ -48,7 +49,11 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "stand_in": ("recexp.data.simulation.stand_in.",),
     "optimizer": ("torch.optim.", "recexp.training.optimizers."),
     "scheduler": ("recexp.training.schedules.", "torch.optim.lr_scheduler."),
-    "trainer": ("pytorch_lightning.Trainer", "recexp.training.processes."),
+    "trainer": (
+        "pytorch_lightning.Trainer",
+        "pytorch_lightning.profilers.",
+        "recexp.training.processes.",
+    ),
     "callbacks": (
         "pytorch_lightning.callbacks.",
         "recexp.training.callbacks.",
@@ -63,7 +68,17 @@ FUNCTIONS = ("recexp.data.readers.", "recexp.data.simulation.", "recexp.training
 UNKNOWN_WITHOUT_HYDRA = (InterpolationResolutionError, UnsupportedInterpolationType)
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_"}
 NODES = ("dataset", "protocol", "objective", "model", "trainer", "optimizer")
-OTHER_KEYS = ("sampler", "scheduler", "logger", "callbacks", "names", "tags", "stand_in", "hydra")
+OTHER_KEYS = (
+    "sampler",
+    "scheduler",
+    "logger",
+    "callbacks",
+    "names",
+    "tags",
+    "stand_in",
+    "hydra",
+    "over_preset",
+)
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,8 @@ class Root:
     cache_dir: str
     run_dir: str | None
     group: str | None
+    preset: str | None = None
+    note: str | None = None
     batch_counts: Literal["positives", "instances"] = "positives"
     store_on: Literal["auto", "device", "host"] = "auto"
 
@@ -109,6 +126,11 @@ def check_config(cfg: DictConfig) -> None:
 
 def _check_root(cfg: DictConfig) -> None:
     """Keys and values at the top of the config."""
+    if is_pending(cfg):
+        raise RecexpError(
+            "The preset is not merged into the config: compose it with "
+            "recexp.config.presets.compose_config, or call apply_preset."
+        )
     if unknown := set(cfg) - ROOT_KEYS:
         known = ", ".join(sorted(ROOT_KEYS))
         raise RecexpError(
@@ -119,11 +141,14 @@ def _check_root(cfg: DictConfig) -> None:
             raise RecexpError(
                 f"The config has no {name}: choose one with {name}=... ({name}=? lists them)."
             )
-    required = [f.name for f in fields(Root) if f.name not in ("batch_counts", "store_on")]
+    required = [field.name for field in fields(Root) if field.default is MISSING]
     missing = [k for k in (*required, "names", "callbacks", "logger", "scheduler") if k not in cfg]
     if missing:
         raise RecexpError(f"The config lacks {', '.join(missing)}: conf/config.yaml has them.")
-    check_values("", _plain(cfg, [key for key in VALUE_KEYS if key in cfg]), Root)
+    present = [key for key in VALUE_KEYS if key in cfg]
+    if isinstance(cfg.get("preset"), DictConfig):  # one without entries: there is nothing to merge
+        present.remove("preset")
+    check_values("", _plain(cfg, present), Root)
 
 
 def _check_groups(cfg: DictConfig) -> None:

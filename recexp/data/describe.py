@@ -26,6 +26,7 @@ from torch import Tensor
 
 from recexp.config import CONF
 from recexp.config.check import build, check_config, register_resolvers
+from recexp.config.presets import apply_preset
 from recexp.data.cache import prepare
 from recexp.data.store import Store
 from recexp.errors import RecexpError
@@ -309,7 +310,7 @@ def composed(overrides: Sequence[str]) -> tuple[Store, str]:
     register_resolvers()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = compose("config", list(overrides), return_hydra_config=True)
+            cfg = apply_preset(compose("config", list(overrides), return_hydra_config=True))
     except (HydraException, OmegaConfBaseException) as error:
         raise RecexpError(str(error).splitlines()[0]) from error
     HydraConfig.instance().set_config(cfg)

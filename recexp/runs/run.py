@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from recexp.config.check import build, check_config, check_machine
+from recexp.config.summary import summary
 from recexp.contracts import ClosedForm
 from recexp.data.cache import Dataset, prepare
 from recexp.data.datamodule import RecDataModule
@@ -45,6 +46,8 @@ from recexp.training.module import RecModule
 from recexp.training.parts import Parts
 from recexp.training.signals import Interruption
 from recexp.training.silence import silence_lightning
+
+log = logging.getLogger(__name__)
 
 DATA_FACTS = ("users", "items", "interactions", "fingerprint", "simulated")  # into result.json
 TEST_PEEK = "test_peek (epoch chosen on the TEST set: optimistic)"
@@ -156,6 +159,7 @@ def _check_and_start(cfg: DictConfig, run_dir: Path) -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if is_first_process():
+        log.info("%s", "\n".join(summary(cfg)))
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(run_dir / "config.yaml", cfg)
 

@@ -3,12 +3,12 @@
 import re
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from recexp.config import CONF
 from recexp.config.check import build, check_config
+from recexp.config.presets import compose_config
 from recexp.errors import RecexpError
 from recexp.testing import toy
 
@@ -17,7 +17,7 @@ def _choices():
     """(group, choice): a choice may lie in a subfolder of its group."""
     for path in sorted(CONF.rglob("*.yaml")):
         group, *rest = path.relative_to(CONF).with_suffix("").parts
-        if rest and group not in ("hydra", "recipe", "tuned"):  # the latter two belong to a model
+        if rest and group not in ("hydra", "preset"):  # a preset is for certain models
             yield group, "/".join(rest)
 
 
@@ -32,8 +32,10 @@ def model_for(objective):
 
 
 def composed(*overrides):
-    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        return compose("config", list(overrides))
+    cfg = compose_config(overrides)
+    with open_dict(cfg):
+        del cfg["hydra"]
+    return cfg
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +53,9 @@ def test_every_choice_composes_and_passes_the_check(group, name):
     check_config(composed(*model.get(group, []), f"{group}={name}"))
 
 
-@pytest.mark.parametrize(
-    "path", sorted((CONF / "tuned").glob("*.yaml")), ids=lambda path: path.stem
-)
-def test_tuned_values_are_taken_by_the_choices_they_are_named_for(path):
-    model, dataset = next((m, d) for m, d in pairs_of_choices() if f"{m}_{d}" == path.stem)
-    cfg = composed(f"model={model}", f"dataset={dataset}")
-    check_config(cfg)
-    tuned = OmegaConf.load(path)
-    assert all(OmegaConf.to_container(cfg)[key] is not None for key in tuned if key != "defaults")
-
-
-def pairs_of_choices():
-    return [(m, d) for g, m in CHOICES if g == "model" for h, d in CHOICES if h == "dataset"]
-
-
 def test_yamls_are_short():
     for path in CONF.rglob("*.yaml"):
-        if path != CONF / "config.yaml":
+        if path != CONF / "config.yaml" and path.parent.name != "preset":
             assert path.read_text().count("\n") <= 40, path
 
 

@@ -12,16 +12,19 @@ from omegaconf import OmegaConf
 
 from recexp.config import CONF
 from recexp.config.check import check_config
+from recexp.config.presets import apply_preset
 from recexp.report.papers import settings
 from recexp.report.papers.settings import composed_settings, paper_settings, same
 from tests.config.test_experiments import GROUPS, JOBS, PARSER, different, jobs
 
+PRESETS = sorted((CONF / "preset").glob("paper_*.yaml"))
 PAPERS = ("ite", "multi_feedback", "bert4rec", "nova")
 
 
 def composed(experiment, words):
     """The config and its choices of model and data set."""
     cfg = compose("config", [f"experiment={experiment}", *words], return_hydra_config=True)
+    apply_preset(cfg)
     choices = cfg.hydra.runtime.choices
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
@@ -70,7 +73,8 @@ def is_choice(override):
 
 @cache
 def own_values(model, dataset):
-    return any((CONF / "tuned" / "paper").rglob(f"{model}_{dataset}.yaml"))
+    tables = [OmegaConf.load(path).get("entries", {}) for path in PRESETS]
+    return any(model in (table.get(dataset) or {}) for table in tables)
 
 
 def differences(experiment, model, dataset, found):

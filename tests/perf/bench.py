@@ -84,7 +84,7 @@ def main() -> None:
     a.work.mkdir(parents=True, exist_ok=True)
     real = Path(os.environ.get("RECEXP_DATA", "")) / "ml-1m"
     if (real / "ratings.dat").is_file():
-        data = ["dataset=ml_1m", f"dataset.raw_dir={real.resolve()}", "~tuned"]
+        data = ["dataset=ml_1m", f"dataset.raw_dir={real.resolve()}"]
     else:
         data = overrides(write_events(a.work / "like-ml-1m", 6040, 3706, 1_000_000))
     torch.set_num_threads(a.threads)

@@ -25,7 +25,7 @@ from tests.perf.shapes import overrides, write_events  # noqa: E402
 from tests.perf.versus_peers import store, worker  # noqa: E402
 
 SASREC = ["model=sasrec_softmax", "model.num_factors=64", "model.num_layers=2"]
-SASREC += ["model.num_heads=1", "batch_size=128", "~tuned"]
+SASREC += ["model.num_heads=1", "batch_size=128"]
 SAMPLED = [
     "objective.loss_name=sampled_softmax",
     "objective.n_negatives=256",
@@ -33,7 +33,7 @@ SAMPLED = [
     "sampler=popularity",
     "model.max_len=50",
 ]
-BPR = ["model=bpr_mf", "batch_size=8192", "~tuned"]
+BPR = ["model=bpr_mf", "batch_size=8192"]
 
 # axis -> its points: (value, users, items, events, words)
 AXES = {

@@ -81,7 +81,6 @@ def test_bert4rec_computes_its_last_layer_at_masked_places_only(tmp_path):
         tmp_path / "run",
         "model=bert4rec",
         *SEQUENCE,
-        "~tuned",
         "objective.one_mask=true",
         "objective.last_prob=0",
     )
@@ -103,7 +102,7 @@ def test_bert4rec_computes_its_last_layer_at_masked_places_only(tmp_path):
 
 def test_ranking_encodes_every_user_once(tmp_path):
     """And not once per candidate: a thousand candidates cost no more than the products with their vectors."""
-    module, data = module_of(tmp_path / "run", "model=sasrec", *SEQUENCE, "~tuned")
+    module, data = module_of(tmp_path / "run", "model=sasrec", *SEQUENCE)
     row = next(iter(data.val_dataloader()[0]))
     module.eval()
     query = module.store.query_held_out(module.store.val, row, 20)
@@ -161,7 +160,7 @@ def test_a_step_allocates_in_proportion_to_its_rows(tmp_path, name):
         "model.num_factors=16",
         *(["objective=next_item", "sampler=none"] if name == "gru4rec" else []),
     ]
-    module, data = module_of(tmp_path / "run", f"model={name}", *words, "~tuned", "batch_size=128")
+    module, data = module_of(tmp_path / "run", f"model={name}", *words, "batch_size=128")
     row = next(iter(data.train_dataloader()))
     step(module, row)  # makes what is made once
     made = []

@@ -193,7 +193,6 @@ def measure(case: str, a: argparse.Namespace) -> dict[str, list[dict]]:
             f"dataset.raw_dir={a.raw_dir.resolve()}",
             "protocol=full_unseen",
             "logger=none",
-            "~tuned",
             *setting["ours"],
             *more,
         ]

@@ -23,12 +23,14 @@ def main() -> None:
     from omegaconf import open_dict
 
     from recexp.config.check import register_resolvers
+    from recexp.config.presets import apply_preset
 
     register_resolvers()
     with initialize_config_dir(SPEC["conf"], version_base="1.3"):
         cfg = compose(
             "config", [*SPEC["overrides"], f"run_dir={SPEC['folder']}"], return_hydra_config=True
         )
+        apply_preset(cfg)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 
 from recexp.cli.sweeper import grid
 from recexp.config import CONF
+from recexp.config.presets import apply_preset
 from recexp.errors import RecexpError
 from recexp.report.collect import collect, config_from_overrides
 from recexp.report.papers.claims import COLUMNS, Pick, all_claims, claims, epochs_to_near_best
@@ -120,6 +121,7 @@ def composed_figures(name):
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         for job in jobs(name):
             cfg = compose("config", [f"experiment={name}", *job], return_hydra_config=True)
+            apply_preset(cfg)
             cfg = OmegaConf.to_container(cfg)
             choices = cfg.pop("hydra")["runtime"]["choices"]
             result = {k: choices[k] for k in ("model", "protocol", "sampler")}

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 
 from recexp.cli.sweeper import grid
 from recexp.config import CONF
+from recexp.config.presets import apply_preset
 from recexp.errors import RecexpError
 from recexp.report.collect import collect, n_updates
 from recexp.report.papers.deviations import deviations
@@ -259,7 +260,9 @@ def test_every_figure_of_a_table_meets_exactly_one_setting_of_its_experiment(nam
     found = []
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         for job in jobs:
-            cfg = OmegaConf.to_container(compose("config", job, return_hydra_config=True))
+            cfg = OmegaConf.to_container(
+                apply_preset(compose("config", job, return_hydra_config=True))
+            )
             choices = cfg.pop("hydra")["runtime"]["choices"]
             result = {
                 "model": choices["model"],

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, open_dict
 
 from recexp.config import CONF
 from recexp.config.check import register_resolvers
+from recexp.config.presets import apply_preset, with_quickstart
 
 SMALL = (
     "dataset.source.users=150",
@@ -24,12 +25,16 @@ SMALL = (
     "protocol.candidates.n=50",
     "threads=1",
 )
+TUNED = {"model=ite", "model=bert_ite", "model=bert_ite_si"}  # on the simulated shop
 
 
 def arguments(folder: Path, *overrides: str, small: tuple[str, ...] = SMALL) -> list[str]:
     """Overrides for a small run whose caches are shared by the tests of ``folder``'s parent."""
     shared = folder.parent
-    return [*small, f"dataset.raw_dir={shared}/raw", f"cache_dir={shared}/cache", *overrides]
+    words = [*small, f"dataset.raw_dir={shared}/raw", f"cache_dir={shared}/cache", *overrides]
+    if TUNED.intersection(words) and not any(w.startswith(("dataset=", "preset=")) for w in words):
+        words.append("preset=tuned")  # whose batches make far fewer steps
+    return with_quickstart(words)
 
 
 def composed(
@@ -49,6 +54,7 @@ def composed(
         words.append(f"hydra.searchpath=[file://{searchpath}]")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cfg = compose("config", words, return_hydra_config=True)
+        apply_preset(cfg)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
