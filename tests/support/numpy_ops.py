@@ -1,4 +1,6 @@
-"""Slow, plain references in numpy float64, written from the papers' formulas, one history at a time."""
+"""Slow, plain references in numpy float64, written from the papers' formulas, one history at a
+time.
+"""
 
 import math
 
