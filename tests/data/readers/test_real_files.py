@@ -1,4 +1,4 @@
-"""Fingerprints of the real files (models.md §2.1): set RECEXP_DATA to the folder that holds them."""
+"""Counts of the real files, which lie in the folder that RECEXP_DATA names."""
 
 import os
 from pathlib import Path

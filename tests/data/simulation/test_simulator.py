@@ -315,7 +315,10 @@ def _run(code, *args):
     """A process of its own (polars' threads do not survive a fork) that simulates SMALL into
     args[0] after running ``code``.
     """
-    before = "import os, sys, time; from pathlib import Path; from recexp.data.simulation import simulator"
+    before = (
+        "import os, sys, time; from pathlib import Path; "
+        "from recexp.data.simulation import simulator"
+    )
     code = f"{before}\n{code}\nsimulator.simulate(Path(sys.argv[1]), **{SMALL})"
     return subprocess.Popen([sys.executable, "-c", code, *map(str, args)])
 
