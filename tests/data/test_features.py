@@ -88,7 +88,7 @@ def test_multi_label(tmp_path):
         {},
         {7: 1},
         {},
-    ]  # items per value, not weights (models.md §6.3)
+    ]  # items per value, not weights
     assert described["cardinality"] == 4
 
 

@@ -146,7 +146,10 @@ def test_the_report_accounts_for_every_event(tmp_path, capsys):
         and f"{purged:,} events of held-out (user, item) pairs purged from training (purge=pair)"
         in err
     )
-    kept = f"{len(opened.past):,} rows: {len(opened.train):,} to train, {len(opened.val):,} validation and {len(opened.test):,} test targets"
+    kept = (
+        f"{len(opened.past):,} rows: {len(opened.train):,} to train, "
+        f"{len(opened.val):,} validation and {len(opened.test):,} test targets"
+    )
     assert kept in err and len(opened.past) == len(opened.train) + len(opened.val) + len(
         opened.test
     )
@@ -195,7 +198,8 @@ def test_unknown_behaviours(tmp_path):
     events = [*random_events(0), Event("u1", "i1", "wishlist", 1), Event("u1", "i2", "share", 1)]
     with pytest.raises(
         RecexpError,
-        match=r"events\.csv: unknown behaviour 'wishlist' in event 251 \(user u1, item i1\).*on_bad_rows=drop",
+        match=r"events\.csv: unknown behaviour 'wishlist' in event 251 "
+        r"\(user u1, item i1\).*on_bad_rows=drop",
     ):
         store(tmp_path, events)
     opened = store(tmp_path, events, on_bad_rows="drop")

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
     "RECEXP_DATA" not in os.environ, reason="RECEXP_DATA is not set: no real data"
 )
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
-FINGERPRINTS = {  # models.md §2.1
+FINGERPRINTS = {
     "ml_1m": ("ml-1m", {}, (6_040, 3_416, 999_611)),
     "ml_1m, all items": ("ml-1m", {"filters": []}, (6_040, 3_706, 1_000_209)),
     "ml_100k": ("ml-100k", {}, (943, 1_349, 99_287)),

@@ -57,7 +57,7 @@ OTHERS = own(
 
 
 def split_of(tmp_path, text, split, **changes):
-    """(training, validation, test) of the user with these events, as texts like those of ``own``."""
+    """(training, validation, test) of the user with these events, as texts of ``own``."""
     opened = store(tmp_path, own(text) + OTHERS, split, **changes)
 
     def say(event):
@@ -90,7 +90,7 @@ def split_of(tmp_path, text, split, **changes):
         ("buy a 2, cart a 3, view b 3, view c 4", ("view b 3, view c 4", None, "cart a 3")),
         # nothing besides the explicit pair: trains only, its purged views come back
         ("view a 1, buy a 2, view a 3", ("view a 1, buy a 2, view a 3", None, None)),
-        # one event before the test target: it trains, nobody validates
+        # one event before the test target: it trains, and no target validates
         ("view a 1, buy b 2", ("view a 1", None, "buy b 2")),
         # the second-last explicit pair is all there is before the last: held out, it would leave
         # nothing
@@ -126,7 +126,7 @@ def test_the_splits_of_these_tests_are_those_of_the_protocols(name, split):
 
 
 def test_p1_on_pairs(tmp_path):
-    """S000: the pair's time is its last explicit time, its behaviour the strongest."""
+    """The ITE paper: the pair's time is its last explicit time, its behaviour the strongest."""
     text = "view a 1, buy a 2, view b 3, buy c 4, cart c 5, view a 6, view d 7"
     assert split_of(tmp_path / "first", text, P1, merge="pairs") == (
         "buy a 2, view d 7",
@@ -325,7 +325,7 @@ def reference(events, split, merge):
 
 
 def between_targets(opened):
-    """user -> the runs of training events before, between and after his targets."""
+    """user -> the runs of training events before, between and after the targets."""
     out = {}
     for user, (name, own) in enumerate(listed(opened, opened.past).items()):
         at = sorted(
@@ -411,7 +411,7 @@ def test_the_order_follows_the_file_on_ties(tmp_path):
     assert past == in_order(events)
 
 
-def test_nobody_to_evaluate_is_an_error(tmp_path):
+def test_no_user_to_evaluate_is_an_error(tmp_path):
     with pytest.raises(
         RecexpError, match="No user has a test target: the split wants 'strongest' events"
     ):

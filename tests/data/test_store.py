@@ -111,8 +111,8 @@ def test_items_between(shop):
             item[row == user].tolist()
             == shop.past.item[targets.start[user] : targets.end[user]].tolist()
         )
-    nobody = torch.zeros(0, dtype=torch.int64)
-    assert [len(x) for x in shop.items_between(shop.past, nobody, nobody)] == [0, 0]
+    no_rows = torch.zeros(0, dtype=torch.int64)
+    assert [len(x) for x in shop.items_between(shop.past, no_rows, no_rows)] == [0, 0]
 
 
 def test_find(shop):

@@ -49,7 +49,7 @@ def test_candidates_are_distinct_allowed_items(n_items, n, weights):
 
 @pytest.mark.parametrize("weights", [None, zipf])
 @pytest.mark.parametrize(("n_items", "n"), SIZES)
-def test_a_users_candidates_depend_on_nobody_else(n_items, n, weights):
+def test_a_users_candidates_depend_on_no_other_user(n_items, n, weights):
     users = np.arange(60) * 7
     weights = weights and weights(n_items)
     exclude = exclusions(users, n_items, EXCLUDED[n_items], seed=n)
@@ -196,7 +196,8 @@ def test_too_few_items_name_the_user_and_the_remedy():
     exclude = np.sort(np.concatenate([8 * 11 + np.arange(1, 8), 9 * 11 + np.arange(1, 6)]))
     with pytest.raises(
         RecexpError,
-        match=r"user 8 has 3 items .* 6 are .*\(2 of 3 users.*lower protocol.candidates.n to at most 3",
+        match=r"user 8 has 3 items .* 6 are .*"
+        r"\(2 of 3 users.*lower protocol.candidates.n to at most 3",
     ):
         draw(users, exclude, 10, 6, 0)
     with pytest.raises(RecexpError, match=r"user 8 has 2 items .*9 of 10 items can be drawn"):
@@ -227,9 +228,8 @@ def test_repeated_exclusions_and_padding_count_once_and_not_at_all():
     "RECEXP_DATA" not in os.environ, reason="RECEXP_DATA does not name a folder with MovieLens 1M"
 )
 def test_popularity_on_movielens_lands_where_it_was_published():
-    """models.md §4.1:
-
-    POP under P3 gives HR@10 .139 and NDCG@10 .063; near .45 the negatives would be uniform.
+    """POP under P3 has HR@10 .139 and NDCG@10 .063 in the BERT4Rec paper (arXiv:1904.06690),
+    table 2. With uniform negatives HR@10 would be near .45.
     """
     user, item = np.loadtxt(
         Path(os.environ["RECEXP_DATA"]) / "ml-1m-sasrec-order" / "ml-1m.txt", dtype=np.int64

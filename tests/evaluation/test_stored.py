@@ -142,9 +142,7 @@ def test_validation_and_test_differ(shop):
 
 
 def test_popular_items_are_drawn_more_often(tmp_path):
-    """Proportional to counts over all splits (models.md §1.5): averaged over seeds, the frequent
-    half comes first.
-    """
+    """Proportional to counts over all splits: over seeds, the frequent half comes first."""
     opened = store(tmp_path, random_events(2, n_items=40, n_events=900), P3)
     rare = opened.item_count[1:] < opened.item_count[1:].median()
     shares = {}

@@ -27,9 +27,7 @@ POP = ["model=pop", "protocol=full"]
 
 @contextmanager
 def mounted(place: Path, *options: str):
-    """A file system of its own at ``place``; tests that need one are skipped where nobody may
-    mount.
-    """
+    """A file system of its own at ``place``; the test is skipped where mounting is not allowed."""
     place.mkdir(exist_ok=True)
     done = subprocess.run(
         ["mount", *options, str(place)], capture_output=True, text=True, check=False

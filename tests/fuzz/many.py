@@ -70,7 +70,9 @@ class Worker:
             return False
         self.counts[2] += 1
         self.said.put(
-            f"seed {seed} {f'ran longer than {LIMIT} s' if late else f'ended its process ({self.process.exitcode})'}"
+            f"seed {seed} ran longer than {LIMIT} s"
+            if late
+            else f"seed {seed} ended its process ({self.process.exitcode})"
         )
         if seed + 1 < self.seeds.stop:
             self.start(range(seed + 1, self.seeds.stop))
@@ -100,7 +102,8 @@ def fuzz(inputs: int, start: int, jobs: int, folder: Path) -> int:
                 break
             time.sleep(0.5)
     print(
-        f"{sum(counts):,} inputs: {counts[0]:,} read and compared, {counts[1]:,} refused with one clear error, {counts[2]:,} wrong"
+        f"{sum(counts):,} inputs: {counts[0]:,} read and compared, "
+        f"{counts[1]:,} refused with one clear error, {counts[2]:,} wrong"
     )
     return counts[2]
 

@@ -114,7 +114,9 @@ DATES = [
 CELLS = [*NUMBERS, *TEXTS, *QUOTES, *DATES, "9" * 5000, "u" * 5000]
 THINGS = [b"0x" + b"f" * 6000, b"9" * 5000, b'["", " ", "a"]', b'[["", " ", "a"]]']
 THINGS += (  # in records and JSON
-    rb"""None null True true 1 1.5 -1 [] [1] {} "" 'a\nb' "\ud800" '\x1f' 1e999 [['a',1]] (1,) b'x' 1j 'x''y' {1} "2016-08-09" f'{1}'"""
+    rb"""None null True true 1 1.5 -1 [] [1] {} "" 'a\nb' "\ud800" '\x1f' 1e999 [['a',1]]"""
+    rb""" (1,) b'x' 1j 'x''y' {1}"""
+    rb""" "2016-08-09" f'{1}'"""
     rb""" __import__('os') [[""]] [["","a\nb"]] ["","a\nb"] [[[]]]"""
 ).split()
 Mutation = Callable[[random.Random, bytes], bytes]

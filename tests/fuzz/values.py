@@ -10,7 +10,10 @@ import re
 import struct
 from datetime import UTC, datetime, timedelta
 
-SPACE = " \t\n\v\f\r\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+SPACE = (
+    " \t\n\v\f\r\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004"
+    "\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
 NO_ID = ("null", "NULL", "None", "nan", "NaN", "\\N")
 # polars lets space stand before each part
 DATE = re.compile(

@@ -71,7 +71,9 @@ def test_a_zeroed_row_starts_a_new_session(options):
 
 
 def test_the_two_cells_are_different_models():
-    """They agree on the first event, where the state that the reset gate acts on is zero, and part on the second."""
+    """They agree on the first event, where the state that the reset gate acts on is zero, and part
+    on the second.
+    """
     a, b = model(input_table="constrained"), model(cell="torch", input_table="constrained")
     D, layer = 4, a.layers[0]
     with torch.no_grad():

@@ -52,7 +52,9 @@ def test_nova_layer_whose_values_and_residual_are_the_fused_stream_is_an_invasiv
 
 
 def test_nova_keeps_side_information_out_of_the_values():
-    """With one event there is nothing to weigh, so side information and position cannot show; invasively they do."""
+    """With one event there is nothing to weigh, so side information and position cannot show;
+    invasively they do.
+    """
     one, other = toy.query([0], [[4]]), toy.query([0], [[4]])
     other.value_BL, other.behaviour_BL = other.value_BL % 5 + 1, 3 - other.behaviour_BL
     nova, invasive = model(), model(invasive=True)

@@ -1,4 +1,6 @@
-"""Collaborative and several-behaviour models against their formulas, term by term, on the same weights in float64."""
+"""Collaborative and several-behaviour models against their formulas, term by term, on the same
+weights in float64.
+"""
 
 import math
 

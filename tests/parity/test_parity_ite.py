@@ -1,4 +1,6 @@
-"""ITE and BERT-ITE against a reference in plain numpy: one user, one candidate, one row, one head at a time."""
+"""ITE and BERT-ITE against a reference in plain numpy: one user, one candidate, one row, one head
+at a time.
+"""
 
 import math
 
@@ -149,9 +151,16 @@ def test_bert_ite(num_layers, norm, target_in_sequence, side, brute_force):
     n, tower = 4, "authors" if norm == "pre" else "paper"
     sides = {"item_side": "all", "user_side": "all"} if side else {}
     model = BertITE(
-        SCHEMA, num_factors=8, num_layers=num_layers, max_len=n, norm=norm, target_in_sequence=target_in_sequence, tower=tower,
-        brute_force=brute_force, **sides,
-    )  # fmt: skip
+        SCHEMA,
+        num_factors=8,
+        num_layers=num_layers,
+        max_len=n,
+        norm=norm,
+        target_in_sequence=target_in_sequence,
+        tower=tower,
+        brute_force=brute_force,
+        **sides,
+    )
     w = weights(toy.randomise(model))
     activation = sigmoid if tower == "authors" else lambda x: np.maximum(x, 0)
     expected = []

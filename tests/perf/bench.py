@@ -90,7 +90,8 @@ def main() -> None:
     torch.set_num_threads(a.threads)
     roofs = {"gflops": matrix_roof(), "gb_s": copy_roof()}
     print(
-        f"{a.threads} threads; roofs: {roofs['gflops']:.0f} GFLOP/s (matrix product), {roofs['gb_s']:.1f} GB/s (copy); data: {data[0]}",
+        f"{a.threads} threads; roofs: {roofs['gflops']:.0f} GFLOP/s (matrix product), "
+        f"{roofs['gb_s']:.1f} GB/s (copy); data: {data[0]}",
         flush=True,
     )
     said: dict[str, list[dict]] = {name: [] for name in a.only}
@@ -120,7 +121,10 @@ def main() -> None:
     print(f"written to {a.out}")
 
 
-HEAD = f"{'':16}{'rows/s':>10}{'step ms (range)':>28}{'floor':>8}{'x floor':>8}{'% roof':>7}{'rank s':>8}{'x floor':>8}{'GB':>6}{'1st step s':>11}"
+HEAD = (
+    f"{'':16}{'rows/s':>10}{'step ms (range)':>28}{'floor':>8}{'x floor':>8}"
+    f"{'% roof':>7}{'rank s':>8}{'x floor':>8}{'GB':>6}{'1st step s':>11}"
+)
 
 
 def row(name: str, said: list[dict], roofs: dict[str, float]) -> str:
@@ -141,7 +145,8 @@ def row(name: str, said: list[dict], roofs: dict[str, float]) -> str:
     spread = f"{1e3 * step:.1f} ({1e3 * of('step_s')[0]:.1f}-{1e3 * of('step_s')[-1]:.1f})"
     rate = said[0]["rows"] / said[0]["steps_per_epoch"] / step
     return (
-        f"{name:16}{rate:>10,.0f}{spread:>28}{1e3 * least:>8.1f}{step / max(least, 1e-9):>8.1f}{100 * flops / step / roofs['gflops'] / 1e9:>7.0f}"
+        f"{name:16}{rate:>10,.0f}{spread:>28}{1e3 * least:>8.1f}{step / max(least, 1e-9):>8.1f}"
+        f"{100 * flops / step / roofs['gflops'] / 1e9:>7.0f}"
         f"{rank:>8.2f}{rank / max(rank_floor, 1e-9):>8.1f}{max(of('peak_gb')):>6.2f}{first:>11.1f}"
     )
 

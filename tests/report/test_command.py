@@ -24,11 +24,22 @@ def write(folder, ndcg: float | None, protocol_id: str = "aaa", model: str = "po
         "val/ndcg@10": ndcg,
     }
     result = {
-        "model": model, "dataset": "shop", "protocol": "full", "protocol_id": protocol_id, "seed": 0, "selection": "val", "metrics": metrics,
-        "best_epoch": 2, "epochs": 4, "stop_reason": "max_epochs reached", "wall_time_s": 1.0, "examples_per_s": 5.0,
+        "model": model,
+        "dataset": "shop",
+        "protocol": "full",
+        "protocol_id": protocol_id,
+        "seed": 0,
+        "selection": "val",
+        "metrics": metrics,
+        "best_epoch": 2,
+        "epochs": 4,
+        "stop_reason": "max_epochs reached",
+        "wall_time_s": 1.0,
+        "examples_per_s": 5.0,
         "overrides": ["model=pop", "model.x=3", "cache_dir=c"],
-        "git": {"commit": "0123456789", "dirty": False}, "data": {"users": 10, "items": 20, "interactions": 30},
-    }  # fmt: skip
+        "git": {"commit": "0123456789", "dirty": False},
+        "data": {"users": 10, "items": 20, "interactions": 30},
+    }
     (folder / "result.json").write_text(json.dumps(result))
 
 

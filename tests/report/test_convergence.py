@@ -114,7 +114,9 @@ def test_a_plateau_takes_steps(tmp_path, steps_per_epoch, loss, kind, stop_reaso
 
 
 def test_patience_with_its_floor_ends_a_rise(tmp_path):
-    """Best in epoch 34 of 40 and far above the quarter before, then five validations without a gain."""
+    """Best in epoch 34 of 40 and far above the quarter before, then five validations without a
+    gain.
+    """
     values = np.r_[0.1 + 0.002 * np.arange(35), np.full(5, 0.16)]
     for steps, kind in ((100, "rising"), (500, "converged")):
         rows = curve_of(values, 1 / (1 + EPOCH), steps)

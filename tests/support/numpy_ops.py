@@ -1,4 +1,6 @@
-"""Slow, plain references in numpy float64, written from the papers' formulas, one history at a time."""
+"""Slow, plain references in numpy float64, written from the papers' formulas, one history at a
+time.
+"""
 
 import math
 
@@ -58,7 +60,10 @@ def attention(query, key, value, w, name, heads, causal=False):
 
 
 def bert_layer(h, w, name, heads, query_key=None, eps=1e-12):
-    """Post-norm layer of S002 eq. 1-6; queries and keys from another stream for NOVA."""
+    """Post-norm layer of Sun et al. 2019 (BERT4Rec), eq. 1-6, arXiv:1904.06690.
+
+    query_key: another stream for queries and keys, as in NOVA.
+    """
     r = h if query_key is None else query_key
     a = layer_norm(h + attention(r, r, h, w, f"{name}.attention", heads), w, f"{name}.norm1", eps)
     inner = gelu(linear(a, w, f"{name}.inner"))

@@ -34,7 +34,9 @@ from recexp.errors import RecexpError
     ],
 )
 def test_the_form_of_the_text_changes_nothing(tmp_path, change):
-    """Files as other programs save them; with a blank line they go the slow way, which must give the same."""
+    """Files as other programs save them; with a blank line they go the slow way, which must give
+    the same.
+    """
     pairs = "".join(f"{n % 7} {n % 5}\n" for n in range(50))
     ratings = "".join(f"{n % 7}::{n % 5}::{1 + n % 5}::{978300760 + n}\n" for n in range(50))
     orders = 'user,item\n"a, b",x\n"c d","say ""y"""\n'
@@ -108,7 +110,9 @@ TEXTS = [
 @pytest.mark.parametrize("kind", ["int", "number", "s", "ms", "iso", "id", "text"])
 @pytest.mark.parametrize("nullable", [False, True])
 def test_both_ways_of_reading_agree(tmp_path, kind, nullable):
-    """A blank line sends a file the slow way: it must accept and refuse the same texts, and read the same from them."""
+    """A blank line sends a file the slow way: it must accept and refuse the same texts, and read
+    the same from them.
+    """
     columns = [Column("a", "a", "int"), Column("b", "b", kind, nullable=nullable)]
 
     def read(content):

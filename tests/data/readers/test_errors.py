@@ -1,4 +1,6 @@
-"""Broken raw files: the error names file, line, column and text; on_bad_rows="drop" leaves out exactly the bad rows."""
+"""Broken raw files: the error names file, line, column and text; on_bad_rows="drop" leaves out
+exactly the bad rows.
+"""
 
 import gzip
 import json
@@ -30,7 +32,8 @@ def packed(*records):
 
 ORDERS = lines('"2016-08-09 12:00:00","PW","s1","u1","i1"')
 FILMS = "1::Toy Story (1995)::Animation\n".encode("latin-1")
-# One good layout per reader: files, the file that the cases below spoil (None: it is packed), and how to read it.
+# One good layout per reader: files, the file that the cases below spoil (None: it is packed), and
+# how to read it.
 LAYOUTS = {
     "retailrocket": (
         {

@@ -57,7 +57,11 @@ def ms(*when):
     return round(datetime(*when, tzinfo=UTC).timestamp() * 1000)
 
 
-EVENTS = "timestamp,visitorid,event,itemid,transactionid\n1433221332117,257597,view,355908,\n1433224214164,2,addtocart,248676,\n"
+EVENTS = (
+    "timestamp,visitorid,event,itemid,transactionid\n"
+    "1433221332117,257597,view,355908,\n"
+    "1433224214164,2,addtocart,248676,\n"
+)
 
 
 def test_retailrocket_without_properties(tmp_path):
@@ -74,7 +78,8 @@ def test_retailrocket_without_properties(tmp_path):
 def test_retailrocket_allows_extra_columns_in_any_order(tmp_path):
     write(
         tmp_path,
-        sample__csv="datetime,itemid,visitorid,event,transactionid,timestamp\n2015-06-01 21:12:12,7,3,view,,1433193132535\n",
+        sample__csv="datetime,itemid,visitorid,event,transactionid,timestamp\n"
+        "2015-06-01 21:12:12,7,3,view,,1433193132535\n",
     )
     assert rows(retailrocket.read(tmp_path, file="sample.csv")) == [(3, 7, "view", 1433193132535)]
 
@@ -84,8 +89,8 @@ def test_retailrocket_categories_are_dated_and_have_a_tree(tmp_path):
     write(
         tmp_path,
         events__csv=EVENTS,
-        item_properties_part1__csv=head
-        + "1435460400000,460429,categoryid,1338\n1441508400000,206783,888,1116713 960601 n277.200\n",
+        item_properties_part1__csv=head + "1435460400000,460429,categoryid,1338\n"
+        "1441508400000,206783,888,1116713 960601 n277.200\n",
         item_properties_part2__csv=head
         + "1433041200000,460429,categoryid,9\n1433041200000,460429,available,0\n",
         category_tree__csv="categoryid,parentid\n1338,1278\n1278,\n",
@@ -179,7 +184,11 @@ def test_taobao(tmp_path):
 
 
 def test_movielens_1m(tmp_path):
-    films = "1::Toy Story (1995)::Animation|Children's\n2::Cité (1902) des: x (1995)::Drama\n3::No year::Drama\n"
+    films = (
+        "1::Toy Story (1995)::Animation|Children's\n"
+        "2::Cité (1902) des: x (1995)::Drama\n"
+        "3::No year::Drama\n"
+    )
     write(
         tmp_path,
         ratings__dat="1::2::5::978300760\n6040::1::3::956704746\n",
@@ -245,7 +254,11 @@ def test_movielens_100k(tmp_path):
 
 
 def test_movielens_20m(tmp_path):
-    films = 'movieId,title,genres\n11,"American President, The (1995)",Comedy|Drama\n12,"A ""B"" (2006–2007)",(no genres listed)\n'
+    films = (
+        "movieId,title,genres\n"
+        '11,"American President, The (1995)",Comedy|Drama\n'
+        '12,"A ""B"" (2006–2007)",(no genres listed)\n'
+    )
     write(
         tmp_path,
         ratings__csv="userId,movieId,rating,timestamp\n1,11,3.5,1112486027\n",
@@ -339,8 +352,10 @@ def test_amazon_meta_is_parsed_not_run(tmp_path):
 
 def test_steam(tmp_path):
     reviews = gzip.compress(
-        b"{u'username': u'null', u'hours': 0.1, u'product_id': u'725280', u'date': u'2017-12-17', u'text': u'it\\u2019s'}\n"
-        b"{u'username': u'Caf\\xe9 42', u'product_id': u'10', u'date': u'2010-01-02', u'early_access': False}\n"
+        b"{u'username': u'null', u'hours': 0.1, u'product_id': u'725280', "
+        b"u'date': u'2017-12-17', u'text': u'it\\u2019s'}\n"
+        b"{u'username': u'Caf\\xe9 42', u'product_id': u'10', "
+        b"u'date': u'2010-01-02', u'early_access': False}\n"
     )
     games = packed(
         {"id": "10", "genres": ["Action", "Indie"]},
@@ -389,7 +404,9 @@ def test_attribute_sequence(tmp_path):
 def test_table_csv_with_names_times_and_features(tmp_path):
     write(
         tmp_path,
-        log__csv='who;what;how;"stars; 1 to 5";when\nann;007;like;4.5;2020-01-02\nbob;7;see;;2020-01-02T03:04:05+01:00\n',
+        log__csv='who;what;how;"stars; 1 to 5";when\n'
+        "ann;007;like;4.5;2020-01-02\n"
+        "bob;7;see;;2020-01-02T03:04:05+01:00\n",
         items__csv="sku;colour;tags;eur\n007;red;a|b;1.5\n7;;;\n",
     )
     raw = table.read(

@@ -1,4 +1,4 @@
-"""Fingerprints of the real files (models.md §2.1): set RECEXP_DATA to the folder that holds them."""
+"""Counts of the real files, which lie in the folder that RECEXP_DATA names."""
 
 import os
 from pathlib import Path
@@ -79,7 +79,9 @@ def test_fingerprint(name):
 
 
 def test_movielens_1m_has_the_published_order():
-    """Items with 5 ratings, sorted stably by (user, time): user by user the sequences that SASRec and BERT4Rec trained on."""
+    """Items with 5 ratings, sorted stably by (user, time): user by user the sequences that SASRec
+    and BERT4Rec trained on.
+    """
     events = movielens.read_1m(DATA / "ml-1m").events.collect()
     events = events.filter(pl.len().over("item") >= 5).sort(
         "user", "timestamp", maintain_order=True

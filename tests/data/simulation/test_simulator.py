@@ -1,4 +1,7 @@
-"""The simulated shop: RetailRocket's layout, the planted structure, and a folder that is whole or absent."""
+"""The simulated shop:
+
+RetailRocket's layout, the planted structure, and a folder that is whole or absent.
+"""
 
 import inspect
 import os
@@ -140,7 +143,9 @@ def test_users_keep_to_few_categories(views):
 
 
 def _concentration(views):
-    """Chance that two views of one user, drawn with replacement, share the category; users with ten views and more."""
+    """Chance that two views of one user, drawn with replacement, share the category; users with ten
+    views and more.
+    """
     count = (
         views.group_by("visitorid", "leaf")
         .len()
@@ -169,7 +174,9 @@ def _persistence(views):
 
 
 def test_the_next_item_depends_on_the_previous_beyond_its_category(views):
-    """Items of the same category follow one another far from evenly: the commonest successor beats the commonest item."""
+    """Items of the same category follow one another far from evenly: the commonest successor beats
+    the commonest item.
+    """
     following = pl.col("itemid", "leaf").shift(-1).over("visitorid")
     pair = views.with_columns(following.name.prefix("next_"))
     pair = pair.filter(
@@ -220,7 +227,9 @@ def test_conversion_rates_are_the_settings(events):
 
 
 def test_what_is_carted_shows_the_users_liking_for_a_style(shop, events, views):
-    """Per user and style, the conversion in the first half of the views predicts that of the second half."""
+    """Per user and style, the conversion in the first half of the views predicts that of the second
+    half.
+    """
     parts = pl.concat([_properties(shop, 1), _properties(shop, 2)]).filter(
         pl.col("property") == "888"
     )
@@ -303,8 +312,13 @@ def test_every_setting_has_its_own_folder_and_is_written_once(tmp_path):
 
 
 def _run(code, *args):
-    """A process of its own (polars' threads do not survive a fork) that simulates SMALL into args[0] after running ``code``."""
-    before = "import os, sys, time; from pathlib import Path; from recexp.data.simulation import simulator"
+    """A process of its own (polars' threads do not survive a fork) that simulates SMALL into
+    args[0] after running ``code``.
+    """
+    before = (
+        "import os, sys, time; from pathlib import Path; "
+        "from recexp.data.simulation import simulator"
+    )
     code = f"{before}\n{code}\nsimulator.simulate(Path(sys.argv[1]), **{SMALL})"
     return subprocess.Popen([sys.executable, "-c", code, *map(str, args)])
 
