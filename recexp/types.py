@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -155,47 +155,3 @@ class SequenceBatch:
     negative_Bn: Tensor | None = None  # shared by all positions of a row, or
     negative_n: Tensor | None = None  # shared by the batch
     log_prob_n: Tensor | None = None  # of negative_n under the sampler, for corrections
-
-
-@runtime_checkable
-class Recommender(Protocol):
-    """Ranks items. ``history`` says how many past events it reads (0: none)."""
-
-    history: int
-
-    def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        """Preference scores [B, C] of the candidates; of all items 1..V-1, [B, V-1], where item_BC is None."""
-        ...
-
-
-@runtime_checkable
-class Encoder(Recommender, Protocol):
-    """A sequence encoder: one state per position, scored by inner product with item vectors."""
-
-    def encode(self, query: Query) -> Tensor:
-        """States h_BLD."""
-        ...
-
-    def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Vectors [..., D] of the given items (all 1..V-1 where None) and their biases [...] or None."""
-        ...
-
-
-@runtime_checkable
-class MultiBehaviour(Recommender, Protocol):
-    """Predicts K behaviours."""
-
-    n_behaviours: int  # K
-
-    def logits(self, query: Query, item_BC: Tensor) -> Tensor:
-        """Logits z_BCK, behaviours weak to strong."""
-        ...
-
-
-@runtime_checkable
-class Sweeping(Recommender, Protocol):
-    """Fits by closed-form sweeps over the whole store instead of gradient steps."""
-
-    def sweep(self, store: object) -> dict[str, float]:
-        """One pass; returns figures to log."""
-        ...

@@ -18,9 +18,9 @@ from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolat
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from recexp.config.ranges import ROOT, annotations_of, check_values
+from recexp.contracts import require
 from recexp.data.datamodule import rows_per_step
 from recexp.errors import RecexpError
-from recexp.objectives.base import require
 from recexp.runs.loading import read_checkpoint
 from recexp.types import Schema
 

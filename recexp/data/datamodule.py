@@ -125,16 +125,12 @@ class RecDataModule(pl.LightningDataModule):
         self._batches = state.get("batches", 0)
 
     def train_dataloader(self) -> DataLoader:
-        if hasattr(
-            self.objective, "batches"
-        ):  # an objective whose batches follow from one another deals out its rows itself
-            rows, batches = (
-                torch.arange(len(self.store.train)),
-                self.objective.batches(self.store, self.batch_size, self.seed),
-            )
-        else:
+        if self.objective.independent_rows:
             rows = self.objective.rows(self.store).cpu()
             batches = RowBatches(len(rows), self.batch_size, self.seed)
+        else:
+            rows = torch.arange(len(self.store.train))
+            batches = self.objective.batches(self.store, self.batch_size, self.seed)
         if self._skip and self._batches not in (0, len(batches)):
             raise RecexpError(
                 f"The checkpoint lies within an epoch of {self._batches} batches, which now has "

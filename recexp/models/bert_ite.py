@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recexp.contracts import MultiBehaviour
 from recexp.errors import RecexpError
 from recexp.models.ite import ImplicitToExplicit, both, checked_chunk, chunk_size
 from recexp.nn.embeddings import ItemEncoder, UserEncoder, one_of
@@ -16,7 +17,7 @@ from recexp.nn.shared_context import SharedContextTransformer
 from recexp.types import Query, Schema
 
 
-class BertITE(nn.Module):
+class BertITE(MultiBehaviour):
     """Ranks by P(implicit) * P(explicit | implicit) with phi_I = (last state of the user's row) * (target embedding).
 
     num_factors K is the width of everything; num_heads must divide it.

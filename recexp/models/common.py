@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from recexp.contracts import Encoder
 from recexp.errors import RecexpError
 from recexp.nn.cpu.lookup import row_dot
 from recexp.types import Query
@@ -94,7 +96,7 @@ def inner_products(h_BD: Tensor, vectors: Tensor, bias: Tensor | None) -> Tensor
         return score if bias is None else score + bias.to(dtype)
 
 
-class SequenceModel(nn.Module):
+class SequenceModel(Encoder):
     """Base of encoders: states of a history (``encode``), scored against ``item_vectors``.
 
     Encoders that can save work where only some states are wanted offer ``encode_at(query, wanted_BL) -> h_ND`` too: the states at the wanted places,
@@ -104,19 +106,9 @@ class SequenceModel(nn.Module):
     more than that. ``head`` maps the states that are of interest to the vectors that meet the item vectors.
     """
 
-    history: int
-
+    @abstractmethod
     def encode(self, query: Query, last_only: bool = False) -> Tensor:
         """States h_BLD; of the last position alone, [B, 1, D], where last_only."""
-        raise NotImplementedError
-
-    def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Vectors [..., D] of the items given (of all, 1..V-1, where None), and their biases [...] or None."""
-        raise NotImplementedError
-
-    def head(self, h: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
-        return h
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         h_BD = self.head(self.encode(query, last_only=True)[:, -1])

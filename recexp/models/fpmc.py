@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from recexp.contracts import MultiBehaviour
 from recexp.models.mf import inner_product, mean_square, require_positive
 from recexp.nn.cpu.lookup import Embedding
 from recexp.nn.init import normal_embeddings
 from recexp.types import Query, Schema
 
 
-class FPMC(nn.Module):
+class FPMC(MultiBehaviour):
     """s(u, l, i) = <V^UI_u, V^IU_i> + <V^IL_i, V^LI_l>, l the last item of the history; the second term is 0 without one.
 
     The third, user-last-item term of the general model is the same for all candidates and left out.

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from recexp.contracts import SessionState
 from recexp.errors import RecexpError
 from recexp.models.common import SequenceModel, checked_length, latest
 from recexp.nn.cpu.dropout import Dropout
@@ -46,7 +47,7 @@ class GRULayer(nn.Module):
         return h_BD + z * (c - h_BD)
 
 
-class GRU4Rec(SequenceModel):
+class GRU4Rec(SequenceModel, SessionState):
     """A recurrent state per history, zero before its first event.
 
     max_len: how many of the newest events are read; None: the whole history, as

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from recexp.contracts import MultiBehaviour
 from recexp.errors import RecexpError
 from recexp.nn.embeddings import ItemEncoder, UserEncoder, one_of
 from recexp.nn.init import normal_embeddings, xavier_linears
@@ -48,7 +49,7 @@ class ImplicitToExplicit(nn.Module):
         return torch.cat([self.implicit(phi), self.explicit(self.tower(phi))], -1)
 
 
-class ITE(nn.Module):
+class ITE(MultiBehaviour):
     """Ranks by P(implicit) * P(explicit | implicit).
 
     phi_I = [p^G * q^G ; tower([p^M; q^M])]. Sizes for num_factors K:
@@ -62,7 +63,6 @@ class ITE(nn.Module):
     Where a query names an item in ``without_B``, it does not count in the user's bag (training without the target).
     """
 
-    history = 0
     n_behaviours = 2
 
     def __init__(

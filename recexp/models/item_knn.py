@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from recexp.contracts import ClosedForm
 from recexp.errors import RecexpError
 from recexp.models.mf import require_positive
 from recexp.models.pop import behaviour_codes, select_events
@@ -14,7 +15,7 @@ _BLOCK = 1 << 25  # pairs counted at a time: bounds memory at a few hundred MB
 _SCORED = 1 << 20  # scores scattered at a time: few enough for the processor's cache
 
 
-class ItemKNN(nn.Module):
+class ItemKNN(ClosedForm):
     """score(u, c) = sum over the last max_len events h of decay^age(h) * sim(h, c), the newest event having age 0.
 
     sim(i, j) = cov(i, j) / (pop_i^history_damping * pop_j^item_damping), where cov sums 1/distance over the places at which j
@@ -25,7 +26,7 @@ class ItemKNN(nn.Module):
     behaviours: which events count, in training and in the history; as in ``Pop``.
     """
 
-    sweeps = 1  # a second changes nothing
+    n_passes = 1  # a second changes nothing
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class ItemKNN(nn.Module):
         self.register_buffer("similarity_Vn", torch.zeros(schema.V, neighbours))
         self.register_buffer("prior_V", torch.zeros(schema.V))
 
-    def sweep(self, store) -> dict[str, float]:
+    def fit_pass(self, store) -> dict[str, float]:
         """Counts co-visits, damps them and keeps every item's nearest neighbours."""
         user, item = select_events(store, self.codes)
         V, n = self.neighbour_Vn.shape

@@ -5,19 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recexp.contracts import MultiBehaviour
 from recexp.errors import RecexpError
 from recexp.nn.cpu.lookup import Embedding, table_dot
 from recexp.nn.init import normal_embeddings
 from recexp.types import Query, Schema
 
 
-class MF(nn.Module):
+class MF(MultiBehaviour):
     """s_ui = p_u . q_i (+ b_i).
 
     item_bias: learn b_i; on for BPR-MF, off for the plain MF of S001.
     """
 
-    history = 0
     n_behaviours = 1
 
     def __init__(

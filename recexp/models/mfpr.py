@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recexp.contracts import MultiBehaviour
 from recexp.errors import RecexpError
 from recexp.models.mf import inner_product, mean_square, require_positive
 from recexp.nn.cpu.lookup import row_dot
@@ -16,14 +17,13 @@ from recexp.nn.init import normal_embeddings
 from recexp.types import Query, Schema
 
 
-class MFPR(nn.Module):
+class MFPR(MultiBehaviour):
     """s_ui = b_i + q_i . (p_u + sum_t w_t |N_t(u)|^(-1/2) sum over j in N_t(u) of y_j^t).
 
     N_t(u) are the items u showed behaviour t on in training (``bind``). In training mode the scored item itself is taken out of
     every N_t(u), as its presence would tell the label. The w_t are learned and start at 1.
     """
 
-    history = 0
     n_behaviours = 1
     reconstruction = True
 

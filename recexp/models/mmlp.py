@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recexp.contracts import BranchMasked
 from recexp.models.mf import mean_square, require_positive
 from recexp.models.neumf import in_chunks
 from recexp.nn.cpu.lookup import Embedding, Rows
@@ -12,7 +13,7 @@ from recexp.nn.mlp import PairMLP
 from recexp.types import Query, Schema
 
 
-class MMLP(nn.Module):
+class MMLP(BranchMasked):
     """One tower ("branch") per behaviour on [p_u; q_i], fused linearly, optionally joined with a matrix factorisation part.
 
     phi^ML = W_M [o_1; ...; o_T] + b_M over the branch outputs o_t (weak to strong, the last one being the target's). Without
@@ -26,9 +27,7 @@ class MMLP(nn.Module):
     The paper leaves the widths open. Layers of a branch: 2d wide, then half the previous one (2 layers: 2d -> 2d -> d).
     """
 
-    history = 0
     n_behaviours = 1
-    wants_behaviour_mask = True
 
     def __init__(
         self,

@@ -9,19 +9,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recexp.contracts import MultiBehaviour
 from recexp.errors import RecexpError
 from recexp.models.mf import inner_product, mean_square, require_positive
 from recexp.nn.init import normal_embeddings
 from recexp.types import Query, Schema
 
 
-class MTMF(nn.Module):
+class MTMF(MultiBehaviour):
     """r^t_ui = p_u . q_i^t + b_u^t + b_i^t for t in (implicit, explicit), with one p_u for both.
 
     score_by: "explicit" ranks by r^explicit, "sum" by r^explicit + implicit_share * r^implicit.
     """
 
-    history = 0
     n_behaviours = 2
     reconstruction = True
 

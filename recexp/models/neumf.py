@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from recexp.contracts import MultiBehaviour
 from recexp.errors import RecexpError
 from recexp.models.mf import mean_square, require_positive
 from recexp.nn.cpu.lookup import Embedding, Rows
@@ -21,7 +22,7 @@ _BLOCK = (
 )  # floats of the widest hidden layer computed at a time when scoring: on a CPU they stay in its cache
 
 
-class NeuMF(nn.Module):
+class NeuMF(MultiBehaviour):
     """One logit from the products of embeddings (gmf), from a tower on their concatenation (mlp), or from both (neumf).
 
     num_factors f is the width of the last layer of either part. The tower has num_layers layers, each half as wide as the one
@@ -31,7 +32,6 @@ class NeuMF(nn.Module):
     weights enter times alpha and 1 - alpha (alpha = 0.5 in the paper), all else as it is.
     """
 
-    history = 0
     n_behaviours = 1
 
     def __init__(

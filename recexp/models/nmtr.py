@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recexp.contracts import MultiBehaviour
 from recexp.errors import RecexpError
 from recexp.models.neumf import (
     Interaction,
@@ -22,7 +23,7 @@ from recexp.nn.init import normal_embeddings
 from recexp.types import Query, Schema
 
 
-class NMTR(nn.Module):
+class NMTR(MultiBehaviour):
     """z_1 = f_1(u, i) + b_i^1 and z_r = carry(z_{r-1}) + f_r(u, i) + b_i^r: embeddings shared, f_r and b^r per level.
 
     The levels are nested, from any interaction to the explicit ones; n_behaviours says how many. The score is the last z.
@@ -31,7 +32,6 @@ class NMTR(nn.Module):
     carry: "logit" passes z_{r-1} on, "prob" passes sigma(z_{r-1}).
     """
 
-    history = 0
     reconstruction = True
 
     def __init__(

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from recexp.contracts import SideEncoder
 from recexp.errors import RecexpError
 from recexp.models.bert4rec import EPS, BERT4Rec
 from recexp.models.common import by_length, latest, places
@@ -117,7 +118,7 @@ class SideVectors(nn.Module):
         yield from (feature(query, self.mask_id) for feature in self.events)
 
 
-class SideBERT(BERT4Rec):
+class SideBERT(BERT4Rec, SideEncoder):
     """BERT4Rec with side information, fused with the item vector by add, concat or gating (gate softmax or sigmoid).
 
     invasive: the layers' input is h^0 = F(id, position, side...) (spec 7.3); with fusion add and side [] that is BERT4Rec.

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from recexp.contracts import ClosedForm
 from recexp.errors import RecexpError
 from recexp.types import Query, Schema
 
 
-class Pop(nn.Module):
+class Pop(ClosedForm):
     """score(i) = training events of item i, whoever asks.
 
     behaviours: names of the behaviours that count, "explicit" (those the data set calls explicit), "strongest", or None for all.
     """
 
-    history = 0
-    sweeps = 1  # a second changes nothing
+    n_passes = 1  # a second changes nothing
 
     def __init__(self, schema: Schema, *, behaviours: list[str] | str | None = None) -> None:
         super().__init__()
         self.codes = behaviour_codes(schema, behaviours)
         self.register_buffer("count_V", torch.zeros(schema.V))
 
-    def sweep(self, store) -> dict[str, float]:
+    def fit_pass(self, store) -> dict[str, float]:
         """Counts once more; the same figure every time."""
         item = select_events(store, self.codes)[1]
         self.count_V.copy_(torch.bincount(item, minlength=len(self.count_V)))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from recexp.contracts import ClosedForm
 from recexp.models.mf import require_positive
 from recexp.models.pop import behaviour_codes
 from recexp.types import Query, Schema
@@ -12,14 +13,14 @@ from recexp.types import Query, Schema
 _SCORED = 1 << 20  # scores scattered at a time: few enough for the processor's cache
 
 
-class Replay(nn.Module):
+class Replay(ClosedForm):
     """First the items of the last max_len events that have no strong event there, latest first; then all others by popularity.
 
     Strong are the explicit behaviours, or the strongest one where the data set calls none explicit. How far this baseline gets
     says how much of a protocol is answered by the user's own weaker behaviour.
     """
 
-    sweeps = 1  # a second changes nothing
+    n_passes = 1  # a second changes nothing
 
     def __init__(self, schema: Schema, *, max_len: int = 50) -> None:
         super().__init__()
@@ -28,7 +29,7 @@ class Replay(nn.Module):
         self.strong = behaviour_codes(schema, "explicit" if any(schema.explicit) else "strongest")
         self.register_buffer("prior_V", torch.zeros(schema.V))
 
-    def sweep(self, store) -> dict[str, float]:
+    def fit_pass(self, store) -> dict[str, float]:
         """Counts training events."""
         count_V = torch.bincount(store.train.item, minlength=len(self.prior_V)).to(self.prior_V)
         self.prior_V.copy_(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from recexp.contracts import ClosedForm
 from recexp.errors import RecexpError
 from recexp.models.mf import inner_product, require_positive
 from recexp.models.pop import behaviour_codes, select_events
@@ -15,14 +16,12 @@ _BLOCK = (
 )  # doubles gathered, or held in normal equations, at a time: few enough for the processor's cache
 
 
-class WMF(nn.Module):
+class WMF(ClosedForm):
     """s_ui = x_u . y_i minimising sum over all u, i of c_ui (p_ui - x_u . y_i)^2 + regularisation * (sum |x|^2 + sum |y|^2).
 
-    p_ui says whether u interacted with i, and c_ui = 1 + alpha * (number of training events). ``sweep`` solves exactly for all
+    p_ui says whether u interacted with i, and c_ui = 1 + alpha * (number of training events). ``fit_pass`` solves exactly for all
     users, then for all items. behaviours: which events count, as in ``Pop``.
     """
-
-    history = 0
 
     def __init__(
         self,
@@ -51,7 +50,7 @@ class WMF(nn.Module):
         return inner_product(self.user_UD[query.user_B], self.item_VD, None, item_BC)
 
     @torch.no_grad()
-    def sweep(self, store) -> dict[str, float]:
+    def fit_pass(self, store) -> dict[str, float]:
         """Solves once for all users and once for all items; returns the objective reached."""
         user, item = select_events(store, self.codes)
         V = len(self.item_VD)

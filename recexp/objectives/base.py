@@ -1,77 +1,29 @@
-"""What every objective shares. An objective says what a training example is and what its loss is; it never asks which model it feeds.
-
-``rows(store)``: int64 row ids, the whole of one epoch; Lightning shuffles them into batches.
-``batch(store, rows, generator)``: everything the loss needs, gathered and drawn on the device.
-``instances()`` and ``constant_loss(store, batch_size)``: what is known of rows and losses before training; None unless an objective says it.
-``batches(store, batch_size, seed)``, optional: a sampler that deals out batches of row ids instead, where they follow from one another.
-``loss(model, batch)``: a dict of scalars with the one to minimise under "loss".
-"""
+"""Helpers that several objectives share. The contract is ``recexp.contracts.Objective``."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from recexp.contracts import NegativeSampler, Recommender
 from recexp.errors import RecexpError
-from recexp.objectives.samplers import Mixed, NegativeSampler, NoSampler, SupportiveOnly
+from recexp.objectives.samplers import Mixed, NoSampler, SupportiveOnly
 from recexp.types import Query
 
 
-class Objective(Protocol):
-    """See the module's docstring."""
-
-    needs: tuple[str, ...]  # methods of the models it can train
-
-    def check(self, model: Any, store: Any) -> None:
-        """Raise RecexpError where the model or the data cannot serve this objective, before any work starts."""
-        ...
-
-    def rows(self, store: Any) -> Tensor: ...
-
-    def batch(self, store: Any, rows: Tensor, generator: torch.Generator) -> Any: ...
-
-    def loss(self, model: Any, batch: Any) -> dict[str, Tensor]: ...
-
-    def instances(self) -> int | None:
-        """Training instances that a row becomes, as the authors' code of pointwise and pairwise
-        systems counts a batch. None where a row is no positive with negatives of its own.
-        """
-        return None
-
-    def constant_loss(self, store: Any, batch_size: int) -> float | None:
-        """Mean training loss of the best model that scores all items of a query equal, without
-        regularization: the mark that a model which has learned something lies well below.
-        None where there is none. batch_size: rows a step.
-        """
-        return None
-
-
-def require(model: Any, objective: Any) -> None:
-    """Raise RecexpError where the model (or its class) lacks a method that the objective ``needs``, or fits by sweeps and the objective does not."""
-    model, objective = (x if isinstance(x, type) else type(x) for x in (model, objective))
-    advice = "Choose the objective the model's YAML names (drop objective= from the command line)."
-    for name in objective.needs:
-        if not callable(getattr(model, name, None)):
-            raise RecexpError(
-                f"objective={objective.__name__} needs a model with {name}(...), which {model.__name__} has not. {advice}"
-            )
-    if callable(getattr(model, "sweep", None)) and "sweep" not in objective.needs:
-        raise RecexpError(
-            f"objective={objective.__name__} needs a model that learns by gradients; {model.__name__} fits by sweeps. {advice}"
-        )
-
-
-def penalty(model: Any, query: Query, item: Tensor, weight: float) -> Tensor | None:
+def penalty(model: Recommender, query: Query, item: Tensor, weight: float) -> Tensor | None:
     """weight * mean square of the embeddings this batch looked up, None where it does not apply."""
     if weight <= 0:
         return None
-    if not callable(getattr(model, "penalty", None)):
+    mean_square = model.penalty(query, item)
+    if mean_square is None:
         raise RecexpError(
-            f"objective.l2={weight} needs a model with penalty(...); {type(model).__name__} has none. Set objective.l2=0."
+            f"objective.l2={weight} needs a model with penalty(...); {type(model).__name__} has "
+            "none. Set objective.l2=0."
         )
-    return weight * model.penalty(query, item)
+    return weight * mean_square
 
 
 def behaviours_on(store: Any, user: Tensor, item: Tensor) -> Tensor:

@@ -7,17 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from recexp.objectives.base import Objective, require
+from recexp.contracts import ClosedForm, Objective
 
 
 @dataclass
-class Sweep(Objective):
-    """The module calls ``model.sweep(store)`` once per epoch instead of optimiser steps."""
+class FitPass(Objective):
+    """The module calls ``model.fit_pass(store)`` once per epoch instead of optimizer steps."""
 
-    needs = ("sweep",)
-
-    def check(self, model, store) -> None:
-        require(model, self)
+    needs = ClosedForm
 
     def rows(self, store) -> Tensor:
         return torch.zeros(1, dtype=torch.int64)  # one step an epoch
@@ -26,5 +23,5 @@ class Sweep(Objective):
         return store
 
     def loss(self, model, batch) -> dict[str, Tensor]:
-        """What the sweep reports; there is nothing to minimise."""
-        return model.sweep(batch)
+        """What the pass reports; there is nothing to minimise."""
+        return model.fit_pass(batch)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from recexp.contracts import SideEncoder
 from recexp.errors import RecexpError
 from recexp.objectives.samplers import hash_uniform
 from recexp.objectives.sequence import SequenceObjective, read_window, window_ends
@@ -62,15 +62,14 @@ class Cloze(SequenceObjective):
 
     def check(self, model, store) -> None:
         super().check(model, store)
-        self._mask_id = store.schema.V
-        if (
-            not self.hide_side
-            and "side_item_BL"
-            not in inspect.signature(getattr(model, "encode_at", model.encode)).parameters
-        ):
+        if not self.hide_side and not isinstance(model, SideEncoder):
             raise RecexpError(
                 f"objective.hide_side=false shows side information, and {type(model).__name__} takes none: nova_bert does."
             )
+
+    def bind(self, model, store) -> None:
+        super().bind(model, store)
+        self._mask_id = store.schema.V
 
     def rows(self, store) -> Tensor:
         length = self._history + 1  # at prediction [MASK] takes one place

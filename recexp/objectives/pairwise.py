@@ -8,20 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from recexp.contracts import BranchMasked, NegativeSampler, Objective, Recommender
 from recexp.errors import RecexpError
 from recexp.objectives import losses
 from recexp.objectives.base import (
-    Objective,
     behaviours_on,
     check_negatives,
     check_positives,
     check_sampler,
     penalty,
     positive_rows,
-    require,
     somebody,
 )
-from recexp.objectives.samplers import NegativeSampler
 from recexp.types import PairwiseBatch, Query
 
 
@@ -46,7 +44,7 @@ class Pairwise(Objective):
     l2: float = 0.0
     shuffle_targets: bool = False
 
-    needs = ("score",)
+    needs = Recommender
 
     def __post_init__(self):
         check_positives(self.positives)
@@ -57,8 +55,7 @@ class Pairwise(Objective):
             raise RecexpError("objective.n_negatives must be at least 1: a pair needs a negative.")
 
     def check(self, model, store) -> None:
-        self._branches = getattr(model, "wants_behaviour_mask", False)
-        require(model, self)
+        super().check(model, store)
         check_negatives(store, self.n_negatives, model)
         self.rows(store)
         T = len(store.schema.behaviours)
@@ -66,7 +63,11 @@ class Pairwise(Objective):
             raise RecexpError(
                 f"objective.levels={list(self.levels)} must give each of the behaviours {list(store.schema.behaviours)} a level >= 1."
             )
+
+    def bind(self, model, store) -> None:
+        super().bind(model, store)
         self._history = model.history
+        self._branches = isinstance(model, BranchMasked)
         self._items_by_level = None
 
     def rows(self, store) -> Tensor:

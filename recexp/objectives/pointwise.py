@@ -8,20 +8,18 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from recexp.contracts import BranchMasked, MultiBehaviour, NegativeSampler, Objective
 from recexp.errors import RecexpError
 from recexp.objectives import losses
 from recexp.objectives.base import (
-    Objective,
     behaviours_on,
     check_negatives,
     check_positives,
     check_sampler,
     penalty,
     positive_rows,
-    require,
     somebody,
 )
-from recexp.objectives.samplers import NegativeSampler
 from recexp.types import PointwiseBatch
 
 
@@ -57,7 +55,7 @@ class Pointwise(Objective):
     leave_target_out: bool = False
     shuffle_targets: bool = False
 
-    needs = ("logits",)
+    needs = MultiBehaviour
 
     def __post_init__(self):
         check_positives(self.positives)
@@ -76,13 +74,19 @@ class Pointwise(Objective):
             )
 
     def check(self, model, store) -> None:
-        require(model, self)
+        super().check(model, store)
         check_negatives(store, self.n_negatives, model)
         self.rows(store)
-        self._prepare(model, store)
+        self._level_bits(model, store)
 
-    def _prepare(self, model, store) -> None:
-        """Bit masks of the levels, once."""
+    def bind(self, model, store) -> None:
+        super().bind(model, store)
+        self._bits_K = self._level_bits(model, store)
+        self._history = model.history
+        self._branches = isinstance(model, BranchMasked)
+
+    def _level_bits(self, model, store) -> Tensor:
+        """Bit mask of each level over the behaviors, int64 [K]."""
         schema, K = store.schema, model.n_behaviours
         levels = self.levels or {1: ["any"], 2: ["any", "explicit"]}.get(K, list(schema.behaviours))
         if len(levels) != K:
@@ -108,8 +112,7 @@ class Pointwise(Objective):
             raise RecexpError(
                 f"objective.weights has {len(self.weights)} numbers; the model predicts {K} levels."
             )
-        self._bits_K = torch.tensor([known[name] for name in levels])
-        self._history, self._branches = model.history, getattr(model, "wants_behaviour_mask", False)
+        return torch.tensor([known[name] for name in levels])
 
     def rows(self, store) -> Tensor:
         return positive_rows(store, self.positives)

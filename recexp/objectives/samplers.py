@@ -22,30 +22,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from recexp.contracts import NegativeSampler
 from recexp.errors import RecexpError
 from recexp.types import Query
 
 _NO_SAMPLER = "This objective draws negatives, but sampler=none: choose sampler=uniform or another."
 _CHUNK = 2**22  # entries of a table users x items that is made at a time
-
-
-class NegativeSampler(Protocol):
-    """See the module's docstring."""
-
-    def __call__(
-        self, store, query: Query, n: int, generator: torch.Generator, pool: Tensor | None = None
-    ) -> Tensor: ...
-
-    def draw_shared(
-        self, store, n: int, generator: torch.Generator, pool: Tensor | None = None
-    ) -> Tensor: ...
-
-    def log_prob(self, store, item: Tensor) -> Tensor: ...
 
 
 def unseen(pairs, n_items: int, user: Tensor, rank: Tensor) -> Tensor:
@@ -263,6 +249,8 @@ def _draw_restricted(
 class SupportiveOnly:
     """Items the user touched only through behaviours weaker than the target's (S001 §5.2); uniform unseen where there is none."""
 
+    _of: object = field(default=None, init=False, repr=False, compare=False)
+
     def __call__(
         self, store, query: Query, n: int, generator: torch.Generator, pool: Tensor | None = None
     ) -> Tensor:
@@ -279,7 +267,7 @@ class SupportiveOnly:
 
     def _supportive(self, store) -> tuple[Tensor, Tensor]:
         pairs = store.train_pairs
-        if getattr(self, "_of", None) is not pairs:
+        if self._of is not pairs:
             target = 1 << (len(store.schema.behaviours) - 1)
             keep = (pairs.mask & target) == 0
             counts = torch.zeros(

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from recexp.contracts import Encoder, NegativeSampler, Objective
 from recexp.errors import RecexpError
 from recexp.nn.cpu.linear_cross_entropy import linear_cross_entropy
 from recexp.nn.cpu.lookup import row_dot
 from recexp.objectives import losses
-from recexp.objectives.base import Objective, check_negatives, check_sampler, require, somebody
-from recexp.objectives.samplers import NegativeSampler
+from recexp.objectives.base import check_negatives, check_sampler, somebody
 from recexp.types import Query, SequenceBatch
 
 LOSSES = ("ce", "bce", "gbce", "bpr", "sampled_softmax", "top1", "top1_max", "bpr_max")
@@ -44,7 +44,7 @@ class SequenceObjective(Objective):
     bpreg: float = 1.0
     shuffle_targets: bool = False
 
-    needs = ("encode", "item_vectors")
+    needs = Encoder
 
     def __post_init__(self):
         if self.loss_name not in LOSSES:
@@ -69,10 +69,14 @@ class SequenceObjective(Objective):
             )
 
     def check(self, model, store) -> None:
-        require(model, self)
+        super().check(model, store)
         if self.loss_name != "ce" and self.shared != "batch":
             check_negatives(store, self.n_negatives, model)
-        self._history, self._n_items = model.history, store.schema.n_items
+
+    def bind(self, model, store) -> None:
+        super().bind(model, store)
+        self._history = model.history
+        self._n_items = store.schema.n_items
 
     def constant_loss(self, store, batch_size: int) -> float:
         if self.loss_name == "ce" or self.log_q:  # corrected, a sample stands for the catalog
@@ -104,20 +108,12 @@ class SequenceObjective(Objective):
 
     def states(self, model, batch: SequenceBatch, wanted_BL: Tensor) -> Tensor:
         """States [N, D] at the wanted places, row by row."""
-        if callable(getattr(model, "encode_at", None)):
-            return model.encode_at(batch.query, wanted_BL)
-        h_BLD = model.encode(batch.query)
-        if (
-            h_BLD.shape[1] == 1 and wanted_BL.shape[1] > 1
-        ):  # one state serves all targets of a window
-            h_BLD = h_BLD.expand(-1, wanted_BL.shape[1], -1)
-        return h_BLD[wanted_BL]
+        return model.encode_at(batch.query, wanted_BL)
 
     def loss(self, model, batch: SequenceBatch) -> dict[str, Tensor]:
         wanted_BL = batch.target_BL != 0
         h_ND, target_N = self.states(model, batch, wanted_BL), batch.target_BL[wanted_BL]
-        head = getattr(model, "head", None)
-        h_ND = head(h_ND) if head is not None else h_ND
+        h_ND = model.head(h_ND)
         if self.loss_name == "ce":
             vectors, bias = model.item_vectors()
             return {"loss": linear_cross_entropy(h_ND, vectors, bias, target_N - 1)}
@@ -150,9 +146,9 @@ class SequenceObjective(Objective):
         vectors, bias = model.item_vectors(negative)
         score_Nn = h_ND @ vectors.T if negative.dim() == 1 else row_dot(vectors, h_ND)
         score_Nn = score_Nn + (0 if bias is None else bias)
-        activation = getattr(model, "final_activation", None)
-        if activation is not None and self.loss_name != "sampled_softmax":
-            positive_N, score_Nn = activation(positive_N), activation(score_Nn)
+        if self.loss_name != "sampled_softmax":
+            positive_N = model.final_activation(positive_N)
+            score_Nn = model.final_activation(score_Nn)
         match self.loss_name:
             case "bce":
                 return losses.bce_negatives(positive_N, score_Nn, mask=mask)

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from recexp.contracts import SessionState, require
 from recexp.distributed import rank_and_world
 from recexp.errors import RecexpError
 from recexp.objectives import losses
-from recexp.objectives.base import check_sampler, require, somebody
+from recexp.objectives.base import check_sampler, somebody
 from recexp.objectives.sequence import SequenceObjective
 
 SAMPLED = ("bce", "bpr", "sampled_softmax", "top1", "top1_max", "bpr_max")
@@ -47,7 +48,8 @@ class SessionParallel(SequenceObjective):
     shared: str = "batch"
     target_copies: bool = False
 
-    needs = ("step", "initial_state", "item_vectors")
+    needs = SessionState
+    independent_rows = False
 
     def __post_init__(self):
         if self.loss_name not in SAMPLED:
@@ -68,14 +70,17 @@ class SessionParallel(SequenceObjective):
             check_sampler(self.sampler, shared=True)
 
     def check(self, model, store) -> None:
-        require(model, self)
+        require(type(model), type(self))
+
+    def bind(self, model, store) -> None:
+        super().bind(model, store)
         self._state = None
 
-    def state_dict(self) -> dict[str, Tensor | None]:
+    def state(self) -> dict[str, Tensor | None]:
         """The sessions' states, for a run that goes on in the middle of an epoch."""
         return {"state": self._state}
 
-    def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
+    def load_state(self, state: dict[str, Tensor | None]) -> None:
         self._state = state["state"]
 
     def rows(self, store) -> Tensor:

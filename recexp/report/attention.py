@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from recexp.config.check import build, check_config
+from recexp.contracts import Encoder
 from recexp.data.cache import prepare
 from recexp.data.store import Store
 from recexp.errors import RecexpError
@@ -49,11 +50,11 @@ def mean_weights(model: nn.Module, batches: list[Query], last: int) -> np.ndarra
     Raises RecexpError where the model has no ``MultiHeadAttention``, or nobody's history is so long.
     """
     layers = [m for m in model.modules() if isinstance(m, MultiHeadAttention)]
-    encode = getattr(model, "encode", None)
-    if not layers or encode is None:
+    if not layers or not isinstance(model, Encoder):
         raise RecexpError(
             f"{type(model).__name__} has no self-attention over a history, so there are no weights to show."
         )
+    encode = model.encode
     total = np.zeros((len(layers), layers[0].num_heads, last, last))
     count = 0
     seen: list[list[Tensor]] = [[] for _ in layers]
@@ -134,8 +135,7 @@ def attention(run_dir: str | Path, *, users: int = 512, last: int = 10) -> np.nd
     targets = store.targets("test")
     rows = torch.arange(min(users, len(targets))).split(256)
     queries = [
-        store.query_held_out(targets, row, getattr(module.model, "history", 0), protocol.history)
-        for row in rows
+        store.query_held_out(targets, row, module.model.history, protocol.history) for row in rows
     ]
     typical = int(torch.cat([q.mask_BL.sum(1) for q in queries]).median())
     return mean_weights(module.model, queries, max(1, min(last, typical)))

@@ -197,7 +197,7 @@ def _idle(key: str, found: Mapping[str, Any]) -> bool:
         other, values = _UNUSED_UNLESS[key]
         if found.get(other) not in values:
             return True
-    if found["objective._target_"].endswith(".Sweep"):
+    if found["objective._target_"].endswith((".FitPass", ".Sweep")):
         return key.startswith(_OF_GRADIENTS)
     if found.get("objective.loss_name") == "ce" and key.startswith(_OF_NEGATIVES):
         return True

@@ -19,7 +19,7 @@ def assemble(
     """Module and data of a config on a store; splits as in ``RecDataModule``."""
     pl.seed_everything(cfg.seed, verbose=False)
     model, objective = build(cfg.model, schema=store.schema), build(cfg.objective)
-    objective.check(model, store)
+    objective.bind(model, store)
     module = RecModule(
         model, objective, protocol, store, optimizer=build(cfg.optimizer), scheduler=build(cfg.scheduler) if cfg.scheduler else None,
         seed=cfg.seed, splits=splits, store_on=cfg.get("store_on", "auto"),

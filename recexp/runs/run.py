@@ -13,6 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from recexp.config.check import build, check_config, check_machine
+from recexp.contracts import ClosedForm
 from recexp.data.cache import prepare, write_json
 from recexp.data.store import Store
 from recexp.errors import RecexpError
@@ -89,8 +90,8 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     table, parts = EpochTable(run_dir / "metrics.csv"), Parts(started)
     stop = Interruption(run_dir / "checkpoints" / "last.ckpt")
     chosen = [build(node) for node in cfg.callbacks.values() if node]
-    sweeps = getattr(module.model, "sweeps", None)
-    trainer = trainer_of(cfg, [table, parts, stop, ValidateAtLastStep(), *chosen], sweeps)
+    n_passes = module.model.n_passes if isinstance(module.model, ClosedForm) else None
+    trainer = trainer_of(cfg, [table, parts, stop, ValidateAtLastStep(), *chosen], n_passes)
 
     def interrupted() -> Interrupted:
         if rank_zero_only.rank == 0:
@@ -149,7 +150,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
         "convergence": asdict(judge(table.rows, monitor, stop_reason=stopped, constant_loss=constant_loss)),
         "parameters": sum(p.numel() for p in module.model.parameters()),
         **scoring_costs(module.model, module.store, protocol.history),
-        "reconstruction": getattr(module.model, "reconstruction", False),
+        "reconstruction": module.model.reconstruction,
         **describe(),
     }  # fmt: skip
     result["ranks_sha256"] = save_ranks(run_dir / "ranks.parquet", {"test": module.ranks})

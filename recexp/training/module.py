@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
+from recexp.contracts import ClosedForm
 from recexp.distributed import rank_and_world
 from recexp.errors import RecexpError
 from recexp.evaluation.candidate_store import stored_candidates
@@ -65,7 +66,7 @@ class RecModule(pl.LightningModule):
             store_on,
         )
         self._optimizer, self._scheduler, self.splits = optimizer, scheduler, tuple(splits)
-        self.gradient_free = callable(getattr(model, "sweep", None))
+        self.gradient_free = isinstance(model, ClosedForm)
         self.automatic_optimization = not self.gradient_free
         if self.gradient_free:
             self.anchor = torch.nn.Parameter(
@@ -82,8 +83,7 @@ class RecModule(pl.LightningModule):
         self.results: dict[
             str, dict[str, float]
         ] = {}  # split -> latest metrics in full precision (Lightning logs float32)
-        if callable(getattr(model, "bind", None)):
-            model.bind(store)
+        model.bind(store)
 
     def setup(self, stage: str) -> None:
         """Map the candidates, which are drawn on the host, and move the data to the device, before the first batch."""
@@ -99,7 +99,7 @@ class RecModule(pl.LightningModule):
         )
         if host and self.gradient_free and self.device.type != "cpu":
             raise RecexpError(
-                "This model fits by sweeps over all data, which do not fit on the device beside it: set trainer.accelerator=cpu."
+                "This model fits by passes over all data, which does not fit on the device beside it: set trainer.accelerator=cpu."
             )
         if not host:
             self.store = self.store.to(self.device)
@@ -141,7 +141,7 @@ class RecModule(pl.LightningModule):
         losses = self.objective.loss(self.model, self._batch(row, seed))
         if self.gradient_free:
             self._add(losses, len(row))
-            # Count the sweep as a step: loggers and checkpoints go by the number of steps.
+            # Count the pass as a step: loggers and checkpoints go by the number of steps.
             progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
             progress.increment_ready()
             progress.increment_completed()
@@ -149,7 +149,7 @@ class RecModule(pl.LightningModule):
         loss = losses["loss"]
         if not torch.isfinite(loss):
             raise RecexpError(self._not_finite(row, index, seed))
-        self._add(losses | getattr(self.model, "diagnostics", dict)(), len(row))
+        self._add(losses | self.model.diagnostics(), len(row))
         self.latest_loss = loss.detach()
         return loss
 
@@ -192,7 +192,7 @@ class RecModule(pl.LightningModule):
                 if name
                 else "every layer's output is finite, the loss of them is not"
             )
-            if not hasattr(self.objective, "batches"):
+            if self.objective.independent_rows:
                 bad = bad_rows(row, loss_of)
                 users = self._batch(bad, seed).query.user_B.tolist() if len(bad) else []
                 cause += (
@@ -210,13 +210,13 @@ class RecModule(pl.LightningModule):
             name: (float(total), rows) for name, (total, rows) in self._sums.items()
         }
         checkpoint["data_fingerprint"] = self.store.meta["fingerprint"]
-        if hasattr(self.objective, "state_dict"):
-            checkpoint["objective"] = self.objective.state_dict()
+        if state := self.objective.state():
+            checkpoint["objective"] = state
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._sums = dict(checkpoint.get("train_sums", {}))
-        if hasattr(self.objective, "load_state_dict") and "objective" in checkpoint:
-            self.objective.load_state_dict(checkpoint["objective"])
+        if "objective" in checkpoint:
+            self.objective.load_state(checkpoint["objective"])
 
     def validation_step(self, row: Tensor, index: int, dataloader_idx: int = 0) -> None:
         self._rank(self.splits[dataloader_idx], row)

@@ -163,27 +163,27 @@ def test_a_missing_group_is_named(default):
         (
             "sasrec",
             "pointwise",
-            r"objective=Pointwise needs a model with logits\(\.\.\.\), which SASRec has not",
+            r"objective=Pointwise needs a model that implements MultiBehaviour .*, which SASRec does not",
         ),
         (
             "bpr_mf",
             "cloze",
-            r"objective=Cloze needs a model with encode\(\.\.\.\), which MF has not",
+            r"objective=Cloze needs a model that implements Encoder .*, which MF does not",
         ),
         (
             "pop",
             "next_item",
-            r"objective=NextItem needs a model with encode\(\.\.\.\), which Pop has not",
+            r"objective=NextItem needs a model that implements Encoder .*, which Pop does not",
         ),
         (
             "bert_ite",
             "none",
-            r"objective=Sweep needs a model with sweep\(\.\.\.\), which BertITE has not",
+            r"objective=FitPass needs a model that implements ClosedForm .*, which BertITE does not",
         ),
         (
             "caser",
             "session_parallel",
-            r"objective=SessionParallel needs a model with step\(\.\.\.\), which Caser has not",
+            r"objective=SessionParallel needs a model that implements SessionState .*, which Caser does not",
         ),
         ("pop", "pairwise", r"objective=Pairwise needs a model that learns by gradients.*Pop"),
     ],

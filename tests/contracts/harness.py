@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recexp.config import CONF
 from recexp.config.check import build, check_config
+from recexp.contracts import ClosedForm, Encoder
 from recexp.data.datamodule import RecDataModule
 from recexp.data.store import Store
 from tests.support import toy, worlds
@@ -39,12 +40,12 @@ class Contestant:
     cfg: DictConfig
 
     @property
-    def sweeps(self) -> bool:
-        return callable(getattr(self.model, "sweep", None))
+    def closed_form(self) -> bool:
+        return isinstance(self.model, ClosedForm)
 
     @property
     def encodes(self) -> bool:
-        return callable(getattr(self.model, "encode", None))
+        return isinstance(self.model, Encoder)
 
     def batches(self, epoch: int, batch_size: int):
         """An epoch's batches, as training would see them."""
@@ -85,15 +86,14 @@ def contestant(
             OmegaConf.update(cfg, f"objective.{key}", value)
     pl.seed_everything(0, verbose=False)
     model, task = build(cfg.model, schema=store.schema), build(cfg.objective)
-    task.check(model, store)
+    task.bind(model, store)
     bind(model, store)
     return Contestant(model, task, store, cfg)
 
 
 def bind(model, store) -> None:
     """Give the model the training data, where it asks for them."""
-    if callable(getattr(model, "bind", None)):
-        model.bind(store)
+    model.bind(store)
 
 
 @cache
@@ -101,6 +101,6 @@ def ready(name: str) -> Contestant:
     """On ``STORE``, to be looked at only: swept, or with random parameters so large that no scores agree by accident. Float64, evaluation mode."""
     entry = contestant(name, STORE)
     toy.randomise(entry.model)
-    if entry.sweeps:
-        entry.model.sweep(STORE)
+    if entry.closed_form:
+        entry.model.fit_pass(STORE)
     return entry

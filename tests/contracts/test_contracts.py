@@ -36,9 +36,9 @@ def candidates(n=9):
 
 def test_loss_is_finite_and_reaches_every_parameter(name):
     entry = contestant(name, STORE)
-    if entry.sweeps:
+    if entry.closed_form:
         assert not list(entry.model.parameters())
-        assert all(torch.isfinite(torch.tensor(v)) for v in entry.model.sweep(STORE).values())
+        assert all(torch.isfinite(torch.tensor(v)) for v in entry.model.fit_pass(STORE).values())
         return
     entry.model.train()
     for epoch in range(3):
@@ -142,7 +142,7 @@ def test_later_events_change_no_earlier_state(name):
 def test_what_is_to_be_predicted_is_not_in_the_input(name):
     """Other items (so other side information), behaviours and values at the events to predict leave what the model reads as it was."""
     entry = ready(name)
-    if entry.sweeps:
+    if entry.closed_form:
         pytest.skip("fits without examples")
     rows = STORE.train.ptr[1:11]  # one past every user's last event
     rows = (

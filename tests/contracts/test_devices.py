@@ -35,7 +35,7 @@ def there(model):
 def batch_of(objective, store, generator):
     rows = (
         next(iter(objective.batches(store, 8, 0)))
-        if hasattr(objective, "batches")
+        if not objective.independent_rows
         else objective.rows(STORE)[:8]
     )
     return objective.batch(store, rows.to(store.device), generator)
@@ -46,10 +46,10 @@ def test_training(name):
     """The loss and gradients of a batch gathered on the host are the CPU's; batches gathered on the device are all there."""
     entry = contestant(name, STORE, dropout=False)
     model = entry.model.train()
-    if entry.sweeps:
+    if entry.closed_form:
         with pretend():
             far = there(model)
-            expected, found = model.sweep(STORE), far.sweep(STORE.to(DEVICE))
+            expected, found = model.fit_pass(STORE), far.fit_pass(STORE.to(DEVICE))
             assert found == pytest.approx(expected, rel=1e-4)
         return
     objective = copy.deepcopy(entry.objective)
@@ -89,8 +89,8 @@ PROTOCOLS = [
 def test_ranks(name, protocol):
     entry = contestant(name, STORE)
     model = entry.model.eval()
-    if entry.sweeps:
-        model.sweep(STORE)
+    if entry.closed_form:
+        model.fit_pass(STORE)
     generator = torch.Generator().manual_seed(1)
     chosen = (
         None

@@ -91,23 +91,23 @@ def in_the_open(name: str, **options) -> Contestant:
 def trained(name: str) -> tuple[Contestant, int]:
     """The model after training on the planted data, and the epochs it took."""
     entry = in_the_open(name)
-    if entry.sweeps:
-        for _ in range(getattr(entry.model, "sweeps", None) or 1):
-            entry.model.sweep(PLANTED)
+    if entry.closed_form:
+        for _ in range(entry.model.n_passes or 1):
+            entry.model.fit_pass(PLANTED)
         return entry, 0
     return entry, fit(entry, MAX_EPOCHS, until=enough)
 
 
 def test_fits_its_training_data(name):
     entry, _ = trained(name)
-    if entry.sweeps:
+    if entry.closed_form:
         pytest.skip("counts or solves instead of training")
     assert train_hit_rate(entry.model) > 0.95
 
 
 def test_learns_a_planted_pattern_and_nothing_from_its_shuffled_control(name):
     entry, epochs = trained(name)
-    if entry.sweeps and same_for_all(entry.model):
+    if entry.closed_form and same_for_all(entry.model):
         popularity = torch.bincount(PLANTED.train.item, minlength=PLANTED.schema.V)[1:].double()
         score = entry.model.score(PLANTED.query(PLANTED.train.ptr[1:2], 0))[0].double()
         assert torch.corrcoef(torch.stack([popularity, score]))[0, 1] > 0.999, (
@@ -115,8 +115,8 @@ def test_learns_a_planted_pattern_and_nothing_from_its_shuffled_control(name):
         )
         return
     control = in_the_open(name, shuffle_targets=True)
-    if entry.sweeps:
-        control.model.sweep(worlds.planted(length=LENGTH, shuffled=True))
+    if entry.closed_form:
+        control.model.fit_pass(worlds.planted(length=LENGTH, shuffled=True))
     else:
         fit(control, epochs)
     learned, nothing = held_out_hit_rate(entry.model), held_out_hit_rate(control.model)

@@ -63,6 +63,8 @@ def test_processes_share_one_order(world):
 
 
 class Objective:
+    independent_rows = True
+
     def rows(self, store):
         return torch.arange(0, 50, 5)
 

@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from recexp.contracts import MultiBehaviour
 from recexp.errors import RecexpError
 from recexp.models.bert_ite import BertITE
 from recexp.models.ite import both
-from recexp.types import MultiBehaviour
 from tests.config.test_check import composed
 from tests.support import toy
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from recexp.config.check import build as build_config
+from recexp.contracts import ClosedForm, MultiBehaviour, Recommender
 from recexp.errors import RecexpError
 from recexp.models.fpmc import FPMC
 from recexp.models.item_knn import ItemKNN
@@ -19,7 +20,7 @@ from recexp.models.nmtr import NMTR
 from recexp.models.pop import Pop
 from recexp.models.replay import Replay
 from recexp.models.wmf import WMF
-from recexp.types import MultiBehaviour, Recommender, Schema, Sweeping
+from recexp.types import Schema
 from tests.config.test_check import composed
 from tests.support import toy, worlds
 
@@ -99,9 +100,8 @@ def ready(name):
     torch.manual_seed(0)
     model = toy.randomise(build(name))
     if name in SWEPT:
-        model.sweep(STORE)
-    if hasattr(model, "bind"):
-        model.bind(STORE)
+        model.fit_pass(STORE)
+    model.bind(STORE)
     return model
 
 
@@ -151,11 +151,10 @@ def test_padding_and_float32(name):
 def test_protocols_and_state(name, tmp_path):
     model, other = ready(name), build(name)
     assert isinstance(model, Recommender)
-    assert isinstance(model, Sweeping if name in SWEPT else MultiBehaviour)
+    assert isinstance(model, ClosedForm if name in SWEPT else MultiBehaviour)
     torch.save(model.state_dict(), tmp_path / "state.pt")
     other.double().eval().load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    if hasattr(other, "bind"):
-        other.bind(STORE)
+    other.bind(STORE)
     assert torch.equal(other.score(QUERY), model.score(QUERY))
 
 
@@ -234,8 +233,7 @@ def test_overfits_a_toy_shop(name):
     torch.manual_seed(0)
     model = build(name, Schema(20, 60, ("view", "buy"), (False, True)), num_factors=8, init_std=0.1)
     likes = torch.stack([torch.randperm(60)[:3] + 1 for _ in range(20)])
-    if hasattr(model, "bind"):
-        model.bind(events([(u, int(i), 2) for u in range(20) for i in likes[u]], 20))
+    model.bind(events([(u, int(i), 2) for u in range(20) for i in likes[u]], 20))
     query = toy.query(list(range(20)), [[]] * 20)
     label = torch.zeros(20, 60).scatter_(1, likes - 1, 1.0)
     everything = torch.arange(1, 61).expand(20, -1)
@@ -293,7 +291,7 @@ def test_nmtr_draws_each_behaviours_negatives_for_its_own_positives():
     """Items met through weaker behaviours alone are no negatives of the stronger ones."""
     cfg = composed("model=nmtr", "dataset=table")
     opened, task = worlds.random_store(), build_config(cfg.objective)
-    task.check(build_config(cfg.model, schema=opened.schema), opened)
+    task.bind(build_config(cfg.model, schema=opened.schema), opened)
     batch = task.batch(opened, task.rows(opened), torch.Generator().manual_seed(0))
     bought = batch.y_BCK[:, 0, 1]
     assert 0 < bought.sum() < len(bought)

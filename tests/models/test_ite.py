@@ -6,9 +6,9 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from recexp.config.check import build
+from recexp.contracts import MultiBehaviour
 from recexp.errors import RecexpError
 from recexp.models.ite import ITE, both
-from recexp.types import MultiBehaviour
 from tests.support import toy
 
 SCHEMA = toy.schema()

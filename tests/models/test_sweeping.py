@@ -26,8 +26,8 @@ def rows_of(store):
 
 def test_pop_counts_training_events():
     model = Pop(SCHEMA)
-    model.sweep(STORE)
-    model.sweep(STORE)  # sweeping again counts afresh
+    model.fit_pass(STORE)
+    model.fit_pass(STORE)  # sweeping again counts afresh
     items = [i for _, i, _ in rows_of(STORE)]
     assert model.score(QUERY)[2].tolist() == [items.count(i) for i in range(1, SCHEMA.V)]
 
@@ -35,7 +35,7 @@ def test_pop_counts_training_events():
 @pytest.mark.parametrize("choice", [["buy"], "explicit", "strongest"])
 def test_pop_of_chosen_behaviours(choice):
     model = Pop(SCHEMA, behaviours=choice)
-    model.sweep(STORE)
+    model.fit_pass(STORE)
     bought = [i for _, i, b in rows_of(STORE) if b == 2]
     assert model.score(QUERY)[0].tolist() == [bought.count(i) for i in range(1, SCHEMA.V)]
 
@@ -111,7 +111,7 @@ def test_item_knn_against_loops(changed, block, monkeypatch):
     monkeypatch.setattr(item_knn, "_BLOCK", block)
     store = random_store(n_events=150, seed=3)
     model = ItemKNN(SCHEMA, **{**KNOBS, **changed}).double()
-    model.sweep(store)
+    model.fit_pass(store)
     plain = {k: v for k, v in {**KNOBS, **changed}.items() if k != "behaviours"}
     expected = brute_force_knn(
         rows_of(store), QUERY, codes=[1] if "behaviours" in changed else [1, 2], **plain
@@ -121,7 +121,7 @@ def test_item_knn_against_loops(changed, block, monkeypatch):
 
 def test_item_knn_of_a_single_event():
     model = ItemKNN(SCHEMA)
-    model.sweep(events([(0, 3, 1)], SCHEMA.n_users))
+    model.fit_pass(events([(0, 3, 1)], SCHEMA.n_users))
     assert model.score(QUERY)[0].argmax() == 2  # only popularity speaks
 
 
@@ -129,14 +129,14 @@ def test_item_knn_does_not_overflow_large_item_ids():
     # int32 ids multiplied by the number of items pass 2^31 from about 46 000 items on
     big = Schema(2, 100_000, ("view",), (False,))
     model = ItemKNN(big, neighbours=2)
-    model.sweep(events([(0, 99_998, 1), (0, 99_999, 1), (1, 5, 1)], 2))
+    model.fit_pass(events([(0, 99_998, 1), (0, 99_999, 1), (1, 5, 1)], 2))
     score = model.score(toy.query([0], [[99_999]]))
     assert score[0].argmax() == 99_998 - 1
 
 
 def test_replay_offers_open_items_latest_first_then_the_popular():
     model = Replay(SCHEMA, max_len=5)
-    model.sweep(events([(0, i, 1) for i in [9, 9, 9, 8, 8, 2, 1]], SCHEMA.n_users))
+    model.fit_pass(events([(0, i, 1) for i in [9, 9, 9, 8, 8, 2, 1]], SCHEMA.n_users))
     query = toy.query([0], [[10, 1, 2, 3, 2, 4]])  # item 10 lies before the window
     query.behaviour_BL = torch.tensor([[1, 1, 1, 1, 1, 1]])
     assert model.score(query)[0].argsort(descending=True)[:6].tolist() == [3, 1, 2, 0, 8, 7]
@@ -153,7 +153,7 @@ def test_replay_without_a_weaker_behaviour_is_popularity():
     query = toy.query([0], [[1, 2, 3]])
     query.behaviour_BL = torch.ones_like(query.item_BL)
     for m in (model, pop):
-        m.sweep(STORE)
+        m.fit_pass(STORE)
     assert torch.equal(
         model.score(query).argsort(stable=True), pop.score(query).argsort(stable=True)
     )
@@ -182,7 +182,7 @@ def test_wmf_solves_the_normal_equations_exactly(block, behaviours, monkeypatch)
     ).double()
     count = dense(STORE, (2,) if behaviours else (1, 2))
     y = model.item_VD.numpy().copy()
-    reported = model.sweep(STORE)["objective"]
+    reported = model.fit_pass(STORE)["objective"]
     x = np.stack(
         [
             np.linalg.solve(
@@ -209,7 +209,7 @@ def test_wmf_solves_the_normal_equations_exactly(block, behaviours, monkeypatch)
 def test_wmf_objective_falls_with_every_sweep():
     torch.manual_seed(0)
     model = WMF(SCHEMA, num_factors=3).double()
-    reached = [model.sweep(STORE)["objective"] for _ in range(8)]
+    reached = [model.fit_pass(STORE)["objective"] for _ in range(8)]
     assert all(b <= a + 1e-9 for a, b in pairwise(reached)) and reached[-1] < reached[0]
 
 
@@ -217,7 +217,7 @@ def test_wmf_in_single_precision_survives_large_confidence():
     torch.manual_seed(0)
     model = WMF(SCHEMA, num_factors=8, alpha=1e4, regularisation=1e-3)
     for _ in range(5):
-        model.sweep(STORE)
+        model.fit_pass(STORE)
     assert model.score(QUERY).isfinite().all()
     best = model.score(toy.query([0], [[]])).argsort(descending=True)[0].tolist()
     liked = {i - 1 for u, i, _ in rows_of(STORE) if u == 0}

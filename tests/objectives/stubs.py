@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from recexp.contracts import Encoder, MultiBehaviour
 
-class PairScores(nn.Module):
+
+class PairScores(MultiBehaviour):
     """Logits z_BCK looked up in a table of random numbers per (user, item)."""
 
     def __init__(self, n_users: int, V: int, n_behaviours: int = 1, history: int = 0):
@@ -26,7 +28,7 @@ class PairScores(nn.Module):
         return self.logits(query, item_BC).square().mean()
 
 
-class RunningSum(nn.Module):
+class RunningSum(Encoder):
     """A causal encoder: the state at a position is the sum of the item vectors up to it."""
 
     def __init__(
@@ -41,6 +43,9 @@ class RunningSum(nn.Module):
     def encode(self, query) -> Tensor:
         h = (self.item[query.item_BL] * query.mask_BL[..., None]).cumsum(1)
         return h[:, -1:] if self.one_state else h
+
+    def score(self, query, item_BC: Tensor | None = None) -> Tensor:
+        raise NotImplementedError
 
     def item_vectors(self, item: Tensor | None = None):
         V = len(self.item) - 1

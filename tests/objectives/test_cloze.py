@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from recexp.contracts import SideEncoder
 from recexp.errors import RecexpError
 from recexp.objectives.cloze import Cloze
 from recexp.objectives.samplers import NoSampler
@@ -18,7 +19,7 @@ SIZES = (STORE.train.ptr[1:] - STORE.train.ptr[:-1]).tolist()
 
 def objective(**options):
     task = Cloze(NoSampler(), **options)
-    task.check(RunningSum(STORE.schema.V, HISTORY), STORE)
+    task.bind(RunningSum(STORE.schema.V, HISTORY), STORE)
     return task
 
 
@@ -190,7 +191,7 @@ def test_copies_fix_the_masks_once_and_for_all():
 
 
 def test_side_information_of_hidden_items_shows_only_where_it_is_to_leak():
-    class Side(RunningSum):
+    class Side(RunningSum, SideEncoder):
         def encode_at(self, query, wanted_BL, side_item_BL=None):
             self.shown = query.item_BL if side_item_BL is None else side_item_BL
             return self.encode(query)[wanted_BL]
@@ -198,7 +199,7 @@ def test_side_information_of_hidden_items_shows_only_where_it_is_to_leak():
     model = Side(STORE.schema.V, HISTORY)
     for hide in (True, False):
         task = Cloze(NoSampler(), mask_prob=0.5, hide_side=hide)
-        task.check(model, STORE)
+        task.bind(model, STORE)
         batch = batch_of(task)
         task.loss(model, batch)
         hidden = batch.target_BL != 0

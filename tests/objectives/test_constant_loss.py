@@ -8,7 +8,8 @@ import math
 import pytest
 import torch
 
-from recexp.objectives.closed_form import Sweep
+from recexp.contracts import SessionState
+from recexp.objectives.closed_form import FitPass
 from recexp.objectives.cloze import Cloze
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.pairwise import Pairwise
@@ -25,7 +26,7 @@ STORE = worlds.random_store(
 SCORES = torch.linspace(-6, 6, 481)
 
 
-class Alike(RunningSum):
+class Alike(RunningSum, SessionState):
     """All items score ``bias``."""
 
     def __init__(self):
@@ -59,7 +60,7 @@ def least(task, model, parameter, batches) -> float:
 def test_sequence_losses(kind, loss_name):
     task = kind(NoSampler() if loss_name == "ce" else Uniform(), loss_name=loss_name, n_negatives=3)
     model = Alike()
-    task.check(model, STORE)
+    task.bind(model, STORE)
     batch = task.batch(STORE, task.rows(STORE), torch.Generator().manual_seed(0))
     assert task.constant_loss(STORE, 8) == pytest.approx(
         least(task, model, model.bias, [batch]), rel=1e-3
@@ -72,7 +73,7 @@ def test_a_corrected_softmax_stands_for_the_catalog():
         Uniform(), loss_name="sampled_softmax", n_negatives=400, shared="batch", log_q=True
     )
     model = Alike()
-    task.check(model, STORE)
+    task.bind(model, STORE)
     batch = task.batch(STORE, task.rows(STORE), torch.Generator().manual_seed(0))
     assert task.constant_loss(STORE, 8) == pytest.approx(
         least(task, model, model.bias, [batch]), rel=0.02
@@ -84,7 +85,7 @@ def test_losses_of_sessions_side_by_side(loss_name):
     """Close only: steps late in an epoch have fewer sessions, and equal targets are left out."""
     task = SessionParallel(InBatch(), loss_name=loss_name)
     model = Alike()
-    task.check(model, STORE)
+    task.bind(model, STORE)
     steps = itertools.islice(task.batches(STORE, 12, seed=0), 8)
     batches = [task.batch(STORE, rows, torch.Generator()) for rows in steps]
     task._state = None
@@ -112,7 +113,7 @@ def test_pointwise_losses(options):
         Pointwise(Uniform(), **options),
         PairScores(STORE.schema.n_users, STORE.schema.V, levels, 3),
     )
-    task.check(model, STORE)
+    task.bind(model, STORE)
     batch = task.batch(STORE, task.rows(STORE), torch.Generator().manual_seed(0))
     weights, model.table.data = options.get("weights") or [1.0] * levels, model.table.data.double()
     with torch.no_grad():
@@ -132,7 +133,7 @@ def test_pairwise_losses():
         Pairwise(Uniform(), n_negatives=3),
         PairScores(STORE.schema.n_users, STORE.schema.V),
     )
-    task.check(model, STORE)
+    task.bind(model, STORE)
     batch = task.batch(STORE, task.rows(STORE), torch.Generator().manual_seed(0))
     assert task.constant_loss(STORE, 8) == math.log(2)
     assert least(task, model, model.table, [batch]) == pytest.approx(math.log(2))
@@ -140,4 +141,4 @@ def test_pairwise_losses():
 
 
 def test_what_has_no_loss_has_no_mark():
-    assert Sweep().constant_loss(STORE, 8) is None and Sweep().instances() is None
+    assert FitPass().constant_loss(STORE, 8) is None and FitPass().instances() is None

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from recexp.config import CONF
 from recexp.config.check import build
+from recexp.contracts import Recommender
 from recexp.data.split import Split
 from recexp.objectives.pairwise import Pairwise
 from recexp.objectives.samplers import Uniform
@@ -30,9 +31,7 @@ STRONGEST = 1 << (len(BEHAVIOURS) - 1)
 WHOLE_PAIR = {"p1_uniform999", "p2_uniform99"}
 
 
-class Scorer:
-    history = 0
-
+class Scorer(Recommender):
     def score(self, query, item_BC=None): ...
 
 
@@ -67,7 +66,7 @@ def batches_of(opened, sampler: str, n: int, seed: int = 0) -> tuple[torch.Tenso
         objective = Pairwise(Uniform(), n, pairs="levels")
     else:
         objective = Pairwise(build(OmegaConf.load(CONF / "sampler" / f"{sampler}.yaml")), n)
-    objective.check(Scorer(), opened)
+    objective.bind(Scorer(), opened)
     rows = objective.rows(opened)
     batch = objective.batch(opened, rows, torch.Generator().manual_seed(seed))
     return batch.query.user_B, batch.negative_Bn

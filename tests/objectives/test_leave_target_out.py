@@ -75,7 +75,7 @@ def by_brute_force(opened, folder, raw, user_B, item_B):
 
 def batch_of(opened, rows=None, **options):
     task = Pointwise(Uniform(), n_negatives=1, leave_target_out=True, **options)
-    task.check(
+    task.bind(
         PairScores(opened.schema.n_users, opened.schema.V, len(opened.schema.behaviours)), opened
     )
     rows = task.rows(opened) if rows is None else rows

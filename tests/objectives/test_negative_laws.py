@@ -152,7 +152,7 @@ def test_negatives_of_a_history_follow_its_users_law(shop_with_new_items, name, 
 
 
 def check_users_law(store: Store, task, rows: slice = slice(None)) -> None:
-    task.check(RunningSum(store.schema.V, HISTORY), store)
+    task.bind(RunningSum(store.schema.V, HISTORY), store)
     batch = task.batch(store, task.rows(store)[rows], torch.Generator().manual_seed(0))
     drawn = batch.negative_Bn if task.shared == "row" else batch.negative_BLn
     count, expected = [], []
@@ -167,7 +167,7 @@ def check_users_law(store: Store, task, rows: slice = slice(None)) -> None:
 def test_negatives_common_to_a_batch_follow_the_samplers_law(shop_with_new_items, name, kind):
     store, n = shop_with_new_items, 50_000
     task = kind(SAMPLERS[name], loss_name="bce", n_negatives=n, shared="batch")
-    task.check(RunningSum(store.schema.V, HISTORY), store)
+    task.bind(RunningSum(store.schema.V, HISTORY), store)
     batch = task.batch(store, task.rows(store), torch.Generator().manual_seed(0))
     expected = n * law(task.sampler, store, batch.target_BL)
     assert_law(frequency(batch.negative_n, store.schema.V), expected)
@@ -229,7 +229,7 @@ def test_laws_of_movielens(ml_100k, name):
         ml_100k, NextItem(SAMPLERS[name], loss_name="bce", n_negatives=5_000, shared="row"), rows
     )
     task = NextItem(SAMPLERS[name], loss_name="bce", n_negatives=n, shared="batch")
-    task.check(RunningSum(V, 50), ml_100k)
+    task.bind(RunningSum(V, 50), ml_100k)
     batch = task.batch(ml_100k, task.rows(ml_100k), torch.Generator().manual_seed(0))
     assert_law(frequency(batch.negative_n, V), n * law(task.sampler, ml_100k, batch.target_BL))
 
@@ -253,9 +253,9 @@ def test_a_user_who_has_every_item_needs_negatives_of_the_batch(tmp_path):
     world = store(tmp_path, [*own, *again, *(Event("u1", f"i{i}", "buy", i) for i in range(4))])
     model = RunningSum(world.schema.V, HISTORY)
     with pytest.raises(RecexpError, match="has all 6 items"):
-        NextItem(Uniform(), loss_name="bce", shared="row").check(model, world)
+        NextItem(Uniform(), loss_name="bce", shared="row").bind(model, world)
     task = NextItem(Uniform(), loss_name="bce", shared="batch", n_negatives=3)
-    task.check(model, world)
+    task.bind(model, world)
     batch = task.batch(world, task.rows(world), torch.Generator().manual_seed(0))
     assert task.loss(model, batch)["loss"].isfinite()
 
@@ -275,13 +275,13 @@ def task_and_model(store: Store, sampler, n: int, **options) -> tuple[NextItem, 
     model = RunningSum(store.schema.V, HISTORY, one_state=task.targets is not None)
     with torch.no_grad():
         model.item *= 0.4
-    task.check(model, store)
+    task.bind(model, store)
     return task, model
 
 
 def full_softmax(store: Store, task: NextItem, model: RunningSum, rows: torch.Tensor) -> float:
     full = NextItem(task.sampler, windows=task.windows, targets=task.targets)
-    full.check(model, store)
+    full.bind(model, store)
     return full.loss(model, full.batch(store, rows, torch.Generator()))["loss"].item()
 
 

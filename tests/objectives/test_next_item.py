@@ -22,7 +22,7 @@ SEQUENCES = [
 
 def objective(sampler=None, **options):
     task = NextItem(sampler or Uniform(), **options)
-    task.check(RunningSum(STORE.schema.V, HISTORY), STORE)
+    task.bind(RunningSum(STORE.schema.V, HISTORY), STORE)
     return task
 
 
@@ -289,9 +289,9 @@ def test_wrong_options_are_named(options, text):
 def test_a_model_without_states_is_refused_in_one_sentence():
     with pytest.raises(
         RecexpError,
-        match=r"objective=NextItem needs a model with encode\(\.\.\.\), which PairScores has not",
+        match=r"objective=NextItem needs a model that implements Encoder .*, which PairScores does not",
     ):
-        NextItem(Uniform()).check(PairScores(3, 4), STORE)
+        NextItem(Uniform()).bind(PairScores(3, 4), STORE)
 
 
 def test_losses_with_negatives_need_a_sampler():

@@ -34,7 +34,7 @@ def level(user, item, levels=(1, 2, 3, 4)):
 def objective(sampler=None, store=STORE, **options):
     task = Pairwise(sampler or Uniform(), **options)
     model = PairScores(store.schema.n_users, store.schema.V)
-    task.check(model, store)
+    task.bind(model, store)
     return task, model
 
 
@@ -156,7 +156,7 @@ def test_branches_learn_only_where_the_user_showed_their_behaviour():
     torch.manual_seed(0)
     model = MMLP(STORE.schema, init_std=0.5).double()
     task = Pairwise(SupportiveOnly(), positives="strongest", n_negatives=2)
-    task.check(model, STORE)
+    task.bind(model, STORE)
     batch = batch_of(task)
     items = torch.cat([batch.positive_B[:, None], batch.negative_Bn], 1)
     for user, row, did in zip(

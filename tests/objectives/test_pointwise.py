@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from recexp.contracts import BranchMasked
 from recexp.errors import RecexpError
 from recexp.objectives.pointwise import Pointwise
 from recexp.objectives.samplers import Uniform
@@ -37,7 +38,7 @@ OWN = {u: {i for v, i, _ in EVENTS if v == u} for u in range(STORE.schema.n_user
 def objective(K=2, history=3, store=STORE, **options):
     task = Pointwise(Uniform(), **options)
     model = PairScores(store.schema.n_users, store.schema.V, K, history)
-    task.check(model, store)
+    task.bind(model, store)
     return task, model
 
 
@@ -191,11 +192,15 @@ def test_target_can_be_left_out_of_the_users_side_features():
     assert torch.equal(batch.query.without_B, batch.item_BC[:, 0])
 
 
+class Branches(PairScores, BranchMasked):
+    def logits(self, query, item_BC, branch_mask_BCT=None):
+        return super().logits(query, item_BC)
+
+
 def test_behaviours_on_the_candidates_for_models_with_branches():
     task = Pointwise(Uniform(), n_negatives=2)
-    model = PairScores(STORE.schema.n_users, STORE.schema.V, 1)
-    model.wants_behaviour_mask = True
-    task.check(model, STORE)
+    model = Branches(STORE.schema.n_users, STORE.schema.V, 1)
+    task.bind(model, STORE)
     batch = batch_of(task)
     pairs = zip(
         STORE.train_pairs.user.tolist(),

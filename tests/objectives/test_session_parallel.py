@@ -25,7 +25,7 @@ def objective(sampler=None, **options):
         SessionParallel(sampler or InBatch(), **options),
         toy.randomise(GRU4Rec(STORE.schema, num_factors=6, max_len=50)),
     )
-    task.check(model, STORE)
+    task.bind(model, STORE)
     return task, model
 
 
@@ -188,6 +188,7 @@ def test_wrong_options_are_named(options, text):
 
 def test_a_model_without_steps_is_refused():
     with pytest.raises(
-        RecexpError, match=r"needs a model with step\(\.\.\.\), which RunningSum has not"
+        RecexpError,
+        match=r"needs a model that implements SessionState .*, which RunningSum does not",
     ):
-        SessionParallel(NoSampler()).check(RunningSum(STORE.schema.V, 5), STORE)
+        SessionParallel(NoSampler()).bind(RunningSum(STORE.schema.V, 5), STORE)
