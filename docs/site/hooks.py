@@ -1,13 +1,15 @@
 """Hooks of mkdocs: pages made from the code, so that they cannot differ from it.
 
 ``reference/configuration.md`` lists every choice of every group of ``conf/`` with its keys;
-``api/<module>.md`` has the signatures and docstrings of a module.
+``api/<module>.md`` has the signatures and docstrings of a module; the notebook becomes a page with
+its outputs.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import logging
 import re
 import sys
@@ -44,10 +46,28 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(
         File.generated(config, "reference/configuration.md", content=configuration_page())
     )
+    notebook = ROOT / "docs" / "examples" / "first_ten_minutes.ipynb"
+    page = notebook_page(json.loads(notebook.read_text()))
+    files.append(File.generated(config, "examples/first_ten_minutes.md", content=page))
     for module in _modules():
         content = f"# {module}\n\n::: {module}\n    options:\n      show_root_heading: false\n"
         files.append(File.generated(config, f"api/{module}.md", content=content))
     return files
+
+
+def notebook_page(notebook: dict[str, Any]) -> str:
+    """A notebook as Markdown: texts, code and the plain text of the outputs."""
+    parts = []
+    for cell in notebook["cells"]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(text)
+            continue
+        parts.append(f"```python\n{text}\n```")
+        for output in cell["outputs"]:
+            lines = output.get("text") or output.get("data", {}).get("text/plain", [])
+            parts.append(f"```text\n{''.join(lines).strip()}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def _modules() -> Iterator[str]:
