@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(BIN)/python -m recexp
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-CODE := recexp tests docs/site
+CODE := recexp tests docs
 RUFF_FLAGS ?=
 FUZZ ?= 100000
 

@@ -43,9 +43,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Generate the reference of the configuration and a page per module."""
-    files.append(
-        File.generated(config, "reference/configuration.md", content=configuration_page())
-    )
+    files.append(File.generated(config, "reference/configuration.md", content=configuration_page()))
     notebook = ROOT / "docs" / "examples" / "first_ten_minutes.ipynb"
     page = notebook_page(json.loads(notebook.read_text()))
     files.append(File.generated(config, "examples/first_ten_minutes.md", content=page))
