@@ -19,6 +19,7 @@ The shape suffixes are those of ``recexp.types``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
@@ -190,8 +191,8 @@ class Objective(ABC, Generic[ModelT, BatchT]):
         """All that the loss of these rows needs, gathered and drawn on the store's device."""
 
     @abstractmethod
-    def loss(self, model: ModelT, batch: BatchT) -> dict[str, Tensor]:
-        """Scalars by name; the one to minimize is "loss"."""
+    def loss(self, model: ModelT, batch: BatchT) -> Mapping[str, Tensor | float]:
+        """Scalars by name; "loss" is the one to minimize."""
 
     def batches(self, store: Store, batch_size: int, seed: int) -> Sampler[Tensor]:
         """A sampler of batches of row ids [B], used where ``independent_rows`` is False.

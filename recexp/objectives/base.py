@@ -2,51 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from recexp.contracts import NegativeSampler, Recommender
+from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.objectives.samplers import Mixed, NoSampler, SupportiveOnly
 from recexp.types import Query
 
-
-def penalty(model: Recommender, query: Query, item: Tensor, weight: float) -> Tensor | None:
-    """weight * mean square of the embeddings this batch looked up, None where it does not apply."""
-    if weight <= 0:
-        return None
-    mean_square = model.penalty(query, item)
-    if mean_square is None:
-        raise RecexpError(
-            f"objective.l2={weight} needs a model with penalty(...); {type(model).__name__} has "
-            "none. Set objective.l2=0."
-        )
-    return weight * mean_square
+Positives = Literal["any", "explicit", "strongest"]
 
 
-def behaviours_on(store: Any, user: Tensor, item: Tensor) -> Tensor:
-    """bool [..., T]: did the user show behaviour t, weak to strong, on the item in training? user and item of any common shape."""
-    pairs = store.train_pairs
-    at = pairs.find(user, item)
-    mask = torch.where(at >= 0, pairs.mask[at], 0)
-    return (
-        mask[..., None] >> torch.arange(len(store.schema.behaviours), device=mask.device)
-    ) % 2 == 1
-
-
-def somebody(store: Any, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Random training rows, for the control that shuffles targets. Negatives must then be drawn for these rows' users: by avoiding the
-    user's own items they would give away what he has.
-    """
-    return torch.randint(len(store.train), shape, generator=generator, device=store.device)
-
-
-def check_positives(positives: str) -> None:
-    """Raise RecexpError for a word that ``positive_rows`` does not know."""
-    if positives not in ("any", "explicit", "strongest"):
-        raise RecexpError(f"objective.positives={positives!r}: choose any, explicit or strongest.")
+def check_choice(name: str, value: str, choices: Any) -> None:
+    """Raise RecexpError where the value is none of the words of a ``Literal``."""
+    words = get_args(choices)
+    if value not in words:
+        allowed = ", ".join(words[:-1]) + " or " + words[-1]
+        raise RecexpError(f"objective.{name}={value!r}: choose {allowed}.")
 
 
 def check_sampler(sampler: NegativeSampler, *, shared: bool = False) -> None:
@@ -69,31 +44,75 @@ def check_sampler(sampler: NegativeSampler, *, shared: bool = False) -> None:
         )
 
 
-def positive_rows(store: Any, positives: str) -> Tensor:
-    """Rows of ``store.train`` with "any" behaviour, an "explicit" one or the "strongest". Raises RecexpError where there is none."""
-    T = len(store.schema.behaviours)
-    bits = {
-        "any": (1 << T) - 1,
-        "explicit": sum(1 << i for i, explicit in enumerate(store.schema.explicit) if explicit),
-        "strongest": 1 << (T - 1),
-    }
-    check_positives(positives)
+def check_negatives(store: Store) -> None:
+    """Raise RecexpError where a user has every item in training: no negative exists for them."""
+    n_items = store.schema.n_items
+    ptr = store.train_pairs.ptr
+    if int((ptr[1:] - ptr[:-1]).max()) >= n_items:
+        raise RecexpError(
+            f"A user has all {n_items} items in training, so no negative item exists for them: "
+            "drop such users (dataset.filters=[..., {user_max: N, count: items}]) or use a loss "
+            "without negatives."
+        )
+
+
+def penalty(model: Recommender, query: Query, item_BC: Tensor, weight: float) -> Tensor | None:
+    """weight * mean square of the embeddings that the batch looks up; None where weight is 0.
+
+    Raises RecexpError where the model has no penalty.
+    """
+    if weight <= 0:
+        return None
+    mean_square = model.penalty(query, item_BC)
+    if mean_square is None:
+        raise RecexpError(
+            f"objective.l2={weight} needs a model with penalty(...); {type(model).__name__} has "
+            "none. Set objective.l2=0."
+        )
+    return weight * mean_square
+
+
+def behaviors_on(store: Store, user: Tensor, item: Tensor) -> Tensor:
+    """bool [..., T]: did the user show behavior t (weak to strong) on the item in training?
+
+    user and item are int64 of any common shape [...].
+    """
+    pairs = store.train_pairs
+    place = pairs.find(user, item)
+    mask = torch.where(place >= 0, pairs.mask[place], 0)
+    bit_T = torch.arange(len(store.schema.behaviours), device=mask.device)
+    return (mask[..., None] >> bit_T) % 2 == 1
+
+
+def random_rows(store: Store, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Random rows of ``store.train``, for the control that shuffles targets.
+
+    Negatives must then be drawn for these rows' users: negatives that avoid the items of the
+    user in the query would reveal these items.
+    """
+    return torch.randint(len(store.train), shape, generator=generator, device=store.device)
+
+
+def positive_rows(store: Store, positives: Positives) -> Tensor:
+    """Rows of ``store.train`` with "any" behavior, an "explicit" one or the "strongest", [N].
+
+    Raises RecexpError where there is none.
+    """
     if positives == "any":
         return torch.arange(len(store.train))
-    rows = torch.nonzero(store.train.mask & bits[positives]).flatten()
+    if positives == "explicit":
+        bits = explicit_bits(store)
+    else:
+        bits = 1 << (len(store.schema.behaviours) - 1)
+    rows = torch.nonzero(store.train.mask & bits).flatten()
     if len(rows) == 0:
         raise RecexpError(
-            f"objective.positives={positives}: no training event has such a behaviour (dataset.explicit lists none?)."
+            f"objective.positives={positives}: no training event has such a behavior "
+            "(dataset.explicit lists none?)."
         )
     return rows
 
 
-def check_negatives(store: Any, n: int, model: Any) -> None:
-    """A user who has met every item has no negative to draw."""
-    if n > 0:
-        most = int((store.train_pairs.ptr[1:] - store.train_pairs.ptr[:-1]).max())
-        if most >= store.schema.n_items:
-            raise RecexpError(
-                f"A user has all {store.schema.n_items} items in training, so no negative item exists for him: drop such users "
-                "(dataset.filters=[..., {user_max: N, count: items}]) or use a loss without negatives."
-            )
+def explicit_bits(store: Store) -> int:
+    """The bit mask of the explicit behaviors, as in ``Events.mask``."""
+    return sum(1 << t for t, explicit in enumerate(store.schema.explicit) if explicit)

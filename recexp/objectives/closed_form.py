@@ -8,20 +8,21 @@ import torch
 from torch import Tensor
 
 from recexp.contracts import ClosedForm, Objective
+from recexp.data.store import Store
 
 
 @dataclass
-class FitPass(Objective):
-    """The module calls ``model.fit_pass(store)`` once per epoch instead of optimizer steps."""
+class FitPass(Objective[ClosedForm, Store]):
+    """An epoch is one step, and a step is one call of ``model.fit_pass(store)``."""
 
     needs = ClosedForm
 
-    def rows(self, store) -> Tensor:
-        return torch.zeros(1, dtype=torch.int64)  # one step an epoch
+    def rows(self, store: Store) -> Tensor:
+        return torch.zeros(1, dtype=torch.int64)
 
-    def batch(self, store, rows: Tensor, generator: torch.Generator):
+    def batch(self, store: Store, rows: Tensor, generator: torch.Generator) -> Store:
         return store
 
-    def loss(self, model, batch) -> dict[str, Tensor]:
-        """What the pass reports; there is nothing to minimise."""
+    def loss(self, model: ClosedForm, batch: Store) -> dict[str, float]:
+        """What the pass reports; there is nothing to minimize."""
         return model.fit_pass(batch)

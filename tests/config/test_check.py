@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from recexp.config import CONF
 from recexp.config.check import build, check_config
 from recexp.errors import RecexpError
-from tests.support import toy
+from recexp.testing import toy
 
 
 def _choices():

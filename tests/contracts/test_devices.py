@@ -8,11 +8,11 @@ import torch
 
 from recexp.errors import RecexpError
 from recexp.evaluation.protocol import Candidates, Protocol
+from recexp.testing import worlds
 from recexp.training.memory import too_large
 from recexp.training.module import RecModule
 from recexp.types import moved
 from tests.contracts.harness import MODELS, contestant
-from tests.support import worlds
 from tests.support.pretend import DEVICE, pretend, values
 
 STORE = worlds.random_store(12, side=True, held_out=[1 + 5 * user % 30 for user in range(12)])

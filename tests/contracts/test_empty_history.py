@@ -8,8 +8,8 @@ import torch
 from recexp.contracts import ClosedForm
 from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.protocol import Candidates, Protocol
-from tests.contracts.harness import MODELS, bind, contestant
-from tests.support import toy
+from recexp.testing import toy
+from tests.contracts.harness import MODELS, contestant
 from tests.support.events import BEHAVIOURS, P1, Event, names, store
 
 N_ITEMS = 15
@@ -51,7 +51,6 @@ def test_they_are_tested(opened):
 @pytest.mark.parametrize("name", MODELS)
 def test_scores_are_finite_alone_and_among_others(opened, name, kind):
     model = contestant(name, opened).model
-    bind(model, opened)
     if isinstance(model, ClosedForm):
         model.fit_pass(opened)
         model.eval()

@@ -5,8 +5,8 @@ from functools import cache
 import pytest
 import torch
 
+from recexp.testing import worlds
 from tests.contracts.harness import MODELS, Contestant, contestant
-from tests.support import worlds
 
 LENGTH = 12
 PLANTED = worlds.planted(n_users=50, n_items=200, length=LENGTH)

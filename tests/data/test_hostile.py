@@ -13,7 +13,7 @@ from recexp.data.readers import amazon, movielens, steam, table, taobao
 from recexp.data.split import Split
 from recexp.data.store import Store
 from recexp.errors import RecexpError
-from tests.data.test_sources_errors import layout, lines, packed
+from tests.data.readers.test_errors import layout, lines, packed
 
 HEADER = "user,item,timestamp,note"
 

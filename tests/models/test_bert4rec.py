@@ -3,7 +3,7 @@ import torch
 
 from recexp.errors import RecexpError
 from recexp.models.bert4rec import BERT4Rec
-from tests.support import toy
+from recexp.testing import toy
 
 SCHEMA, D, N = toy.schema(), 8, 6
 V = SCHEMA.V

@@ -1,7 +1,7 @@
 import torch
 
 from recexp.models.caser import Caser
-from tests.support import toy
+from recexp.testing import toy
 
 SCHEMA = toy.schema()
 

@@ -20,9 +20,9 @@ from recexp.models.nmtr import NMTR
 from recexp.models.pop import Pop
 from recexp.models.replay import Replay
 from recexp.models.wmf import WMF
+from recexp.testing import toy, worlds
 from recexp.types import Schema
 from tests.config.test_check import composed
-from tests.support import toy, worlds
 
 SCHEMA = toy.schema(side=False)
 QUERY = toy.query([0, 1, 4, 3, 0], [[1, 2, 5], [7], [], [3, 3, 9, 2, 12, 4], [1, 2, 6]])

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from recexp.errors import RecexpError
 from recexp.models.common import latest
 from recexp.models.gru4rec import GRU4Rec
-from tests.support import toy, worlds
+from recexp.testing import toy, worlds
 
 SCHEMA = toy.schema()
 FORMS = [

@@ -9,7 +9,7 @@ from recexp.config.check import build
 from recexp.contracts import MultiBehaviour
 from recexp.errors import RecexpError
 from recexp.models.ite import ITE, both
-from tests.support import toy
+from recexp.testing import toy
 
 SCHEMA = toy.schema()
 QUERY = toy.query([0, 3, 6], [[1, 2], [4], []])

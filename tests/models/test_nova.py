@@ -8,7 +8,7 @@ from recexp.models import common as sequence
 from recexp.models.bert4rec import BERT4Rec
 from recexp.models.nova import SideBERT
 from recexp.nn.attention import key_mask
-from tests.support import toy
+from recexp.testing import toy
 
 SCHEMA = toy.schema()
 SMALL = dict(num_factors=8, num_layers=2, num_heads=2, max_len=6)

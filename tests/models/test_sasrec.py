@@ -3,7 +3,7 @@ import torch
 
 from recexp.errors import RecexpError
 from recexp.models.sasrec import SASRec
-from tests.support import toy
+from recexp.testing import toy
 
 SCHEMA = toy.schema()
 QUERY = toy.query([0, 1], [[1, 2, 9, 4, 7], [4]])

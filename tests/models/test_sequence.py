@@ -13,7 +13,7 @@ from recexp.models.common import append, latest
 from recexp.models.gru4rec import GRU4Rec
 from recexp.models.nova import SideBERT
 from recexp.models.sasrec import SASRec
-from tests.support import toy
+from recexp.testing import toy
 
 SCHEMA, N = toy.schema(), 6
 QUERY = toy.query(

@@ -4,7 +4,7 @@ import torch
 from recexp.errors import RecexpError
 from recexp.nn.embeddings import ItemEncoder, UserEncoder
 from recexp.nn.mlp import MLP, PairMLP
-from tests.support import toy
+from recexp.testing import toy
 
 SCHEMA = toy.schema()
 

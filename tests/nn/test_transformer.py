@@ -9,7 +9,7 @@ from recexp.nn.attention import MultiHeadAttention, attend, causal_mask, key_mas
 from recexp.nn.cpu.dropout import Dropout, byte_mask, dropout
 from recexp.nn.fusion import Fusion
 from recexp.nn.transformer import PositionEmbedding, TransformerLayer, bert_init
-from tests.support import toy
+from recexp.testing import toy
 
 REAL = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 0, 0, 0, 1]]).bool()
 

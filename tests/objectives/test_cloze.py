@@ -8,8 +8,8 @@ from recexp.contracts import SideEncoder
 from recexp.errors import RecexpError
 from recexp.objectives.cloze import Cloze
 from recexp.objectives.samplers import NoSampler
-from tests.objectives.stubs import RunningSum
-from tests.support import worlds
+from recexp.testing import worlds
+from tests.support.stub_models import RunningSum
 
 STORE = worlds.random_store(n_users=60, n_items=40)
 HISTORY = 11  # windows of 12 places

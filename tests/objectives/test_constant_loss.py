@@ -17,8 +17,8 @@ from recexp.objectives.pointwise import Pointwise
 from recexp.objectives.samplers import InBatch, NoSampler, Uniform
 from recexp.objectives.sequence import LOSSES
 from recexp.objectives.session_parallel import SAMPLED, SessionParallel
-from tests.objectives.stubs import PairScores, RunningSum
-from tests.support import worlds
+from recexp.testing import worlds
+from tests.support.stub_models import PairScores, RunningSum
 
 STORE = worlds.random_store(
     n_users=23, n_items=40, behaviours=("view", "cart", "buy"), explicit=(False, True, True)
@@ -88,7 +88,7 @@ def test_losses_of_sessions_side_by_side(loss_name):
     task.bind(model, STORE)
     steps = itertools.islice(task.batches(STORE, 12, seed=0), 8)
     batches = [task.batch(STORE, rows, torch.Generator()) for rows in steps]
-    task._state = None
+    task._hidden = None
     found = least(task, model, model.bias, batches)
     assert task.constant_loss(STORE, 12) == pytest.approx(found, rel=0.2)
     assert task.instances() is None

@@ -18,8 +18,8 @@ from recexp.nn.embeddings import UserBag
 from recexp.objectives.pointwise import Pointwise
 from recexp.objectives.samplers import Uniform
 from recexp.types import Bag, Feature
-from tests.objectives.stubs import PairScores
 from tests.support.events import P1, P3, random_events, store
+from tests.support.stub_models import PairScores
 
 FEATURES = {"genres": "multi_label", "brand": "categorical"}
 

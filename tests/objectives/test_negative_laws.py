@@ -15,8 +15,8 @@ from recexp.objectives.cloze import Cloze
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.samplers import InBatch, Mixed, Popularity, SupportiveOnly, Uniform
 from recexp.objectives.session_parallel import SessionParallel
-from tests.objectives.stubs import RunningSum
 from tests.support.events import BEHAVIOURS, P3, Event, store
+from tests.support.stub_models import RunningSum
 
 HISTORY = 8
 ROOT = Path(__file__).parents[2]

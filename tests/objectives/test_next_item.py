@@ -9,8 +9,8 @@ from recexp.objectives.losses import gbce_beta
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.samplers import NoSampler, Popularity, Uniform
 from recexp.objectives.sequence import LOSSES
-from tests.objectives.stubs import PairScores, RunningSum
-from tests.support import worlds
+from recexp.testing import worlds
+from tests.support.stub_models import PairScores, RunningSum
 
 STORE = worlds.random_store(n_users=14)
 HISTORY = 5

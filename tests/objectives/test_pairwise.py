@@ -10,8 +10,8 @@ from recexp.errors import RecexpError
 from recexp.models.mmlp import MMLP
 from recexp.objectives.pairwise import Pairwise
 from recexp.objectives.samplers import InBatch, SupportiveOnly, Uniform
-from tests.objectives.stubs import PairScores
-from tests.support import worlds
+from recexp.testing import worlds
+from tests.support.stub_models import PairScores
 
 BEHAVIOURS = dict(behaviours=("click", "cart", "fav", "buy"), explicit=(False, False, True, True))
 STORE = worlds.random_store(n_users=14, **BEHAVIOURS)

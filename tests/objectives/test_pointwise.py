@@ -8,8 +8,8 @@ from recexp.contracts import BranchMasked
 from recexp.errors import RecexpError
 from recexp.objectives.pointwise import Pointwise
 from recexp.objectives.samplers import Uniform
-from tests.objectives.stubs import PairScores
-from tests.support import worlds
+from recexp.testing import worlds
+from tests.support.stub_models import PairScores
 
 THREE = dict(behaviours=("view", "cart", "buy"), explicit=(False, True, True))
 

@@ -150,7 +150,7 @@ def test_popularity_ends_where_only_unpopular_items_are_left():
 @pytest.mark.parametrize("chunk", [1, 2**22])
 def test_what_rejection_leaves_is_drawn_by_every_users_own_law(chunk, monkeypatch):
     """All users at once, in tables of one user or of all; of no weight: uniform."""
-    monkeypatch.setattr(sampling, "_CHUNK", chunk)
+    monkeypatch.setattr(sampling, "_CHUNK_SIZE", chunk)
     owned = [*OWNED, {i: 1 for i in COUNTS}]
     store = world(owned, 12, COUNTS)
     drawn = draw(Popularity(rounds=0), store, list(range(len(owned))))

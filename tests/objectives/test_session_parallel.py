@@ -11,9 +11,9 @@ from recexp.models.gru4rec import GRU4Rec
 from recexp.objectives import session_parallel
 from recexp.objectives.samplers import InBatch, NoSampler, Popularity
 from recexp.objectives.session_parallel import SAMPLED, SessionParallel, SessionSteps
-from tests.objectives.stubs import RunningSum
+from recexp.testing import toy, worlds
 from tests.objectives.test_next_item import plain_loss
-from tests.support import toy, worlds
+from tests.support.stub_models import RunningSum
 
 STORE = worlds.random_store(n_users=23, n_items=40)
 TARGETS = {r for r in range(1, len(STORE.train)) if STORE.train.user[r] == STORE.train.user[r - 1]}
@@ -105,7 +105,7 @@ def test_gradients_end_at_the_step():
     for rows in steps_of(task)[:3]:
         loss = task.loss(model, task.batch(STORE, rows, torch.Generator()))["loss"]
         loss.backward()  # would fail on the second step if the state carried the first one's graph along
-        assert not task._state.requires_grad
+        assert not task._hidden.requires_grad
 
 
 @pytest.mark.parametrize("extra", [0, 7])

@@ -6,9 +6,9 @@ import torch
 
 from recexp.models.bert4rec import BERT4Rec
 from recexp.nn.cpu.dropout import Dropout
+from recexp.testing import toy
 from tests.config.test_check import composed
-from tests.parity.numpy_ops import attention, bert_layer, gelu, layer_norm, linear, weights
-from tests.support import toy
+from tests.support.numpy_ops import attention, bert_layer, gelu, layer_norm, linear, weights
 
 ROWS = [[1, 2, 9, 4, 7, 5, 3], [4], [3, 3, 8], []]
 SCHEMA, N, EPS = toy.schema(), 5, 1e-12

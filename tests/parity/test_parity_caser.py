@@ -1,8 +1,8 @@
 import numpy as np
 
 from recexp.models.caser import Caser
-from tests.parity.numpy_ops import linear, weights
-from tests.support import toy
+from recexp.testing import toy
+from tests.support.numpy_ops import linear, weights
 
 ROWS, USERS, L = [[1, 2, 9, 4, 7], [4], [3, 3, 8], []], [0, 3, 6, 5], 3
 

@@ -14,8 +14,8 @@ from recexp.models.mmlp import MMLP
 from recexp.models.mtmf import MTMF
 from recexp.models.neumf import NeuMF
 from recexp.models.nmtr import NMTR
+from recexp.testing import toy
 from tests.models.test_collaborative import SCHEMA, STORE
-from tests.support import toy
 
 QUERY = toy.query([0, 4, 3], [[1, 2, 5], [], [3, 9, 4]])
 ITEMS = torch.tensor([[1, 2, 12], [5, 7, 1], [8, 3, 3]])

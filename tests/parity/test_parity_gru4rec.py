@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from recexp.models.gru4rec import GRU4Rec
-from tests.parity.numpy_ops import sigmoid, weights
-from tests.support import toy
+from recexp.testing import toy
+from tests.support.numpy_ops import sigmoid, weights
 
 ROWS, D = [[1, 2, 9, 4, 7], [4], [3, 3, 8], []], 4
 

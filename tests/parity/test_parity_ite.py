@@ -8,7 +8,7 @@ import torch
 
 from recexp.models.bert_ite import BertITE
 from recexp.models.ite import ITE
-from tests.support import toy
+from recexp.testing import toy
 
 SCHEMA = toy.schema()
 ITEMS = toy.training_items()

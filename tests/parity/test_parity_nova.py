@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from recexp.models.nova import SideBERT
-from tests.parity.numpy_ops import bert_layer, gelu, layer_norm, linear, sigmoid, softmax, weights
-from tests.support import toy
+from recexp.testing import toy
+from tests.support.numpy_ops import bert_layer, gelu, layer_norm, linear, sigmoid, softmax, weights
 
 ROWS = [[1, 2, 9, 4, 7, 5, 3], [4], [3, 3, 8], []]
 SCHEMA, N, EPS = toy.schema(), 5, 1e-12

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from recexp.models.sasrec import SASRec
-from tests.parity.numpy_ops import attention, layer_norm, linear, weights
-from tests.support import toy
+from recexp.testing import toy
+from tests.support.numpy_ops import attention, layer_norm, linear, weights
 
 ROWS = [[1, 2, 9, 4, 7, 5, 3], [4], [3, 3, 8]]
 N, EPS = 5, 1e-8

@@ -19,7 +19,7 @@ from recexp.evaluation.metrics import expected_ndcg
 from recexp.models.bert4rec import BERT4Rec
 from recexp.models.nova import SideBERT
 from recexp.runs.result import scoring_flops, scoring_operations
-from tests.support import worlds
+from recexp.testing import worlds
 from tests.support.running import command, composed, run_here
 
 MODEL = ["model=bert_ite_si", "model.num_layers=1", "model.num_factors=8", "model.max_len=5"]

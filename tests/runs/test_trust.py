@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from recexp.errors import RecexpError
 from recexp.report.__main__ import main as report
 from recexp.runs.evaluate import evaluate
-from tests.report_tests.runs import write_run
+from tests.support.finished_runs import write_run
 from tests.support.running import command, run_here
 
 ROOT = Path(__file__).parents[2]

@@ -9,34 +9,46 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import open_dict
+from omegaconf import DictConfig, open_dict
 
+from recexp.config import CONF
 from recexp.config.check import register_resolvers
 
-CONF = Path(__file__).parents[2] / "conf"
-SMALL = [
-    "dataset.source.users=150", "dataset.source.items=200", "dataset.source.categories=10", "logger=csv", "trainer.max_epochs=2", "batch_size=256",
-    "protocol.candidates.n=50", "threads=1",
-]  # fmt: skip
+SMALL = (
+    "dataset.source.users=150",
+    "dataset.source.items=200",
+    "dataset.source.categories=10",
+    "logger=csv",
+    "trainer.max_epochs=2",
+    "batch_size=256",
+    "protocol.candidates.n=50",
+    "threads=1",
+)
 
 
-def arguments(folder: Path, *overrides: str) -> list[str]:
+def arguments(folder: Path, *overrides: str, small: tuple[str, ...] = SMALL) -> list[str]:
     """Overrides for a small run whose caches are shared by the tests of ``folder``'s parent."""
     shared = folder.parent
-    return [*SMALL, f"dataset.raw_dir={shared}/raw", f"cache_dir={shared}/cache", *overrides]
+    return [*small, f"dataset.raw_dir={shared}/raw", f"cache_dir={shared}/cache", *overrides]
 
 
-def composed(folder: Path, *overrides: str, searchpath: Path | None = None):
-    """The config a command line with these overrides would give."""
+def composed(
+    folder: Path,
+    *overrides: str,
+    searchpath: Path | None = None,
+    small: tuple[str, ...] = SMALL,
+) -> DictConfig:
+    """The config that a command line with these overrides gives.
+
+    searchpath: a config directory besides our own. small: overrides for the simulated shop.
+    """
     register_resolvers()
     GlobalHydra.instance().clear()
+    words = [*arguments(folder, *overrides, small=small), f"run_dir={folder}"]
+    if searchpath:
+        words.append(f"hydra.searchpath=[file://{searchpath}]")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        extra = [f"hydra.searchpath=[file://{searchpath}]"] if searchpath else []
-        cfg = compose(
-            "config",
-            [*arguments(folder, *overrides), f"run_dir={folder}", *extra],
-            return_hydra_config=True,
-        )
+        cfg = compose("config", words, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]

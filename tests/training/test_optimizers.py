@@ -12,10 +12,10 @@ import torch
 from recexp.config.check import build
 from recexp.errors import RecexpError
 from recexp.models.bert4rec import BERT4Rec
+from recexp.testing import toy
 from recexp.training.module import RecModule
 from recexp.training.optimizers import BertAdamW, GRU4RecAdagrad
 from tests.config.test_check import composed
-from tests.support import toy
 
 SHAPES = ((6, 3), (6,), (3, 3))  # a table, its biases, a matrix
 STEPS = 7

@@ -22,7 +22,7 @@ from recexp.report.published import (
     published,
     select,
 )
-from tests.report_tests.runs import ML, set_papers, write_run
+from tests.support.finished_runs import ML, set_papers, write_run
 
 RR = {
     "dataset": "retailrocket",

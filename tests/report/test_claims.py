@@ -16,7 +16,7 @@ from recexp.report.claims import COLUMNS, Pick, claims, epochs_to, every_claim
 from recexp.report.collect import _from_overrides, collect
 from recexp.report.published import in_table, paper_table, select
 from tests.config.test_experiments import JOBS
-from tests.report_tests.runs import write_run
+from tests.support.finished_runs import write_run
 
 EXPERIMENTS = {paper_table(name): name for name in JOBS}
 LINES = sorted({c.source for c in every_claim()})

@@ -10,7 +10,7 @@ import pytest
 
 from recexp.report.collect import collect
 from recexp.report.convergence import ledger, verdict
-from tests.report_tests.runs import write_run
+from tests.support.finished_runs import write_run
 
 EARLY = "early stopping: no better validation"
 EPOCH = np.arange(40)

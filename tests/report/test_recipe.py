@@ -9,7 +9,7 @@ from recexp.report.collect import collect, setting
 from recexp.report.published import match, settings_apart
 from recexp.report.recipe import WORDS, agrees, differences, recipe
 from recexp.report.settings import _value
-from tests.report_tests.runs import ML, set_papers, write_run
+from tests.support.finished_runs import ML, set_papers, write_run
 from tests.support.running import composed
 
 # One setting of each kind that decides whether a figure was reproduced, and another value of it.

@@ -19,7 +19,7 @@ from recexp.report.published import match, select
 from recexp.report.scorecard import OPEN, _claims, judge, scorecard, verdict_on
 from recexp.report.statistics import budgets, convergence
 from recexp.report.tables import tables
-from tests.report_tests.runs import ML, set_papers, write_run
+from tests.support.finished_runs import ML, set_papers, write_run
 
 TABLE = "bert4rec/table2_systems"
 

@@ -13,7 +13,7 @@ from recexp.report.__main__ import main
 from recexp.report.collect import collect
 from recexp.report.formats import as_csv, as_latex, as_markdown, as_terminal
 from recexp.report.tables import _table, systems, tables
-from tests.report_tests.runs import ML, write_run
+from tests.support.finished_runs import ML, write_run
 
 
 def column(table, head, row=0):

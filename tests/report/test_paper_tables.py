@@ -14,7 +14,7 @@ from recexp.report.collect import collect
 from recexp.report.paper_tables import LAYOUTS, paper_tables
 from recexp.report.published import PROTOCOLS, paper_table, select
 from tests.config.test_experiments import JOBS
-from tests.report_tests.runs import write_run
+from tests.support.finished_runs import write_run
 
 ML = {"dataset": "ml_1m", "protocol": "p3_popular100"}
 ML |= {"data": {"users": 6040, "items": 3416, "interactions": 999611}}

@@ -449,7 +449,7 @@ def test_table_without_times_takes_the_row_number(tmp_path):
     ]
 
 
-CONF = Path(__file__).parents[2] / "conf" / "dataset"
+CONF = Path(__file__).parents[3] / "conf" / "dataset"
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))

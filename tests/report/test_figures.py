@@ -17,8 +17,8 @@ from recexp.report.attention import mean_weights, weights
 from recexp.report.collect import collect
 from recexp.report.figures import epoch_curves, heat_maps, sweep_lines, swept, topk_curves
 from recexp.report.published import published
-from tests.report_tests.runs import write_run
-from tests.support import toy
+from recexp.testing import toy
+from tests.support.finished_runs import write_run
 
 RR = {
     "dataset": "retailrocket",

@@ -14,7 +14,7 @@ import pytest
 from recexp.report.__main__ import _title, main
 from recexp.report.collect import collect
 from recexp.report.statistics import budgets, comparisons, convergence, spreads
-from tests.report_tests.runs import write_run
+from tests.support.finished_runs import write_run
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
 REFERENCES = {"src", "href", "xlink:href", "srcset", "action", "data", "poster"}

@@ -12,9 +12,9 @@ from recexp.models.item_knn import ItemKNN
 from recexp.models.pop import Pop
 from recexp.models.replay import Replay
 from recexp.models.wmf import WMF
+from recexp.testing import toy
 from recexp.types import Schema
 from tests.models.test_collaborative import QUERY, SCHEMA, STORE, events, random_store
-from tests.support import toy
 
 
 def rows_of(store):
