@@ -26,7 +26,9 @@ def test_every_package_folder_is_installed():
 
 def test_every_declared_dependency_is_pinned():
     project = PROJECT["project"]
-    declared = [*project["dependencies"], *sum(project["optional-dependencies"].values(), [])]
+    declared = list(project["dependencies"])
+    for extra in project["optional-dependencies"].values():
+        declared += extra
     names = {normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in declared}
     lines = (ROOT / "constraints.txt").read_text().split()
     pinned = {normal(line.partition("==")[0]) for line in lines}
