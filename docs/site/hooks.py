@@ -7,15 +7,18 @@ its outputs.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import json
 import logging
 import re
 import sys
+import types
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from mkdocs.config.defaults import MkDocsConfig
@@ -29,6 +32,11 @@ log = logging.getLogger("mkdocs.hooks.recexp")
 # Groups whose files are whole configurations or plain texts; their keys belong to other groups.
 NO_TARGETS = ("experiment", "hydra", "preset", "debug", "recipe", "tuned", "scale")
 SKIPPED_MODULES = ("__main__",)
+# Parameters that code passes, not the configuration.
+NOT_CONFIGURED = ("self", "schema")
+GIVEN_TO_READERS = ("raw_dir", "on_bad_rows")
+VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -123,7 +131,47 @@ def _group(group: Path) -> list[str]:
         if isinstance(node, dict):
             for name, part in _targets(node, group.name):
                 lines += [f"`{name}`: `{part['_target_']}`", "", *_keys(part), ""]
+            lines += _other_settings(node, group.name)
     return lines
+
+
+def _other_settings(node: dict[str, Any], group: str) -> list[str]:
+    """What a file is based on, which other groups it chooses, and which other keys it sets."""
+    bases = []
+    chosen = []
+    for choice in node.get("defaults", []):
+        if isinstance(choice, str) and choice != "_self_":
+            bases.append(f"`{group}={choice}`")
+        elif isinstance(choice, dict):
+            (name, value), *_ = choice.items()
+            other = name.removeprefix("override ").removeprefix("/").partition("@")[0]
+            chosen.append(f"`{other}={_cell(value)}`")
+    settings = [
+        f"`{key}: {_cell(value)}`"
+        for key, value in _leaves(node, "")
+        if key.partition(".")[0] != "defaults"
+    ]
+    if "_target_" in node:
+        settings = []
+    lines = []
+    if bases:
+        lines += ["Based on " + ", ".join(bases) + ".", ""]
+    if chosen:
+        lines += ["Chooses " + ", ".join(chosen) + ".", ""]
+    if settings:
+        lines += ["Sets " + ", ".join(settings) + ".", ""]
+    return lines
+
+
+def _leaves(node: dict[str, Any], path: str) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values outside of mappings with a ``_target_``."""
+    for key, value in node.items():
+        name = f"{path}.{key}" if path else str(key)
+        if isinstance(value, dict) and value:
+            if "_target_" not in value:
+                yield from _leaves(value, name)
+        else:
+            yield name, value
 
 
 def _targets(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -138,8 +186,11 @@ def _targets(node: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, A
 
 def _keys(node: dict[str, Any]) -> list[str]:
     """A row per parameter of the constructor; for libraries only those that the file sets."""
-    set_here = {key: value for key, value in node.items() if not key.startswith("_")}
+    no_keys = ("defaults", "_target_", "_partial_")
+    set_here = {key: value for key, value in node.items() if key not in no_keys}
     parameters = _parameters(node["_target_"])
+    if node.get("_partial_"):
+        parameters = {k: v for k, v in parameters.items() if k not in GIVEN_TO_READERS}
     ours = node["_target_"].startswith("recexp.")
     names = [name for name in parameters if ours or name in set_here]
     names += [name for name in set_here if name not in parameters]
@@ -147,7 +198,7 @@ def _keys(node: dict[str, Any]) -> list[str]:
         return ["No keys."]
     rows = ["| key | value | type | default |", "|---|---|---|---|"]
     for name in names:
-        value = f"`{_cell(set_here[name])}`" if name in set_here else ""
+        value = _value(set_here[name]) if name in set_here else ""
         type_text, default = parameters.get(name, ("", ""))
         rows.append(f"| `{name}` | {value} | {type_text} | {default} |")
     return rows
@@ -158,19 +209,64 @@ def _parameters(target: str) -> dict[str, tuple[str, str]]:
     callee = _import(target)
     if callee is None:
         return {}
+    hints = _hints(callee)
     found = {}
     for name, parameter in inspect.signature(callee).parameters.items():
-        if name in ("self", "schema", "raw_dir") or parameter.kind in (
-            parameter.VAR_KEYWORD,
-            parameter.VAR_POSITIONAL,
-        ):
+        if name in NOT_CONFIGURED or parameter.kind in VARIADIC:
             continue
-        empty = inspect.Parameter.empty
-        annotation = "" if parameter.annotation is empty else parameter.annotation
-        type_text = annotation if isinstance(annotation, str) else _type_name(annotation)
-        default = "" if parameter.default is empty else f"`{_cell(parameter.default)}`"
-        found[name] = (f"`{_cell(type_text)}`" if type_text else "", default)
+        has_default = parameter.default is not inspect.Parameter.empty
+        default = f"`{_cell(parameter.default)}`" if has_default else ""
+        type_text = _cell(_type_text(hints[name])) if name in hints else ""
+        found[name] = (type_text, default)
     return found
+
+
+def _hints(callee: Callable[..., Any]) -> dict[str, Any]:
+    """Type hints of the parameters, ranges included; empty where they cannot be resolved."""
+    is_plain_class = inspect.isclass(callee) and not dataclasses.is_dataclass(callee)
+    try:
+        return typing.get_type_hints(
+            callee.__init__ if is_plain_class else callee, include_extras=True
+        )
+    except (NameError, TypeError):
+        return {}
+
+
+def _type_text(hint: Any) -> str:
+    """A type in words: "int (≥ 1)", "post or pre", "float or null"."""
+    origin = typing.get_origin(hint)
+    if origin is Annotated:
+        base, *notes = typing.get_args(hint)
+        limits = [limit for note in notes for limit in _limits(note)]
+        return f"{_type_text(base)} ({', '.join(limits)})" if limits else _type_text(base)
+    if origin is typing.Literal:
+        return " or ".join(_cell(word) for word in typing.get_args(hint))
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type_text(part) for part in typing.get_args(hint))
+    if hint is type(None):
+        return "null"
+    arguments = [a for a in typing.get_args(hint) if a is not Ellipsis]
+    if origin is not None and arguments and not callable(arguments[0]):
+        return str(hint)
+    if origin is not None and arguments:
+        return f"{origin.__name__} of " + ", ".join(_type_text(a) for a in arguments)
+    return getattr(hint, "__name__", str(hint))
+
+
+def _limits(note: Any) -> Iterator[str]:
+    """The bounds that a pydantic ``Field`` or an ``annotated_types`` constraint states."""
+    for constraint in getattr(note, "metadata", [note]):
+        for name, sign in BOUNDS.items():
+            bound = getattr(constraint, name, None)
+            if bound is not None:
+                yield f"{sign} {bound}"
+
+
+def _value(value: Any) -> str:
+    """A value as code; a part with a constructor of its own has a table of its own."""
+    if isinstance(value, dict) and "_target_" in value:
+        return "below"
+    return f"`{_cell(value)}`"
 
 
 def _import(target: str) -> Callable[..., Any] | None:
@@ -180,10 +276,6 @@ def _import(target: str) -> Callable[..., Any] | None:
     except (ImportError, AttributeError) as error:
         log.warning("cannot import %s: %s", target, error)
         return None
-
-
-def _type_name(annotation: Any) -> str:
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
 
 
 def _cell(value: Any) -> str:
