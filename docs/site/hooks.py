@@ -79,6 +79,9 @@ def notebook_page(notebook: dict[str, Any]) -> str:
 def _modules() -> Iterator[str]:
     """Every importable module of the package, in alphabetical order."""
     for path in sorted((ROOT / "recexp").rglob("*.py")):
+        folders = [p for p in path.parents if ROOT in p.parents]
+        if not all((folder / "__init__.py").is_file() for folder in folders):
+            continue  # the namespace package in which Hydra looks for plugins
         parts = path.relative_to(ROOT).with_suffix("").parts
         if parts[-1] in SKIPPED_MODULES:
             continue
