@@ -45,6 +45,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     for module in _modules():
         package = module.split(".")[1] if module.count(".") else module
         packages.setdefault(package, []).append(f"api/{module}.md")
+    assert config.nav is not None, "docs/site/mkdocs.yml has a nav"
     config.nav.append({"API": [{name: pages} for name, pages in packages.items()]})
     return config
 
