@@ -13,8 +13,8 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from recexp.report.claims import every_claim
-from recexp.report.published import figures
+from recexp.report.papers.claims import every_claim
+from recexp.report.papers.published import figures
 
 from recexp.config.check import check_config
 from recexp.errors import RecexpError
@@ -161,7 +161,7 @@ def test_a_data_set_is_two_files(workshop, home):
     workshop.conf(
         "dataset/triples",
         f"""
-        _target_: recexp.data.cache.Dataset
+        _target_: recexp.data.dataset.Dataset
         name: triples
         raw_dir: data/triples
         source:
