@@ -34,7 +34,7 @@ FIRST_STEP = ["trainer.max_epochs=1", "+trainer.limit_train_batches=1"]
 EXTRA = {
     "mfpr": ["objective.levels=[1,2,3]"],
     "nmtr": ["model.n_behaviours=2"],
-    **dict.fromkeys(("ite", "bert_ite", "bert_ite_si"), ["preset=tuned"]),
+    **{name: ["preset=tuned"] for name in ("ite", "bert_ite", "bert_ite_si")},
 }
 REAL = {
     "ml_100k bpr_mf p5": ["dataset=ml_100k", "ml-100k", "model=bpr_mf", "protocol=p5_sasrec100"],

@@ -13,11 +13,11 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
-from recexp.report.papers.claims import every_claim
-from recexp.report.papers.published import figures
 
 from recexp.config.check import check_config
 from recexp.errors import RecexpError
+from recexp.report.papers.claims import all_claims
+from recexp.report.papers.published import figures
 from recexp.runs.run import run
 from tests.support.running import composed
 
@@ -309,8 +309,8 @@ def test_a_published_figure_is_one_line_of_data(tmp_path):
 
 
 def test_a_claim_is_one_line_of_data(tmp_path):
-    shipped = Path(every_claim.__wrapped__.__code__.co_filename).parent / "papers" / "claims.csv"
+    shipped = Path(all_claims.__wrapped__.__code__.co_filename).parent / "papers" / "claims.csv"
     line = "bert4rec,table2,bert4rec,,>,wmf,,ndcg@10,ml_1m,,Table 2"
     (tmp_path / "claims.csv").write_text(shipped.read_text().rstrip("\n") + f"\n{line}\n")
-    found = every_claim.__wrapped__(tmp_path / "claims.csv")
-    assert len(found) == len(every_claim()) + 1
+    found = all_claims.__wrapped__(tmp_path / "claims.csv")
+    assert len(found) == len(all_claims()) + 1
