@@ -22,7 +22,7 @@ class MF(MultiBehaviour):
     init_std: p, q ~ N(0, init_std^2).
 
     Koren, Bell and Volinsky 2009, https://doi.org/10.1109/MC.2009.263; trained on pairs it is
-    BPR-MF, Rendle et al. 2009, arXiv:1205.2618. The number of factors and the optimizer are free.
+    BPR-MF, Rendle et al. 2009, arXiv:1205.2618.
     """
 
     n_behaviours = 1
