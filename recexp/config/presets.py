@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -44,7 +45,7 @@ def with_quickstart(words: Iterable[str]) -> list[str]:
     return [*words, "experiment=quickstart"]
 
 
-def apply_preset(cfg: DictConfig, hydra: DictConfig | None = None) -> DictConfig:
+def apply_preset(cfg: DictConfig, hydra: HydraConf | None = None) -> DictConfig:
     """Merge the preset into the config in place; afterwards ``cfg.preset`` is its name.
 
     hydra: Hydra's own node, where the config does not contain it. A config whose preset is merged
@@ -53,9 +54,9 @@ def apply_preset(cfg: DictConfig, hydra: DictConfig | None = None) -> DictConfig
     preset = cfg.get("preset")
     if not isinstance(preset, DictConfig):
         return cfg
-    hydra = cfg.hydra if hydra is None else hydra
-    choices = hydra.runtime.choices
-    command_line = OverridesParser.create().parse_overrides(list(hydra.overrides.task))
+    node = cfg.hydra if hydra is None else hydra
+    choices = node.runtime.choices
+    command_line = OverridesParser.create().parse_overrides(list(node.overrides.task))
     chosen = {o.key_or_group for o in command_line if o.key_or_group in choices}
     values = _entry(preset, choices.model, choices.dataset)
     with open_dict(cfg):

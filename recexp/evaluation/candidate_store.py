@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recexp.data.cache import checksum, write_json
+from recexp.io import checksum, write_json
 from recexp.errors import RecexpError
 from recexp.evaluation.candidates import draw
 from recexp.evaluation.protocol import Protocol

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 N_ITEMS = 100  # scored, of catalogs that have as many
 
 
-class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Operations(TorchDispatchMode):
     """Counts the floating-point operations of what runs inside it.
 
     products: multiply-adds of matrix products, k for each output of a product over k terms.
@@ -38,7 +38,7 @@ class Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     BAGS = ("_embedding_bag", "_embedding_bag_forward_only")
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.products = 0
         self.others = 0
 

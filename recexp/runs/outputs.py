@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from recexp.data.cache import checksum, write_json
+from recexp.io import checksum, write_json
 from recexp.io import atomic_write
 from recexp.runs.convergence import WARNED
 from recexp.runs.identity import PLACES, RAW_FILES, without
