@@ -1,13 +1,15 @@
-"""Show that a clean-up changed no number: record fixed runs before it and after it, and compare the records.
+"""Show that a clean-up changed no number: record fixed runs before it and after it, and compare the
+records.
 
     python -m tests.neutrality record before.json
     python -m tests.neutrality record after.json
     python -m tests.neutrality compare before.json after.json
 
-A record holds, per run, the metrics of ``result.json`` and the losses of ``metrics.csv`` to the last digit, the
-protocol id, and the checksums of the prepared arrays. One run per model YAML uses a small simulated shop; six use
-real data where ``RECEXP_DATA`` names the folder that holds them. Runs go through the command line only, so that the
-script survives moves of the code. Both records must come from the same machine and library versions.
+A record holds, per run, the metrics of ``result.json`` and the losses of ``metrics.csv`` to the
+last digit, the protocol id, and the checksums of the prepared arrays. One run per model YAML uses a
+small simulated shop; six use real data where ``RECEXP_DATA`` names the folder that holds them. Runs
+go through the command line only, so that the script survives moves of the code. Both records must
+come from the same machine and library versions.
 """
 
 from __future__ import annotations
@@ -26,9 +28,16 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).parent.parent
 COMMON = ["logger=none", "threads=1", "seed=0"]
-SHOP = ["dataset=simulated_shop", "dataset.source.users=150", "dataset.source.items=200",
-        "dataset.source.categories=10", "protocol=p1_uniform999", "protocol.candidates.n=50",
-        "batch_size=64", "trainer.max_epochs=2"]  # fmt: skip
+SHOP = [
+    "dataset=simulated_shop",
+    "dataset.source.users=150",
+    "dataset.source.items=200",
+    "dataset.source.categories=10",
+    "protocol=p1_uniform999",
+    "protocol.candidates.n=50",
+    "batch_size=64",
+    "trainer.max_epochs=2",
+]
 FIRST_STEP = ["trainer.max_epochs=1", "+trainer.limit_train_batches=1"]
 # What a model needs beyond the defaults on the shop.
 EXTRA = {
@@ -39,15 +48,34 @@ EXTRA = {
 REAL = {
     "ml_100k bpr_mf p5": ["dataset=ml_100k", "ml-100k", "model=bpr_mf", "protocol=p5_sasrec100"],
     "ml_1m item_knn p3": ["dataset=ml_1m", "ml-1m", "model=item_knn", "protocol=p3_popular100"],
-    "ml_1m sasrec full_unseen": ["dataset=ml_1m", "ml-1m", "model=sasrec",
-                                 "protocol=full_unseen", "model.max_len=50"],
-    "ml_100k gru4rec_plus p3": ["dataset=ml_100k", "ml-100k", "model=gru4rec_plus",
-                                "protocol=p3_popular100", "objective.n_negatives=256"],
-    "retailrocket bert_ite p1": ["dataset=retailrocket", "retailrocket-2174", "model=bert_ite",
-                                 "protocol=p1_uniform999", "model.num_layers=1"],
-    "taobao mf_mmlp p2": ["experiment=real/taobao_31882", "taobao-31882", "model=mf_mmlp",
-                          "protocol=p2_uniform99"],
-}  # fmt: skip
+    "ml_1m sasrec full_unseen": [
+        "dataset=ml_1m",
+        "ml-1m",
+        "model=sasrec",
+        "protocol=full_unseen",
+        "model.max_len=50",
+    ],
+    "ml_100k gru4rec_plus p3": [
+        "dataset=ml_100k",
+        "ml-100k",
+        "model=gru4rec_plus",
+        "protocol=p3_popular100",
+        "objective.n_negatives=256",
+    ],
+    "retailrocket bert_ite p1": [
+        "dataset=retailrocket",
+        "retailrocket-2174",
+        "model=bert_ite",
+        "protocol=p1_uniform999",
+        "model.num_layers=1",
+    ],
+    "taobao mf_mmlp p2": [
+        "experiment=real/taobao_31882",
+        "taobao-31882",
+        "model=mf_mmlp",
+        "protocol=p2_uniform99",
+    ],
+}
 REAL_LIMITS = ["trainer.max_epochs=1", "+trainer.limit_train_batches=20"]
 
 

@@ -13,11 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recexp.io import checksum, write_json
 from recexp.errors import RecexpError
 from recexp.evaluation.candidates import draw
 from recexp.evaluation.protocol import Protocol
-from recexp.io import atomic_write, file_lock, reason
+from recexp.io import atomic_write, checksum, file_lock, reason, write_json
 
 if TYPE_CHECKING:
     from recexp.data.store import Store

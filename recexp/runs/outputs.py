@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from recexp.io import checksum, write_json
-from recexp.io import atomic_write
+from recexp.io import atomic_write, checksum, write_json
 from recexp.runs.convergence import WARNED
 from recexp.runs.identity import PLACES, RAW_FILES, without
 from recexp.runs.result import RunResult

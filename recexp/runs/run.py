@@ -17,8 +17,8 @@ from recexp.config.check import build, check_config, check_machine
 from recexp.config.summary import summary
 from recexp.contracts import ClosedForm
 from recexp.data.cache import prepare
-from recexp.data.dataset import Dataset
 from recexp.data.datamodule import RecDataModule
+from recexp.data.dataset import Dataset
 from recexp.data.store import Store
 from recexp.distributed import is_first_process
 from recexp.errors import RecexpError

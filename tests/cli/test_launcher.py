@@ -1,4 +1,7 @@
-"""What a sweep does again and what it leaves alone. Jobs are played by a process that writes a result and nothing else."""
+"""What a sweep does again and what it leaves alone.
+
+Jobs are played by a process that writes a result and nothing else.
+"""
 
 import json
 import re
@@ -27,7 +30,9 @@ time.sleep(600)
 
 
 class Loader:
-    """Hydra's config loader as far as the launcher asks it. common: what stands in the YAMLs, unknown to the overrides."""
+    """Hydra's config loader as far as the launcher asks it. common: what stands in the YAMLs,
+    unknown to the overrides.
+    """
 
     def __init__(self, common):
         self.common = common
@@ -46,7 +51,9 @@ class Context:
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
-    """sweep(jobs, *settings of the YAMLs) -> directories of the jobs that ran; ``sweep.fail`` makes jobs die, ``sweep.scripts`` says how."""
+    """sweep(jobs, *settings of the YAMLs) -> directories of the jobs that ran; ``sweep.fail`` makes
+    jobs die, ``sweep.scripts`` says how.
+    """
     show_logs()
     popen, ran = launcher.subprocess.Popen, []
 

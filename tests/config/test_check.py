@@ -1,4 +1,6 @@
-"""Every choice of every group composes, and a wrong config is one clear error before any work starts."""
+"""Every choice of every group composes, and a wrong config is one clear error before any work
+starts.
+"""
 
 import re
 

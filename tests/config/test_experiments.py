@@ -1,4 +1,6 @@
-"""Every published table and figure: composes, expands to the paper's grid, and runs at smoke scale; a killed sweep goes on where it stopped."""
+"""Every published table and figure: composes, expands to the paper's grid, and runs at smoke scale;
+a killed sweep goes on where it stopped.
+"""
 
 import json
 import os
@@ -72,7 +74,9 @@ def jobs(name, *command_line):
 
 
 def different(name, seen=None):
-    """Jobs among which every choice of a group and every set of keys occurs that is not in ``seen`` yet, and the last job."""
+    """Jobs among which every choice of a group and every set of keys occurs that is not in ``seen``
+    yet, and the last job.
+    """
     seen, chosen = set() if seen is None else seen, []
     for job in jobs(name):
         pairs = [override.partition("=")[::2] for override in job]

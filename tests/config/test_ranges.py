@@ -1,4 +1,6 @@
-"""Whatever number or word a YAML is given: one error that names the key, before any work starts, or a run that trains."""
+"""Whatever number or word a YAML is given: one error that names the key, before any work starts, or
+a run that trains.
+"""
 
 from __future__ import annotations
 
@@ -135,10 +137,16 @@ def test_what_is_refused_says_what_was_expected(overrides, text):
 
 
 REFUSED = [
-    ("model=sasrec", "trainer.accelerator=abacus"), ("model=sasrec", "trainer.devices=0"), ("model=sasrec", "trainer.precision=3"),
-    ("model=sasrec", "model=nosuch"), ("model=sasrec", "model.num_facters=3"), ("model=sasrec", "+trainer.limit_val_batches=1.5"),
-    ("model=sasrec", "seed='${nosuch}'"), ("-m", "model=sasrec", "model.num_facters=1,2"), ("-m", "model=nosuch,sasrec", "model.num_heads=3"),
-]  # fmt: skip
+    ("model=sasrec", "trainer.accelerator=abacus"),
+    ("model=sasrec", "trainer.devices=0"),
+    ("model=sasrec", "trainer.precision=3"),
+    ("model=sasrec", "model=nosuch"),
+    ("model=sasrec", "model.num_facters=3"),
+    ("model=sasrec", "+trainer.limit_val_batches=1.5"),
+    ("model=sasrec", "seed='${nosuch}'"),
+    ("-m", "model=sasrec", "model.num_facters=1,2"),
+    ("-m", "model=nosuch,sasrec", "model.num_heads=3"),
+]
 
 
 @pytest.mark.slow

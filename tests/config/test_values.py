@@ -56,12 +56,27 @@ NODE = {"_target_": "somewhere.Part"}
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("n", 1), ("n_or_null", None), ("n_or_null", 3), ("ks", [1, 10]), ("pair", [1, 0.5]),
-        ("names", ["a"]), ("names", None), ("norm", "pre"), ("part", NODE), ("part", None),
-        ("weights", {"a": 1}), ("rate", 0), ("rate", 0.5), ("flag", False), ("anything", [3]),
-        ("function", NODE), ("scale", "auto"), ("scale", 2), ("unknown", "x"),
+        ("n", 1),
+        ("n_or_null", None),
+        ("n_or_null", 3),
+        ("ks", [1, 10]),
+        ("pair", [1, 0.5]),
+        ("names", ["a"]),
+        ("names", None),
+        ("norm", "pre"),
+        ("part", NODE),
+        ("part", None),
+        ("weights", {"a": 1}),
+        ("rate", 0),
+        ("rate", 0.5),
+        ("flag", False),
+        ("anything", [3]),
+        ("function", NODE),
+        ("scale", "auto"),
+        ("scale", 2),
+        ("unknown", "x"),
     ],
-)  # fmt: skip
+)
 def test_what_the_hint_allows_passes(key, value):
     check_values("model", {key: value}, Model)
 

@@ -127,7 +127,9 @@ def test_touched_raw_files_are_not(tmp_path, shop, builds):
 
 
 def test_a_file_put_beside_is_noticed(tmp_path, shop, builds):
-    """Optional files, such as item features, may come later; the fingerprint stays as long as nothing else is read."""
+    """Optional files, such as item features, may come later; the fingerprint stays as long as
+    nothing else is read.
+    """
     folder = prepare(shop, P3, tmp_path / "cache")
     (tmp_path / "raw" / "more.csv").write_text("item,brand\n")
     assert prepare(shop, P3, tmp_path / "cache") == folder and len(builds) == 2
@@ -233,7 +235,9 @@ sys.exit(max(os.waitpid(child, 0)[1] for child in children))
 
 
 def start(shop, cache, processes, sleep):
-    """Processes that prepare the shop at the same time, each taking ``sleep`` seconds more after the arrays are written."""
+    """Processes that prepare the shop at the same time, each taking ``sleep`` seconds more after
+    the arrays are written.
+    """
     command = [
         sys.executable,
         "-c",

@@ -1,4 +1,7 @@
-"""Input nobody wrote carefully: what the fuzz tests (tests/fuzz) found once, by name. Each was a wrong number, a traceback or a hang."""
+"""Input nobody wrote carefully: what the fuzz tests (tests/fuzz) found once, by name.
+
+Each was a wrong number, a traceback or a hang.
+"""
 
 import gzip
 import json
@@ -48,7 +51,9 @@ def test_misplaced_quotes_are_an_error(tmp_path, fields):
 
 @pytest.mark.parametrize("extra", ["5,1,view,10,,9", "5,1,view,10,", "5,1,vi,ew,10,"])
 def test_rows_of_too_many_fields_are_noticed(tmp_path, extra):
-    """polars counts fields only where every column is wanted; shifted fields were read as good ones."""
+    """polars counts fields only where every column is wanted; shifted fields were read as good
+    ones.
+    """
     _, read, _ = layout(
         tmp_path,
         "retailrocket",
@@ -278,7 +283,10 @@ def test_equal_numbers_have_no_spread(tmp_path, price):
 
 
 def test_any_byte_of_a_parquet_file_may_be_wrong(tmp_path):
-    """Panics of polars are no exceptions that ``except Exception`` sees. (What the flip leaves valid is read: parquet has no checksum.)"""
+    """Panics of polars are no exceptions that ``except Exception`` sees.
+
+    (What the flip leaves valid is read: parquet has no checksum.)
+    """
     path = tmp_path / "t.parquet"
     pl.DataFrame(
         {"user": ["a", "b", "c"] * 20, "item": [1, 2, 3] * 20, "timestamp": range(60)}

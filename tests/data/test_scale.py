@@ -1,4 +1,6 @@
-"""Preparing large files: the same arrays whichever way they are read, and memory in proportion to the events, with a small factor."""
+"""Preparing large files: the same arrays whichever way they are read, and memory in proportion to
+the events, with a small factor.
+"""
 
 from __future__ import annotations
 
@@ -104,9 +106,13 @@ def test_memory_grows_by_few_bytes_per_event(tmp_path):
     def peak(events: int) -> int:
         make(tmp_path / str(events), events)
         done = subprocess.run(
-            [sys.executable, "-c", MEASURE, str(tmp_path / str(events))], capture_output=True, text=True, check=True,
-            env=os.environ | {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}, cwd=os.getcwd(),
-        )  # fmt: skip
+            [sys.executable, "-c", MEASURE, str(tmp_path / str(events))],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            cwd=os.getcwd(),
+        )
         return int(done.stdout.split()[-1])
 
     small, large = 1_000_000, 4_000_000

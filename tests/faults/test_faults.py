@@ -1,4 +1,7 @@
-"""Faults on purpose: signals, kills, damaged checkpoints, losses that are no numbers. Nothing is lost, and what happened is said."""
+"""Faults on purpose: signals, kills, damaged checkpoints, losses that are no numbers.
+
+Nothing is lost, and what happened is said.
+"""
 
 from __future__ import annotations
 

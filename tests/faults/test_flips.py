@@ -1,4 +1,6 @@
-"""One bit flipped, or the end cut off, anywhere in a file that a run leaves: found and named, and the file made again or refused."""
+"""One bit flipped, or the end cut off, anywhere in a file that a run leaves: found and named, and
+the file made again or refused.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,10 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_any_file_of_the_cache_is_made_again(shop, capsys, seed):
-    """Arrays, id maps, meta.json and the pointer. (A folder made again has lost its candidates, which the next run draws.)"""
+    """Arrays, id maps, meta.json and the pointer.
+
+    (A folder made again has lost its candidates, which the next run draws.)
+    """
     data, cache = shop
     folder, rng = prepare(data, P1, cache), random.Random(seed)
     before = content(folder)
@@ -71,7 +76,9 @@ def test_candidates_are_drawn_again(shop, seed):
 
 
 def test_a_checkpoint_is_refused_or_was_not_changed(tmp_path):
-    """Some bits of the archive carry nothing (dates, padding): where it loads, every number is what it was."""
+    """Some bits of the archive carry nothing (dates, padding): where it loads, every number is what
+    it was.
+    """
     io, path, rng = AtomicCheckpointIO(), tmp_path / "last.ckpt", random.Random(0)
     saved = {
         "state_dict": {"item": torch.randn(20, 4), "bias": torch.arange(7)},

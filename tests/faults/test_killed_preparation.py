@@ -1,4 +1,6 @@
-"""Preparation killed at every file it touches: nothing half-made is taken for whole, and the next run ends as if nothing had happened."""
+"""Preparation killed at every file it touches: nothing half-made is taken for whole, and the next
+run ends as if nothing had happened.
+"""
 
 import json
 import signal
@@ -10,7 +12,8 @@ import pytest
 from recexp.data.cache import prepare, verify
 from tests.support.events import P3, dataset, random_events, write
 
-# Prepares argv[1] in the folder argv[2]/N for every N of argv[3:] in a process that dies at its Nth step on a file there, and prints how it ended.
+# Prepares argv[1] in the folder argv[2]/N for every N of argv[3:] in a process that dies at its Nth
+# step on a file there, and prints how it ended.
 KILLED = """
 import json, os, signal, sys
 from recexp.data.cache import prepare

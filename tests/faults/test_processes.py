@@ -1,4 +1,6 @@
-"""Runs of several processes that lose one, or are told to end: none hangs, none is left behind, nothing is lost."""
+"""Runs of several processes that lose one, or are told to end: none hangs, none is left behind,
+nothing is lost.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,14 @@ class Run:
         ]
         self.errors = (folder.parent / f"{folder.name}.err").open("w+")
         self.main = subprocess.Popen(
-            line, stdout=subprocess.DEVNULL, stderr=self.errors, start_new_session=True, env=os.environ | environment,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's background jobs ignore Ctrl-C
-        )  # fmt: skip
+            line,
+            stdout=subprocess.DEVNULL,
+            stderr=self.errors,
+            start_new_session=True,
+            env=os.environ | environment,
+            # a shell's background jobs ignore Ctrl-C
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
         if training:
             self.wait_until(lambda: (folder / "checkpoints" / "last.ckpt").exists())
             time.sleep(random.random() / 2)  # any step
@@ -188,7 +195,10 @@ def test_what_two_processes_left_goes_on_to_the_same_metrics(shop, how):
     ids=["knn", "mf"],
 )
 def test_one_two_and_three_processes_give_the_same_digits(shop, model):
-    """lr=1e-30: factors as they were drawn, so that nothing but evaluation can differ. Batches of 7 leave remainders everywhere."""
+    """lr=1e-30: factors as they were drawn, so that nothing but evaluation can differ.
+
+    Batches of 7 leave remainders everywhere.
+    """
     metrics = []
     for n in (1, 2, 3):
         run = Run(

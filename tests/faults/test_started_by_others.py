@@ -29,7 +29,9 @@ def test_only_the_first_process_has_a_run_directory():
 
 
 def test_torchrun_gives_the_metrics_of_our_own_processes(tmp_path):
-    """On two machines of one process each, the second one in a working directory of its own, which stays empty."""
+    """On two machines of one process each, the second one in a working directory of its own, which
+    stays empty.
+    """
     own = [
         sys.executable,
         "-m",

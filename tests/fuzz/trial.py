@@ -1,4 +1,6 @@
-"""One generated input: written, mutated, read and prepared, and compared with what plain Python makes of the same bytes."""
+"""One generated input: written, mutated, read and prepared, and compared with what plain Python
+makes of the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,10 @@ class Wrong(AssertionError):
 
 
 def trial(seed: int, folder: Path) -> str:
-    """Run input number ``seed`` in a folder of its own. Returns "read" or "refused"; raises Wrong, which says how to run it alone."""
+    """Run input number ``seed`` in a folder of its own.
+
+    Returns "read" or "refused"; raises Wrong, which says how to run it alone.
+    """
     rng = random.Random(seed)
     name = rng.choice(list(LAYOUTS))
     layout = LAYOUTS[name]
@@ -251,7 +256,9 @@ def check_arrays(
 
 
 def check_features(expected: Expected, layout: Layout, index: dict, out: Path, end: int) -> None:
-    """The tables of the features with their rows. index: raw item -> its number; end: of the training time."""
+    """The tables of the features with their rows. index: raw item -> its number; end: of the
+    training time.
+    """
     for name, rows in expected.features.items():
         ids, weights = (
             np.load(out / f"feature_{name}_id.npy"),

@@ -142,7 +142,9 @@ def test_dropout_acts_in_training_only():
 
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_shared_attention_dropout_has_the_mean_of_plain_dropout(num_layers):
-    """Value projections pass straight through: without norm and nonlinearity the expectation is the undropped output."""
+    """Value projections pass straight through: without norm and nonlinearity the expectation is the
+    undropped output.
+    """
     torch.manual_seed(0)
     m = model(num_layers=num_layers, attention_dropout=0.4, dropout=0.0)
     layer = m.transformer.layers[0]

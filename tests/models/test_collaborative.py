@@ -30,7 +30,9 @@ QUERY = toy.query([0, 1, 4, 3, 0], [[1, 2, 5], [7], [], [3, 3, 9, 2, 12, 4], [1,
 
 
 def events(rows, n_users, behaviour=None):
-    """A store with the training events only: rows of (user, item, behaviour code), in time order within a user."""
+    """A store with the training events only: rows of (user, item, behaviour code), in time order
+    within a user.
+    """
     rows = sorted(rows, key=lambda row: row[0])
     user, item, code = torch.tensor(rows).T
     ptr = torch.cat(
@@ -226,7 +228,9 @@ def test_chunks_change_nothing(name, monkeypatch):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_overfits_a_toy_shop(name):
-    """The acceptance test of the specification in small: a model that can learn at all ranks its own training items first."""
+    """The acceptance test of the specification in small: a model that can learn at all ranks its
+    own training items first.
+    """
     torch.manual_seed(0)
     model = build(name, Schema(20, 60, ("view", "buy"), (False, True)), num_factors=8, init_std=0.1)
     likes = torch.stack([torch.randperm(60)[:3] + 1 for _ in range(20)])

@@ -21,9 +21,15 @@ QUERY = toy.query(
 )
 SMALL = dict(num_factors=8, num_layers=2, num_heads=2, max_len=N)
 PORT = dict(
-    norm="pre", embedding_norm=False, token_type=False, projection=False, tied=False,
-    positions="right", layer_norm="std", more_dropout=True,
-)  # fmt: skip
+    norm="pre",
+    embedding_norm=False,
+    token_type=False,
+    projection=False,
+    tied=False,
+    positions="right",
+    layer_norm="std",
+    more_dropout=True,
+)
 FORMS = {
     "sasrec": (SASRec, SMALL),
     "sasrec plain": (SASRec, SMALL | {"residual": "plain"}),

@@ -1,4 +1,6 @@
-"""Next-item windows against loops, and every loss of the sequence objectives against a plain computation."""
+"""Next-item windows against loops, and every loss of the sequence objectives against a plain
+computation.
+"""
 
 import pytest
 import torch
@@ -85,7 +87,9 @@ def test_a_step_moves_the_windows():
 @pytest.mark.parametrize("T", [1, 3])
 @pytest.mark.parametrize("together", [True, False])
 def test_several_targets_follow_the_window(T, together):
-    """Whatever else is in the batch: a history shorter than the window still gives one event to read, and predicts the rest."""
+    """Whatever else is in the batch: a history shorter than the window still gives one event to
+    read, and predicts the rest.
+    """
     task = objective(windows="all", targets=T)
     rows = task.rows(STORE)
     batches = (
@@ -149,7 +153,9 @@ def test_negatives_are_drawn_per_position_row_or_batch(shared, shape):
 
 
 def plain_loss(name, positive, negative, *, n_items, t=0.75, bpreg=1.0):
-    """One position's loss from the score of its target and the scores of its negatives, by the formulas of the papers."""
+    """One position's loss from the score of its target and the scores of its negatives, by the
+    formulas of the papers.
+    """
     difference = positive - negative
     if name in ("ce", "sampled_softmax"):
         return -torch.log_softmax(torch.cat([positive[None], negative]), 0)[0]

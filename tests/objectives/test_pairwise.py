@@ -1,4 +1,6 @@
-"""Pairs of a positive and what it should beat, against loops; branches learn only from their behaviour."""
+"""Pairs of a positive and what it should beat, against loops; branches learn only from their
+behaviour.
+"""
 
 from collections import Counter
 

@@ -15,7 +15,9 @@ THREE = dict(behaviours=("view", "cart", "buy"), explicit=(False, True, True))
 
 
 def labelled(store):
-    """(user, item, behaviours the user ever showed on the item in training, as bits) per training event."""
+    """(user, item, behaviours the user ever showed on the item in training, as bits) per training
+    event.
+    """
     events = list(
         zip(
             store.train.user.tolist(),
@@ -178,7 +180,8 @@ def test_shuffled_targets_belong_to_other_users_events():
         for i, y in zip(batch.item_BC[:, 0].tolist(), batch.y_BCK[:, 0, 1].tolist(), strict=True)
     )
     assert (batch.item_BC[:, 0] != plain.item_BC[:, 0]).float().mean() > 0.7
-    # negatives that avoided the row's user would tell what he has: his own items must be drawn like any other
+    # negatives that avoided the row's user would tell what he has: his own items must be drawn like
+    # any other
     own = [
         i in OWN[u]
         for (u, _, _), row in zip(EVENTS, batch.item_BC[:, 1:].tolist(), strict=True)

@@ -24,7 +24,9 @@ DRAWS = 20_000
 
 
 def world(owned: list[dict[int, int]], n_items: int, counts: dict[int, int] | None = None):
-    """A store of users' items with masks (1 view, 2 buy, 3 both); every pair is one event unless ``counts`` says more of an item."""
+    """A store of users' items with masks (1 view, 2 buy, 3 both); every pair is one event unless
+    ``counts`` says more of an item.
+    """
     ptr = torch.tensor([0, *torch.tensor([len(own) for own in owned]).cumsum(0).tolist()])
     item = torch.tensor([i for own in owned for i in sorted(own)], dtype=torch.int32)
     mask = torch.tensor([own[i] for own in owned for i in sorted(own)], dtype=torch.int32)
@@ -218,7 +220,9 @@ def test_in_batch_draws_what_the_batch_predicts():
 
 
 def test_supportive_only():
-    """Uniform over what the user touched through weaker behaviours only, uniform unseen for those who have no such item."""
+    """Uniform over what the user touched through weaker behaviours only, uniform unseen for those
+    who have no such item.
+    """
     owned = [{1: 1, 2: 3, 7: 1}, {}, {9: 2}, {4: 1, 5: 1, 6: 2}]
     store = world(owned, 9)
     expected = [{1, 7}, set(range(1, 10)), set(range(1, 9)), {4, 5}]

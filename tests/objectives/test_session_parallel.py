@@ -1,4 +1,6 @@
-"""Sessions in lock-step: who is in which slot when, what is carried along, and who is a negative for whom."""
+"""Sessions in lock-step: who is in which slot when, what is carried along, and who is a negative
+for whom.
+"""
 
 import itertools
 
@@ -104,7 +106,8 @@ def test_gradients_end_at_the_step():
     task, model = objective()
     for rows in steps_of(task)[:3]:
         loss = task.loss(model, task.batch(STORE, rows, torch.Generator()))["loss"]
-        loss.backward()  # would fail on the second step if the state carried the first one's graph along
+        # would fail on the second step if the state carried the first one's graph along
+        loss.backward()
         assert not task._hidden.requires_grad
 
 

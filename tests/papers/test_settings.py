@@ -127,31 +127,47 @@ def test_what_differs_is_found():
 
 PRINTED = {
     ("bert4rec/table2_systems", "bert4rec", "amazon_beauty"): {
-        "optimizer.lr": 1e-4, "optimizer.weight_decay": 0.01, "trainer.gradient_clip_val": 5.0,
-        "batch_size": 256, "trainer.max_steps": 400_000, "model.max_len": 50,
-        "objective.step": 0.1, "objective.mask_prob": 0.6, "objective.max_masked": 30,
+        "optimizer.lr": 1e-4,
+        "optimizer.weight_decay": 0.01,
+        "trainer.gradient_clip_val": 5.0,
+        "batch_size": 256,
+        "trainer.max_steps": 400_000,
+        "model.max_len": 50,
+        "objective.step": 0.1,
+        "objective.mask_prob": 0.6,
+        "objective.max_masked": 30,
     },
     ("bert4rec/table2_systems", "bert4rec", "steam"): {
-        "trainer.max_steps": 800_000, "objective.mask_prob": 0.4, "model.dropout": 0.2,
+        "trainer.max_steps": 800_000,
+        "objective.mask_prob": 0.4,
+        "model.dropout": 0.2,
     },
     ("bert4rec/table5_ablation", "bert4rec", "steam"): {
-        "model.dropout": (0.1, 0.0), "model.num_factors": 64,
+        "model.dropout": (0.1, 0.0),
+        "model.num_factors": 64,
     },
     ("bert4rec/table2_systems", "sasrec", "ml_1m"): {
-        "objective.loss_name": "bce", "objective.n_negatives": 1, "optimizer.betas": [0.9, 0.98],
+        "objective.loss_name": "bce",
+        "objective.n_negatives": 1,
+        "optimizer.betas": [0.9, 0.98],
         "batch_size": 128,
     },
     ("ite/fig5_factors", "nmtr", "recobell"): {
-        "batch_size": 2048, "batch_counts": "instances", "objective.weights": [1.0, 1.0],
+        "batch_size": 2048,
+        "batch_counts": "instances",
+        "objective.weights": [1.0, 1.0],
     },
     ("multi_feedback/table2_factors", "mf_mmlp", "taobao"): {
-        "batch_size": 1, "objective.n_negatives": 3, "optimizer.lr": 0.001,
+        "batch_size": 1,
+        "objective.n_negatives": 3,
+        "optimizer.lr": 0.001,
     },
     ("nova/table3_fusion", "nova_bert", "ml_20m"): {
-        "model.side": ["year", "genres", "value", "time"], "scheduler.warmup": 0.05,
+        "model.side": ["year", "genres", "value", "time"],
+        "scheduler.warmup": 0.05,
         "batch_size": 128,
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("place", PRINTED, ids="-".join)

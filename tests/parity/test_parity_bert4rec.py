@@ -42,9 +42,17 @@ def test_scores_follow_the_formulas(positions):
 
 
 PORT = dict(
-    norm="pre", embedding_norm=False, token_type=False, projection=False, tied=False,
-    positions="right", layer_norm="std", activation="gelu_tanh", more_dropout=True, init="torch",
-)  # fmt: skip
+    norm="pre",
+    embedding_norm=False,
+    token_type=False,
+    projection=False,
+    tied=False,
+    positions="right",
+    layer_norm="std",
+    activation="gelu_tanh",
+    more_dropout=True,
+    init="torch",
+)
 
 
 def std_norm(x, w, name):

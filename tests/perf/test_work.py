@@ -1,4 +1,7 @@
-"""What a step does, counted and not timed: operations, sizes of what is allocated. A regression in work done fails here."""
+"""What a step does, counted and not timed: operations, sizes of what is allocated.
+
+A regression in work done fails here.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,9 @@ SEQUENCE = [
 
 
 def test_bert4rec_computes_its_last_layer_at_masked_places_only(tmp_path):
-    """By hand: three times the forward products, whose second layer needs keys and values of all L places and all else of the M masked ones alone."""
+    """By hand: three times the forward products, whose second layer needs keys and values of all L
+    places and all else of the M masked ones alone.
+    """
     module, data = module_of(
         tmp_path / "run",
         "model=bert4rec",
@@ -101,7 +106,9 @@ def test_bert4rec_computes_its_last_layer_at_masked_places_only(tmp_path):
 
 
 def test_ranking_encodes_every_user_once(tmp_path):
-    """And not once per candidate: a thousand candidates cost no more than the products with their vectors."""
+    """And not once per candidate: a thousand candidates cost no more than the products with their
+    vectors.
+    """
     module, data = module_of(tmp_path / "run", "model=sasrec", *SEQUENCE)
     row = next(iter(data.val_dataloader()[0]))
     module.eval()

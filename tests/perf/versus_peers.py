@@ -1,10 +1,14 @@
-"""recexp beside RecBole 1.2.1 and RecTools 0.19 on the same machine, data, sizes and threads: prints and stores the ratios.
+"""recexp beside RecBole 1.2.1 and RecTools 0.19 on the same machine, data, sizes and threads:
+prints and stores the ratios.
 
-    python tests/perf/versus_peers.py --raw-dir path/to/ml-1m [--only rectools/sasrec ...] [--rounds 1] [--out FILE]
+    python tests/perf/versus_peers.py --raw-dir path/to/ml-1m [--only rectools/sasrec ...] [--rounds
+    1] [--out FILE]
 
-Each peer is installed into an environment of its own below --work on first use (CPython 3.11; RecBole needs old numpy, pandas and setuptools). Every
-measurement is a process of its own; the two sides take turns. A training epoch longer than --train-s seconds is extrapolated from its mean step.
-RecBole switches autograd's anomaly mode on when its sequential models are imported; it is measured so, as shipped, and with the mode off.
+Each peer is installed into an environment of its own below --work on first use (CPython 3.11;
+RecBole needs old numpy, pandas and setuptools). Every measurement is a process of its own; the two
+sides take turns. A training epoch longer than --train-s seconds is extrapolated from its mean step.
+RecBole switches autograd's anomaly mode on when its sequential models are imported; it is measured
+so, as shipped, and with the mode off.
 """
 
 from __future__ import annotations
@@ -61,73 +65,161 @@ SEQUENTIAL = {
     "memory": 8,
 }
 
-# What each side trains, the batch size both take first, each side's own best, and how far ahead we mean to be.
+# What each side trains, the batch size both take first, each side's own best, and how far ahead we
+# mean to be.
 CASES: dict[str, dict] = {
     "rectools/sasrec": {
-        "ours": [*SASREC, "model.dropout=0.1"], "batch": 128, "best": (128, 128), "peer": {"model": "sasrec", "width": 64, "length": 200},
+        "ours": [*SASREC, "model.dropout=0.1"],
+        "batch": 128,
+        "best": (128, 128),
+        "peer": {"model": "sasrec", "width": 64, "length": 200},
         "targets": {"epoch": 3, "rank": 3, "memory": 3, "first step": 1.2},
     },
     "rectools/bert4rec": {
-        "ours": [*BERT4REC, "model.dropout=0.1", "model.attention_dropout=0.1"], "batch": 128, "best": (64, 128),
-        "peer": {"model": "bert4rec", "width": 64, "length": 200}, "targets": {"epoch": 5, "rank": 3, "memory": 3, "first step": 1.2},
+        "ours": [*BERT4REC, "model.dropout=0.1", "model.attention_dropout=0.1"],
+        "batch": 128,
+        "best": (64, 128),
+        "peer": {"model": "bert4rec", "width": 64, "length": 200},
+        "targets": {"epoch": 5, "rank": 3, "memory": 3, "first step": 1.2},
     },
     "recbole/sasrec": {
-        "ours": [*SASREC, "model.dropout=0.5"], "batch": 256, "best": (256, 256), "sampled": 2,
+        "ours": [*SASREC, "model.dropout=0.5"],
+        "batch": 256,
+        "best": (256, 256),
+        "sampled": 2,
         "peer": {"model": "SASRec", "length": 200, "settings": RECBOLE_TRANSFORMER},
         "targets": {"epoch": 400, "epoch, anomaly off": 200, **SEQUENTIAL},
     },
     "recbole/bert4rec": {
-        "ours": [*BERT4REC, "model.dropout=0.2"], "batch": 256, "best": (256, 256), "sampled": 1,
+        "ours": [*BERT4REC, "model.dropout=0.2"],
+        "batch": 256,
+        "best": (256, 256),
+        "sampled": 1,
         "peer": {"model": "BERT4Rec", "length": 200, "settings": RECBOLE_TRANSFORMER},
         "targets": {"epoch": 500, "epoch, anomaly off": 250, **SEQUENTIAL},
     },
     "recbole/gru4rec": {
-        "ours": ["model=gru4rec", "model.cell=torch", "model.input_table=constrained", "model.num_factors=64", "model.num_layers=1",
-                 "model.max_len=200", "objective=next_item", "sampler=none", "optimizer=adam"],
-        "batch": 256, "best": (256, 256), "peer": {"model": "GRU4Rec", "length": 200,
-        "settings": {"embedding_size": 64, "hidden_size": 64, "num_layers": 1, "train_neg_sample_args": None}},
+        "ours": [
+            "model=gru4rec",
+            "model.cell=torch",
+            "model.input_table=constrained",
+            "model.num_factors=64",
+            "model.num_layers=1",
+            "model.max_len=200",
+            "objective=next_item",
+            "sampler=none",
+            "optimizer=adam",
+        ],
+        "batch": 256,
+        "best": (256, 256),
+        "peer": {
+            "model": "GRU4Rec",
+            "length": 200,
+            "settings": {
+                "embedding_size": 64,
+                "hidden_size": 64,
+                "num_layers": 1,
+                "train_neg_sample_args": None,
+            },
+        },
         "targets": {"epoch": 100, "memory": 8},
     },
     "recbole/caser": {
-        "ours": ["model=caser", "model.num_factors=64", "model.max_len=5", "model.num_horizontal=8", "model.num_vertical=4", "objective.targets=1",
-                 "objective.loss_name=bpr"],
-        "batch": 512, "best": (2048, 2048), "peer": {"model": "Caser", "length": 5,
-        "settings": {"embedding_size": 64, "n_h": 8, "n_v": 4, "reg_weight": 1e-6, "dropout_prob": 0.5, "loss_type": "BPR"} | ONE_NEGATIVE},
+        "ours": [
+            "model=caser",
+            "model.num_factors=64",
+            "model.max_len=5",
+            "model.num_horizontal=8",
+            "model.num_vertical=4",
+            "objective.targets=1",
+            "objective.loss_name=bpr",
+        ],
+        "batch": 512,
+        "best": (2048, 2048),
+        "peer": {
+            "model": "Caser",
+            "length": 5,
+            "settings": {
+                "embedding_size": 64,
+                "n_h": 8,
+                "n_v": 4,
+                "reg_weight": 1e-6,
+                "dropout_prob": 0.5,
+                "loss_type": "BPR",
+            }
+            | ONE_NEGATIVE,
+        },
         "targets": {"epoch": 3},
     },
     "recbole/bpr": {
-        "ours": ["model=bpr_mf", "model.num_factors=64", "model.item_bias=false"], "batch": 2048, "best": (65536, 16384),
-        "peer": {"model": "BPR", "settings": {"embedding_size": 64}}, "targets": {"epoch": 2, "epoch, own best": 4, "rank": 5},
+        "ours": ["model=bpr_mf", "model.num_factors=64", "model.item_bias=false"],
+        "batch": 2048,
+        "best": (65536, 16384),
+        "peer": {"model": "BPR", "settings": {"embedding_size": 64}},
+        "targets": {"epoch": 2, "epoch, own best": 4, "rank": 5},
     },
     "recbole/fpmc": {
-        "ours": ["model=fpmc", "model.num_factors=64"], "batch": 2048, "best": (16384, 16384),
-        "peer": {"model": "FPMC", "length": 200, "settings": {"embedding_size": 64}}, "targets": {"epoch": 2, "epoch, own best": 4},
+        "ours": ["model=fpmc", "model.num_factors=64"],
+        "batch": 2048,
+        "best": (16384, 16384),
+        "peer": {"model": "FPMC", "length": 200, "settings": {"embedding_size": 64}},
+        "targets": {"epoch": 2, "epoch, own best": 4},
     },
     "recbole/neumf": {
-        "ours": ["model=neumf", "model.num_factors=64", "model.num_layers=2",
-                 "objective.n_negatives=1", "batch_counts=positives"],
-        "batch": 2048, "best": (16384, 8192),
-        "peer": {"model": "NeuMF",
-        "settings": {"mf_embedding_size": 64, "mlp_embedding_size": 128, "mlp_hidden_size": [128, 64], "dropout_prob": 0.0}},
+        "ours": [
+            "model=neumf",
+            "model.num_factors=64",
+            "model.num_layers=2",
+            "objective.n_negatives=1",
+            "batch_counts=positives",
+        ],
+        "batch": 2048,
+        "best": (16384, 8192),
+        "peer": {
+            "model": "NeuMF",
+            "settings": {
+                "mf_embedding_size": 64,
+                "mlp_embedding_size": 128,
+                "mlp_hidden_size": [128, 64],
+                "dropout_prob": 0.0,
+            },
+        },
         "targets": {"epoch": 1.5, "epoch, own best": 2, "rank": 8},
     },
-}  # fmt: skip
+}
 
-# Wall time to the best validation NDCG@10 that RecBole reaches within its time: ML-100K, leave-one-out, full ranking, RecBole's own defaults.
+# Wall time to the best validation NDCG@10 that RecBole reaches within its time: ML-100K,
+# leave-one-out, full ranking, RecBole's own defaults.
 RACES: dict[str, dict] = {
     "sasrec": {
-        "peer": {"model": "SASRec", "batch": 256, "settings": {"train_neg_sample_args": None}, "epochs": 4}, "ahead": 20, "epochs": 60,
+        "peer": {
+            "model": "SASRec",
+            "batch": 256,
+            "settings": {"train_neg_sample_args": None},
+            "epochs": 4,
+        },
+        "ahead": 20,
+        "epochs": 60,
         "ours": ["model=sasrec_softmax", "model.max_len=50", *TRANSFORMER, "batch_size=64"],
     },
     "bert4rec": {
-        "peer": {"model": "BERT4Rec", "batch": 256, "settings": {"train_neg_sample_args": None}, "epochs": 4}, "ahead": 20, "epochs": 200,
+        "peer": {
+            "model": "BERT4Rec",
+            "batch": 256,
+            "settings": {"train_neg_sample_args": None},
+            "epochs": 4,
+        },
+        "ahead": 20,
+        "epochs": 200,
         "ours": ["model=bert4rec", "model.max_len=50", *TRANSFORMER, "batch_size=64"],
     },
     "bpr": {
-        "peer": {"model": "BPR", "batch": 2048, "settings": {}, "epochs": 62}, "ahead": 2, "epochs": 100,
+        "peer": {"model": "BPR", "batch": 2048, "settings": {}, "epochs": 62},
+        "ahead": 2,
+        "epochs": 100,
         "ours": ["model=bpr_mf", "model.num_factors=64", "batch_size=2048", "optimizer.lr=0.005"],
     },
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -252,7 +344,10 @@ def measure(case: str, a: argparse.Namespace) -> dict[str, list[dict]]:
 
 
 def race(a: argparse.Namespace) -> None:
-    """RecBole trains for its epochs; then we train until we are as good. Clocks start where training does."""
+    """RecBole trains for its epochs; then we train until we are as good.
+
+    Clocks start where training does.
+    """
     lines, measured = [], {}
     for name in a.race or RACES:
         setting = RACES[name]

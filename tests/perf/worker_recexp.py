@@ -1,4 +1,7 @@
-"""One measurement of recexp in a process of its own; the last line of its output is JSON. See versus_peers.py."""
+"""One measurement of recexp in a process of its own; the last line of its output is JSON.
+
+See versus_peers.py.
+"""
 
 from __future__ import annotations
 
@@ -76,10 +79,18 @@ def main() -> None:
 
     clock, history, began = Clock(), [], time.perf_counter()
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=SPEC.get("epochs", 1), callbacks=[clock], logger=False, enable_checkpointing=False,
-        check_val_every_n_epoch=1 if "until" in SPEC else 2, num_sanity_val_steps=0, enable_model_summary=False, enable_progress_bar=False,
-        use_distributed_sampler=False, default_root_dir=SPEC["folder"],
-    )  # fmt: skip
+        accelerator="cpu",
+        max_epochs=SPEC.get("epochs", 1),
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        check_val_every_n_epoch=1 if "until" in SPEC else 2,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+        default_root_dir=SPEC["folder"],
+    )
     trainer.fit(module, data)
     if "until" in SPEC:
         print(
@@ -92,10 +103,15 @@ def main() -> None:
         return
     steps = [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
     said |= {
-        "step_s": statistics.mean(steps[5:] or steps), "steps": len(steps), "steps_per_epoch": clock.batches, "peak_train_gb": peak_gb(),
-        "epoch_s": statistics.mean(steps[5:] or steps) * clock.batches, "users": len(store.val), "items": store.schema.n_items,
+        "step_s": statistics.mean(steps[5:] or steps),
+        "steps": len(steps),
+        "steps_per_epoch": clock.batches,
+        "peak_train_gb": peak_gb(),
+        "epoch_s": statistics.mean(steps[5:] or steps) * clock.batches,
+        "users": len(store.val),
+        "items": store.schema.n_items,
         "events": len(store.train),
-    }  # fmt: skip
+    }
     if SPEC.get("count"):
         said |= counted(module, data)
     times = []
@@ -121,8 +137,9 @@ def main() -> None:
 
 
 def counted(module, data, batches: int = 3) -> dict[str, float]:
-    """Floating-point operations of the matrix products of a training step and of ranking all validation users, and the bytes that a step of the
-    optimiser must move: weights, gradients and its two moments read, and all but the gradients written.
+    """Floating-point operations of the matrix products of a training step and of ranking all
+    validation users, and the bytes that a step of the optimiser must move: weights, gradients and
+    its two moments read, and all but the gradients written.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode

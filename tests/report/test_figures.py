@@ -169,7 +169,9 @@ def test_weights_are_those_the_layer_uses():
 
 @pytest.mark.parametrize("users", [3, 40])
 def test_mean_weights_over_users_and_positions(users):
-    """A uniform layer (no query) attends to every event alike: 1 / (events + [MASK]); more users than a group change nothing."""
+    """A uniform layer (no query) attends to every event alike: 1 / (events + [MASK]); more users
+    than a group change nothing.
+    """
     model = BERT4Rec(toy.schema(), num_factors=8, num_layers=2, num_heads=2, max_len=6).train()
     for layer in model.layers:
         torch.nn.init.zeros_(layer.attention.query.weight)

@@ -14,11 +14,29 @@ from recexp.evaluation import metrics
 from recexp.report.ranks import TIES, Ranks
 
 READERS = (
-    "collect", "formats", "tables", "ranks", "significance", "comparison", "convergence",
-    "statistics", "validation", "claim_tests", "scorecard", "figures", "page", "write", "__main__",
-    "papers.published", "papers.matching", "papers.deviations", "papers.recipe", "papers.settings",
-    "papers.claims", "papers.paper_tables",
-)  # fmt: skip
+    "collect",
+    "formats",
+    "tables",
+    "ranks",
+    "significance",
+    "comparison",
+    "convergence",
+    "statistics",
+    "validation",
+    "claim_tests",
+    "scorecard",
+    "figures",
+    "page",
+    "write",
+    "__main__",
+    "papers.published",
+    "papers.matching",
+    "papers.deviations",
+    "papers.recipe",
+    "papers.settings",
+    "papers.claims",
+    "papers.paper_tables",
+)
 SLOW_TO_IMPORT = ("torch", "lightning", "pytorch_lightning", "hydra")
 CHECK = f"""
 import sys

@@ -175,7 +175,9 @@ document.title = JSON.stringify({down: down, up: up, wide: document.documentElem
 @pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine")
 @pytest.mark.parametrize("width", [500, 1200])
 def test_in_a_browser(written, tmp_path, width):
-    """Sorting works, nothing is fetched, no picture is empty, and the page is no wider than a narrow window."""
+    """Sorting works, nothing is fetched, no picture is empty, and the page is no wider than a
+    narrow window.
+    """
     _, out, _ = written
     (tmp_path / "page.html").write_text(
         (out / "index.html").read_text().replace("</body>", PROBE + "</body>")

@@ -147,9 +147,13 @@ def test_of_several_systems_for_one_cell_the_one_chosen_on_validation_counts(tmp
 def test_figures_of_epochs_are_read_from_the_test_set_per_epoch(tmp_path):
     shop = {"users": 36751, "items": 83274, "interactions": 400000}
     run = write_run(
-        tmp_path / "a", model="ite", dataset="retailrocket", protocol="p1_uniform999", data=shop,
+        tmp_path / "a",
+        model="ite",
+        dataset="retailrocket",
+        protocol="p1_uniform999",
+        data=shop,
         selection="test_peek",
-    )  # fmt: skip
+    )
     with (run / "metrics.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["epoch", "step", "val/hr@10", "test/hr@10"])
@@ -163,14 +167,20 @@ def test_figures_of_epochs_are_read_from_the_test_set_per_epoch(tmp_path):
 
 def test_table_5_of_nova_compares_operations_that_count_alike(tmp_path):
     write_run(
-        tmp_path / "a", model="nova_bert", dataset="ml_1m", gflops=0.96, gops=0.4836,
-        parameters=10_650_000, config={"model.fusion": "add"},
-    )  # fmt: skip
+        tmp_path / "a",
+        model="nova_bert",
+        dataset="ml_1m",
+        gflops=0.96,
+        gops=0.4836,
+        parameters=10_650_000,
+        config={"model.fusion": "add"},
+    )
     (table,) = paper_tables(collect([tmp_path])[0], "nova/table5_size")
     found = lines(table)["NOVA, add", "ours"]
     assert {k: v.split(" ")[0] for k, v in found.items()} == {
-        "FLOPs × 10⁹": "0.4836", "size, MB": "42.6"
-    }  # fmt: skip
+        "FLOPs × 10⁹": "0.4836",
+        "size, MB": "42.6",
+    }
 
 
 def test_the_command_and_the_page(tmp_path, capsys):

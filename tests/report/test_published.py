@@ -161,10 +161,11 @@ def test_nova_and_multi_feedback_settings(run):
 
 def test_deviations_are_told_and_a_faithful_run_has_none(run, tmp_path, monkeypatch):
     set_papers(
-        monkeypatch, tmp_path,
+        monkeypatch,
+        tmp_path,
         "bert4rec,*,*,*,trainer.max_steps,400000,paper: 4,true",
         "ite,*,*,*,trainer.max_epochs,200,paper: 4,true",
-    )  # fmt: skip
+    )
     few = run("bert4rec", updates=100, **ML)
     told = " / ".join(deviations(few, match(few)["ndcg@10"]))
     assert (

@@ -83,12 +83,19 @@ def test_a_table_has_the_settings_of_its_experiment(settings):
 @pytest.mark.parametrize(
     ("ours", "theirs", "same"),
     [
-        (1e-4, 0.0001, True), (0.00011, 0.0001, False), ([0.9, 0.999], [0.9, 0.999], True),
-        ([0.9, 0.98], [0.9, 0.999], False), ("torch.optim.Adam", "torch.optim.AdamW", False),
-        ("supportive_only", "recexp.objectives.samplers.SupportiveOnly", True), (None, None, True),
-        (True, True, True), (1, True, False), (None, 5, False), (2, 2.0, True),
+        (1e-4, 0.0001, True),
+        (0.00011, 0.0001, False),
+        ([0.9, 0.999], [0.9, 0.999], True),
+        ([0.9, 0.98], [0.9, 0.999], False),
+        ("torch.optim.Adam", "torch.optim.AdamW", False),
+        ("supportive_only", "recexp.objectives.samplers.SupportiveOnly", True),
+        (None, None, True),
+        (True, True, True),
+        (1, True, False),
+        (None, 5, False),
+        (2, 2.0, True),
     ],
-)  # fmt: skip
+)
 def test_values_agree_whatever_their_spelling(ours, theirs, same):
     assert agrees(ours, theirs) is same
 
@@ -164,8 +171,9 @@ def test_what_was_not_recorded_is_no_agreement(run, settings):
     result = run(overrides=("batch_size=256", "model.dropout=.5")) | {"recorded": False}
     assert setting(result, "model.num_layers") == 2
     assert told(differences(result, wanted)) == [
-        "dropout 0.5 (paper 0.1)", "its other settings are not on record",
-    ]  # fmt: skip
+        "dropout 0.5 (paper 0.1)",
+        "its other settings are not on record",
+    ]
 
 
 def test_a_system_without_settings_on_file_is_not_faithful_unless_it_has_none(run, settings):

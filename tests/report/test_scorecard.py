@@ -1,4 +1,6 @@
-"""The scorecard: verdicts, the honest number beside them, and the papers' claims with planted outcomes."""
+"""The scorecard: verdicts, the honest number beside them, and the papers' claims with planted
+outcomes.
+"""
 
 from __future__ import annotations
 
@@ -109,8 +111,11 @@ def test_more_of_a_cost_is_not_better(metric):
     known = figure("bert4rec", metric, "nova_bert", "table5", "", "")
     named = replace(known, dataset="ml_1m")
     assert [judge(named.value * f, named, True)[0] for f in (0.5, 0.95, 1.05, 2)] == [
-        "not reproduced", "reproduced", "reproduced", "not reproduced",
-    ]  # fmt: skip
+        "not reproduced",
+        "reproduced",
+        "reproduced",
+        "not reproduced",
+    ]
     assert judge(known.value, known, True)[0] == "not comparable"
 
 
@@ -213,8 +218,16 @@ def test_a_variant_of_a_protocol_is_called_one(tmp_path):
     config = {"optimizer.lr": 1e-3}
     for name in ("p2_uniform99", "p2_uniform99_later"):
         for seed in range(10):
-            write_run(tmp_path / f"{name}{seed}", 0.1505, model="bpr_mf", seed=seed, config=config,
-                      protocol=name, protocol_id=name, **taobao)  # fmt: skip
+            write_run(
+                tmp_path / f"{name}{seed}",
+                0.1505,
+                model="bpr_mf",
+                seed=seed,
+                config=config,
+                protocol=name,
+                protocol_id=name,
+                **taobao,
+            )
     first, second, _ = scorecard("multi_feedback/table4", collect([tmp_path])[0])
     rows = [
         next(r for r in records(t) if r["metric"] == "ndcg@10" and r["ours"] != "–")
@@ -272,7 +285,9 @@ def test_a_scorecard_line_by_line_with_the_honest_number(tmp_path):
 
 
 def test_a_setting_chosen_on_test_does_not_stand_for_the_paper(tmp_path):
-    """Of two settings of one published system the one better on validation counts, though the other is nearer to the published test figure."""
+    """Of two settings of one published system the one better on validation counts, though the other
+    is nearer to the published test figure.
+    """
     write_run(tmp_path / "peek", 0.4368, model="sasrec", config={"model.dropout": 0.9}, **ML)
     honest = write_run(tmp_path / "honest", 0.3, model="sasrec", **ML)
     result = json.loads((honest / "result.json").read_text())
@@ -327,9 +342,13 @@ def test_who_converges_first_is_told_in_epochs(tmp_path):
     """An ordering of epochs cannot be tested over users, so it has no verdict."""
     for model, curve in (("bert_ite_si", [0.3, 0.4, 0.4]), ("ite", [0.1, 0.2, 0.4])):
         write_run(
-            tmp_path / model, model=model, curve=curve, protocol="p1_uniform999",
-            dataset="retailrocket", config={"model.num_factors": 64},
-        )  # fmt: skip
+            tmp_path / model,
+            model=model,
+            curve=curve,
+            protocol="p1_uniform999",
+            dataset="retailrocket",
+            config={"model.num_factors": 64},
+        )
     table = scorecard("ite/fig10_epochs", collect([tmp_path])[0])[-1]
     found = {r["claim"].replace(" num_factors=64", ""): r for r in records(table)}
     line = found["bert_ite_si sooner than ite"]

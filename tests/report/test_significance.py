@@ -1,4 +1,6 @@
-"""Statistics between systems: known answers, calibration under the null, planted differences and variants that must fail."""
+"""Statistics between systems: known answers, calibration under the null, planted differences and
+variants that must fail.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def write(
     ties="expected",
     overrides=(),
 ) -> Path:
-    """A finished run with these ranks among 101 candidates, its metrics computed as a run computes them."""
+    """A finished run with these ranks among 101 candidates, its metrics computed as a run computes
+    them.
+    """
     folder.mkdir(parents=True)
     better = torch.as_tensor(np.asarray(better))
     tied = torch.zeros_like(better) if tied is None else torch.as_tensor(np.asarray(tied))
@@ -51,16 +55,27 @@ def write(
         folder / "ranks.parquet", {"val": {**ranks, "better": ranks["better"] * 0}, "test": ranks}
     )
     result = {
-        "model": model, "dataset": "shop", "protocol": "p", "protocol_id": protocol_id, "seed": seed, "selection": "val", "best_epoch": 0,
-        "epochs": 1, "stop_reason": "max_epochs reached", "overrides": [f"model={model}", f"seed={seed}", *overrides],
-        "metrics": {f"test/{k}": v for k, v in metric.compute().items()}, "data": {},
-    }  # fmt: skip
+        "model": model,
+        "dataset": "shop",
+        "protocol": "p",
+        "protocol_id": protocol_id,
+        "seed": seed,
+        "selection": "val",
+        "best_epoch": 0,
+        "epochs": 1,
+        "stop_reason": "max_epochs reached",
+        "overrides": [f"model={model}", f"seed={seed}", *overrides],
+        "metrics": {f"test/{k}": v for k, v in metric.compute().items()},
+        "data": {},
+    }
     (folder / "result.json").write_text(json.dumps(result))
     return folder
 
 
 def ranks_like(generator, quality_U):
-    """Ranks of one system: users of different difficulty, 100 candidates each beating the target with the user's probability, some level with it."""
+    """Ranks of one system: users of different difficulty, 100 candidates each beating the target
+    with the user's probability, some level with it.
+    """
     better = generator.binomial(100, quality_U)
     return torch.from_numpy(better), torch.from_numpy(
         np.minimum(generator.poisson(0.2, len(better)), 100 - better)
@@ -68,7 +83,9 @@ def ranks_like(generator, quality_U):
 
 
 def ndcg_pair(generator, users, gain=0.0):
-    """NDCG@10 per user of two systems; the second's candidates beat the target less often by the factor 1 - gain."""
+    """NDCG@10 per user of two systems; the second's candidates beat the target less often by the
+    factor 1 - gain.
+    """
     hard_U = generator.beta(0.5, 2.0, users)
     return [
         expected_ndcg(*ranks_like(generator, q), 10).numpy() for q in (hard_U, hard_U * (1 - gain))
@@ -204,7 +221,9 @@ def test_differences_that_are_none(wrong):
 
 
 def test_p_is_uniform_where_systems_are_alike_and_small_where_they_are_not():
-    """Also of the same test with the right system's users mixed up, which has to fail both ways: pairing is what the test is made of."""
+    """Also of the same test with the right system's users mixed up, which has to fail both ways:
+    pairing is what the test is made of.
+    """
     generator = np.random.default_rng(1)
     paired, unpaired, found, found_unpaired = [], [], [], []
     for seed in range(400):
@@ -286,7 +305,9 @@ def test_holm():
 
 
 def test_holm_is_bonferroni_on_every_subset():
-    """Closed testing: a hypothesis falls where every subset of hypotheses that holds it falls to Bonferroni's test."""
+    """Closed testing: a hypothesis falls where every subset of hypotheses that holds it falls to
+    Bonferroni's test.
+    """
     for p in np.random.default_rng(11).random((30, 6)) ** 3:
         subsets = [list(s) for size in range(1, 7) for s in combinations(range(6), size)]
         closed = [max(min(1.0, len(s) * p[s].min()) for s in subsets if i in s) for i in range(6)]

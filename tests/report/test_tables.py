@@ -103,8 +103,19 @@ def test_the_published_figure_stands_beside_ours(tmp_path):
 def test_without_published_figures_the_columns_are_as_ever(tmp_path):
     write_run(tmp_path / "a")
     assert tables(collect([tmp_path])[0])[0].head == (
-        "model", "test/hr@10", "test/ndcg@10", "test/mrr", "val/ndcg@10", "best epoch", "stopped by", "seed", "rows/s", "s", "commit", "settings"
-    )  # fmt: skip
+        "model",
+        "test/hr@10",
+        "test/ndcg@10",
+        "test/mrr",
+        "val/ndcg@10",
+        "best epoch",
+        "stopped by",
+        "seed",
+        "rows/s",
+        "s",
+        "commit",
+        "settings",
+    )
 
 
 def test_published_figures_on_other_data_are_marked(tmp_path):
@@ -190,8 +201,9 @@ def test_a_resumed_run_shows_the_whole_time_and_its_parts(tmp_path):
     write_run(tmp_path / "b", model="ite", wall_time_s=50.0, parts=parts[:1])
     table = tables(collect([tmp_path])[0])[0]
     assert {row[0].text: column(table, "s", n).text for n, row in enumerate(table.rows)} == {
-        "pop": "123 in 2 parts", "ite": "50",
-    }  # fmt: skip
+        "pop": "123 in 2 parts",
+        "ite": "50",
+    }
 
 
 def test_the_config_in_the_result_is_preferred(tmp_path):
@@ -214,9 +226,10 @@ def test_simulated_data_are_called_so_in_titles(tmp_path):
     write_run(tmp_path / "c", protocol_id="ccc")
     titles = [t.title for t in tables(collect([tmp_path])[0])]
     assert titles == [
-        "shop (simulated), full (id aaa)", "simulated_shop (simulated), full (id bbb)",
+        "shop (simulated), full (id aaa)",
+        "simulated_shop (simulated), full (id bbb)",
         "shop, full (id ccc)",
-    ]  # fmt: skip
+    ]
 
 
 def test_an_evaluation_under_another_protocol_has_a_table_of_its_own(tmp_path):
@@ -224,9 +237,12 @@ def test_an_evaluation_under_another_protocol_has_a_table_of_its_own(tmp_path):
     result = json.loads((run / "result.json").read_text())
     (run / "full_unseen").mkdir()
     more = {
-        "protocol": "full_unseen", "protocol_id": "bbb", "evaluated": {},
-        "metrics": {"test/ndcg@10": 0.1, "test/mrr": 0.1}, "selection": "val, by p3_popular100",
-    }  # fmt: skip
+        "protocol": "full_unseen",
+        "protocol_id": "bbb",
+        "evaluated": {},
+        "metrics": {"test/ndcg@10": 0.1, "test/mrr": 0.1},
+        "selection": "val, by p3_popular100",
+    }
     (run / "full_unseen" / "result.json").write_text(json.dumps(result | more))
     results, left_out = collect([tmp_path, run])
     assert len(results) == 2 and not left_out

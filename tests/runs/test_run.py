@@ -1,4 +1,6 @@
-"""The whole program: what a run writes, that it repeats, resumes and counts alike on several processes."""
+"""The whole program: what a run writes, that it repeats, resumes and counts alike on several
+processes.
+"""
 
 from __future__ import annotations
 
@@ -55,8 +57,29 @@ def test_a_run_leaves_everything_behind(first):
         "checkpoints/last.ckpt",
     ):
         assert (folder / name).stat().st_size > 0, name
-    for key in ("model", "dataset", "protocol", "protocol_id", "objective", "sampler", "seed", "best_epoch", "epochs", "stop_reason", "wall_time_s",
-                "examples_per_s", "parameters", "gflops", "gops", "peak_memory_mb", "git", "versions", "hardware", "data", "selection"):  # fmt: skip
+    for key in (
+        "model",
+        "dataset",
+        "protocol",
+        "protocol_id",
+        "objective",
+        "sampler",
+        "seed",
+        "best_epoch",
+        "epochs",
+        "stop_reason",
+        "wall_time_s",
+        "examples_per_s",
+        "parameters",
+        "gflops",
+        "gops",
+        "peak_memory_mb",
+        "git",
+        "versions",
+        "hardware",
+        "data",
+        "selection",
+    ):
         assert result[key] is not None, key
     assert (result["model"], result["dataset"], result["objective"]) == (
         "bert_ite_si",
@@ -115,8 +138,9 @@ def test_scoring_costs_its_matrix_products_and_its_element_wise_operations():
 def test_side_information_tells_the_cost_of_bert4rec_invasive_and_nova_apart():
     """Liu et al. 2021 (NOVA-BERT), arXiv:2103.03578, Table 5: BERT4Rec < invasive-add < NOVA-add.
 
-    N = 50 positions of width h, L = 3 layers, 100 items and one [MASK] to score. The products are the same. Invasive
-    adds m - 1 sides of an item to the input (BERT4Rec: one token type), NOVA all m in every layer, and norms them.
+    N = 50 positions of width h, L = 3 layers, 100 items and one [MASK] to score. The products are
+    the same. Invasive adds m - 1 sides of an item to the input (BERT4Rec: one token type), NOVA all
+    m in every layer, and norms them.
     """
     N, h, L = 50, 64, 3
     store = store_of_one_history(N)

@@ -1,4 +1,6 @@
-"""Run directories from somebody else: nothing of them is run, nothing outside them is written, and no secret leaves."""
+"""Run directories from somebody else: nothing of them is run, nothing outside them is written, and
+no secret leaves.
+"""
 
 from __future__ import annotations
 
@@ -294,13 +296,32 @@ def test_the_report_shows_hostile_names_as_text(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"metrics": []}, {"metrics": {"test/ndcg@10": "NaN<b>"}}, {"metrics": {"test/ndcg@10": float("nan")}}, {"metrics": {"test/ndcg@10": 1e308}},
-        {"metrics": None}, {"seed": []}, {"seed": "x"}, {"model": {"a": 1}}, {"model": 3}, {"model": "../../x"}, {"data": 3}, {"epochs": "many"},
-        {"overrides": 3}, {"overrides": [3]}, {"overrides": ["model.x=${oc.env:HOME}"]}, {"wall_time_s": "long"}, {"git": 3}, {"protocol_id": None},
-        {"best_epoch": 1e400}, {"stop_reason": 5}, {"gflops": "x"}, {"versions": []}, {"peak_memory_mb": {}},
+        {"metrics": []},
+        {"metrics": {"test/ndcg@10": "NaN<b>"}},
+        {"metrics": {"test/ndcg@10": float("nan")}},
+        {"metrics": {"test/ndcg@10": 1e308}},
+        {"metrics": None},
+        {"seed": []},
+        {"seed": "x"},
+        {"model": {"a": 1}},
+        {"model": 3},
+        {"model": "../../x"},
+        {"data": 3},
+        {"epochs": "many"},
+        {"overrides": 3},
+        {"overrides": [3]},
+        {"overrides": ["model.x=${oc.env:HOME}"]},
+        {"wall_time_s": "long"},
+        {"git": 3},
+        {"protocol_id": None},
+        {"best_epoch": 1e400},
+        {"stop_reason": 5},
+        {"gflops": "x"},
+        {"versions": []},
+        {"peak_memory_mb": {}},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_the_report_survives_a_hostile_result(tmp_path, monkeypatch, capsys, wrong):
     """It is left out with the reason or shown; the other run is there in any case."""
     write_run(tmp_path / "good", better=[0, 1, 2])
@@ -334,7 +355,9 @@ def test_the_report_survives_hostile_ranks(tmp_path, monkeypatch, capsys, column
 
 
 def test_every_requirement_is_pinned():
-    """constraints.txt names what pyproject.toml needs, with all that needs in turn, and nothing else."""
+    """constraints.txt names what pyproject.toml needs, with all that needs in turn, and nothing
+    else.
+    """
 
     def plain(name: str) -> str:
         return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,4 +1,6 @@
-"""Small event tables on disk, prepared and opened; and plain references of what preparation must do."""
+"""Small event tables on disk, prepared and opened; and plain references of what preparation must
+do.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ def write(folder: Path, events: list[Event], name: str = "events.csv") -> Path:
 
 
 def dataset(folder: Path, **changes) -> Dataset:
-    """A data set over ``write``'s file. ``value="value"`` and ``features=...`` go to the reader, the rest to ``Dataset``."""
+    """A data set over ``write``'s file.
+
+    ``value="value"`` and ``features=...`` go to the reader, the rest to ``Dataset``.
+    """
     source = {
         "_target_": "recexp.data.readers.table.read",
         "_partial_": True,
@@ -95,7 +100,10 @@ def in_order(events: list[Event]) -> dict[str, list[Event]]:
 def merged(
     own: list[Event], explicit: tuple[str, ...] = BEHAVIOURS[1:]
 ) -> list[tuple[Event, set[str]]]:
-    """One user's events as pairs: (event with the strongest behaviour at the last explicit time, all behaviours of the pair)."""
+    """One user's events as pairs:
+
+    (event with the strongest behaviour at the last explicit time, all behaviours of the pair).
+    """
     pairs = []
     for item in {e.item for e in own}:
         at = [n for n, e in enumerate(own) if e.item == item]

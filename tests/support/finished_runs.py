@@ -15,9 +15,10 @@ from recexp.config import CONF
 from recexp.report.papers import settings
 
 ML = {
-    "dataset": "ml_1m", "protocol": "p3_popular100",
+    "dataset": "ml_1m",
+    "protocol": "p3_popular100",
     "data": {"users": 6040, "items": 3416, "interactions": 999611},
-}  # fmt: skip
+}
 
 
 def set_papers(monkeypatch, folder: Path, *rows: str) -> None:
@@ -43,9 +44,11 @@ def write_run(
     curve: list[float] | None = None,
     **changes: Any,
 ) -> Path:
-    """A finished run: test NDCG@10 and MRR ndcg, HR@k 2 ndcg. better: ranks of its users, from which test/mrr is then taken.
+    """A finished run: test NDCG@10 and MRR ndcg, HR@k 2 ndcg. better: ranks of its users, from
+    which test/mrr is then taken.
 
-    config: settings over the model's YAML, dotted keys. curve: val/ndcg@10 of each epoch, 100 steps long. changes: other keys of ``result.json``.
+    config: settings over the model's YAML, dotted keys. curve: val/ndcg@10 of each epoch, 100 steps
+    long. changes: other keys of ``result.json``.
     """
     folder.mkdir(parents=True)
     values = OmegaConf.create({"seed": seed, "selection": "val"})
@@ -69,8 +72,15 @@ def write_run(
     if better is not None:
         metrics["test/mrr"] = sum(1 / (1 + b) for b in better) / len(better)
         users = list(range(len(better)))
-        pl.DataFrame({"user": users, "better": better, "tied": [0] * len(users), "candidates": [100] * len(users), "split": ["test"] * len(users)}
-        ).write_parquet(folder / "ranks.parquet")  # fmt: skip
+        pl.DataFrame(
+            {
+                "user": users,
+                "better": better,
+                "tied": [0] * len(users),
+                "candidates": [100] * len(users),
+                "split": ["test"] * len(users),
+            }
+        ).write_parquet(folder / "ranks.parquet")
     if curve is not None:
         with (folder / "metrics.csv").open("w", newline="") as file:
             writer = csv.writer(file)
@@ -82,11 +92,25 @@ def write_run(
             )
     epochs = len(curve) if curve else 4
     result = {
-        "model": model, "dataset": dataset, "protocol": protocol, "objective": "cloze", "sampler": "uniform", "overrides": list(overrides),
-        "protocol_id": protocol_id, "seed": seed, "selection": "val", "metrics": metrics,
-        "best_epoch": max(range(epochs), key=(curve or [1] * epochs).__getitem__), "epochs": epochs, "stop_reason": "max_epochs reached",
-        "wall_time_s": 1.0, "examples_per_s": 5.0, "parameters": 7, "reconstruction": False,
-        "data": {"users": 10, "items": 20, "interactions": 30, "fingerprint": "f"}, "git": {"commit": "0123456789", "dirty": False},
-    } | changes  # fmt: skip
+        "model": model,
+        "dataset": dataset,
+        "protocol": protocol,
+        "objective": "cloze",
+        "sampler": "uniform",
+        "overrides": list(overrides),
+        "protocol_id": protocol_id,
+        "seed": seed,
+        "selection": "val",
+        "metrics": metrics,
+        "best_epoch": max(range(epochs), key=(curve or [1] * epochs).__getitem__),
+        "epochs": epochs,
+        "stop_reason": "max_epochs reached",
+        "wall_time_s": 1.0,
+        "examples_per_s": 5.0,
+        "parameters": 7,
+        "reconstruction": False,
+        "data": {"users": 10, "items": 20, "interactions": 30, "fingerprint": "f"},
+        "git": {"commit": "0123456789", "dirty": False},
+    } | changes
     (folder / "result.json").write_text(json.dumps(result))
     return folder
