@@ -21,7 +21,7 @@ COPIED = ("recexp", "conf", "tests", "pyproject.toml", "README.md", "Makefile")
 
 @dataclass
 class Mutation:
-    """guard: what is taken out, in words. tests: what must fail without it, as pytest's arguments."""
+    """guard: what is taken out, in words. tests: pytest's arguments; they must fail without it."""
 
     guard: str
     file: str
@@ -212,7 +212,7 @@ MUTATIONS = [
     Mutation(
         "what is drawn again is looked at again",
         "recexp/objectives/samplers.py",
-        "        redraw_M[collides_M] = draw_unseen(pairs, n_items, user_M[collides_M], generator)\n",
+        "        redraw_M[collides_M] = draw_unseen(pairs, n_items, user_M[collides_M], generator)\n",  # noqa: E501
         "",
         "tests/objectives/test_samplers.py",
     ),
@@ -332,7 +332,7 @@ def caught(mutation: Mutation) -> bool:
         text = path.read_text()
         if text.count(mutation.old) != 1:
             raise SystemExit(
-                f"{mutation.file} has {text.count(mutation.old)} times {mutation.old!r}: mend the list of mutations."
+                f"{mutation.file} has {text.count(mutation.old)} times {mutation.old!r}: mend the list of mutations."  # noqa: E501
             )
         if mutation.tests not in GREEN and _fail(copy, mutation.tests):
             raise SystemExit(
@@ -371,7 +371,7 @@ def main() -> None:
         survivors += not found
         tests = mutation.tests.replace("|", "\\|")
         print(
-            f"| {mutation.guard} | `{mutation.file}` | {f'`{tests}`' if found else '**survived**'} |",
+            f"| {mutation.guard} | `{mutation.file}` | {f'`{tests}`' if found else '**survived**'} |",  # noqa: E501
             flush=True,
         )
     sys.exit(f"{survivors} of {len(chosen)} survived: tests are missing" if survivors else 0)

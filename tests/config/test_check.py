@@ -152,7 +152,7 @@ def test_a_missing_group_is_named(default):
         (
             "sasrec",
             "pointwise",
-            r"objective=Pointwise needs a model that implements MultiBehaviour .*, which SASRec does not",
+            r"objective=Pointwise needs a model that implements MultiBehaviour .*, which SASRec does not",  # noqa: E501
         ),
         (
             "bpr_mf",
@@ -167,12 +167,12 @@ def test_a_missing_group_is_named(default):
         (
             "bert_ite",
             "none",
-            r"objective=FitPass needs a model that implements ClosedForm .*, which BertITE does not",
+            r"objective=FitPass needs a model that implements ClosedForm .*, which BertITE does not",  # noqa: E501
         ),
         (
             "caser",
             "session_parallel",
-            r"objective=SessionParallel needs a model that implements SessionState .*, which Caser does not",
+            r"objective=SessionParallel needs a model that implements SessionState .*, which Caser does not",  # noqa: E501
         ),
         ("pop", "pairwise", r"objective=Pairwise needs a model that learns by gradients.*Pop"),
     ],
@@ -197,7 +197,7 @@ def test_heads_that_do_not_divide_the_width_are_refused(model):
     cfg = composed(f"model={model}", "model.num_factors=64", "model.num_heads=7")
     with pytest.raises(
         RecexpError,
-        match=r"model\.num_heads=7: does not divide model\.num_factors=64; choose one of 1, 2, 4, 8, 16, 32, 64\.",
+        match=r"model\.num_heads=7: does not divide model\.num_factors=64; choose one of 1, 2, 4, 8, 16, 32, 64\.",  # noqa: E501
     ):
         check_config(cfg)
     with pytest.raises(

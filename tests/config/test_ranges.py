@@ -104,7 +104,7 @@ def test_numbers_of_everything_else_are_refused_by_name_or_make_sense(model):
         (["protocol=full", "protocol.ks=[]"], r"protocol\.ks=\[\]: must be a list, not empty"),
         (
             ["protocol=full", "protocol.ks=[0,10]"],
-            r"protocol\.ks=\[0, 10\]: must be a list, not empty, each entry a whole number at least 1",
+            r"protocol\.ks=\[0, 10\]: must be a list, not empty, each entry a whole number at least 1",  # noqa: E501
         ),
         (["protocol=full", "protocol.ks=[5]"], r"protocol\.ks=\[5\] must contain 10"),
         (["dataset.explicit=[]"], r"tests on explicit feedback, but dataset\.explicit=\[\]"),

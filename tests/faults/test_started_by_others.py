@@ -1,4 +1,4 @@
-"""Runs of several processes that torchrun or SLURM started, every one with the same command line."""
+"""Runs of several processes that torchrun or SLURM started with one command line."""
 
 import json
 import os

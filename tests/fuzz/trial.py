@@ -66,7 +66,7 @@ def trial(seed: int, folder: Path) -> str:
             return check(rng, layout, files, policy, folder)
     except Wrong as error:
         raise Wrong(
-            f"{error}\nlayout {name}, on_bad_rows={policy}. Alone: python -m tests.fuzz --seed {seed}"
+            f"{error}\nlayout {name}, on_bad_rows={policy}. Alone: python -m tests.fuzz --seed {seed}"  # noqa: E501
         ) from error.__cause__
     finally:
         scanning.LARGE = large

@@ -61,7 +61,7 @@ def prepared(tmp_path_factory):
 
 
 def batches_of(opened, sampler: str, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Users [B] of all training rows, and n negatives of each [B, n], as an objective draws them."""
+    """Users [B] of all training rows, and the objective's n negatives of each [B, n]."""
     if sampler == LEVELS:
         objective = Pairwise(Uniform(), n, pairs="levels")
     else:

@@ -1,4 +1,4 @@
-"""Negative samplers: never a training item where that is promised, and the promised distribution."""
+"""Negative samplers: no training item where that is promised, and the promised law."""
 
 from types import SimpleNamespace
 
@@ -79,7 +79,7 @@ OWNED = [
 
 
 def test_unseen_is_a_bijection():
-    """Every unseen item at one rank, in ascending order; users with none, one and all but one item."""
+    """Every unseen item has one rank, in ascending order, whatever the user has."""
     pairs = world(OWNED, 9).train_pairs
     for user, own in enumerate(OWNED):
         free = [i for i in range(1, 10) if i not in own]

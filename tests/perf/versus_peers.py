@@ -473,7 +473,7 @@ def worker(python: Path, script: str, spec: dict, a: argparse.Namespace) -> dict
     )
     if done.returncode:
         sys.exit(
-            f"{script} with {json.dumps(spec)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+            f"{script} with {json.dumps(spec)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"  # noqa: E501
         )
     return json.loads(done.stdout.strip().splitlines()[-1])
 

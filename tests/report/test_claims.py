@@ -87,7 +87,7 @@ def test_every_claim_is_about_systems_that_its_experiment_runs(source):
 @pytest.mark.slow
 @pytest.mark.parametrize("source", LINES)
 def test_every_claim_holds_in_the_table_it_is_taken_from(source):
-    """Of the composed jobs those that meet a pick, and the figures that the paper prints of them."""
+    """The composed jobs that meet a pick, and the figures that the paper prints of them."""
     printed = composed_figures(EXPERIMENTS[source])
     loose = 0
     for claim in claims(*source):

@@ -168,7 +168,7 @@ heads[at].firstChild.click(); var down = column(); heads[at].firstChild.click();
 document.title = JSON.stringify({down: down, up: up, wide: document.documentElement.scrollWidth - innerWidth,
   fetched: performance.getEntriesByType('resource').length,
   empty: Array.from(document.querySelectorAll('svg.plot')).filter(function (s) { return !s.getBBox().width; }).length});
-</script>"""
+</script>"""  # noqa: E501
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Tables in the papers' rows and columns: every published figure has its cell, every run its place."""
+"""Tables in the papers' rows and columns: a cell for every published figure and every run."""
 
 from __future__ import annotations
 
