@@ -54,7 +54,7 @@ def apply_preset(cfg: DictConfig, hydra: HydraConf | None = None) -> DictConfig:
     preset = cfg.get("preset")
     if not isinstance(preset, DictConfig):
         return cfg
-    node = cfg.hydra if hydra is None else hydra
+    node: Any = cfg.hydra if hydra is None else hydra
     choices = node.runtime.choices
     command_line = OverridesParser.create().parse_overrides(list(node.overrides.task))
     chosen = {o.key_or_group for o in command_line if o.key_or_group in choices}
