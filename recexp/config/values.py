@@ -40,10 +40,10 @@ def check_values(path: str, values: Mapping[str, Any], callee: Any) -> None:
     parameters = parameters_of(callee)
     for key, value in values.items():
         parameter = parameters.get(key)
-        if parameter is not None:
-            parameter.check(f"{path}.{key}".lstrip("."), value)
         if parameter is None or not parameter.constrained:
             _check_limit(path, key, value, parameter)
+        if parameter is not None:
+            parameter.check(f"{path}.{key}".lstrip("."), value)
     _check_heads(path, values)
 
 
