@@ -71,8 +71,8 @@ MUTATIONS = [
     Mutation(
         "as many evaluation batches in every process",
         "recexp/data/datamodule.py",
-        "self.eval_batch_size * world)]",
-        "self.eval_batch_size)]",
+        "torch.split(users, self.eval_batch_size * world)",
+        "torch.split(users, self.eval_batch_size)",
         "tests/data/test_datamodule.py",
     ),
     Mutation(

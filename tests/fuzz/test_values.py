@@ -7,7 +7,7 @@ import io
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from recexp.data.raw.columns import Column, judge
@@ -63,6 +63,8 @@ def test_a_text_means_what_python_says(kind, texts, nullable):
 )
 def test_any_table_that_csv_writes_is_read_or_refused(tmp_path_factory, rows, quoting):
     """Ids of any characters, quotes, separators and line ends in all places."""
+    # csv leaves a carriage return unquoted where it may, and it then ends the row.
+    assume(quoting == csv.QUOTE_ALL or not any("\r" in field for row in rows for field in row))
     folder, out = tmp_path_factory.mktemp("t"), io.StringIO()
     csv.writer(out, quoting=quoting, lineterminator="\n").writerows(
         [("user", "item", "note"), *rows]

@@ -109,7 +109,10 @@ def test_what_a_paper_varies_takes_all_its_values_and_nothing_in_the_table_is_un
     for line, row in enumerate(settings._rows(), 2):
         if row["paper"] == paper:
             for text in row["value"].split("|"):
-                assert any(same(settings._value(text), value) for value in met[line]), (line, text)
+                assert any(same(settings.parse_value(text), value) for value in met[line]), (
+                    line,
+                    text,
+                )
 
 
 def test_what_differs_is_found():
@@ -120,7 +123,9 @@ def test_what_differs_is_found():
         wrong = differences(name, model, dataset, composed_settings(cfg))
         assert wrong.keys() == {"optimizer.lr", "objective.copies", "objective.last_prob"}
         assert wrong["optimizer.lr"][1].values == (1e-4,) and wrong["optimizer.lr"][1].stated
-        cfg, model, dataset = composed(name, ("dataset=ml_1m", "model=nova_bert"))
+        cfg, model, dataset = composed(
+            name, ("dataset=ml_1m", "model=nova_bert", "preset=paper_nova")
+        )
         wrong = differences(name, model, dataset, composed_settings(cfg))
         assert {"model.fusion", "model.num_heads", "batch_size"} <= wrong.keys()
 

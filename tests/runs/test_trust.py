@@ -367,7 +367,13 @@ def test_every_requirement_is_pinned():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())[
         "project"
     ]  # the installed metadata may be older
-    first = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    extras = project["optional-dependencies"]
+    first = [*project["dependencies"], *extras["dev"]]
+    # The extra of the documents is not installed with the tests; where it is, all pins are checked.
+    present = {plain(found.name) for found in metadata.distributions()}
+    complete = {plain(Requirement(text).name) for text in extras["docs"]} <= present
+    if complete:
+        first += extras["docs"]
     needed, waiting = set(), [("recexp", frozenset())]
     while waiting:
         name, extras = waiting.pop()
@@ -384,6 +390,7 @@ def test_every_requirement_is_pinned():
     names = {
         name for name, _ in needed if not name.startswith(("nvidia-", "cuda-", "triton"))
     }  # torch's own, on machines with a GPU
-    assert names == set(pinned)
     installed = {name: metadata.version(name).split("+")[0] for name in names}
-    assert installed == pinned
+    assert installed.items() <= pinned.items()
+    if complete:
+        assert names == set(pinned)

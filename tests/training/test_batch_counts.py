@@ -59,7 +59,7 @@ def test_rows_that_make_no_instances_are_refused_before_any_work(shop, model):
     with pytest.raises(RecexpError, match=r"batch_counts=instances.*no instances to count"):
         check_config(cfg)
     check_config(composed(shop / "x", f"model={model}"))
-    with pytest.raises(RecexpError, match="batch_counts='examples' is unknown"):
+    with pytest.raises(RecexpError, match="batch_counts='examples': must be one of positives"):
         check_config(composed(shop / "x", f"model={model}", "batch_counts=examples"))
 
 
