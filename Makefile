@@ -1,12 +1,16 @@
 # Everything from a bare clone: make run, make test. Needs Python 3.11+ and a package registry.
 PYTHON ?= python3
 VENV := .venv
-RUN := $(VENV)/bin/python -m recexp
+BIN := $(VENV)/bin
+RUN := $(BIN)/python -m recexp
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+CODE := recexp tests docs
+RUFF_FLAGS ?=
 FUZZ ?= 100000
 
-.PHONY: help setup run test test-all fuzz bench versus lint clean mutations
+.PHONY: help setup run test test-all lint style types format docs fuzz bench versus mutations clean
 
-help:  ## this list
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(VENV)/.installed  ## build the environment in .venv
@@ -14,33 +18,50 @@ setup: $(VENV)/.installed  ## build the environment in .venv
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "recexp needs Python 3.11 or newer; set PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) torch
+	$(INSTALL) -e '.[dev]'
 	touch $@
 
-run: setup  ## train and evaluate BERT-ITE-Si on the simulated shop (ARGS="model=ite ..." for anything else)
+$(VENV)/.docs: $(VENV)/.installed
+	$(INSTALL) -e '.[dev,docs]'
+	touch $@
+
+run: setup  ## train and evaluate the default experiment on the simulated shop (ARGS="model=ite ..." for anything else)
 	$(RUN) $(ARGS)
 
-test: setup  ## the tests CI runs
-	$(VENV)/bin/python -m pytest
+test: setup  ## the tests that CI runs
+	$(BIN)/python -m pytest
 
-test-all: setup  ## the slow ones too
-	$(VENV)/bin/python -m pytest -m ''
+test-all: setup  ## the slow tests too
+	$(BIN)/python -m pytest -m ''
 
-fuzz: setup  ## generated raw files, spoilt, for every reader and the preparation behind it (FUZZ=100000 inputs, JOBS=processes)
-	$(VENV)/bin/python -m tests.fuzz --inputs $(FUZZ) $(if $(JOBS),--jobs $(JOBS))
+lint: style types  ## ruff and mypy
 
-bench: setup  ## our speed against this machine's floor: a table and bench.json (RECEXP_DATA: on ML-1M itself)
-	$(VENV)/bin/python tests/perf/bench.py $(ARGS)
+style: setup  ## ruff check and ruff format --check (RUFF_FLAGS=...)
+	$(BIN)/ruff check $(RUFF_FLAGS) $(CODE)
+	$(BIN)/ruff format --check $(CODE)
 
-versus: setup  ## beside RecBole and RecTools, each in an environment of its own (RAW=path/to/ml-1m)
-	$(VENV)/bin/python tests/perf/versus_peers.py --raw-dir $(RAW) $(ARGS)
+types: setup  ## mypy, by the settings in pyproject.toml
+	$(BIN)/mypy
 
-mutations: setup  ## take the guards out one by one and see whether tests notice (an hour)
-	$(VENV)/bin/python -m tests.mutations
+format: setup  ## rewrite the code in the project's format
+	$(BIN)/ruff check --fix --exit-zero $(CODE)
+	$(BIN)/ruff format $(CODE)
 
-lint: setup  ## style
-	$(VENV)/bin/ruff check recexp tests
+docs: $(VENV)/.docs  ## the documentation as HTML in build/docs, without network
+	$(BIN)/mkdocs build --strict --quiet -f docs/site/mkdocs.yml
 
-clean:  ## remove caches and simulated data, never results
-	rm -rf cache data .pytest_cache .ruff_cache build
+fuzz: setup  ## generated and damaged raw files for every reader (FUZZ=100000 inputs, JOBS=processes)
+	$(BIN)/python -m tests.fuzz --inputs $(FUZZ) $(if $(JOBS),--jobs $(JOBS))
+
+bench: setup  ## training speed beside this machine's floor: a table and bench.json (RECEXP_DATA: on ML-1M)
+	$(BIN)/python tests/perf/bench.py $(ARGS)
+
+versus: setup  ## speed beside RecBole and RecTools, each in its own environment (RAW=path/to/ml-1m)
+	$(BIN)/python tests/perf/versus_peers.py --raw-dir $(RAW) $(ARGS)
+
+mutations: setup  ## remove the guards one by one and check that tests fail (an hour)
+	$(BIN)/python -m tests.mutations
+
+clean:  ## remove caches, the built documentation and simulated data, never results
+	rm -rf cache data .pytest_cache .ruff_cache .mypy_cache build

@@ -1,2 +1,31 @@
-"""recexp: train and honestly evaluate recommenders."""
+"""recexp: train and honestly evaluate recommenders.
+
+The public names are imported on first use, so that ``import recexp`` stays fast.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from recexp.errors import RecexpError as RecexpError
+    from recexp.runs.evaluate import evaluate as evaluate
+
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "RecexpError": "recexp.errors",
+    "evaluate": "recexp.runs.evaluate",
+}
+__all__ = ["RecexpError", "__version__", "evaluate"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,6 +1,6 @@
 """``python -m recexp``: train and evaluate a recommender."""
 
-from recexp.cli import main
+from recexp.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -1,37 +1,35 @@
-"""The nouns every part shares, and the legend of shapes.
+"""The data types that every part shares, and the legend of shapes.
 
 Shape suffixes are part of the names: ``h_BLD`` is a batch of histories of hidden vectors.
 
     B  batch (users or training rows)      L  length of the history, left-padded
-    C  candidates scored per row           K  behaviours a model predicts, weak to strong
+    C  candidates scored per row           K  behaviors a model predicts, weak to strong
     D  width of a hidden vector            V  rows of an item table: items + 1, row 0 is padding
     U  users                               M  attributes of one item, padded
     n  negatives per positive              F  features fused into one vector
+    T  behaviors of the data               N  positions or states of a batch in one row
 
-Item ids are 1..V-1, 0 is padding. User ids are 0..U-1. Behaviour codes are 1..len(behaviours), 0 is padding.
-Histories are ordered oldest to newest, padding on the left.
+Item ids are 1..V-1, 0 is padding. User ids are 0..U-1. Behavior codes are 1..len(behaviours), 0 is
+padding. Histories are ordered oldest to newest, padding on the left.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import Tensor
-
-
-class RecexpError(Exception):
-    """An error meant for people: what was wrong, where, and what to do. Printed without a traceback by the command line."""
 
 
 @dataclass(frozen=True)
 class Feature:
     """One attribute of items as a weighted bag of value ids, the same form for every kind.
 
-    kind: "categorical" (one id, weight 1), "multi_label" (up to M ids whose weights sum to 1) or "numeric" (id 1,
-    the standardised number as weight). Value ids are 1..cardinality-1; id 0 is "absent" and has weight 0.
+    kind: "categorical" (one id, weight 1), "multi_label" (up to M ids whose weights sum to 1) or
+    "numeric" (id 1, the standardized number as weight). Value ids are 1..cardinality-1; id 0 is
+    "absent" and has weight 0.
     """
 
     kind: str
@@ -52,15 +50,16 @@ class Bag:
 
 @dataclass(frozen=True)
 class Schema:
-    """What a model may know about the data. Written by preparation; no YAML holds any of these sizes."""
+    """What a model may know about the data. Preparation computes it; no YAML holds these sizes."""
 
     n_users: int
     n_items: int  # real items, without the padding row
     behaviours: tuple[str, ...]  # weak to strong
-    explicit: tuple[bool, ...]  # per behaviour: does it count as explicit feedback?
+    explicit: tuple[bool, ...]  # per behavior: does it count as explicit feedback?
     n_values: int = 0  # distinct levels of the event's value (ratings), 0 where events carry none
     item_features: dict[str, Feature] = field(default_factory=dict)
-    user_features: dict[str, Bag] = field(default_factory=dict)  # same keys as item_features of kind != numeric
+    # The keys of item_features whose kind is not numeric.
+    user_features: dict[str, Bag] = field(default_factory=dict)
 
     @property
     def V(self) -> int:
@@ -69,18 +68,15 @@ class Schema:
 
 @dataclass
 class Query:
-    """A batch of users with what they did before the moment of prediction.
-
-    value_BL holds level ids 1..n_values (0: padding or unknown) or None where events carry no value.
-    without_B, where given, names one training item per row that must not count in the user's side features.
-    """
+    """A batch of users with what they did before the moment of prediction."""
 
     user_B: Tensor  # int64
     item_BL: Tensor  # int64, left-padded with 0; L may be 0
     behaviour_BL: Tensor  # int64
     time_BL: Tensor  # int64 milliseconds
-    value_BL: Tensor | None = None  # int64
-    without_B: Tensor | None = None  # int64
+    value_BL: Tensor | None = None  # int64 level ids 1..n_values, 0: padding or unknown
+    # int64: one training item per row that must not count in the user's side features
+    without_B: Tensor | None = None
 
     def __len__(self) -> int:
         return self.user_B.shape[0]
@@ -91,39 +87,47 @@ class Query:
         return self.item_BL != 0
 
     def __getitem__(self, rows: Tensor | slice) -> Query:
-        return Query(**{f.name: None if (x := getattr(self, f.name)) is None else x[rows] for f in dataclasses.fields(self)})
+        columns: dict[str, Any] = {}
+        for column in dataclasses.fields(self):
+            x = getattr(self, column.name)
+            columns[column.name] = None if x is None else x[rows]
+        return Query(**columns)
 
 
 def moved(value: Any, device: torch.device | str) -> Any:
-    """A query, batch or tensor on the device, itself where it is there already; None stays None.
+    """A query, batch or tensor on the device; itself where it is there already.
 
-    From a CPU to a GPU through pinned memory, so that nobody waits: the next batch is gathered while the GPU still works on this one.
+    From a CPU to a GPU through pinned memory, without waiting: the next batch is gathered while
+    the GPU still works on this one. Values that hold no tensors are returned as they are.
     """
     device = torch.device(device)
     if isinstance(value, Tensor):
         if value.device == device:
             return value
-        pinned = value.pin_memory() if (value.device.type, device.type) == ("cpu", "cuda") else value
-        return pinned.to(device, non_blocking=True)
-    if dataclasses.is_dataclass(value):
-        return dataclasses.replace(value, **{f.name: moved(getattr(value, f.name), device) for f in dataclasses.fields(value)})
+        if value.device.type == "cpu" and device.type == "cuda":
+            value = value.pin_memory()
+        return value.to(device, non_blocking=True)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        columns = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return dataclasses.replace(value, **{k: moved(x, device) for k, x in columns.items()})
     return value
 
 
 @dataclass
 class PointwiseBatch:
-    """Candidates with labels and weights per behaviour; candidate 0 is the row's positive."""
+    """Candidates with labels and weights per behavior; candidate 0 is the row's positive."""
 
     query: Query
     item_BC: Tensor
     y_BCK: Tensor  # float32 in {0, 1}
     w_BCK: Tensor  # float32 >= 0; 0 leaves a term out
-    did_BCT: Tensor | None = None  # bool: the user showed behaviour t (weak to strong) on the item in training
+    # bool: the user showed behavior t (weak to strong) on the item in training
+    did_BCT: Tensor | None = None
 
 
 @dataclass
 class PairwiseBatch:
-    """A preferred item and n items it should beat."""
+    """A preferred item and n items that it should rank above."""
 
     query: Query
     positive_B: Tensor
@@ -135,8 +139,8 @@ class PairwiseBatch:
 class SequenceBatch:
     """Inputs and, per position, the item to predict there (0: nothing).
 
-    next_item: query holds the inputs, target_BL the following item. cloze: masked inputs carry the id MASK = V
-    (one past the item table) with every side channel (behaviour, value) set to 0 there.
+    next_item: query holds the inputs, target_BL the following item. cloze: masked inputs carry the
+    id MASK = V (one past the item table) with every side channel (behavior, value) set to 0 there.
     """
 
     query: Query
@@ -144,48 +148,4 @@ class SequenceBatch:
     negative_BLn: Tensor | None = None  # per position, or
     negative_Bn: Tensor | None = None  # shared by all positions of a row, or
     negative_n: Tensor | None = None  # shared by the batch
-    log_prob_n: Tensor | None = None  # of negative_n under the sampler, for corrections
-
-
-@runtime_checkable
-class Recommender(Protocol):
-    """Ranks items. ``history`` says how many past events it reads (0: none)."""
-
-    history: int
-
-    def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        """Preference scores [B, C] of the candidates; of all items 1..V-1, [B, V-1], where item_BC is None."""
-        ...
-
-
-@runtime_checkable
-class Encoder(Recommender, Protocol):
-    """A sequence encoder: one state per position, scored by inner product with item vectors."""
-
-    def encode(self, query: Query) -> Tensor:
-        """States h_BLD."""
-        ...
-
-    def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """Vectors [..., D] of the given items (all 1..V-1 where None) and their biases [...] or None."""
-        ...
-
-
-@runtime_checkable
-class MultiBehaviour(Recommender, Protocol):
-    """Predicts K behaviours."""
-
-    n_behaviours: int  # K
-
-    def logits(self, query: Query, item_BC: Tensor) -> Tensor:
-        """Logits z_BCK, behaviours weak to strong."""
-        ...
-
-
-@runtime_checkable
-class Sweeping(Recommender, Protocol):
-    """Fits by closed-form sweeps over the whole store instead of gradient steps."""
-
-    def sweep(self, store: object) -> dict[str, float]:
-        """One pass; returns figures to log."""
-        ...
+    log_prob_n: Tensor | None = None  # of negative_n in one draw, for corrections

@@ -1,8 +1,9 @@
-"""``make mutations``: take one guard out at a time, in a copy of the repository, and see whether its tests notice.
+"""``make mutations``: take one guard out at a time, in a copy of the repository, and see whether
+its tests notice.
 
-Prints the table of docs/faults.md. ``python -m tests.mutations WORD`` tries only those whose file or name has the word. A survivor is a missing test.
+Prints the table of docs/faults.md. ``python -m tests.mutations WORD`` tries only those whose file
+or name has the word. A survivor is a missing test.
 """
-# ruff: noqa: E501
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ COPIED = ("recexp", "conf", "tests", "pyproject.toml", "README.md", "Makefile")
 
 @dataclass
 class Mutation:
-    """guard: what is taken out, in words. tests: what must fail without it, as pytest's arguments."""
+    """guard: what is taken out, in words. tests: pytest's arguments; they must fail without it."""
 
     guard: str
     file: str
@@ -32,56 +33,230 @@ class Mutation:
 P = "tests/faults/test_processes.py"
 MUTATIONS = [
     # Faults
-    Mutation("all processes agree that a signal came", "recexp/lightning/interruption.py", "if trainer.world_size > 1:", "if False:", f"{P} -k 15-child"),
-    Mutation("Lightning's observer, which kills in silence, is taken off", "recexp/lightning/processes.py", "        children.clear()", "        pass", f"{P} -m slow -k 'before_training and 9'"),
-    Mutation("a lost connection is said in words", "recexp/lightning/processes.py", '("gloo", "pair closure")', '("-",)', f"{P} -k killed_the_other_ends"),
-    Mutation("a stopped run saves a checkpoint", "recexp/lightning/interruption.py", "trainer.save_checkpoint(path)", "pass", "tests/test_faults.py -k 'goes_on_to_the_same and bpr'"),
-    Mutation("batches already seen are skipped when resuming", "recexp/data/datamodule.py", "batches.skip, self._skip = self._skip, 0", "self._skip = 0", "tests/test_faults.py -k 'goes_on_to_the_same and bpr'"),
-    Mutation("as many evaluation batches in every process", "recexp/data/datamodule.py", "self.eval_batch_size * world)]", "self.eval_batch_size)]", "tests/data/test_datamodule.py"),
-    Mutation("files get their name when they are whole", "recexp/files.py", '    temporary = path.with_name(f".{path.name}.{os.getpid()}")', "    temporary = path", "tests/faults/test_disk.py tests/test_faults.py -k 'whole or leaves_the_one'"),
-    Mutation("what cannot be written is an error in words", "recexp/files.py", "    except OSError as error:\n        kept", "    except ZeroDivisionError as error:\n        kept", "tests/faults/test_disk.py -k whole"),
-    Mutation("polars' words for a full disk are known", "recexp/data/prepare.py", '"(os error" not in str(error)', "True", "tests/faults/test_disk.py -k leaves"),
-    Mutation("one process prepares at a time", "recexp/files.py", "            fcntl.flock(f, fcntl.LOCK_EX)\n", "            pass\n", "tests/data/test_cache.py -k eight"),
-    Mutation("what a killed preparation left is removed", "recexp/data/prepare.py", "        shutil.rmtree(left_by_a_killed_process)", "        pass", "tests/data/test_cache.py -k killed_preparation"),
-    Mutation("checksums of the cache are verified", "recexp/data/prepare.py", "        verify(folder)\n        return folder", "        return folder", "tests/faults/test_flips.py tests/data/test_cache.py -k 'cache or damage'"),
-    Mutation("checksums of candidates are verified", "recexp/evaluation/stored.py", '["sha256"] == checksum(path)', '["sha256"] != ""', "tests/faults/test_flips.py -k candidates"),
-    Mutation("checksums of checkpoints are verified", "recexp/lightning/checkpoints.py", "        verify_checkpoint(Path(path))\n", "", "tests/faults/test_flips.py -k checkpoint_is_refused_or"),
-    Mutation("the checksum of the ranks is verified", "recexp/report/significance.py", 'if "ranks_sha256" in result and', "if False and", "tests/faults/test_flips.py -k ranks"),
-    Mutation("W&B's errors end the logging only", "recexp/lightning/loggers.py", "except Exception as error:", "except ZeroDivisionError as error:", "tests/faults/test_loggers.py"),
-    Mutation("W&B warns once", "recexp/lightning/loggers.py", "            if lost:\n", "            if False:\n", "tests/faults/test_loggers.py"),
-    Mutation("a sweep ended by a signal ends its jobs", "recexp/launcher.py", "            job.process.terminate()\n", "            pass\n", "tests/test_launcher.py -k signal"),
-    Mutation("a killed job's signal is named", "recexp/launcher.py", "    if code < 0:", "    if False:", "tests/test_launcher.py -k killed"),
-    Mutation("a loss that is no number stops the run", "recexp/lightning/module.py", "if not torch.isfinite(loss):", "if False:", "tests/test_faults.py -k no_number"),
+    Mutation(
+        "all processes agree that a signal came",
+        "recexp/training/signals.py",
+        "if trainer.world_size > 1:",
+        "if False:",
+        f"{P} -k 15-child",
+    ),
+    Mutation(
+        "Lightning's observer, which kills in silence, is taken off",
+        "recexp/training/processes.py",
+        "        processes.clear()",
+        "        pass",
+        f"{P} -m slow -k 'before_training and 9'",
+    ),
+    Mutation(
+        "a lost connection is said in words",
+        "recexp/training/processes.py",
+        '("gloo", "pair closure")',
+        '("-",)',
+        f"{P} -k killed_the_other_ends",
+    ),
+    Mutation(
+        "a stopped run saves a checkpoint",
+        "recexp/training/signals.py",
+        "trainer.save_checkpoint(path)",
+        "pass",
+        "tests/faults/test_faults.py -k 'goes_on_to_the_same and bpr'",
+    ),
+    Mutation(
+        "batches already seen are skipped when resuming",
+        "recexp/data/datamodule.py",
+        "        batches.skip = self._skip\n",
+        "",
+        "tests/faults/test_faults.py -k 'goes_on_to_the_same and bpr'",
+    ),
+    Mutation(
+        "as many evaluation batches in every process",
+        "recexp/data/datamodule.py",
+        "torch.split(users, self.eval_batch_size * world)",
+        "torch.split(users, self.eval_batch_size)",
+        "tests/data/test_datamodule.py",
+    ),
+    Mutation(
+        "files get their name when they are whole",
+        "recexp/io.py",
+        '    temporary = path.with_name(f".{path.name}.{os.getpid()}")',
+        "    temporary = path",
+        "tests/faults/test_disk.py tests/faults/test_faults.py -k 'whole or leaves_the_one'",
+    ),
+    Mutation(
+        "what cannot be written is an error in words",
+        "recexp/io.py",
+        "    except OSError as error:\n        kept",
+        "    except ZeroDivisionError as error:\n        kept",
+        "tests/faults/test_disk.py -k whole",
+    ),
+    Mutation(
+        "polars' words for a full disk are known",
+        "recexp/data/cache.py",
+        '"(os error" not in str(error)',
+        "True",
+        "tests/faults/test_disk.py -k leaves",
+    ),
+    Mutation(
+        "one process prepares at a time",
+        "recexp/io.py",
+        "        lock.acquire()\n    try:",
+        "        pass\n    try:",
+        "tests/data/test_cache.py -k eight",
+    ),
+    Mutation(
+        "what a killed preparation left is removed",
+        "recexp/data/cache.py",
+        "        shutil.rmtree(left_by_a_killed_process)",
+        "        pass",
+        "tests/data/test_cache.py -k killed_preparation",
+    ),
+    Mutation(
+        "checksums of the cache are verified",
+        "recexp/data/cache.py",
+        "        verify(folder)\n        return folder",
+        "        return folder",
+        "tests/faults/test_flips.py tests/data/test_cache.py -k 'cache or damage'",
+    ),
+    Mutation(
+        "checksums of candidates are verified",
+        "recexp/evaluation/candidate_store.py",
+        "recorded == checksum(path)",
+        'recorded != ""',
+        "tests/faults/test_flips.py -k candidates",
+    ),
+    Mutation(
+        "checksums of checkpoints are verified",
+        "recexp/training/checkpoints.py",
+        "        verify_checkpoint(Path(path))\n",
+        "",
+        "tests/faults/test_flips.py -k checkpoint_is_refused_or",
+    ),
+    Mutation(
+        "the checksum of the ranks is verified",
+        "recexp/report/ranks.py",
+        'if "ranks_sha256" in result and',
+        "if False and",
+        "tests/faults/test_flips.py -k ranks",
+    ),
+    Mutation(
+        "W&B's errors end the logging only",
+        "recexp/training/loggers.py",
+        "except Exception as error:",
+        "except ZeroDivisionError as error:",
+        "tests/faults/test_loggers.py",
+    ),
+    Mutation(
+        "W&B warns once",
+        "recexp/training/loggers.py",
+        "            if self.has_failed:\n",
+        "            if False:\n",
+        "tests/faults/test_loggers.py",
+    ),
+    Mutation(
+        "a sweep ended by a signal ends its jobs",
+        "recexp/cli/launcher.py",
+        "            one.process.terminate()\n",
+        "            pass\n",
+        "tests/cli/test_launcher.py -k signal",
+    ),
+    Mutation(
+        "a killed job's signal is named",
+        "recexp/cli/launcher.py",
+        "    if code < 0:",
+        "    if False:",
+        "tests/cli/test_launcher.py -k killed",
+    ),
+    Mutation(
+        "a loss that is no number stops the run",
+        "recexp/training/module.py",
+        "if not torch.isfinite(loss):",
+        "if False:",
+        "tests/faults/test_faults.py -k no_number",
+    ),
     # Correctness
-    Mutation("history lies strictly before the target", "recexp/data/store.py", "self.train.ptr[user], row_B, length)", "self.train.ptr[user], row_B + 1, length)", "tests/data/test_store.py"),
-    Mutation("held-out targets end their own history", "recexp/data/store.py", "targets.start[row_Q], targets.end[row_Q], length)", "targets.start[row_Q], targets.end[row_Q] + 1, length)", "tests/data/test_store.py"),
-    Mutation("validation and test are different targets", "recexp/data/store.py", '{"val": self.val, "test": self.test}', '{"val": self.val, "test": self.val}', "tests/data tests/evaluation"),
-    Mutation("no event of another user in a history", "recexp/data/store.py", "real_BL = at_BL >= start_B[:, None]", "real_BL = at_BL >= 0", "tests/data/test_store.py"),
-    Mutation("negatives the user has are drawn again", "recexp/sampling.py", "        item[row, column] = again\n", "", "tests/test_sampling.py"),
-    Mutation("what is drawn again is looked at again", "recexp/sampling.py", "        again[at] = self._unseen(pairs, V1, owner[at], generator)\n", "", "tests/test_sampling.py"),
-    Mutation("a batch gathered on the host moves to the device", "recexp/lightning/module.py", "return batch if self.store.device == self.device else moved(batch, self.device)", "return batch", "tests/contracts/test_devices.py -k module"),
-    Mutation("a pair beyond the last item is nobody's", "recexp/data/store.py", "        item = item.clamp(max=8 * self._width - 1)\n", "", "tests/data/test_store.py"),
-    Mutation("negatives are items not seen", "recexp/sampling.py", "return rank + 1 + before", "return rank + 1", "tests/test_sampling.py"),
+    Mutation(
+        "history lies strictly before the target",
+        "recexp/data/store.py",
+        "self.train.ptr[user_B], row_B, length)",
+        "self.train.ptr[user_B], row_B + 1, length)",
+        "tests/data/test_store.py",
+    ),
+    Mutation(
+        "held-out targets end their own history",
+        "recexp/data/store.py",
+        "targets.start[row_Q], targets.end[row_Q], length)",
+        "targets.start[row_Q], targets.end[row_Q] + 1, length)",
+        "tests/data/test_store.py",
+    ),
+    Mutation(
+        "validation and test are different targets",
+        "recexp/data/store.py",
+        '{"val": self.val, "test": self.test}',
+        '{"val": self.val, "test": self.val}',
+        "tests/data tests/evaluation",
+    ),
+    Mutation(
+        "no event of another user in a history",
+        "recexp/data/store.py",
+        "real_BL = at_BL >= start_B[:, None]",
+        "real_BL = at_BL >= 0",
+        "tests/data/test_store.py",
+    ),
+    Mutation(
+        "negatives the user has are drawn again",
+        "recexp/objectives/samplers.py",
+        "        negative_Bn[row_M, column_M] = redraw_M\n",
+        "",
+        "tests/objectives/test_samplers.py",
+    ),
+    Mutation(
+        "what is drawn again is looked at again",
+        "recexp/objectives/samplers.py",
+        "        redraw_M[collides_M] = draw_unseen(pairs, n_items, user_M[collides_M], generator)\n",  # noqa: E501
+        "",
+        "tests/objectives/test_samplers.py",
+    ),
+    Mutation(
+        "a batch gathered on the host moves to the device",
+        "recexp/training/module.py",
+        "return batch if self.store.device == self.device else moved(batch, self.device)",
+        "return batch",
+        "tests/contracts/test_devices.py -k module",
+    ),
+    Mutation(
+        "a pair beyond the last item is nobody's",
+        "recexp/data/store.py",
+        "        item = item.clamp(max=8 * self._width - 1)\n",
+        "",
+        "tests/data/test_store.py",
+    ),
+    Mutation(
+        "negatives are items not seen",
+        "recexp/objectives/samplers.py",
+        "return rank + 1 + before",
+        "return rank + 1",
+        "tests/objectives/test_samplers.py",
+    ),
     Mutation(
         "what rejection leaves follows the user's law",
-        "recexp/sampling.py",
-        "        item_M[left] = torch.where(exact > 0, exact, unseen_item)\n",
-        "        item_M[left] = unseen_item\n",
-        "tests/test_sampling.py",
+        "recexp/objectives/samplers.py",
+        "        item_M[left_R] = torch.where(exact_R > 0, exact_R, unseen_R)\n",
+        "        item_M[left_R] = unseen_R\n",
+        "tests/objectives/test_samplers.py",
     ),
     Mutation(
         "shared negatives follow the sampler's law",
         "recexp/objectives/sequence.py",
-        "self.sampler.draw_shared(store, n, generator, pool)",
-        "self.sampler(store, query[:1], n, generator, pool)[0]",
+        "self.sampler.draw_shared(store, n, generator, pool_BL)",
+        "self.sampler(store, query[:1], n, generator, pool_BL)[0]",
         "tests/objectives/test_negative_laws.py",
     ),
     Mutation(
         "log_q counts the draws",
-        "recexp/losses.py",
+        "recexp/objectives/losses.py",
         "(log_q_negative + math.log(negative.shape[-1]))",
         "log_q_negative",
-        "tests/test_losses.py tests/objectives",
+        "tests/objectives/test_losses.py tests/objectives",
     ),
     Mutation(
         "a session's own target is no negative",
@@ -90,14 +265,56 @@ MUTATIONS = [
         "        return torch.ones_like(own_Sn)\n",
         "tests/objectives/test_session_parallel.py",
     ),
-    Mutation("ties are counted", "recexp/evaluation/ranks.py", "return _count(scores_BC > target_B1), _count(scores_BC == target_B1) - 1", "return _count(scores_BC > target_B1), 0 * _count(scores_BC == target_B1)", "tests/evaluation"),
-    Mutation("scores that are no numbers are refused", "recexp/evaluation/ranks.py", "    if torch.isfinite(scores.sum()):", "    if True:", "tests/evaluation"),
-    Mutation("the target is never taken out as seen", "recexp/evaluation/ranks.py", "        scores_BN.scatter_(1, at_B1, score_B1)\n", "", "tests/evaluation"),
-    Mutation("candidates are not what the user touched", "recexp/evaluation/stored.py", "torch.cat([key[excluded], ", "torch.cat([key[:0], ", "tests/evaluation/test_stored.py"),
-    Mutation("the target is not among its candidates", "recexp/evaluation/stored.py", "key[excluded], targets.user * schema.V + targets.item]", "key[excluded]]", "tests/evaluation/test_stored.py"),
-    Mutation("validation and test draw other candidates", "recexp/evaluation/stored.py", '2 * wanted.seed + (split == "test")', "2 * wanted.seed", "tests/evaluation/test_stored.py"),
-    Mutation("every row once over all processes", "recexp/data/datamodule.py", "yield torch.tensor_split(batch, world)[rank]", "yield batch", "tests/data/test_datamodule.py"),
-]  # fmt: skip
+    Mutation(
+        "ties are counted",
+        "recexp/evaluation/ranks.py",
+        "return _count(scores_BC > target_B1), _count(scores_BC == target_B1) - 1",
+        "return _count(scores_BC > target_B1), 0 * _count(scores_BC == target_B1)",
+        "tests/evaluation",
+    ),
+    Mutation(
+        "scores that are no numbers are refused",
+        "recexp/evaluation/ranks.py",
+        "    if torch.isfinite(scores.sum()):",
+        "    if True:",
+        "tests/evaluation",
+    ),
+    Mutation(
+        "the target is never taken out as seen",
+        "recexp/evaluation/ranks.py",
+        "        scores_BN.scatter_(1, at_B1, score_B1)\n",
+        "",
+        "tests/evaluation",
+    ),
+    Mutation(
+        "candidates are not what the user touched",
+        "recexp/evaluation/candidate_store.py",
+        "torch.cat([key[excluded], ",
+        "torch.cat([key[:0], ",
+        "tests/evaluation/test_stored.py",
+    ),
+    Mutation(
+        "the target is not among its candidates",
+        "recexp/evaluation/candidate_store.py",
+        "key[excluded], targets.user * schema.V + targets.item]",
+        "key[excluded]]",
+        "tests/evaluation/test_stored.py",
+    ),
+    Mutation(
+        "validation and test draw other candidates",
+        "recexp/evaluation/candidate_store.py",
+        '2 * candidates.seed + (split == "test")',
+        "2 * candidates.seed",
+        "tests/evaluation/test_stored.py",
+    ),
+    Mutation(
+        "every row once over all processes",
+        "recexp/data/datamodule.py",
+        "yield torch.tensor_split(batch, world)[rank]",
+        "yield batch",
+        "tests/data/test_datamodule.py",
+    ),
+]
 
 
 def caught(mutation: Mutation) -> bool:
@@ -114,9 +331,13 @@ def caught(mutation: Mutation) -> bool:
         path = copy / mutation.file
         text = path.read_text()
         if text.count(mutation.old) != 1:
-            raise SystemExit(f"{mutation.file} has {text.count(mutation.old)} times {mutation.old!r}: mend the list of mutations.")
+            raise SystemExit(
+                f"{mutation.file} has {text.count(mutation.old)} times {mutation.old!r}: mend the list of mutations."  # noqa: E501
+            )
         if mutation.tests not in GREEN and _fail(copy, mutation.tests):
-            raise SystemExit(f"{mutation.tests} fails as things are: nothing can be learnt from it.")
+            raise SystemExit(
+                f"{mutation.tests} fails as things are: nothing can be learnt from it."
+            )
         GREEN.add(mutation.tests)
         path.write_text(text.replace(mutation.old, mutation.new))
         return _fail(copy, mutation.tests)
@@ -128,7 +349,9 @@ GREEN: set[str] = set()
 def _fail(copy: Path, tests: str) -> bool:
     line = f"{sys.executable} -m pytest -x -p no:cacheprovider {tests}"
     environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(["sh", "-c", line], cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["sh", "-c", line], cwd=copy, env=environment, capture_output=True, text=True, check=False
+    )
     if done.returncode not in (0, 1):  # no test ran, or pytest itself failed
         raise SystemExit(f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     return done.returncode == 1
@@ -136,14 +359,21 @@ def _fail(copy: Path, tests: str) -> bool:
 
 def main() -> None:
     words = sys.argv[1:]
-    chosen = [m for m in MUTATIONS if not words or any(word in m.file or word in m.guard for word in words)]
+    chosen = [
+        m
+        for m in MUTATIONS
+        if not words or any(word in m.file or word in m.guard for word in words)
+    ]
     print("| guard taken out | file | caught by |\n|---|---|---|", flush=True)
     survivors = 0
     for mutation in chosen:
         found = caught(mutation)
         survivors += not found
         tests = mutation.tests.replace("|", "\\|")
-        print(f"| {mutation.guard} | `{mutation.file}` | {f'`{tests}`' if found else '**survived**'} |", flush=True)
+        print(
+            f"| {mutation.guard} | `{mutation.file}` | {f'`{tests}`' if found else '**survived**'} |",  # noqa: E501
+            flush=True,
+        )
     sys.exit(f"{survivors} of {len(chosen)} survived: tests are missing" if survivors else 0)
 
 

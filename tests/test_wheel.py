@@ -17,15 +17,36 @@ def test_a_wheel_installed_elsewhere_runs_outside_the_checkout(tmp_path):
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     copy = tmp_path / "source"  # building writes into the tree
     copy.mkdir()
-    subprocess.run(["cp", "-r", *(str(ROOT / p) for p in ("pyproject.toml", "README.md", "recexp", "conf")), str(copy)], check=True)
+    subprocess.run(
+        [
+            "cp",
+            "-r",
+            *(str(ROOT / p) for p in ("pyproject.toml", "README.md", "recexp", "conf")),
+            str(copy),
+        ],
+        check=True,
+    )
     subprocess.run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(copy)], check=True)
     wheel = next(tmp_path.glob("recexp-*.whl"))
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)], check=True)
+    subprocess.run(
+        [*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)], check=True
+    )
     away = tmp_path / "away"
     away.mkdir()
-    line = [sys.executable, "-m", "recexp", "model=pop", "logger=csv", "dataset.source.users=150", "protocol.candidates.n=50", "hydra.run.dir=out"]
+    line = [
+        sys.executable,
+        "-m",
+        "recexp",
+        "model=pop",
+        "logger=csv",
+        "dataset.source.users=150",
+        "protocol.candidates.n=50",
+        "hydra.run.dir=out",
+    ]
     away_from_home = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run(line, cwd=away, env=away_from_home, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        line, cwd=away, env=away_from_home, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert (away / "out" / "result.json").exists()
     where = [sys.executable, "-c", "import recexp; print(recexp.__file__)"]

@@ -1,1 +1,1 @@
-
+"""Raw files to prepared tensors: read, filter, index, split, cache and serve."""

@@ -1,26 +1,40 @@
-"""Side information: long-form item features to the tables of ``types.Feature`` and ``types.Bag``."""
+"""Side information: item features in long form to ``types.Feature`` and ``types.Bag`` tables."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
+from recexp.data.readers import ItemFeature
 from recexp.data.rows import blocks
-from recexp.data.sources import ItemFeature
-from recexp.types import RecexpError
+from recexp.errors import RecexpError
 
-MAX_DEPTH = 64  # of a category tree; a deeper one has a cycle, most likely
+MAX_DEPTH = 64  # levels of a category tree; one that seems deeper most likely has a cycle
+# Below this share of the largest value, a spread is a rounding error of equal values.
+LEAST_SPREAD = 1e-12
 
 
 def build_features(
-    raw: dict[str, ItemFeature], items: pl.DataFrame, train_pairs: dict[str, np.ndarray], end: int, n_users: int, out: Path, report: list[str]
-) -> list[dict]:
-    """Write id and weight tables per feature and the users' bags. Returns name, kind and cardinality of each.
+    raw: dict[str, ItemFeature],
+    items: pl.DataFrame,
+    train_pairs: dict[str, np.ndarray],
+    end: int,
+    n_users: int,
+    out: Path,
+    report: list[str],
+) -> list[dict[str, Any]]:
+    """Write id and weight tables per feature, and the users' bags of values.
 
-    items: columns index, item. train_pairs: unique user and item arrays. end: time of the last training event. Values that change over time are
-    taken as of then (the last at or before it, else the first): nothing of the future enters (models.md §6.3).
+    Values that change over time are taken as of ``end``: the last at or before it, else the first.
+    No later information enters.
+
+    items: columns index, item. train_pairs: unique "user" and "item" arrays, users ascending.
+    end: time of the last training event, milliseconds. report: gets a line per feature.
+
+    Returns name, kind and cardinality of each feature.
     """
     described = []
     for name, feature in raw.items():
@@ -28,80 +42,132 @@ def build_features(
         if feature.kind == "numeric":
             ids, weights, cardinality = _numeric(frame, items.height)
         else:
-            frame, cardinality, vocabulary = _value_ids(_with_ancestors(frame, feature.tree, name) if feature.tree is not None else frame)
+            if feature.tree is not None:
+                frame = _with_ancestors(frame, feature.tree, name)
+            frame, vocabulary = _value_ids(frame)
             vocabulary.write_parquet(out / f"feature_{name}.parquet")
-            item, value = frame["item"].to_numpy(), frame["id"].to_numpy()
+            cardinality = vocabulary.height + 1
+            item = frame["item"].to_numpy()
+            value = frame["id"].to_numpy()
             ids, weights = _padded(item, value, items.height)
-            _bags(out / f"bag_{name}", item, value, train_pairs, n_users, cardinality)
+            write_bags(out / f"bag_{name}", item, value, train_pairs, n_users, cardinality)
         np.save(out / f"feature_{name}_id.npy", ids)
         np.save(out / f"feature_{name}_weight.npy", weights)
         known = float((ids[1:] != 0).any(1).mean())
-        report.append(f"item feature {name} ({feature.kind}): {cardinality - 1:,} values, known for {known:.1%} of items")
+        report.append(
+            f"item feature {name} ({feature.kind}): {cardinality - 1:,} values, "
+            f"known for {known:.1%} of items"
+        )
         described.append({"name": name, "kind": feature.kind, "cardinality": cardinality})
     return described
+
+
+def write_bags(
+    path: Path,
+    item: np.ndarray,
+    value: np.ndarray,
+    train_pairs: dict[str, np.ndarray],
+    n_users: int,
+    cardinality: int,
+) -> None:
+    """Write how many of a user's training items carry each value (ITE paper, a_u), in CSR form.
+
+    path: prefix of the files ``_ptr``, ``_id`` and ``_count``. item, value: int64 [N], one entry
+    per item and value id, items ascending.
+    """
+    n_values_V = np.bincount(item, minlength=int(train_pairs["item"].max()) + 1)
+    first_V = np.cumsum(n_values_V) - n_values_V  # where an item's entries begin
+    size_U = np.zeros(n_users, dtype=np.int64)
+    ids = []
+    counts = []
+    for block in blocks(train_pairs["user"]):
+        user = train_pairs["user"][block].astype(np.int64)
+        own_item = train_pairs["item"][block]
+        n_values = n_values_V[own_item]
+        # The entries of all items of the block, one range after the other.
+        shift = first_V[own_item] - (np.cumsum(n_values) - n_values)
+        at = np.arange(n_values.sum()) + np.repeat(shift, n_values)
+        key = np.repeat(user, n_values) * cardinality + value[at]
+        key, count = np.unique(key, return_counts=True)
+        size_U += np.bincount(key // cardinality, minlength=n_users)
+        ids.append(key % cardinality)
+        counts.append(count.astype(np.float32))
+    np.save(f"{path}_ptr.npy", np.concatenate([[0], np.cumsum(size_U)]).astype(np.int64))
+    np.save(f"{path}_id.npy", np.concatenate(ids))
+    np.save(f"{path}_count.npy", np.concatenate(counts))
 
 
 def _as_of(feature: ItemFeature, items: pl.DataFrame, end: int) -> pl.DataFrame:
     """Columns item (index), value: what was known at ``end``."""
     frame = feature.frame.collect(engine="streaming")
     frame = frame.with_columns(pl.col("item").cast(items["item"].dtype, strict=False))
-    frame = frame.join(items, on="item", how="inner").drop("item").rename({"index": "item"}).drop_nulls("value")
+    frame = frame.join(items, on="item", how="inner").drop("item").rename({"index": "item"})
+    frame = frame.drop_nulls("value")
     if "timestamp" in frame.columns:
-        # The largest key is the last value known in time, or where there is none the first of the late ones.
-        key = pl.when(pl.col("timestamp") > end).then(-pl.col("timestamp")).otherwise(pl.col("timestamp"))
-        frame = frame.with_columns(key=key).filter(pl.col("key") == pl.col("key").max().over("item"))
+        # The largest key is the last time until ``end``; without one, the first time after it.
+        time = pl.col("timestamp")
+        key = pl.when(time > end).then(-time).otherwise(time)
+        is_largest = pl.col("key") == pl.col("key").max().over("item")
+        frame = frame.with_columns(key=key).filter(is_largest)
     if feature.kind == "categorical":
         frame = frame.unique("item", keep="last", maintain_order=True)
     return frame.select("item", "value").unique(maintain_order=True)
 
 
 def _with_ancestors(frame: pl.DataFrame, tree: pl.LazyFrame, name: str) -> pl.DataFrame:
-    parents = tree.collect().with_columns(pl.col("value", "parent").cast(frame["value"].dtype, strict=False)).drop_nulls("parent").unique()
-    levels, level = [frame], frame
+    """The same rows and one per ancestor of each value. name: of the feature, for errors."""
+    as_value = pl.col("value", "parent").cast(frame["value"].dtype, strict=False)
+    parents = tree.collect().with_columns(as_value).drop_nulls("parent").unique()
+    levels = [frame]
+    level = frame
     for _ in range(MAX_DEPTH):
         level = level.join(parents, on="value").select("item", value="parent").unique()
         if level.height == 0:
             return pl.concat(levels).unique(maintain_order=True)
         levels.append(level)
-    raise RecexpError(f"The tree of item feature {name} has a cycle, or more than {MAX_DEPTH} levels: value {level['value'][0]} still has ancestors.")
+    raise RecexpError(
+        f"The tree of item feature {name} has a cycle, or more than {MAX_DEPTH} levels: "
+        f"value {level['value'][0]} still has ancestors."
+    )
 
 
-def _value_ids(frame: pl.DataFrame) -> tuple[pl.DataFrame, int, pl.DataFrame]:
-    vocabulary = frame.select("value").unique().sort("value").with_row_index("id", offset=1).with_columns(pl.col("id").cast(pl.Int64))
-    return frame.join(vocabulary, on="value").select("item", "id").sort("item", "id"), vocabulary.height + 1, vocabulary
+def _value_ids(frame: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Columns item, id, sorted; and the vocabulary, columns id (1..) and value, sorted by value."""
+    distinct = frame.select("value").unique().sort("value")
+    as_int64 = pl.col("id").cast(pl.Int64)
+    vocabulary = distinct.with_row_index("id", offset=1).with_columns(as_int64)
+    ids = frame.join(vocabulary, on="value").select("item", "id").sort("item", "id")
+    return ids, vocabulary
 
 
 def _padded(item: np.ndarray, value: np.ndarray, n_items: int) -> tuple[np.ndarray, np.ndarray]:
-    count = np.bincount(item, minlength=n_items + 1)
-    column = np.arange(len(item)) - np.concatenate([[0], np.cumsum(count)])[item]
-    ids = np.zeros((n_items + 1, max(1, int(count.max(initial=1)))), dtype=np.int64)
-    ids[item, column] = value
-    weights = np.where(ids > 0, 1.0 / np.maximum(count, 1)[:, None], 0).astype(np.float32)
-    return ids, weights
+    """Value ids, int64 [V, M] padded with 0, and equal weights per item, float32 [V, M].
+
+    item, value: int64 [N], one entry per item and value id, items ascending.
+    """
+    count_V = np.bincount(item, minlength=n_items + 1)
+    first_V = np.concatenate([[0], np.cumsum(count_V)])
+    column = np.arange(len(item)) - first_V[item]
+    width = max(1, int(count_V.max(initial=1)))
+    ids_VM = np.zeros((n_items + 1, width), dtype=np.int64)
+    ids_VM[item, column] = value
+    weight_V1 = 1.0 / np.maximum(count_V, 1)[:, None]
+    return ids_VM, np.where(ids_VM > 0, weight_V1, 0).astype(np.float32)
 
 
 def _numeric(frame: pl.DataFrame, n_items: int) -> tuple[np.ndarray, np.ndarray, int]:
-    frame = frame.group_by("item").agg(pl.col("value").cast(pl.Float64, strict=False).mean()).drop_nulls().sort("item")
-    ids, weights = np.zeros((n_items + 1, 1), dtype=np.int64), np.zeros((n_items + 1, 1), dtype=np.float32)
-    item, value = frame["item"].to_numpy(), frame["value"].to_numpy()
-    ids[item, 0] = 1
+    """Id 1 where a number is known, and its standardized mean as weight, both [V, 1].
+
+    The third entry is the cardinality, 2. Weights are 0 where all numbers are equal.
+    """
+    mean = pl.col("value").cast(pl.Float64, strict=False).mean()
+    frame = frame.group_by("item").agg(mean).drop_nulls().sort("item")
+    item = frame["item"].to_numpy()
+    value = frame["value"].to_numpy()
+    ids_V1 = np.zeros((n_items + 1, 1), dtype=np.int64)
+    ids_V1[item, 0] = 1
+    weight_V1 = np.zeros((n_items + 1, 1), dtype=np.float32)
     spread = value.std() if len(value) else 0.0
-    if spread > 1e-12 * np.abs(value).max(initial=0):  # else they are equal but for rounding
-        weights[item, 0] = (value - value.mean()) / spread
-    return ids, weights, 2
-
-
-def _bags(path: Path, item: np.ndarray, value: np.ndarray, train_pairs: dict[str, np.ndarray], n_users: int, cardinality: int) -> None:
-    """a_u of S000: how many of the user's training items carry each value. ``item`` is ascending."""
-    per_item = np.bincount(item, minlength=int(train_pairs["item"].max()) + 1)
-    before, bags, size = np.cumsum(per_item) - per_item, [], np.zeros(n_users, dtype=np.int64)
-    for block in blocks(train_pairs["user"]):
-        user, mine = train_pairs["user"][block].astype(np.int64), train_pairs["item"][block]
-        first, count = before[mine], per_item[mine]
-        at = np.arange(count.sum()) + np.repeat(first - (np.cumsum(count) - count), count)
-        key, count = np.unique(np.repeat(user, count) * cardinality + value[at], return_counts=True)
-        size += np.bincount(key // cardinality, minlength=n_users)
-        bags.append((key % cardinality, count.astype(np.float32)))
-    np.save(f"{path}_ptr.npy", np.concatenate([[0], np.cumsum(size)]).astype(np.int64))
-    for name, part in zip(("id", "count"), zip(*bags, strict=True), strict=True):
-        np.save(f"{path}_{name}.npy", np.concatenate(part))
+    if spread > LEAST_SPREAD * np.abs(value).max(initial=0):
+        weight_V1[item, 0] = (value - value.mean()) / spread
+    return ids_V1, weight_V1, 2

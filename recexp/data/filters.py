@@ -1,51 +1,225 @@
-"""Filters that drop users and items with too little data."""
+"""Which events count: known behaviours, the time window, and enough data per user and item."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
 
 import polars as pl
 
-from recexp.types import RecexpError
+from recexp.data.audit import Report
+from recexp.data.dataset import Dataset
+from recexp.errors import RecexpError
 
-KEYS = {"user_min", "item_min", "user_max", "count"}
+STEP_KEYS = {"user_min", "item_min", "user_max", "count"}
 
 
-def apply_filters(events: pl.DataFrame, steps: Sequence[Mapping], iterate: bool = False) -> tuple[pl.DataFrame, list[str]]:
-    """Apply the steps in order; each counts once, then drops what falls short, jointly for its keys.
+def behaviour_codes(
+    events: pl.LazyFrame, dataset: Dataset, file: Path, report: Report
+) -> pl.LazyFrame:
+    """Replace column ``behavior`` (names) by ``behaviour`` (int8 codes 1..K, weak to strong).
 
-    A step is a mapping with ``user_min`` and/or ``item_min`` (least count kept), ``user_max`` (most), and ``count``: "events" (default) or "items"
-    (distinct items of a user, distinct users of an item). With ``iterate`` the whole list is repeated until nothing changes (k-core).
+    With ``dataset.value_behaviours`` the codes come from the column ``value``. file: for errors.
 
-    Returns the events that stay and one line per step that says what went. Raises RecexpError on an unknown key or when nothing is left.
+    Raises:
+        RecexpError: an unknown behavior (unless on_bad_rows="drop"), or no event is left.
     """
-    lines: list[str] = []
+    if dataset.value_behaviours:
+        return _codes_from_values(events, dataset, dataset.value_behaviours, report)
+    known = _known_behaviours(events, dataset, file, report)
+    code = pl.lit(None, dtype=pl.Int8)
+    # A chain of conditions: replace_strict would gather all events before it replaces.
+    for number, name in enumerate(dataset.behaviours, 1):
+        code = pl.when(pl.col("behavior") == name).then(_int8(number)).otherwise(code)
+    return known.with_columns(behaviour=code).drop("behavior")
+
+
+def within_window(events: pl.DataFrame, dataset: Dataset, report: Report) -> pl.DataFrame:
+    """Events with start <= timestamp < end of ``dataset.window``; all where it is None.
+
+    Raises:
+        RecexpError: a date that is missing or not ISO, or no event is left.
+    """
+    window = dataset.window
+    if not window:
+        return events
+    start = _milliseconds(window, "start")
+    end = _milliseconds(window, "end")
+    kept = events.filter((pl.col("timestamp") >= start) & (pl.col("timestamp") < end))
+    report.add(
+        f"window {window['start']} to {window['end']}: "
+        f"{events.height - kept.height:,} events outside dropped"
+    )
+    n_removed = events["user"].n_unique() - kept["user"].n_unique()
+    report.leave_out("removed by dataset.window", n_removed)
+    if kept.height == 0:
+        first = _iso_date(cast(int, events["timestamp"].min()))
+        last = _iso_date(cast(int, events["timestamp"].max()))
+        raise RecexpError(f"dataset.window left no event: the data run from {first} to {last}.")
+    return kept
+
+
+def apply_filters(
+    events: pl.DataFrame, steps: Sequence[Mapping[str, Any]], iterate: bool = False
+) -> tuple[pl.DataFrame, list[str]]:
+    """Apply the steps in order. Each counts once, then drops jointly what any of its keys rejects.
+
+    steps: mappings with ``user_min`` and ``item_min`` (least count kept), ``user_max`` (largest
+        count kept), and ``count``: "events" (default) or "items" (distinct items of a user,
+        distinct users of an item).
+    iterate: repeat all steps until nothing changes (k-core).
+
+    Returns the events that stay, and one line per step that tells what was dropped.
+
+    Raises:
+        RecexpError: an unknown key, or no event is left.
+    """
     for step in steps:
-        if unknown := set(step) - KEYS:
-            raise RecexpError(f"dataset.filters: unknown key {sorted(unknown)}; a filter step knows {sorted(KEYS)}.")
-        if step.get("count", "events") not in ("events", "items"):
-            raise RecexpError(f"dataset.filters: count={step['count']!r} is neither 'events' nor 'items'.")
+        _check_step(step)
+    lines: list[str] = []
     while True:
-        before_all = events.height
+        n_before_all = events.height
         for step in steps:
-            before = events.height
+            n_before = events.height
             events = _apply(events, step)
             text = ", ".join(f"{k}={v}" for k, v in step.items())
-            lines.append(f"filter ({text}): {before - events.height:,} of {before:,} events dropped")
+            n_dropped = n_before - events.height
+            lines.append(f"filter ({text}): {n_dropped:,} of {n_before:,} events dropped")
             if events.height == 0:
-                raise RecexpError(f"The filter ({text}) left no event of {before:,}: lower it in dataset.filters, or check the input.")
-        if not iterate or events.height == before_all:
+                raise RecexpError(
+                    f"The filter ({text}) left no event of {n_before:,}: "
+                    "lower it in dataset.filters, or check the input."
+                )
+        if not iterate or events.height == n_before_all:
             return events, lines
 
 
-def _apply(events: pl.DataFrame, step: Mapping) -> pl.DataFrame:
+def _check_step(step: Mapping[str, Any]) -> None:
+    if unknown := set(step) - STEP_KEYS:
+        raise RecexpError(
+            f"dataset.filters: unknown key {sorted(unknown)}; "
+            f"a filter step knows {sorted(STEP_KEYS)}."
+        )
+    if step.get("count", "events") not in ("events", "items"):
+        raise RecexpError(
+            f"dataset.filters: count={step['count']!r} is neither 'events' nor 'items'."
+        )
+
+
+def _apply(events: pl.DataFrame, step: Mapping[str, Any]) -> pl.DataFrame:
     distinct = step.get("count", "events") == "items"
+
+    def count_per(key: str) -> pl.Expr:
+        other = "item" if key == "user" else "user"
+        counted = pl.col(other).n_unique() if distinct else pl.len()
+        return counted.over(key)
+
     keep = pl.lit(True)
-    for key, other, least in (("user", "item", step.get("user_min")), ("item", "user", step.get("item_min"))):
-        if least is not None:
-            n = pl.col(other).n_unique() if distinct else pl.len()
-            keep = keep & (n.over(key) >= least)
+    if step.get("user_min") is not None:
+        keep = keep & (count_per("user") >= step["user_min"])
+    if step.get("item_min") is not None:
+        keep = keep & (count_per("item") >= step["item_min"])
     if step.get("user_max") is not None:
-        n = pl.col("item").n_unique() if distinct else pl.len()
-        keep = keep & (n.over("user") <= step["user_max"])
+        keep = keep & (count_per("user") <= step["user_max"])
     return events.filter(keep)
+
+
+def _codes_from_values(
+    events: pl.LazyFrame, dataset: Dataset, thresholds: Mapping[str, float], report: Report
+) -> pl.LazyFrame:
+    """The strongest behavior whose threshold the value reaches; events below all are dropped."""
+    if "value" not in events.collect_schema():
+        raise RecexpError(
+            "dataset.value_behaviours is set, but the events carry no value to read behaviours "
+            "from."
+        )
+    code = _int8(0)
+    for number, name in enumerate(dataset.behaviours, 1):  # ascending thresholds
+        reaches = pl.col("value") >= thresholds[name]
+        code = pl.when(reaches).then(_int8(number)).otherwise(code)
+    events = events.with_columns(behaviour=code)
+    n_below = count_events(events.filter(pl.col("behaviour") == 0))
+    n_events = count_events(events)
+    if n_below:
+        report.add(
+            f"{n_below:,} events dropped: their value is missing or below every threshold of "
+            "dataset.value_behaviours"
+        )
+    if n_below == n_events:
+        raise RecexpError(
+            f"{dataset.name}: no event's value reaches a threshold of "
+            f"dataset.value_behaviours {dict(thresholds)}."
+        )
+    kept = events.filter(pl.col("behaviour") > 0)
+    if n_below:
+        n_removed = _count_users(events) - _count_users(kept)
+        report.leave_out("removed by dataset.value_behaviours", n_removed)
+    return kept.drop("behavior")
+
+
+def _known_behaviours(
+    events: pl.LazyFrame, dataset: Dataset, file: Path, report: Report
+) -> pl.LazyFrame:
+    """Events whose behavior ``dataset.behaviours`` lists; others are an error, or dropped."""
+    distinct = events.select(pl.col("behavior").unique()).collect(engine="streaming")
+    unknown = sorted(set(distinct.to_series()) - set(dataset.behaviours))
+    if not unknown:
+        return events
+    if dataset.on_bad_rows == "error":
+        raise _unknown_behaviour(events, unknown, dataset, file)
+    kept = events.filter(pl.col("behavior").is_in(list(dataset.behaviours)))
+    n_kept = count_events(kept)
+    n_removed = _count_users(events) - _count_users(kept)
+    report.leave_out("removed by dataset.behaviours", n_removed)
+    n_dropped = count_events(events) - n_kept
+    report.add(f"{n_dropped:,} events dropped: behaviour among {unknown}")
+    if n_kept == 0:
+        raise RecexpError(
+            f"{dataset.name}: no event has one of the behaviours {list(dataset.behaviours)}."
+        )
+    return kept
+
+
+def _unknown_behaviour(
+    events: pl.LazyFrame, unknown: list[str], dataset: Dataset, file: Path
+) -> RecexpError:
+    """The error that names the first event with an unknown behavior."""
+    of_unknown = events.with_row_index("row").filter(pl.col("behavior").is_in(unknown))
+    row = of_unknown.head(1).collect(engine="streaming").row(0, named=True)
+    return RecexpError(
+        f"{file}: unknown behaviour {row['behavior']!r} in event {row['row'] + 1} "
+        f"(user {row['user']}, item {row['item']}). "
+        f"dataset.behaviours lists {list(dataset.behaviours)}: add it there, "
+        "or use dataset.on_bad_rows=drop."
+    )
+
+
+def count_events(events: pl.LazyFrame) -> int:
+    return int(events.select(pl.len()).collect(engine="streaming").item())
+
+
+def _count_users(events: pl.LazyFrame) -> int:
+    return int(events.select(pl.col("user").n_unique()).collect(engine="streaming").item())
+
+
+def _int8(number: int) -> pl.Expr:
+    return pl.lit(number, dtype=pl.Int8)
+
+
+def _milliseconds(window: Mapping[str, str], key: str) -> int:
+    """The date at ``key`` in milliseconds since 1970; UTC where it names no zone."""
+    try:
+        moment = datetime.fromisoformat(str(window[key]))
+    except (KeyError, ValueError) as error:
+        raise RecexpError(
+            f"dataset.window.{key} must be an ISO date such as 2016-08-08: {error}"
+        ) from error
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return int(moment.timestamp() * 1000)
+
+
+def _iso_date(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).isoformat()

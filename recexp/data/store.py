@@ -1,4 +1,8 @@
-"""The data as tensors: everything a batch needs is a gather from here, on the device the store was moved to."""
+"""Prepared data as tensors in CSR form, on the device they were moved to.
+
+Everything that a batch needs is a gather from here. Suffixes of shapes as in ``types``; besides, E
+events, P pairs, Q held-out targets.
+"""
 
 from __future__ import annotations
 
@@ -13,32 +17,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recexp.data.prepare import read_meta
+from recexp.data.cache import read_meta
 from recexp.types import Bag, Feature, Query, Schema
 
-
-def _load(path: Path) -> Tensor:
-    """A tensor over the mapped file: pages are shared by all processes that read it and copied only by the move to a device."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns that the mapping is read-only; nothing here writes to it
-        return torch.from_numpy(np.load(path, mmap_mode="r"))
-
-
-class _Movable:
-    def to(self, device: torch.device | str):
-        moved = {f.name: v.to(device) if isinstance(v := getattr(self, f.name), Tensor) else v for f in dataclasses.fields(self)}
-        return type(self)(**moved)
+MAX_BITMAP = 2**26  # bytes
 
 
 @dataclass
-class Events(_Movable):
-    """Events of all users in CSR form: user u owns rows ptr[u]..ptr[u+1], oldest first."""
+class Events:
+    """Events of all users: user u owns rows ptr[u]..ptr[u+1], oldest first."""
 
     ptr: Tensor  # int64 [U+1]
     item: Tensor  # int32 [E]
-    behaviour: Tensor  # int8 [E], codes 1..len(behaviours)
+    behaviour: Tensor  # int8 [E], codes 1..K
     time: Tensor  # int64 [E], milliseconds
-    mask: Tensor  # int32 [E], bit b-1 set: the row stands for behaviour code b (several after merging to pairs)
+    mask: Tensor  # int32 [E], bit b-1 set: the row stands for behaviour code b (several if merged)
     value: Tensor | None = None  # int16 [E], level ids, 0 unknown
 
     def __len__(self) -> int:
@@ -46,55 +39,73 @@ class Events(_Movable):
 
     @cached_property
     def user(self) -> Tensor:
-        """int64 [E]: the owner of each row."""
+        """The owner of each row, int64 [E]."""
         return _owners(self.ptr)
+
+    def to(self, device: torch.device | str) -> Events:
+        return Events(
+            ptr=self.ptr.to(device),
+            item=self.item.to(device),
+            behaviour=self.behaviour.to(device),
+            time=self.time.to(device),
+            mask=self.mask.to(device),
+            value=None if self.value is None else self.value.to(device),
+        )
 
 
 @dataclass
-class Pairs(_Movable):
-    """Unique (user, item) pairs in CSR form, items ascending within a user."""
+class Pairs:
+    """Unique (user, item) pairs: user u owns rows ptr[u]..ptr[u+1], items ascending."""
 
     ptr: Tensor  # int64 [U+1]
     item: Tensor  # int32 [P]
     mask: Tensor  # int32 [P], bit b-1 set: behaviour code b occurred
-    count: Tensor  # int32 [P], events
+    count: Tensor  # int32 [P], number of events
+
+    def __len__(self) -> int:
+        return self.item.shape[0]
 
     @cached_property
     def user(self) -> Tensor:
-        """int64 [P]"""
+        """The owner of each row, int64 [P]."""
         return _owners(self.ptr)
 
     @cached_property
     def key(self) -> Tensor:
-        """int64 [P], ascending: user * 2^32 + item, for membership by binary search."""
+        """user * 2^32 + item, int64 [P], ascending: for membership by binary search."""
         return (self.user << 32) + self.item
 
     @cached_property
     def gap_key(self) -> Tensor:
-        """int64 [P], ascending: user * 2^32 + number of the user's unseen items before this item (see ``sampling.unseen``)."""
+        """user * 2^32 + number of the user's unseen items before this item, int64 [P], ascending.
+
+        ``objectives.samplers`` finds a user's r-th unseen item with it.
+        """
         position = torch.arange(len(self.item), device=self.item.device) - self.ptr[self.user]
         return (self.user << 32) + (self.item - 1 - position)
 
     @cached_property
     def bits(self) -> Tensor | None:
-        """uint8 [U * width]: bit i % 8 of byte user * width + i // 8 says whether the pair exists, a look where ``find`` takes a search. None where
-        that takes more than 64 MiB, and off the CPU, where searches are cheap.
+        """Bitmap of all pairs, uint8 [U * width]; item i: bit i % 8 of byte user * width + i // 8.
+
+        One gather then replaces a binary search. None where the bitmap would take more than 64 MiB,
+        and on a GPU, where searches are cheap.
         """
-        users, width = len(self.ptr) - 1, self._width
-        if self.item.device.type != "cpu" or users * width > 2**26:
+        n_bytes = (len(self.ptr) - 1) * self._width
+        if self.item.device.type != "cpu" or n_bytes > MAX_BITMAP:
             return None
-        at, bit = self.user * width + (self.item >> 3), 1 << (self.item & 7)
-        return torch.zeros(users * width, dtype=torch.uint8).scatter_add_(0, at, bit.to(torch.uint8))  # unique pairs: no bit is added twice
+        at = self.user * self._width + (self.item >> 3)
+        bit = (1 << (self.item & 7)).to(torch.uint8)
+        # Pairs are unique, so no bit is added twice.
+        return torch.zeros(n_bytes, dtype=torch.uint8).scatter_add_(0, at, bit)
 
     @cached_property
     def _width(self) -> int:
-        return 2 + int(self.item.max()) // 8 if len(self) else 1  # the last bit is nobody's: items beyond are clamped to it
-
-    def __len__(self) -> int:
-        return self.item.shape[0]
+        """Bytes per user. The last bit stands for no item: larger items are clamped to it."""
+        return 2 + int(self.item.max()) // 8 if len(self) else 1
 
     def contain(self, user: Tensor, item: Tensor) -> Tensor:
-        """bool: does each pair exist? Any common shape."""
+        """Does each pair exist? bool in the common shape of user and item."""
         if self.bits is None:
             return self.find(user, item) >= 0
         item = item.clamp(max=8 * self._width - 1)
@@ -102,31 +113,57 @@ class Pairs(_Movable):
         return (byte >> (item & 7)).bitwise_and_(1) != 0
 
     def find(self, user: Tensor, item: Tensor) -> Tensor:
-        """Row of each pair, -1 where the pair does not exist. Any common shape."""
+        """Row of each pair, -1 where it does not exist; int64 in the common shape."""
         key = (user << 32) + item
         at = torch.searchsorted(self.key, key).clamp_(max=len(self) - 1)
         return torch.where(self.key.take(at) == key, at, -1)
 
+    def to(self, device: torch.device | str) -> Pairs:
+        return Pairs(
+            ptr=self.ptr.to(device),
+            item=self.item.to(device),
+            mask=self.mask.to(device),
+            count=self.count.to(device),
+        )
+
 
 @dataclass
-class Targets(_Movable):
-    """Held-out events of one split, one per evaluated user; their history is rows start..end of ``Store.past``."""
+class Targets:
+    """Held-out events of one split, one per evaluated user.
+
+    The history before a target is rows start..end of ``Store.past``.
+    """
 
     user: Tensor  # int64 [Q], ascending
     item: Tensor  # int64 [Q]
-    time: Tensor  # int64 [Q]
+    time: Tensor  # int64 [Q], milliseconds
     behaviour: Tensor  # int8 [Q]
-    seen: Tensor  # bool [Q]: met before through a weaker behaviour
+    seen: Tensor  # bool [Q]: the user met the item before through a weaker behaviour
     start: Tensor  # int64 [Q]
     end: Tensor  # int64 [Q]
 
     def __len__(self) -> int:
         return self.user.shape[0]
 
+    def to(self, device: torch.device | str) -> Targets:
+        return Targets(
+            user=self.user.to(device),
+            item=self.item.to(device),
+            time=self.time.to(device),
+            behaviour=self.behaviour.to(device),
+            seen=self.seen.to(device),
+            start=self.start.to(device),
+            end=self.end.to(device),
+        )
+
 
 @dataclass
 class Store:
-    """Prepared data. ``past`` holds training events and held-out targets in one time order, for histories in evaluation."""
+    """Prepared data.
+
+    ``past`` holds training events and held-out targets in one time order, for the histories in
+    evaluation. ``meta`` is ``meta.json``.
+    """
 
     schema: Schema
     meta: dict[str, Any]
@@ -141,34 +178,37 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path) -> Store:
-        """Map the arrays of a prepared folder (``prepare.prepare``)."""
+        """Map the arrays of a prepared folder (``cache.prepare``) into memory."""
         meta = read_meta(folder)
-
-        def part(kind: type, name: str):
-            fields = {f.name: folder / f"{name}_{f.name}.npy" for f in dataclasses.fields(kind)}
-            return kind(**{k: _load(p) for k, p in fields.items() if p.exists()})
-
-        features = {
-            f["name"]: Feature(f["kind"], f["cardinality"], *(_load(folder / f"feature_{f['name']}_{x}.npy") for x in ("id", "weight")))
-            for f in meta["features"]
-        }
-        bags = {
-            name: Bag(f.cardinality, *(_load(folder / f"bag_{name}_{x}.npy") for x in ("ptr", "id", "count")))
-            for name, f in features.items()
-            if f.kind != "numeric"
-        }
-        schema = Schema(meta["users"], meta["items"], tuple(meta["behaviours"]), tuple(meta["explicit"]), len(meta["levels"]), features, bags)
         return cls(
-            schema, meta, folder, part(Events, "train"), part(Events, "past"), part(Pairs, "train_pairs"), part(Pairs, "all_pairs"),
-            part(Targets, "val"), part(Targets, "test"), _load(folder / "item_count.npy"),
-        )  # fmt: skip
+            schema=_schema(folder, meta),
+            meta=meta,
+            folder=folder,
+            train=Events(**_arrays(Events, folder, "train")),
+            past=Events(**_arrays(Events, folder, "past")),
+            train_pairs=Pairs(**_arrays(Pairs, folder, "train_pairs")),
+            all_pairs=Pairs(**_arrays(Pairs, folder, "all_pairs")),
+            val=Targets(**_arrays(Targets, folder, "val")),
+            test=Targets(**_arrays(Targets, folder, "test")),
+            item_count=_map(folder / "item_count.npy"),
+        )
 
     def to(self, device: torch.device | str) -> Store:
-        """The same data on another device; itself where it is there already."""
+        """The same data on another device; ``self`` where they are there already."""
         if self.device == torch.device(device):
             return self
-        parts = {f.name: v.to(device) if hasattr(v := getattr(self, f.name), "to") else v for f in dataclasses.fields(self)}
-        return Store(**parts)
+        return Store(
+            schema=self.schema,
+            meta=self.meta,
+            folder=self.folder,
+            train=self.train.to(device),
+            past=self.past.to(device),
+            train_pairs=self.train_pairs.to(device),
+            all_pairs=self.all_pairs.to(device),
+            val=self.val.to(device),
+            test=self.test.to(device),
+            item_count=self.item_count.to(device),
+        )
 
     @property
     def device(self) -> torch.device:
@@ -179,40 +219,111 @@ class Store:
         return {"val": self.val, "test": self.test}[split]
 
     def query(self, row_B: Tensor, length: int) -> Query:
-        """The state of the world strictly before each training event: at most ``length`` of its user's earlier training events."""
-        user = self.train.user.take(row_B)  # a fifth of the time of indexing
-        if length == 0:  # for models without a history, whose steps are short
-            nothing = row_B.new_zeros(len(row_B), 0)
-            return Query(user, nothing, nothing, nothing, None if self.train.value is None else nothing)
-        return self.window(self.train, user, self.train.ptr[user], row_B, length)
+        """What each user did strictly before a training event: their last ``length`` events.
 
-    def query_held_out(self, targets: Targets, row_Q: Tensor, length: int, history: str = "before_target") -> Query:
-        """The state before held-out targets. history "all_train": all the user's training events, later ones too (S000's code)."""
-        user = targets.user[row_Q]
+        row_B: int64, rows of ``train``.
+        """
+        user_B = self.train.user.take(row_B)  # takes a fifth of the time of indexing
+        if length == 0:  # models without a history have short steps, where this counts
+            empty_BL = row_B.new_zeros(len(row_B), 0)
+            value_BL = None if self.train.value is None else empty_BL
+            return Query(user_B, empty_BL, empty_BL, empty_BL, value_BL)
+        return self.window(self.train, user_B, self.train.ptr[user_B], row_B, length)
+
+    def query_held_out(
+        self, targets: Targets, row_Q: Tensor, length: int, history: str = "before_target"
+    ) -> Query:
+        """What each user did before a held-out target: their last ``length`` events.
+
+        row_Q: int64, rows of ``targets``. history: "all_train" takes all training events of the
+        user, later ones too, as the code of the ITE paper does.
+        """
+        user_Q = targets.user[row_Q]
         if history == "all_train":
-            return self.window(self.train, user, self.train.ptr[user], self.train.ptr[user + 1], length)
-        return self.window(self.past, user, targets.start[row_Q], targets.end[row_Q], length)
+            ptr = self.train.ptr
+            return self.window(self.train, user_Q, ptr[user_Q], ptr[user_Q + 1], length)
+        return self.window(self.past, user_Q, targets.start[row_Q], targets.end[row_Q], length)
 
-    def window(self, events: Events, user_B: Tensor, start_B: Tensor, end_B: Tensor, length: int) -> Query:
-        """The last ``length`` rows of start..end per user, left-padded to the longest of the batch."""
+    def window(
+        self, events: Events, user_B: Tensor, start_B: Tensor, end_B: Tensor, length: int
+    ) -> Query:
+        """The last ``length`` rows of start..end, left-padded to the longest of the batch."""
         longest = int((end_B - start_B).max()) if len(user_B) else 0
-        length = min(length, longest)
-        at_BL = end_B[:, None] - torch.arange(length, 0, -1, device=user_B.device)
+        from_end_L = torch.arange(min(length, longest), 0, -1, device=user_B.device)
+        at_BL = end_B[:, None] - from_end_L
         real_BL = at_BL >= start_B[:, None]
         at_BL = at_BL.clamp_(min=0)
 
-        def gather(column: Tensor | None) -> Tensor | None:
-            return None if column is None else torch.where(real_BL, column.take(at_BL), 0).long()
+        def gather(column: Tensor) -> Tensor:
+            return torch.where(real_BL, column.take(at_BL), 0).long()
 
-        return Query(user_B, *(gather(c) for c in (events.item, events.behaviour, events.time, events.value)))
+        return Query(
+            user_B=user_B,
+            item_BL=gather(events.item),
+            behaviour_BL=gather(events.behaviour),
+            time_BL=gather(events.time),
+            value_BL=None if events.value is None else gather(events.value),
+        )
 
-    def items_between(self, events: Events, start_B: Tensor, end_B: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows 0..B-1 and items of all events in the ranges, row by row: int64 [M] each."""
-        row_M = torch.repeat_interleave(torch.arange(len(start_B), device=start_B.device), end_B - start_B)
-        before_B = (end_B - start_B).cumsum(0) - (end_B - start_B)
-        at_M = torch.arange(len(row_M), device=row_M.device) + (start_B - before_B)[row_M]
+    def items_between(
+        self, events: Events, start_B: Tensor, end_B: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """All events in the ranges start..end, range by range.
+
+        Returns row_M, int64, the number 0..B-1 of the range, and item_M, int64.
+        """
+        size_B = end_B - start_B
+        row_M = torch.repeat_interleave(torch.arange(len(start_B), device=start_B.device), size_B)
+        n_before_B = size_B.cumsum(0) - size_B
+        at_M = torch.arange(len(row_M), device=row_M.device) + (start_B - n_before_B)[row_M]
         return row_M, events.item.take(at_M).long()
 
 
+def _schema(folder: Path, meta: dict[str, Any]) -> Schema:
+    """The schema with its mapped feature tables."""
+    features = {}
+    bags = {}
+    for entry in meta["features"]:
+        name, kind, cardinality = entry["name"], entry["kind"], entry["cardinality"]
+        features[name] = Feature(
+            kind=kind,
+            cardinality=cardinality,
+            id_VM=_map(folder / f"feature_{name}_id.npy"),
+            weight_VM=_map(folder / f"feature_{name}_weight.npy"),
+        )
+        if kind != "numeric":
+            bags[name] = Bag(
+                cardinality=cardinality,
+                ptr=_map(folder / f"bag_{name}_ptr.npy"),
+                id=_map(folder / f"bag_{name}_id.npy"),
+                count=_map(folder / f"bag_{name}_count.npy"),
+            )
+    return Schema(
+        n_users=meta["users"],
+        n_items=meta["items"],
+        behaviours=tuple(meta["behaviours"]),
+        explicit=tuple(meta["explicit"]),
+        n_values=len(meta["levels"]),
+        item_features=features,
+        user_features=bags,
+    )
+
+
+def _arrays(kind: type[Events | Pairs | Targets], folder: Path, name: str) -> dict[str, Tensor]:
+    """The tensors of a part by field name; a column that the data lack (value) is absent."""
+    paths = {f.name: folder / f"{name}_{f.name}.npy" for f in dataclasses.fields(kind)}
+    return {field: _map(path) for field, path in paths.items() if path.exists()}
+
+
+def _map(path: Path) -> Tensor:
+    """A tensor over the mapped file: processes that read it share its pages."""
+    with warnings.catch_warnings():
+        # torch warns that the mapping is read-only; nothing here writes to it.
+        warnings.simplefilter("ignore")
+        return torch.from_numpy(np.load(path, mmap_mode="r"))
+
+
 def _owners(ptr: Tensor) -> Tensor:
-    return torch.repeat_interleave(torch.arange(len(ptr) - 1, device=ptr.device), ptr[1:] - ptr[:-1])
+    """The owner of each row of a CSR structure, int64. ptr: int64 [U+1]."""
+    users = torch.arange(len(ptr) - 1, device=ptr.device)
+    return torch.repeat_interleave(users, ptr[1:] - ptr[:-1])

@@ -1,91 +1,140 @@
-"""A protocol: who is evaluated on what, against which candidates, by which metrics. It never knows the model."""
+"""A protocol: who is evaluated on what, against which candidates, by which metrics."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from recexp.data.split import Split
-from recexp.types import RecexpError, moved
+from recexp.errors import RecexpError
+from recexp.evaluation.ranks import candidate_ranks, full_ranks
+from recexp.types import moved
+
+if TYPE_CHECKING:
+    from recexp.contracts import Recommender
+    from recexp.data.store import Store, Targets
+
+Kind = Literal["uniform", "popularity", "all"]
+Exclude = Literal["all_interacted", "explicit_only"]
+Seen = Literal["ranked", "removed"]
+Counts = Literal["all", "train"]
+History = Literal["before_target", "all_train"]
+Ties = Literal["expected", "pessimistic", "optimistic"]
+
+SELECTION_CUTOFF = 10  # epochs are chosen on NDCG@10
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """kind: "uniform" or "popularity" (n distinct items besides the target, drawn once per user) or "all".
+    """The items that a target is ranked against.
 
-    exclude: what cannot be a negative: "all_interacted" (any behaviour, any split) or "explicit_only" (S000's code). seen: for kind "all", are items
-    of the user's history ranked ("ranked") or left out ("removed")? counts: popularity is that of "all" events, held-out ones too (BERT4Rec's
-    code), or of those in "train".
+    kind: "uniform" or "popularity" (n distinct items besides the target, drawn once per user), or
+    "all" items.
+    exclude: which items are no candidates of a user: "all_interacted" (any behavior, any split) or
+    "explicit_only" (the code of the ITE paper).
+    seen: for kind "all", whether the items of the user's history are "ranked" or "removed".
+    counts: popularity is that of "all" events, held-out ones too (the code of BERT4Rec,
+    arXiv:1904.06690), or of those in "train".
     """
 
-    kind: str = "uniform"
-    n: int = 999
-    exclude: str = "all_interacted"
-    seed: int = 0
-    seen: str = "ranked"
-    counts: str = "all"
+    kind: Kind = "uniform"
+    n: Annotated[int, Field(ge=0)] = 999
+    exclude: Exclude = "all_interacted"
+    seed: Annotated[int, Field(ge=0)] = 0
+    seen: Seen = "ranked"
+    counts: Counts = "all"
 
-    def __post_init__(self):
-        for name, value, known in (
-            ("kind", self.kind, ("uniform", "popularity", "all")),
-            ("exclude", self.exclude, ("all_interacted", "explicit_only")),
-            ("seen", self.seen, ("ranked", "removed")),
-            ("counts", self.counts, ("all", "train")),
-        ):
-            if value not in known:
-                raise RecexpError(f"protocol.candidates.{name}={value!r} is unknown; choose one of {', '.join(known)}.")
+    def __post_init__(self) -> None:
+        _check_word("candidates.kind", self.kind, get_args(Kind))
+        _check_word("candidates.exclude", self.exclude, get_args(Exclude))
+        _check_word("candidates.seen", self.seen, get_args(Seen))
+        _check_word("candidates.counts", self.counts, get_args(Counts))
         if self.kind != "all" and self.n < 1:
             raise RecexpError(f"protocol.candidates.n={self.n} must be at least 1.")
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """history: "before_target" (leak-free) or "all_train" (S000's code: later training events too). ties: see ``metrics``."""
+    """How a model is evaluated.
+
+    split: which events are held out as targets. candidates: what a target is ranked against.
+    history: the events that the model sees of a user: those "before_target" (no leak), or
+    "all_train", later ones too (the code of the ITE paper).
+    ks: cut-offs of HR and NDCG. ties: see ``recexp.evaluation.metrics``.
+    """
 
     name: str
     split: Split = field(default_factory=Split)
     candidates: Candidates = field(default_factory=Candidates)
-    history: str = "before_target"
-    ks: tuple[int, ...] = (5, 10)
-    ties: str = "expected"
+    history: History = "before_target"
+    ks: tuple[Annotated[int, Field(ge=1)], ...] = (5, 10)
+    ties: Ties = "expected"
 
-    def __post_init__(self):
-        if self.history not in ("before_target", "all_train"):
-            raise RecexpError(f"protocol.history={self.history!r}: choose before_target or all_train.")
-        if self.ties not in ("expected", "pessimistic", "optimistic"):
-            raise RecexpError(f"protocol.ties={self.ties!r}: choose expected, pessimistic or optimistic.")
-        if 10 not in self.ks:
-            raise RecexpError(f"protocol.ks={list(self.ks)} must contain 10: models are selected on NDCG@10.")
+    def __post_init__(self) -> None:
+        _check_word("history", self.history, get_args(History))
+        _check_word("ties", self.ties, get_args(Ties))
+        if SELECTION_CUTOFF not in self.ks:
+            raise RecexpError(
+                f"protocol.ks={list(self.ks)} must contain {SELECTION_CUTOFF}: models are selected "
+                f"on NDCG@{SELECTION_CUTOFF}."
+            )
 
     def id(self, meta: dict[str, Any]) -> str:
-        """Hash of everything that decides what a number means: raw checksums, filters, split, candidates, tie rule, history."""
-        said = {k: v for k, v in asdict(self).items() if k not in ("ks", "name")} | {"data": meta["fingerprint"]}
-        said["split"] = self.split.said()
-        if self.candidates.counts == "all":  # a later option: ids from before it stay
-            said["candidates"].pop("counts")
-        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()[:12]
+        """Hash of everything that decides what a number means.
 
-    def ranks(self, store, targets, row_B: Tensor, candidate_BC: Tensor | None, model, device=None) -> tuple[Tensor, Tensor, Tensor]:
-        """(better, tied, candidates) per row, int64 [B]: how many candidates the model puts strictly above the target, and level with it.
-
-        device: the model's, where the data stay on another.
+        Raw checksums, filters, split, candidates, tie rule and history; 12 hexadecimal digits.
+        meta: of the prepared data.
         """
-        from recexp.evaluation.ranks import candidate_ranks, full_ranks
+        settings = asdict(self)
+        del settings["ks"], settings["name"]
+        settings["data"] = meta["fingerprint"]
+        settings["split"] = self.split.identity()
+        if self.candidates.counts == "all":  # ids from before this option stay the same
+            del settings["candidates"]["counts"]
+        text = json.dumps(settings, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    def ranks(
+        self,
+        store: Store,
+        targets: Targets,
+        row_B: Tensor,
+        candidate_BC: Tensor | None,
+        model: Recommender,
+        device: torch.device | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(better, tied, candidates) for the targets in these rows, each int64 [B].
+
+        better: how many candidates the model scores strictly higher than the target. tied: how many
+        it scores equal. candidates: how many are ranked, the target included.
+
+        candidate_BC: drawn candidates; None ranks all items. device: the model's, where the data
+        stay on another one.
+        """
         device = store.device if device is None else device
         query = moved(store.query_held_out(targets, row_B, model.history, self.history), device)
         target_B = moved(targets.item[row_B], device)
         if candidate_BC is not None:
-            score = model.score(query, torch.cat([target_B[:, None], candidate_BC.long()], 1))
-            better, tied = candidate_ranks(score)
-            return better, tied, torch.full_like(better, candidate_BC.shape[1] + 1)
+            item_BC = torch.cat([target_B[:, None], candidate_BC.long()], 1)  # [B, 1 + C]
+            better_B, tied_B = candidate_ranks(model.score(query, item_BC))
+            return better_B, tied_B, torch.full_like(better_B, item_BC.shape[1])
         seen = None
         if self.candidates.seen == "removed":
-            row_M, item_M = store.items_between(store.past, targets.start[row_B], targets.end[row_B])
+            row_M, item_M = store.items_between(
+                store.past, targets.start[row_B], targets.end[row_B]
+            )
             seen = moved(row_M, device), moved(item_M, device)
         return full_ranks(model.score(query), target_B, seen)
+
+
+def _check_word(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise RecexpError(
+            f"protocol.{name}={value!r} is unknown; choose one of {', '.join(known)}."
+        )

@@ -1,72 +1,107 @@
-"""BERT4Rec: a bidirectional Transformer trained to fill masked items in (S002)."""
+"""BERT4Rec: a bidirectional Transformer trained to fill in masked items."""
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
-from recexp.models.sequence import SequenceModel, append, by_length, checked_length, latest, places
+from recexp.models.common import (
+    SequenceModel,
+    append_item,
+    checked_length,
+    encode_by_length,
+    latest,
+    wanted_columns,
+)
 from recexp.nn.attention import key_mask
 from recexp.nn.dropout import Dropout
-from recexp.nn.embeddings import one_of
-from recexp.nn.transformer import PositionEmbedding, TransformerLayer, bert_init, make_norm
+from recexp.nn.init import bert_init
+from recexp.nn.parameters import Depth, Rate, Width, one_of
+from recexp.nn.transformer import (
+    Activation,
+    NormPlace,
+    PositionEmbedding,
+    TransformerLayer,
+    make_norm,
+)
 from recexp.types import Query, Schema
 
+Positions = Literal["left", "right", "none"]
+Init = Literal["bert", "torch"]
+MaskedLength = Annotated[int, Field(ge=2, le=1_000_000)]
 EPS = 1e-12
 
 
 class BERT4Rec(SequenceModel):
-    """States of masked items, mapped by ``head``, against the item table. To score, [MASK] (id V) ends the history.
+    """States of masked items, mapped by ``head``, against the item table.
 
-    num_inner: inner width of the feed-forward nets, 4 num_factors where None.
-    In the authors' code but not in the paper (spec 4.9): embedding_norm (layer norm on the input sum), token_type (a
-    constant vector in it), head_norm (layer norm after the head's GELU).
-    Of a port by others, https://github.com/jaywonchung/BERT4Rec-VAE-Pytorch: tied false (an output
-    table of its own), projection false (no head), norm "pre", layer_norm "std", activation
-    "gelu_tanh", more_dropout (see ``TransformerLayer``), init "torch" (tables N(0, 1), linear maps
-    and the output as torch's Linear).
-    positions: "left" counts from the oldest event read, as the authors' right-padded code; "right" from the newest;
-    "none". Ablations of S002 Table 5: positions none, ffn, layer_norm false (no norm at all),
-    residual; dropouts 0.
+    score_i = head(state of [MASK]) . E_i + b_i, head(h) = LN(GELU(W h + b)), where [MASK] (item V)
+    is appended to the history. Inputs are the sum of item and position vectors.
+
+    num_factors: width D. num_inner: inner width of the feed-forward nets, 4 D where None.
+    max_len: events that are read, [MASK] included.
+
+    In the authors' code (https://github.com/FeiSun/BERT4Rec) but not in the paper:
+    embedding_norm: layer norm on the input sum.
+    token_type: a constant vector in the input sum.
+    head_norm: layer norm after the head's GELU.
+    positions: "left" counts from the oldest event read, as the authors' code, which pads on the
+        right; "right" counts from the newest event.
+
+    Ablations of the paper's Table 5: positions "none", ffn, residual, and layer_norm false (no norm
+    anywhere); dropouts 0.
+
+    Of the port https://github.com/jaywonchung/BERT4Rec-VAE-Pytorch: tied false (an output table of
+    its own), projection false (no head), norm "pre", layer_norm "std", activation "gelu_tanh",
+    more_dropout (see ``TransformerLayer``), init "torch" (tables N(0, 1), linear maps and the
+    output as torch's Linear).
+
+    Sun et al. 2019, sec. 3, arXiv:1904.06690.
     """
 
     def __init__(
         self,
         schema: Schema,
         *,
-        num_factors: int = 64,
-        num_layers: int = 2,
-        num_heads: int = 2,
-        num_inner: int | None = None,
-        max_len: int = 200,
-        dropout: float = 0.2,
-        attention_dropout: float = 0.2,
-        positions: str = "left",
-        norm: str = "post",
+        num_factors: Width = 64,
+        num_layers: Depth = 2,
+        num_heads: Width = 2,
+        num_inner: Width | None = None,
+        max_len: MaskedLength = 200,
+        dropout: Rate = 0.2,
+        attention_dropout: Rate = 0.2,
+        positions: Positions = "left",
+        norm: NormPlace = "post",
         embedding_norm: bool = True,
         token_type: bool = True,
         projection: bool = True,
         head_norm: bool = True,
         tied: bool = True,
         output_bias: bool = True,
-        layer_norm: bool | str = True,
+        layer_norm: bool | Literal["variance", "std"] = True,
         residual: bool = True,
         ffn: bool = True,
-        activation: str = "gelu",
+        activation: Activation = "gelu",
         more_dropout: bool = False,
-        init: str = "bert",
+        init: Init = "bert",
     ):
         super().__init__()
         self.max_len = checked_length(max_len, least=2)
-        self.history = max_len - 1  # the last place is [MASK]'s
-        self.V, self.width = schema.V, num_factors
+        self.history = max_len - 1  # the last place is that of [MASK]
+        self.V = schema.V
+        self.width = num_factors
         self.item = nn.Embedding(schema.V + 1, num_factors, padding_idx=0)
-        self.position = None if positions == "none" else PositionEmbedding(max_len, num_factors, positions)
+        self.position: PositionEmbedding | None = None
+        if positions != "none":
+            self.position = PositionEmbedding(max_len, num_factors, positions)
         self.token_type = nn.Parameter(torch.empty(num_factors)) if token_type else None
-        kind = layer_norm if isinstance(layer_norm, str) else "variance"
-        with_input_norm = embedding_norm and layer_norm
-        self.input_norm = make_norm(kind, num_factors, EPS) if with_input_norm else nn.Identity()
+        norm_kind = layer_norm if isinstance(layer_norm, str) else "variance"
+        with_norm = bool(layer_norm)
+        self.input_norm = _norm_or_identity(embedding_norm and with_norm, norm_kind, num_factors)
         self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             TransformerLayer(
@@ -75,23 +110,23 @@ class BERT4Rec(SequenceModel):
                 num_inner=num_inner,
                 dropout=dropout,
                 attention_dropout=attention_dropout,
-                norm=norm if layer_norm else "none",
+                norm=norm if with_norm else "none",
                 residual=residual,
                 ffn=ffn,
                 eps=EPS,
-                layer_norm=kind,
+                layer_norm=norm_kind,
                 activation=activation,
                 more_dropout=more_dropout,
             )
             for _ in range(num_layers)
         )
         self.projection = nn.Linear(num_factors, num_factors) if projection else None
-        with_head_norm = projection and head_norm and layer_norm
-        self.head_norm = make_norm(kind, num_factors, EPS) if with_head_norm else nn.Identity()
+        with_head_norm = projection and head_norm and with_norm
+        self.head_norm = _norm_or_identity(with_head_norm, norm_kind, num_factors)
         self.approximate = "tanh" if activation == "gelu_tanh" else "none"
         self.output = None if tied else nn.Embedding(schema.V, num_factors, padding_idx=0)
         self.output_bias = nn.Parameter(torch.zeros(schema.V)) if output_bias else None
-        self._init(one_of("init", init, ("bert", "torch")))
+        self._init(one_of("init", init, Init))
 
     @torch.no_grad()
     def _init(self, init: str) -> None:
@@ -108,13 +143,18 @@ class BERT4Rec(SequenceModel):
     def encode(self, query: Query, last_only: bool = False) -> Tensor:
         query = latest(query, self.max_len)
         last = slice(-1, None) if last_only else None
-        return by_length(lambda part, rows, at: self._encode(part, last), query, last_only)
+        return encode_by_length(lambda part, rows, at: self._encode(part, last), query, last_only)
 
     def encode_at(self, query: Query, wanted_BL: Tensor) -> Tensor:
-        """States [N, D] at the wanted places among the newest max_len, row by row. The last layer computes no others.
+        """States [N, D] at the wanted places among the newest max_len events, row by row.
+
+        The last layer computes no others.
         """
-        at_BM, real_BM = places(wanted_BL[:, -self.max_len :])
-        return by_length(lambda part, rows, at: self._encode(part, at), latest(query, self.max_len), False, at_BM)[real_BM]
+        at_BM, real_BM = wanted_columns(wanted_BL[:, -self.max_len :])
+        h_BMD = encode_by_length(
+            lambda part, rows, at: self._encode(part, at), latest(query, self.max_len), False, at_BM
+        )
+        return h_BMD[real_BM]
 
     def _encode(self, query: Query, at: slice | Tensor | None) -> Tensor:
         h = self.item(query.item_BL)
@@ -123,10 +163,14 @@ class BERT4Rec(SequenceModel):
         return self._transform(h, query.mask_BL, at)
 
     def _transform(self, h: Tensor, mask_BL: Tensor, at: slice | Tensor | None) -> Tensor:
-        """The input sum [B, L, D] through all layers; of the last one only the rows ``at`` (see ``TransformerLayer``)."""
+        """The input sum [B, L, D] through all layers.
+
+        at: the rows that the last layer computes, see ``TransformerLayer``; None: all.
+        """
         if self.token_type is not None:
             h = h + self.token_type
-        h, mask = self.dropout(self.input_norm(h)), key_mask(mask_BL)
+        h = self.dropout(self.input_norm(h))
+        mask = key_mask(mask_BL)
         for i, layer in enumerate(self.layers):
             h = layer(h, mask, at=at if i + 1 == len(self.layers) else None)
         return h
@@ -137,10 +181,15 @@ class BERT4Rec(SequenceModel):
         return self.head_norm(F.gelu(self.projection(h), approximate=self.approximate))
 
     def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        table = (self.item if self.output is None else self.output).weight
+        table = self.item if self.output is None else self.output
+        bias = self.output_bias
         if item is None:
-            return table[1 : self.V], None if self.output_bias is None else self.output_bias[1:]
-        return F.embedding(item, table), None if self.output_bias is None else self.output_bias[item]
+            return table.weight[1 : self.V], None if bias is None else bias[1:]
+        return F.embedding(item, table.weight), None if bias is None else bias[item]
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        return super().score(append(latest(query, self.history), self.V), item_BC)
+        return super().score(append_item(latest(query, self.history), self.V), item_BC)
+
+
+def _norm_or_identity(wanted: bool, kind: str, width: int) -> nn.Module:
+    return make_norm(kind, width, EPS) if wanted else nn.Identity()

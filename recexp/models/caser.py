@@ -1,41 +1,56 @@
-"""Caser: convolutional sequence embedding (Tang and Wang, WSDM 2018)."""
+"""Caser: convolutional sequence embedding."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from recexp.models.sequence import SequenceModel, checked_length, latest
+from recexp.models.common import SequenceModel, checked_length, latest
 from recexp.nn.dropout import Dropout
 from recexp.nn.lookup import Embedding
+from recexp.nn.parameters import Length, Rate, Width
 from recexp.types import Query, Schema
 
 
 class Caser(SequenceModel):
-    """The last max_len items as a matrix, read by horizontal and vertical filters, and the user's vector (spec 4.7).
+    """The last max_len items as a matrix, read by convolutions, beside the user's vector.
 
-    One state per history, x = [z; p_u] of width 2 num_factors, that serves all targets of the window: ``encode`` returns
-    [B, 1, 2D]. num_horizontal: filters per height 1..max_len (ReLU, the largest over time); num_vertical: filters over
-    the whole window (no activation). Shorter histories are padded with item 0, whose vector is learned as in the
-    authors' code.
+    Horizontal filters span h = 1..max_len items and the whole width, with ReLU and the maximum over
+    time. Vertical filters are weighted sums over all max_len items, without activation. Then
+        z = ReLU(W [vertical; horizontal] + b),  score_i = output_i . [z; p_u] + b_i.
+
+    ``encode`` returns one state per history, [B, 1, 2D], which serves all targets of the window.
+
+    num_factors: width D. max_len: items of the window, the Markov order L of the paper.
+    num_horizontal: filters per height. num_vertical: vertical filters.
+
+    Tang and Wang 2018, sec. 3, arXiv:1809.07426. Initial values and the learned vector of padding
+    (item 0, left of shorter histories) are those of the authors' code,
+    https://github.com/graytowne/caser_pytorch.
     """
 
     def __init__(
         self,
         schema: Schema,
         *,
-        num_factors: int = 50,
-        max_len: int = 5,
-        num_horizontal: int = 16,
-        num_vertical: int = 4,
-        dropout: float = 0.5,
+        num_factors: Width = 50,
+        max_len: Length = 5,
+        num_horizontal: Width = 16,
+        num_vertical: Width = 4,
+        dropout: Rate = 0.5,
     ):
         super().__init__()
-        self.history = self.max_len = checked_length(max_len)
+        self.max_len = checked_length(max_len)
+        self.history = max_len
         self.user = Embedding(schema.n_users, num_factors)
         self.item = Embedding(schema.V, num_factors)
-        self.horizontal = nn.ModuleList(nn.Conv1d(num_factors, num_horizontal, height) for height in range(1, max_len + 1))
+        self.horizontal = nn.ModuleList(
+            nn.Conv1d(num_factors, num_horizontal, height) for height in range(1, max_len + 1)
+        )
         self.vertical = nn.Linear(max_len, num_vertical)
         self.dropout = Dropout(dropout)
         self.inner = nn.Linear(num_vertical * num_factors + num_horizontal * max_len, num_factors)
@@ -47,24 +62,38 @@ class Caser(SequenceModel):
     def encode(self, query: Query, last_only: bool = False) -> Tensor:
         query = latest(query, self.max_len, least=self.max_len)
         e_BLD = self.item(query.item_BL)
-        vertical = (self.vertical.weight @ e_BLD + self.vertical.bias[:, None]).flatten(1)  # [B, filters * D], one filter after the other
-        pooled = [part.unflatten(1, (-1, conv.out_channels)).amax(1).relu() for conv, part in zip(self.horizontal, self._slide(e_BLD), strict=True)]
-        z_BD = self.inner(self.dropout(torch.cat([vertical, *pooled], -1))).relu()
+        vertical_BvD = self.vertical.weight @ e_BLD + self.vertical.bias[:, None]
+        features = [vertical_BvD.flatten(1)]  # [B, v * D], one filter after another
+        for conv, at_places in zip(self._convolutions, self._slide(e_BLD), strict=True):
+            filtered = at_places.unflatten(1, (-1, conv.out_channels))  # [B, places, filters]
+            features.append(filtered.amax(1).relu())
+        z_BD = self.inner(self.dropout(torch.cat(features, -1))).relu()
         return torch.cat([z_BD, self.user(query.user_B)], -1)[:, None]
 
-    def _slide(self, e_BLD: Tensor) -> list[Tensor]:
-        """The horizontal filters of each height at all their places: [B, places * filters] per height.
+    @property
+    def _convolutions(self) -> Sequence[nn.Conv1d]:
+        return [cast(nn.Conv1d, conv) for conv in self.horizontal]
 
-        One product with the filters at every place, zero elsewhere: at most three times the operations, but many times as fast as convolutions this
-        small.
+    def _slide(self, e_BLD: Tensor) -> Sequence[Tensor]:
+        """The horizontal filters at all their places, [B, places * filters] per height.
+
+        One matrix product with the filters at every place, zero elsewhere: at most three times the
+        operations of the convolutions, and a training step 1.6 times as fast on a CPU core, where
+        convolutions this small are slow.
         """
-        L, padded, bias, size = self.max_len, [], [], []
-        for conv in self.horizontal:
+        length = self.max_len
+        weights = []
+        biases = []
+        sizes = []
+        for conv in self._convolutions:
             height = conv.kernel_size[0]
-            padded += [F.pad(conv.weight, (at, L - height - at)) for at in range(L - height + 1)]
-            bias += [conv.bias] * (L - height + 1)
-            size.append(conv.out_channels * (L - height + 1))
-        return F.linear(e_BLD.flatten(1), torch.cat(padded).transpose(1, 2).flatten(1), torch.cat(bias)).split(size, 1)
+            n_places = length - height + 1
+            for place in range(n_places):
+                weights.append(F.pad(conv.weight, (place, length - height - place)))
+                biases.append(cast(Tensor, conv.bias))
+            sizes.append(conv.out_channels * n_places)
+        weight = torch.cat(weights).transpose(1, 2).flatten(1)  # [places * filters, L * D]
+        return F.linear(e_BLD.flatten(1), weight, torch.cat(biases)).split(sizes, 1)
 
     def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if item is None:

@@ -1,25 +1,35 @@
-"""FPMC: matrix factorisation plus a factorised first-order Markov chain (S002; specification §4.4)."""
+"""FPMC: matrix factorization plus a factorized first-order Markov chain."""
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from recexp.models.mf import inner_product, mean_square, require_positive
+from recexp.contracts import MultiBehaviour
+from recexp.models.common import last_item, mean_square, table_scores
 from recexp.nn.init import normal_embeddings
 from recexp.nn.lookup import Embedding
+from recexp.nn.parameters import NonNegative, Width, require_positive
 from recexp.types import Query, Schema
 
 
-class FPMC(nn.Module):
-    """s(u, l, i) = <V^UI_u, V^IU_i> + <V^IL_i, V^LI_l>, l the last item of the history; the second term is 0 without one.
+class FPMC(MultiBehaviour):
+    """s(u, l, i) = <V^UI_u, V^IU_i> + <V^IL_i, V^LI_l>, l being the last item of the history.
 
-    The third, user-last-item term of the general model is the same for all candidates and left out.
+    The second term is 0 for an empty history.
+
+    num_factors: width of all four tables, which start at N(0, init_std^2).
+
+    Rendle, Freudenthaler and Schmidt-Thieme 2010, eq. 7, https://doi.org/10.1145/1772690.1772773.
+    A basket is one item here. The user-last-item term of the paper's general model is the same for
+    all candidates and left out, as there.
     """
 
     history = 1
     n_behaviours = 1
 
-    def __init__(self, schema: Schema, *, num_factors: int = 64, init_std: float = 0.01) -> None:
+    def __init__(
+        self, schema: Schema, *, num_factors: Width = 64, init_std: NonNegative = 0.01
+    ) -> None:
         super().__init__()
         require_positive(num_factors=num_factors)
         self.user_item = Embedding(schema.n_users, num_factors)
@@ -29,21 +39,19 @@ class FPMC(nn.Module):
         normal_embeddings(self, init_std)
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        """[B, C], or [B, V-1] where item_BC is None."""
-        taste = inner_product(self.user_item(query.user_B), self.item_user.weight, None, item_BC)
-        return taste + inner_product(self.last_item(last_of(query)), self.item_last.weight, None, item_BC)
+        user_BD = self.user_item(query.user_B)
+        last_BD = self.last_item(last_item(query))
+        taste = table_scores(user_BD, self.item_user.weight, None, item_BC)
+        return taste + table_scores(last_BD, self.item_last.weight, None, item_BC)
 
     def logits(self, query: Query, item_BC: Tensor) -> Tensor:
-        """The score as the only behaviour's logit: z_BC1."""
+        """The score as the logit of the only behavior, z_BC1."""
         return self.score(query, item_BC).unsqueeze(-1)
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
-        """Mean square of the embeddings looked up."""
-        return mean_square(self.user_item(query.user_B), self.last_item(last_of(query)), self.item_user(item_BC), self.item_last(item_BC))
-
-
-def last_of(query: Query) -> Tensor:
-    """The newest item [B] of each history, 0 where it is empty."""
-    if query.item_BL.shape[1] == 0:
-        return query.user_B.new_zeros(len(query))
-    return query.item_BL[:, -1]
+        return mean_square(
+            self.user_item(query.user_B),
+            self.last_item(last_item(query)),
+            self.item_user(item_BC),
+            self.item_last(item_BC),
+        )

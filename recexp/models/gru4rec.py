@@ -1,147 +1,222 @@
-"""GRU4Rec and GRU4Rec+ (Hidasi et al., ICLR 2016; Hidasi and Karatzoglou, CIKM 2018)."""
+"""GRU4Rec and GRU4Rec+: a recurrent state per session."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from recexp.models.sequence import SequenceModel, checked_length, latest
+from recexp.contracts import SessionState
+from recexp.errors import RecexpError
+from recexp.models.common import SequenceModel, checked_length, latest
 from recexp.nn.dropout import Dropout
-from recexp.nn.embeddings import one_of
 from recexp.nn.lookup import Embedding
-from recexp.types import Query, RecexpError, Schema
+from recexp.nn.parameters import Depth, Length, Positive, Rate, Width, one_of
+from recexp.types import Query, Schema
 
-CELLS = ("official", "torch")
-INPUTS = ("one_hot", "separate", "constrained")
-ACTIVATIONS = ("linear", "tanh", "elu")
-WHOLE = 2**31  # events: longer than any history
+Cell = Literal["official", "torch"]
+InputTable = Literal["one_hot", "separate", "constrained"]
+FinalActivation = Literal["linear", "tanh", "elu"]
+WHOLE_HISTORY = 2**31  # events: longer than any history
 
 
 class GRULayer(nn.Module):
-    """The authors' GRU (spec 4.5): r, z = s(x W + h U + b); c = tanh(x W + (r * h) U + b); h' = (1 - z) h + z c.
+    """The authors' GRU. With inputs x and last state h:
 
-    The reset gate acts before the matrix product, in torch.nn.GRU after it: two different models. Inputs of the three
-    parts stand side by side, [r; z; c]. num_inputs None: the input already is x W, a row of a table 3 D wide.
+        r, z = sigmoid(x W + h U + b)
+        c    = tanh(x W_c + (r * h) U_c + b_c)
+        h'   = (1 - z) h + z c
+
+    The reset gate r acts before the matrix product. In torch.nn.GRU it acts after it, which is a
+    different model. The columns of W and b stand side by side, [r; z; c].
+
+    num_inputs: width of x; None: the input already is x W, a row of a table 3 D wide.
     """
 
     def __init__(self, num_inputs: int | None, width: int):
         super().__init__()
-        self.input = nn.Identity() if num_inputs is None else nn.Linear(num_inputs, 3 * width, bias=False)
+        self.input = (
+            nn.Identity() if num_inputs is None else nn.Linear(num_inputs, 3 * width, bias=False)
+        )
         self.gates = nn.Linear(width, 2 * width, bias=False)
         self.candidate = nn.Linear(width, width, bias=False)
         self.bias = nn.Parameter(torch.zeros(3 * width))
 
-    def step(self, a: Tensor, h_BD: Tensor) -> Tensor:
-        """The next state, from a = x W + b [B, 3D] and the last state."""
+    def step(self, projected_BG: Tensor, h_BD: Tensor) -> Tensor:
+        """The next state [B, D], from x W + b, [B, 3D], and the last state."""
         width = h_BD.shape[-1]
-        r, z = (a[:, : 2 * width] + self.gates(h_BD)).sigmoid().chunk(2, -1)
-        c = (a[:, 2 * width :] + self.candidate(r * h_BD)).tanh()
-        return h_BD + z * (c - h_BD)
+        gates = (projected_BG[:, : 2 * width] + self.gates(h_BD)).sigmoid()
+        r_BD, z_BD = gates.chunk(2, -1)
+        c_BD = (projected_BG[:, 2 * width :] + self.candidate(r_BD * h_BD)).tanh()
+        return h_BD + z_BD * (c_BD - h_BD)
 
 
-class GRU4Rec(SequenceModel):
-    """A recurrent state per history, zero before its first event.
+class GRU4Rec(SequenceModel, SessionState):
+    """A recurrent state per history, zero before its first event; score_i = state . E_i + b_i.
 
+    num_factors: width D of the states. num_layers: of GRUs.
     max_len: how many of the newest events are read; None: the whole history, as
-    objective=session_parallel trains.
-    cell: "official", the authors' GRU, or "torch", torch.nn.GRU, for training on whole padded sequences.
-    input_table: "one_hot" (a row is the input of all gates), "separate" (item vectors of their own) or "constrained"
-    (the output table serves both ends).
-    final_activation: of the scores inside the losses, "tanh" (2016), "linear" or "elu" with elu_alpha (2018). All are
-    monotone, so ``score`` leaves them out and no two scores fall together in saturation.
-    embedding_dropout: of the input; dropout: of the states, which with the official cell are carried on as dropped.
+        objective=session_parallel trains.
+    cell: "official" is the authors' GRU (see ``GRULayer``); "torch" is torch.nn.GRU, for training
+        on whole padded sequences.
+    input_table: "one_hot" (a row is the input of all gates), "separate" (item vectors of their own)
+        or "constrained" (the output table E is also the input table).
+    embedding_dropout: of the input. dropout: of the states; the official cell carries the dropped
+        states on.
+    final_activation: of the scores inside the losses: "tanh" (2016), "linear", or "elu" with
+        elu_alpha (2018). All are monotone, so ``score`` leaves them out, which avoids ties where
+        they saturate.
+    output_bias: whether there is a b_i.
+
+    GRU4Rec: Hidasi et al. 2016, sec. 3, arXiv:1511.06939. GRU4Rec+: Hidasi and Karatzoglou 2018,
+    arXiv:1706.03847. Cell, tables and initial values are those of the authors' code,
+    https://github.com/hidasib/GRU4Rec.
     """
 
     def __init__(
         self,
         schema: Schema,
         *,
-        num_factors: int = 100,
-        num_layers: int = 1,
-        max_len: int | None = None,
-        cell: str = "official",
-        input_table: str = "one_hot",
-        embedding_dropout: float = 0.0,
-        dropout: float = 0.0,
-        final_activation: str = "linear",
-        elu_alpha: float = 1.0,
+        num_factors: Width = 100,
+        num_layers: Depth = 1,
+        max_len: Length | None = None,
+        cell: Cell = "official",
+        input_table: InputTable = "one_hot",
+        embedding_dropout: Rate = 0.0,
+        dropout: Rate = 0.0,
+        final_activation: FinalActivation = "linear",
+        elu_alpha: Positive = 1.0,
         output_bias: bool = True,
     ):
         super().__init__()
-        self.history = self.max_len = WHOLE if max_len is None else checked_length(max_len)
-        self.width, self.num_layers = num_factors, num_layers
-        self.cell, self.input_table = one_of("cell", cell, CELLS), one_of("input_table", input_table, INPUTS)
-        self.activation, self.elu_alpha = one_of("final_activation", final_activation, ACTIVATIONS), elu_alpha
+        self.max_len = WHOLE_HISTORY if max_len is None else checked_length(max_len)
+        self.history = self.max_len
+        self.width = num_factors
+        self.num_layers = num_layers
+        self.cell = one_of("cell", cell, Cell)
+        self.input_table = one_of("input_table", input_table, InputTable)
+        self.activation = one_of("final_activation", final_activation, FinalActivation)
+        self.elu_alpha = elu_alpha
         one_hot = input_table == "one_hot"
         if cell == "torch" and one_hot:
-            raise RecexpError("cell: torch reads item vectors; choose input_table: separate or constrained.")
+            raise RecexpError(
+                "cell: torch reads item vectors; choose input_table: separate or constrained."
+            )
         self.item = Embedding(schema.V, num_factors, padding_idx=0)
         self.item_bias = nn.Parameter(torch.zeros(schema.V)) if output_bias else None
-        self.input = None if input_table == "constrained" else Embedding(schema.V, (3 if one_hot else 1) * num_factors, padding_idx=0)
-        self.embedding_dropout, self.dropout = Dropout(embedding_dropout), Dropout(dropout)
+        self.input: Embedding | None = None
+        if input_table != "constrained":
+            self.input = Embedding(schema.V, (3 if one_hot else 1) * num_factors, padding_idx=0)
+        self.embedding_dropout = Dropout(embedding_dropout)
+        self.dropout = Dropout(dropout)
         if cell == "torch":
-            self.gru = nn.GRU(num_factors, num_factors, num_layers, batch_first=True, dropout=dropout if num_layers > 1 else 0.0)
+            self.gru = nn.GRU(
+                num_factors,
+                num_factors,
+                num_layers,
+                batch_first=True,
+                dropout=dropout if num_layers > 1 else 0.0,
+            )
         else:
-            widths = [None if one_hot else num_factors, *[num_factors] * (num_layers - 1)]
+            first = None if one_hot else num_factors
+            widths = [first, *[num_factors] * (num_layers - 1)]
             self.layers = nn.ModuleList(GRULayer(width, num_factors) for width in widths)
         self._init()
 
     @torch.no_grad()
     def _init(self) -> None:
-        """Every matrix ~ U(-s, s), s = sqrt(6 / (fan in + fan out)), the three gates each by itself; biases 0 (spec 4.5)."""
+        """Matrices ~ U(-s, s), s = sqrt(6 / (fan in + fan out)), per gate; biases 0."""
         for module in self.modules():
             gates_dim = 1 if isinstance(module, nn.Embedding) else 0
             for weight in module.parameters(recurse=False):
                 if weight.dim() == 1:
                     weight.zero_()
-                else:
-                    for gate in weight.split(self.width, gates_dim):
-                        nn.init.xavier_uniform_(gate)
+                    continue
+                for gate in weight.split(self.width, gates_dim):
+                    nn.init.xavier_uniform_(gate)
             if isinstance(module, nn.Embedding):
                 module.weight[0] = 0
+
+    # All states of padded sequences
 
     def encode(self, query: Query, last_only: bool = False) -> Tensor:
         query = latest(query, self.max_len, least=1)
         if last_only:
             return self._final_states(query)[:, None]
-        x, mask_BL = self._inputs(query.item_BL), query.mask_BL
+        x = self._inputs(query.item_BL)
+        mask_BL = query.mask_BL
         if self.cell == "torch":
             x = self.dropout(self._run_torch(x, mask_BL))
         else:
-            for layer in self.layers:
-                x = self._run(layer, x, mask_BL)
+            for layer in self._official_layers:
+                x = self._run_official(layer, x, mask_BL)
         return x * mask_BL[..., None]
+
+    def _inputs(self, item: Tensor) -> Tensor:
+        table = self.item if self.input is None else self.input
+        return self.embedding_dropout(table(item))
+
+    @property
+    def _official_layers(self) -> list[GRULayer]:
+        return [cast(GRULayer, layer) for layer in self.layers]
+
+    def _run_official(self, layer: GRULayer, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        projected_BLG = layer.input(x_BLD) + layer.bias
+        h_BD = projected_BLG.new_zeros(len(projected_BLG), self.width)
+        states = []
+        real_BL1 = mask_BL[..., None]
+        for projected_BG, real_B1 in zip(projected_BLG.unbind(1), real_BL1.unbind(1), strict=True):
+            # The product keeps the state at zero until the first event.
+            h_BD = self.dropout(layer.step(projected_BG, h_BD)) * real_B1
+            states.append(h_BD)
+        return torch.stack(states, 1)
+
+    def _run_torch(self, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """States of torch.nn.GRU.
+
+        It starts every row from zero at column 0, so padding is rotated to the right and back.
+        """
+        place_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
+        padding_B1 = (~mask_BL).sum(1, keepdim=True)
+        length = len(place_L)
+        h_BLD, _ = self.gru(_permute(x_BLD, (place_L + padding_B1) % length))
+        return _permute(h_BLD, (place_L - padding_B1) % length)
+
+    # Last states only
 
     def _final_states(self, query: Query) -> Tensor:
         """The states [B, D] after the last event, without keeping the others.
 
-        Rows are taken longest first, and none is computed before its first event: the work is that
-        of the events, however long the longest history is.
+        Rows are taken longest first, and none is computed before its first event. The work is
+        that of the events, however long the longest history is.
         """
         length_B = query.mask_BL.sum(1)
         order_B = length_B.argsort(descending=True, stable=True)
-        length_B, item_BL = length_B[order_B], query.item_BL[order_B]
-        some = int((length_B > 0).sum())
-        if some == 0:
+        length_B = length_B[order_B]
+        item_BL = query.item_BL[order_B]
+        n_real = int((length_B > 0).sum())
+        if n_real == 0:
             return self.item.weight.new_zeros(len(query), self.width)
         last = self._last_torch if self.cell == "torch" else self._last_official
-        h_BD = last(item_BL[:some], length_B[:some])
-        return F.pad(h_BD, (0, 0, 0, len(query) - some))[order_B.argsort()]
+        h_BD = last(item_BL[:n_real], length_B[:n_real])
+        return F.pad(h_BD, (0, 0, 0, len(query) - n_real))[order_B.argsort()]
 
     def _last_official(self, item_BL: Tensor, length_B: Tensor) -> Tensor:
-        """The last states of rows without gaps, longest first."""
-        left_L = torch.arange(item_BL.shape[1], 0, -1, device=item_BL.device)
-        rows_L = torch.searchsorted(-length_B, -left_L, right=True).tolist()  # that have begun
+        """The last states of rows with at least one event, longest first."""
+        n_left_L = torch.arange(item_BL.shape[1], 0, -1, device=item_BL.device)
+        # Per column, how many rows have begun: those at least as long as the columns left.
+        n_begun_L = torch.searchsorted(-length_B, -n_left_L, right=True).tolist()
         hidden = [self.item.weight.new_zeros(0, self.width)] * self.num_layers
-        for item_B, rows in zip(item_BL.T.contiguous(), rows_L, strict=True):
-            if (more := rows - len(hidden[0])) > 0:
-                hidden = [F.pad(h, (0, 0, 0, more)) for h in hidden]
-            if rows:
-                hidden = self._advance(item_B[:rows], hidden)
+        for item_B, n_begun in zip(item_BL.T.contiguous(), n_begun_L, strict=True):
+            n_new = n_begun - len(hidden[0])
+            if n_new > 0:
+                hidden = [F.pad(h_BD, (0, 0, 0, n_new)) for h_BD in hidden]
+            if n_begun:
+                hidden = self._advance(item_B[:n_begun], hidden)
         return hidden[-1]
 
     def _last_torch(self, item_BL: Tensor, length_B: Tensor) -> Tensor:
@@ -153,49 +228,36 @@ class GRU4Rec(SequenceModel):
         _, hidden = self.gru(PackedSequence(self._inputs(packed.data), packed.batch_sizes))
         return self.dropout(hidden[-1])
 
-    def _inputs(self, item: Tensor) -> Tensor:
-        return self.embedding_dropout((self.item if self.input is None else self.input)(item))
-
-    def _run(self, layer: GRULayer, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        a = layer.input(x_BLD) + layer.bias
-        h, states = a.new_zeros(len(a), self.width), []
-        for a_B, real_B in zip(a.unbind(1), mask_BL[..., None].unbind(1), strict=True):
-            h = self.dropout(layer.step(a_B, h)) * real_B  # zero until the first event
-            states.append(h)
-        return torch.stack(states, 1)
-
-    def _run_torch(self, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        """nn.GRU starts every row from zero at column 0, so the padding is turned to the right and back again."""
-        place = torch.arange(mask_BL.shape[1], device=mask_BL.device)
-        padding_B1 = (~mask_BL).sum(1, keepdim=True)
-        h_BLD, _ = self.gru(_permute(x_BLD, (place + padding_B1) % len(place)))
-        return _permute(h_BLD, (place - padding_B1) % len(place))
+    # Event by event
 
     def initial_state(self, batch_size: int) -> Tensor:
-        """The zero state [layers, B, D] of new sessions."""
         return self.item.weight.new_zeros(self.num_layers, batch_size, self.width)
 
     def step(self, item_B: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """One event further in every session: the state [B, D] that predicts the next item, and the new hidden state.
+        """Read one event per session.
 
-        hidden [layers, B, D]; whoever trains zeroes the rows of sessions that start and detaches it to cut gradients.
+        Returns the state [B, D] that predicts the next item, and the new hidden [layers, B, D]. The
+        caller zeroes the rows of sessions that start, and detaches hidden to cut gradients.
         """
         if self.cell == "torch":
-            h, hidden = self.gru(self._inputs(item_B)[:, None], hidden)
-            return self.dropout(h[:, 0]), hidden
-        states = self._advance(item_B, hidden)
+            h_B1D, hidden = self.gru(self._inputs(item_B)[:, None], hidden)
+            return self.dropout(h_B1D[:, 0]), hidden
+        states = self._advance(item_B, hidden.unbind(0))
         return states[-1], torch.stack(states)
 
     def _advance(self, item_B: Tensor, hidden: Sequence[Tensor]) -> list[Tensor]:
         """The official layers' next states [B, D], from the next items and the last states."""
-        x, states = self._inputs(item_B), []
-        for layer, h_BD in zip(self.layers, hidden, strict=True):
+        x = self._inputs(item_B)
+        states = []
+        for layer, h_BD in zip(self._official_layers, hidden, strict=True):
             x = self.dropout(layer.step(layer.input(x) + layer.bias, h_BD))
             states.append(x)
         return states
 
+    # Scores
+
     def final_activation(self, score: Tensor) -> Tensor:
-        """What the losses of 2016 and 2018 apply to scores."""
+        """The activation that the losses of 2016 and 2018 apply to scores."""
         if self.activation == "tanh":
             return score.tanh()
         return F.elu(score, self.elu_alpha) if self.activation == "elu" else score
@@ -208,4 +270,5 @@ class GRU4Rec(SequenceModel):
 
 
 def _permute(x_BLD: Tensor, order_BL: Tensor) -> Tensor:
+    """Every row's columns in the given order."""
     return x_BLD.gather(1, order_BL[..., None].expand_as(x_BLD))

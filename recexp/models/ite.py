@@ -1,41 +1,52 @@
-"""ITE: implicit to explicit (S000; spec 6.1-6.3). A NeuMF predicts the implicit action, a tower on it the explicit one."""
+"""ITE: implicit to explicit. NeuMF predicts the implicit action, a tower on it the explicit one."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from recexp.nn.embeddings import ItemEncoder, UserEncoder, one_of
+from recexp.contracts import MultiBehaviour
+from recexp.errors import RecexpError
+from recexp.nn.embeddings import ItemEncoder, SideScale, UserEncoder
 from recexp.nn.init import normal_embeddings, xavier_linears
 from recexp.nn.mlp import MLP, PairMLP
-from recexp.types import Query, RecexpError, Schema
+from recexp.nn.parameters import Count, Width, one_of
+from recexp.types import Query, Schema
+
+Variant = Literal["paper", "authors"]
 
 
-def both(z_BC2: Tensor) -> Tensor:
-    """Logit of P(implicit) * P(explicit | implicit) from the two logits, at least fp32: -log(e^-a + e^-b + e^(-a-b)).
+def joint_logit(z_BC2: Tensor) -> Tensor:
+    """Logit of P(implicit) * P(explicit | implicit) from the two logits a and b, [B, C].
 
-    The product of probabilities saturates at 1 and 0 and ties items; its logit does not.
+    -log(e^-a + e^-b + e^(-a-b)), in float32 at least. The product of the probabilities saturates at
+    1 and 0, which ties items; its logit does not.
     """
     a, b = z_BC2.to(torch.promote_types(z_BC2.dtype, torch.float32)).unbind(-1)
     return -torch.stack([-a, -b, -a - b]).logsumexp(0)
 
 
 def checked_chunk(chunk: int | None) -> int | None:
-    """The chunk, None or positive; RecexpError otherwise."""
+    """chunk, where it is None or positive. Raises RecexpError otherwise."""
     if chunk is not None and chunk < 1:
         raise RecexpError(f"chunk={chunk} must be positive.")
     return chunk
 
 
 def chunk_size(chunk: int | None, device: torch.device) -> int:
-    """Floats per chunk; None: 2^20 on a CPU (stays near its caches), 2^25 elsewhere (fewer, larger kernels)."""
+    """Floats per chunk. None: 2^20 on a CPU (near its caches), 2^25 elsewhere (larger kernels)."""
     return chunk or (2**20 if device.type == "cpu" else 2**25)
 
 
 class ImplicitToExplicit(nn.Module):
-    """Two logits from phi [..., width]: h_I . phi (implicit) and h_E . f(V phi + b) (explicit given implicit) (S000 sec. 3)."""
+    """Two logits from phi [..., width]: h_I . phi, and h_E . f(V phi + b).
+
+    The first is the implicit action's, the second the explicit one's given the implicit (ITE paper,
+    sec. 3, arXiv:2107.12325). hidden: width of f's output. bias: of h_I and h_E.
+    """
 
     def __init__(self, width: int, hidden: int, activation: nn.Module, *, bias: bool):
         super().__init__()
@@ -44,45 +55,55 @@ class ImplicitToExplicit(nn.Module):
         self.explicit = nn.Linear(hidden, 1, bias=bias)
 
     def forward(self, phi: Tensor) -> Tensor:
+        """[..., 2]"""
         return torch.cat([self.implicit(phi), self.explicit(self.tower(phi))], -1)
 
 
-class ITE(nn.Module):
-    """Ranks by P(implicit) * P(explicit | implicit).
+class ITE(MultiBehaviour):
+    """Ranks by P(implicit) * P(explicit | implicit) from phi = [p^G * q^G; tower([p^M; q^M])].
 
-    phi_I = [p^G * q^G ; tower([p^M; q^M])]. Sizes for num_factors K:
-      width="paper"    phi_I is K wide: GMF K/2, MLP embeddings K, tower 2K-K-K/2, explicit tower K-K/2-1, ReLU.
-      width="authors"  phi_I is 2K wide: GMF K, MLP embeddings 2K, tower 4K-2K-K, explicit tower 2K-K-1, LeakyReLU(0.2).
-    init="paper" (embeddings N(0, 0.01^2), Glorot, zero biases) or "authors" (much larger, spec 6.1).
-    item_side, user_side: names of side features or "all" (-Si: both, -OSSi: items only); side_scale: "sum" or "half".
+    num_factors: K. The paper gives the width of phi, the authors' code of the GMF vectors.
+    width: "paper" is phi K wide: GMF vectors K/2, MLP vectors K, tower 2K-K-K/2, explicit tower
+        K-K/2-1, ReLU. "authors" is phi 2K wide: GMF vectors K, MLP vectors 2K, tower 4K-2K-K,
+        explicit tower 2K-K-1, LeakyReLU(0.2).
+    init: "paper" is embeddings N(0, 0.01^2), Glorot uniform weights, biases 0; "authors" is that of
+        their code, with much larger values.
+    item_side, user_side: names of side features or "all". ITE-Si takes both, ITE-OSSi only those of
+        items.
+    side_scale: "sum" of id and side vectors, or "half" of it as in the authors' code.
     chunk: most floats in one hidden layer while scoring (None: see ``chunk_size``).
 
-    GMF and MLP vectors are two column blocks of one table, side features included; that equals a table for each.
-    Where a query names an item in ``without_B``, it does not count in the user's bag (training without the target).
+    The item that a query names in ``without_B`` does not count in the user's bag.
+
+    ITE paper, sec. 3, arXiv:2107.12325; authors' code https://github.com/tranquyenbk173/BERT_ITE.
+    GMF and MLP vectors are two column blocks of one table, side features included, which equals a
+    table for each.
     """
 
-    history = 0
     n_behaviours = 2
 
     def __init__(
         self,
         schema: Schema,
         *,
-        num_factors: int = 64,
-        width: str = "paper",
-        init: str = "paper",
+        num_factors: Width = 64,
+        width: Variant = "paper",
+        init: Variant = "paper",
         item_side: str | Sequence[str] = (),
         user_side: str | Sequence[str] = (),
-        side_scale: str = "sum",
-        chunk: int | None = None,
+        side_scale: SideScale = "sum",
+        chunk: Count | None = None,
     ):
         super().__init__()
-        one_of("width", width, ("paper", "authors"))
-        one_of("init", init, ("paper", "authors"))
+        one_of("width", width, Variant)
+        one_of("init", init, Variant)
         if num_factors < 2 or num_factors % 2:
-            raise RecexpError(f"num_factors={num_factors}: ITE halves it, so it must be even and at least 2.")
+            raise RecexpError(
+                f"num_factors={num_factors}: ITE halves it, so it must be even and at least 2."
+            )
         K = num_factors if width == "authors" else num_factors // 2
-        self.gmf, self.chunk = K, checked_chunk(chunk)
+        self.gmf_width = K
+        self.chunk = checked_chunk(chunk)
         activation = nn.LeakyReLU(0.2) if width == "authors" else nn.ReLU()
         self.users = UserEncoder(schema, 3 * K, side=user_side, scale=side_scale)
         self.items = ItemEncoder(schema, 3 * K, side=item_side, scale=side_scale)
@@ -96,34 +117,51 @@ class ITE(nn.Module):
 
     @torch.no_grad()
     def _authors_init(self) -> None:
-        """Embeddings N(0, 2/width) per table, weights N(0, 2/K) (the first 1/K), biases N(0, 1), output vectors U(-1, 1)."""
-        K = self.gmf
-        normal_embeddings(self, torch.cat([torch.full((K,), 2 / K), torch.full((2 * K,), 1 / K)]).sqrt())
-        hidden = [*self.tower.layers, *self.head.tower.layers]
-        for i, layer in enumerate(hidden):
-            layer.weight.normal_(std=((1 if i == 0 else 2) / K) ** 0.5)
+        """Initial values of the authors' code.
+
+        Embeddings N(0, 2 / width) per table, weights N(0, 2 / K) (the first layer's 1 / K), biases
+        N(0, 1), output vectors U(-1, 1).
+        """
+        K = self.gmf_width
+        variances = torch.cat([torch.full((K,), 2 / K), torch.full((2 * K,), 1 / K)])
+        normal_embeddings(self, variances.sqrt())
+        for i, layer in enumerate([*self.tower.layers, *self.head.tower.layers]):
+            assert isinstance(layer, nn.Linear)
+            variance = (1 if i == 0 else 2) / K
+            layer.weight.normal_(std=variance**0.5)
             layer.bias.normal_()
         for output in (self.head.implicit, self.head.explicit):
             output.weight.uniform_(-1, 1)
 
     def logits(self, query: Query, item_BC: Tensor) -> Tensor:
         """z_BCK with K = 2: implicit, and explicit given implicit."""
-        return self._pairs(self.users(query.user_B, query.without_B), self.items(item_BC))
+        return self._pair_logits(self.users(query.user_B, query.without_B), self.items(item_BC))
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        """Logit of the product of both probabilities, [B, C], or [B, V-1] where item_BC is None."""
+        """``joint_logit``."""
         user_BD = self.users(query.user_B, query.without_B)
-        every = torch.arange(1, self.items.n_items + 1, device=user_BD.device)[None] if item_BC is None else item_BC
-        step = max(1, chunk_size(self.chunk, user_BD.device) // (4 * self.gmf * max(1, len(user_BD))))
-        return torch.cat([both(self._pairs(user_BD, self.items(part))) for part in every.split(step, 1)], 1)
+        if item_BC is None:
+            item_BC = torch.arange(1, self.items.n_items + 1, device=user_BD.device)[None]
+        floats_per_item = 4 * self.gmf_width * max(1, len(user_BD))
+        step = max(1, chunk_size(self.chunk, user_BD.device) // floats_per_item)
+        parts = [
+            joint_logit(self._pair_logits(user_BD, self.items(part_BC)))
+            for part_BC in item_BC.split(step, 1)
+        ]
+        return torch.cat(parts, 1)
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
-        """Sum over the looked-up vectors (GMF and MLP, user and item) of their mean square; to be multiplied by lambda."""
-        vectors = (self.users(query.user_B, query.without_B), self.items(item_BC))
-        return sum(part.square().mean() for v in vectors for part in (v[..., : self.gmf], v[..., self.gmf :]))
+        """Sum over the looked-up vectors (GMF and MLP, user and item) of their mean square."""
+        K = self.gmf_width
+        user_BD = self.users(query.user_B, query.without_B)
+        item_BCD = self.items(item_BC)
+        user_part = user_BD[:, :K].square().mean() + user_BD[:, K:].square().mean()
+        return user_part + item_BCD[..., :K].square().mean() + item_BCD[..., K:].square().mean()
 
-    def _pairs(self, user_BD: Tensor, item_BCD: Tensor) -> Tensor:
-        user, f = user_BD[:, None], self.gmf
-        phi_G = user[..., :f] * item_BCD[..., :f]
-        phi_M = self.tower(user[..., f:], item_BCD[..., f:])
-        return self.head(torch.cat([phi_G, phi_M], -1))
+    def _pair_logits(self, user_BD: Tensor, item_BCD: Tensor) -> Tensor:
+        """[B, C, 2]"""
+        K = self.gmf_width
+        user_B1D = user_BD[:, None]
+        gmf_BCK = user_B1D[..., :K] * item_BCD[..., :K]
+        mlp_BCK = self.tower(user_B1D[..., K:], item_BCD[..., K:])
+        return self.head(torch.cat([gmf_BCK, mlp_BCK], -1))

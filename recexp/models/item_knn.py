@@ -1,42 +1,59 @@
-"""Item-to-item nearest neighbours by co-visitation: a strong, cheap yardstick without learned parameters."""
+"""ItemKNN: item-to-item nearest neighbors by co-visitation."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Annotated
 
-from recexp.models.mf import require_positive
-from recexp.models.pop import behaviour_codes, select_events
-from recexp.types import Query, RecexpError, Schema
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from recexp.contracts import ClosedForm
+from recexp.errors import RecexpError
+from recexp.models.common import behaviour_codes, select_events
+from recexp.nn.parameters import Count, Length, NonNegative, require_positive
+from recexp.types import Query, Schema
+
+if TYPE_CHECKING:
+    from recexp.data.store import Store
 
 _BLOCK = 1 << 25  # pairs counted at a time: bounds memory at a few hundred MB
 _SCORED = 1 << 20  # scores scattered at a time: few enough for the processor's cache
 
 
-class ItemKNN(nn.Module):
-    """score(u, c) = sum over the last max_len events h of decay^age(h) * sim(h, c), the newest event having age 0.
+class ItemKNN(ClosedForm):
+    """score(u, c) = sum over the last max_len events h of decay^age(h) * sim(h, c) + prior(c).
 
-    sim(i, j) = cov(i, j) / (pop_i^history_damping * pop_j^item_damping), where cov sums 1/distance over the places at which j
-    stands at most ``window`` events from i in a user's training sequence (``directed``: after i only) and pop counts training
-    events. Only the ``neighbours`` most similar items of every item are kept. ``popularity`` times an item's share of the most
-    popular item's count is added, so that items without a common neighbour are ordered too.
+    The newest event has age 0.
+    sim(i, j) = cov(i, j) / (pop_i^history_damping * pop_j^item_damping), where pop counts training
+    events and cov sums 1 / distance over the positions at which j stands at most ``window`` events
+    from i in a user's training sequence. prior(c) orders items without a common neighbor: it is
+    ``popularity`` times c's count over the largest count.
 
+    neighbours: how many most similar items are kept per item.
+    directed: j counts only where it stands after i.
     behaviours: which events count, in training and in the history; as in ``Pop``.
+
+    A baseline without learned parameters. Item-based neighbors follow Sarwar et al. 2001,
+    https://doi.org/10.1145/371920.372071; distances, damping and decay are our choice.
     """
 
-    sweeps = 1  # a second changes nothing
+    n_passes = 1
+    neighbour_Vn: Tensor
+    similarity_Vn: Tensor
+    prior_V: Tensor
 
     def __init__(
         self,
         schema: Schema,
         *,
-        window: int = 10,
-        neighbours: int = 200,
-        max_len: int = 50,
-        decay: float = 0.8,
-        history_damping: float = 0.5,
-        item_damping: float = 0.25,
-        popularity: float = 1e-6,
+        window: Count = 10,
+        neighbours: Count = 200,
+        max_len: Length = 50,
+        decay: Annotated[float, Field(gt=0, le=1)] = 0.8,
+        history_damping: NonNegative = 0.5,
+        item_damping: NonNegative = 0.25,
+        popularity: NonNegative = 1e-6,
         directed: bool = False,
         behaviours: list[str] | str | None = None,
     ) -> None:
@@ -45,77 +62,116 @@ class ItemKNN(nn.Module):
         if not 0 < decay <= 1:
             raise RecexpError(f"decay={decay}: must lie in (0, 1].")
         self.history = max_len
-        self.window, self.decay, self.popularity, self.directed = window, decay, popularity, directed
-        self.history_damping, self.item_damping = history_damping, item_damping
+        self.window = window
+        self.decay = decay
+        self.history_damping = history_damping
+        self.item_damping = item_damping
+        self.popularity = popularity
+        self.directed = directed
         self.codes = behaviour_codes(schema, behaviours)
         self.register_buffer("neighbour_Vn", torch.zeros(schema.V, neighbours, dtype=torch.int32))
         self.register_buffer("similarity_Vn", torch.zeros(schema.V, neighbours))
         self.register_buffer("prior_V", torch.zeros(schema.V))
 
-    def sweep(self, store) -> dict[str, float]:
-        """Counts co-visits, damps them and keeps every item's nearest neighbours."""
-        user, item = select_events(store, self.codes)
-        V, n = self.neighbour_Vn.shape
-        count = torch.bincount(item, minlength=V).to(self.prior_V.dtype)
-        left, right, cov = self._co_visits(user, item, V, count.dtype)
-        sim = cov / (count[left] ** self.history_damping * count[right] ** self.item_damping)
+    def fit_pass(self, store: Store) -> dict[str, float]:
+        """Count co-visits, damp them and keep every item's nearest neighbors.
 
-        # rank of each pair within its left item, most similar first; pairs come sorted, so ties go to the lower right id
-        order = torch.argsort(sim, descending=True, stable=True)
-        order = order[torch.argsort(left[order], stable=True)]
-        left, right, sim = left[order], right[order], sim[order]
-        first = torch.cumsum(torch.bincount(left, minlength=V), 0) - torch.bincount(left, minlength=V)
-        rank = torch.arange(len(left), device=left.device) - first[left]
-        keep = rank < n
+        Extra shape symbol: P distinct pairs (left, right) of items.
+        """
+        user_E, item_E = select_events(store, self.codes)
+        V, n_neighbours = self.neighbour_Vn.shape
+        count_V = torch.bincount(item_E, minlength=V).to(self.prior_V.dtype)
+        left_P, right_P, cov_P = self._co_visits(user_E, item_E, V, count_V.dtype)
+        damping_P = count_V[left_P] ** self.history_damping * count_V[right_P] ** self.item_damping
+        sim_P = cov_P / damping_P
+
+        # By left item, most similar first. Pairs come sorted, so ties go to the lower right item.
+        order_P = torch.argsort(sim_P, descending=True, stable=True)
+        order_P = order_P[torch.argsort(left_P[order_P], stable=True)]
+        left_P = left_P[order_P]
+        right_P = right_P[order_P]
+        sim_P = sim_P[order_P]
+        n_pairs_V = torch.bincount(left_P, minlength=V)
+        first_V = torch.cumsum(n_pairs_V, 0) - n_pairs_V
+        rank_P = torch.arange(len(left_P), device=left_P.device) - first_V[left_P]
+        keep_P = rank_P < n_neighbours
+
         self.neighbour_Vn.zero_()
         self.similarity_Vn.zero_()
-        place = (left[keep].to(self.prior_V.device), rank[keep].to(self.prior_V.device))
-        self.neighbour_Vn[place] = right[keep].to(self.neighbour_Vn)
-        self.similarity_Vn[place] = sim[keep].to(self.similarity_Vn)
-        self.prior_V.copy_(self.popularity * count / count.max().clamp_min(1))
-        return {"pairs": float(len(left)), "kept": float(keep.sum())}
+        device = self.prior_V.device
+        place = (left_P[keep_P].to(device), rank_P[keep_P].to(device))
+        self.neighbour_Vn[place] = right_P[keep_P].to(self.neighbour_Vn)
+        self.similarity_Vn[place] = sim_P[keep_P].to(self.similarity_Vn)
+        self.prior_V.copy_(self.popularity * count_V / count_V.max().clamp_min(1))
+        return {"pairs": float(len(left_P)), "kept": float(keep_P.sum())}
 
-    def _co_visits(self, user: Tensor, item: Tensor, V: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-        """Distinct (left, right) pairs sorted, and their summed weights."""
-        parts = []
+    def _co_visits(
+        self, user_E: Tensor, item_E: Tensor, V: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Left and right items of the distinct pairs, sorted, and their summed weights."""
         block = max(1, _BLOCK // self.window)
-        for start in range(0, len(item), block):
-            keys, weights = [], []
-            for distance in range(1, self.window + 1):
-                stop = min(start + block, len(item) - distance)
-                if stop <= start:
-                    break
-                a, b = item[start:stop], item[start + distance : stop + distance]
-                same = (user[start:stop] == user[start + distance : stop + distance]) & (a != b)
-                a, b = a[same], b[same]
-                keys.append(a * V + b if self.directed else torch.minimum(a, b) * V + torch.maximum(a, b))
-                weights.append(torch.full(keys[-1].shape, 1.0 / distance, dtype=dtype, device=item.device))
-            if keys:
-                parts.append(_coalesce(torch.cat(keys), torch.cat(weights)))
+        parts = []
+        for start in range(0, len(item_E), block):
+            part = self._pairs_from(user_E, item_E, slice(start, start + block), V, dtype)
+            if part is not None:
+                parts.append(part)
         if not parts:
-            empty = item.new_empty(0)
+            empty = item_E.new_empty(0)
             return empty, empty, empty.to(dtype)
-        key, cov = parts[0] if len(parts) == 1 else _coalesce(*(torch.cat(x) for x in zip(*parts, strict=True)))
+        key_P, cov_P = parts[0]
+        if len(parts) > 1:
+            keys, weights = zip(*parts, strict=True)
+            key_P, cov_P = _coalesce(torch.cat(keys), torch.cat(weights))
         if not self.directed:
-            key = torch.cat([key, key % V * V + key // V])
-            key, order = key.sort()
-            cov = torch.cat([cov, cov])[order]
-        return key // V, key % V, cov
+            # Pairs were counted with the smaller item on the left: add their mirror images.
+            key_P = torch.cat([key_P, key_P % V * V + key_P // V])
+            key_P, order_P = key_P.sort()
+            cov_P = torch.cat([cov_P, cov_P])[order_P]
+        return key_P // V, key_P % V, cov_P
+
+    def _pairs_from(
+        self, user_E: Tensor, item_E: Tensor, block: slice, V: int, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor] | None:
+        """Keys left * V + right and weights of the pairs that begin within a block of events."""
+        keys = []
+        weights = []
+        for distance in range(1, self.window + 1):
+            stop = min(block.stop, len(item_E) - distance)
+            if stop <= block.start:
+                break
+            near = slice(block.start, stop)
+            far = slice(block.start + distance, stop + distance)
+            counts = (user_E[near] == user_E[far]) & (item_E[near] != item_E[far])
+            left = item_E[near][counts]
+            right = item_E[far][counts]
+            if not self.directed:
+                left, right = torch.minimum(left, right), torch.maximum(left, right)
+            key = left * V + right
+            keys.append(key)
+            weights.append(torch.full(key.shape, 1.0 / distance, dtype=dtype, device=key.device))
+        return _coalesce(torch.cat(keys), torch.cat(weights)) if keys else None
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        """[B, C], or [B, V-1] where item_BC is None."""
-        V, n = self.neighbour_Vn.shape
+        V, n_neighbours = self.neighbour_Vn.shape
         item_BL = query.item_BL[:, -self.history :]
         if self.codes is not None:
-            counts = torch.isin(query.behaviour_BL[:, -self.history :], torch.tensor(self.codes, device=item_BL.device))
-            item_BL = item_BL * counts
-        rows = max(1, _SCORED // max(V, item_BL.shape[1] * n))
-        out = [self._score_rows(item_BL[i : i + rows], None if item_BC is None else item_BC[i : i + rows]) for i in range(0, len(query), rows)]
-        return torch.cat(out) if out else self.prior_V.new_empty(0, V - 1 if item_BC is None else item_BC.shape[1])
+            behaviour_BL = query.behaviour_BL[:, -self.history :]
+            codes = torch.tensor(self.codes, device=item_BL.device)
+            item_BL = item_BL * torch.isin(behaviour_BL, codes)
+        if len(query) == 0:
+            return self.prior_V.new_empty(0, V - 1 if item_BC is None else item_BC.shape[1])
+        n_rows = max(1, _SCORED // max(V, item_BL.shape[1] * n_neighbours))
+        parts = []
+        for start in range(0, len(query), n_rows):
+            rows = slice(start, start + n_rows)
+            candidates = None if item_BC is None else item_BC[rows]
+            parts.append(self._score_rows(item_BL[rows], candidates))
+        return torch.cat(parts)
 
     def _score_rows(self, item_BL: Tensor, item_BC: Tensor | None) -> Tensor:
         real_BL = item_BL != 0
-        age_BL = real_BL.flip(1).cumsum(1).flip(1) - 1  # real events after this one: padding and left-out events do not age
+        # Events after this one. Padding and events that do not count add nothing to the age.
+        age_BL = real_BL.flip(1).cumsum(1).flip(1) - 1
         weight_BL = self.decay ** age_BL.to(self.prior_V.dtype) * real_BL
         s_BV = self.prior_V.repeat(len(item_BL), 1)
         term_BLn = self.similarity_Vn[item_BL] * weight_BL.unsqueeze(-1)

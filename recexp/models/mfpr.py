@@ -1,35 +1,57 @@
-"""MFPR: matrix factorisation with implicit terms for several kinds of feedback (baseline of S001; specification §5.3).
-
-Reconstruction: only the paper's abstract was at hand. Confirmed are a BPR-style ranking loss and the use of several implicit
-feedbacks; the score is the specification's, SVD++-like with a term per behaviour. S001 uses the implicit part only.
-"""
+"""MFPR: matrix factorization with implicit terms for several kinds of feedback."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from recexp.models.mf import inner_product, mean_square, require_positive
+from recexp.contracts import MultiBehaviour
+from recexp.errors import RecexpError
+from recexp.models.common import mean_square, table_scores
+from recexp.nn.cpu.lookup import row_dot
 from recexp.nn.init import normal_embeddings
-from recexp.nn.lookup import row_dot
-from recexp.types import Query, RecexpError, Schema
+from recexp.nn.parameters import NonNegative, Width, require_positive
+from recexp.types import Query, Schema
+
+if TYPE_CHECKING:
+    from recexp.data.store import Store
 
 
-class MFPR(nn.Module):
+class MFPR(MultiBehaviour):
     """s_ui = b_i + q_i . (p_u + sum_t w_t |N_t(u)|^(-1/2) sum over j in N_t(u) of y_j^t).
 
-    N_t(u) are the items u showed behaviour t on in training (``bind``). In training mode the scored item itself is taken out of
-    every N_t(u), as its presence would tell the label. The w_t are learned and start at 1.
+    N_t(u) are the items that u showed behavior t on in training. In training mode the scored item
+    itself is taken out of every N_t(u), since its presence would tell the label.
+
+    num_factors: width of p, q and y, which start at N(0, init_std^2). w_t is learned from 1 on.
+
+    Liu et al. 2017, https://doi.org/10.1007/978-3-319-57529-2_11, and 2018,
+    https://doi.org/10.1145/3216368; a baseline of the multi-feedback paper, which uses the implicit
+    part only. Reconstruction: only the abstracts were available. They confirm a pairwise ranking
+    loss and several implicit feedbacks; the score is ours, after SVD++ (Koren 2008,
+    https://doi.org/10.1145/1401890.1401944) with a term per behavior.
+
+    Extra shape symbol: T behaviors of the data.
     """
 
-    history = 0
     n_behaviours = 1
     reconstruction = True
+    size_UT: Tensor
+    start_UT: Tensor
+    member: Tensor
+    pair_key: Tensor
+    pair_mask: Tensor
 
-    def __init__(self, schema: Schema, *, num_factors: int = 64, init_std: float = 0.01) -> None:
+    def __init__(
+        self, schema: Schema, *, num_factors: Width = 64, init_std: NonNegative = 0.01
+    ) -> None:
         super().__init__()
         require_positive(num_factors=num_factors)
-        self.n_kinds, self.V = len(schema.behaviours), schema.V
+        self.n_kinds = len(schema.behaviours)
+        self.V = schema.V
+        self.bound = False
         self.user = nn.Embedding(schema.n_users, num_factors)
         self.item = nn.Embedding(schema.V, num_factors, padding_idx=0)
         self.implicit = nn.Embedding(self.n_kinds * schema.V, num_factors)  # y_j^t in row t * V + j
@@ -37,59 +59,85 @@ class MFPR(nn.Module):
         self.item_bias = nn.Parameter(torch.zeros(schema.V))
         normal_embeddings(self, init_std)
 
-    def bind(self, store) -> None:
-        """Takes the users' item sets per behaviour from ``store.train_pairs``."""
+    def bind(self, store: Store) -> None:
+        """Take the users' item sets per behavior from the training pairs.
+
+        The sets of one user stand together in ``member``: set (u, t) owns size_UT[u, t] entries
+        from start_UT[u, t] on.
+        """
         pairs = store.train_pairs
-        kind = torch.arange(self.n_kinds, device=pairs.mask.device)
-        pair, t = ((pairs.mask.unsqueeze(1) >> kind) & 1).nonzero(as_tuple=True)
-        bag = pairs.user[pair] * self.n_kinds + t  # the sets of one user stand together
+        kind_T = torch.arange(self.n_kinds, device=pairs.mask.device)
+        pair, t = ((pairs.mask.unsqueeze(1) >> kind_T) & 1).nonzero(as_tuple=True)
+        bag = pairs.user[pair] * self.n_kinds + t
         order = bag.argsort(stable=True)
         length = torch.bincount(bag, minlength=self.user.num_embeddings * self.n_kinds)
-        device = self.weight_T.device
-        self.register_buffer("size_UT", length.view(-1, self.n_kinds).to(device), persistent=False)
-        self.register_buffer("start_UT", (length.cumsum(0) - length).view(-1, self.n_kinds).to(device), persistent=False)
-        self.register_buffer("member", (t * self.V + pairs.item[pair])[order].to(device), persistent=False)
-        self.register_buffer("pair_key", (pairs.user * self.V + pairs.item).to(device), persistent=False)
-        self.register_buffer("pair_mask", pairs.mask.to(device), persistent=False)
+        start = length.cumsum(0) - length
+        self._keep("size_UT", length.view(-1, self.n_kinds))
+        self._keep("start_UT", start.view(-1, self.n_kinds))
+        self._keep("member", (t * self.V + pairs.item[pair])[order])
+        self._keep("pair_key", pairs.user * self.V + pairs.item)
+        self._keep("pair_mask", pairs.mask)
+        self.bound = True
 
-    def _members(self, user_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of y for all sets of the users, one after the other; the sets' sizes and where each begins, [B, T]."""
-        if not hasattr(self, "member"):
-            raise RecexpError("MFPR scores from the users' training items: call bind(store) before the first use.")
-        size_BT = self.size_UT[user_B]
-        size, begin = size_BT.flatten(), size_BT.flatten().cumsum(0) - size_BT.flatten()
-        entry = torch.repeat_interleave(self.start_UT[user_B].flatten() - begin, size)
-        return self.member[entry + torch.arange(len(entry), device=entry.device)], size_BT, begin.view_as(size_BT)
+    def _keep(self, name: str, value: Tensor) -> None:
+        self.register_buffer(name, value.to(self.weight_T.device), persistent=False)
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        """[B, C], or [B, V-1] where item_BC is None."""
         member, size_BT, begin_BT = self._members(query.user_B)
-        sum_BTD = nn.functional.embedding_bag(member, self.implicit.weight, begin_BT.flatten(), mode="sum")
-        sum_BTD = sum_BTD.view(*size_BT.shape, -1)
-        p_BD = self.user(query.user_B)
-        if not self.training or item_BC is None:
-            share_BT = self.weight_T * size_BT.clamp_min(1).to(p_BD.dtype).rsqrt()
-            return inner_product(p_BD + (share_BT.unsqueeze(-1) * sum_BTD).sum(1), self.item.weight, self.item_bias, item_BC)
+        sum_BTD = nn.functional.embedding_bag(
+            member, self.implicit.weight, begin_BT.flatten(), mode="sum"
+        ).view(*size_BT.shape, -1)
+        user_BD = self.user(query.user_B)
+        if self.training and item_BC is not None:
+            return self._score_without_own(query, item_BC, user_BD, sum_BTD, size_BT)
+        share_BT = self.weight_T * size_BT.clamp_min(1).to(user_BD.dtype).rsqrt()
+        taste_BD = user_BD + (share_BT.unsqueeze(-1) * sum_BTD).sum(1)
+        return table_scores(taste_BD, self.item.weight, self.item_bias, item_BC)
+
+    def _score_without_own(
+        self, query: Query, item_BC: Tensor, user_BD: Tensor, sum_BTD: Tensor, size_BT: Tensor
+    ) -> Tensor:
+        """Scores [B, C], each item being taken out of the user's sets."""
         q_BCD = self.item(item_BC)
         own_BCT = self._own(query.user_B, item_BC)
-        y_BCTD = self.implicit(item_BC.unsqueeze(-1) + self.V * torch.arange(self.n_kinds, device=item_BC.device))
-        rest_BCT = torch.einsum("bcd,btd->bct", q_BCD, sum_BTD) - own_BCT * torch.einsum("bcd,bctd->bct", q_BCD, y_BCTD)
-        share_BCT = self.weight_T * (size_BT.unsqueeze(1) - own_BCT).clamp_min(1).to(p_BD.dtype).rsqrt()
-        taste_BC = row_dot(q_BCD, p_BD) + self.item_bias[item_BC]
+        first_row_T = self.V * torch.arange(self.n_kinds, device=item_BC.device)
+        y_BCTD = self.implicit(item_BC.unsqueeze(-1) + first_row_T)
+        all_BCT = torch.einsum("bcd,btd->bct", q_BCD, sum_BTD)
+        rest_BCT = all_BCT - own_BCT * torch.einsum("bcd,bctd->bct", q_BCD, y_BCTD)
+        n_rest_BCT = (size_BT.unsqueeze(1) - own_BCT).clamp_min(1)
+        share_BCT = self.weight_T * n_rest_BCT.to(user_BD.dtype).rsqrt()
+        taste_BC = row_dot(q_BCD, user_BD) + self.item_bias[item_BC]
         return taste_BC + (share_BCT * rest_BCT).sum(-1)
 
+    def _members(self, user_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows of y for all sets of the users, one set after another.
+
+        Also the sizes of the sets and where each begins, [B, T].
+        """
+        if not self.bound:
+            raise RecexpError(
+                "MFPR scores from the users' training items: call bind(store) before the first use."
+            )
+        size_BT = self.size_UT[user_B]
+        size = size_BT.flatten()
+        begin = size.cumsum(0) - size
+        # Ragged gather: entry e of the flat list, of set s, is member[start[s] + e - begin[s]].
+        entry = torch.repeat_interleave(self.start_UT[user_B].flatten() - begin, size)
+        entry = entry + torch.arange(len(entry), device=entry.device)
+        return self.member[entry], size_BT, begin.view_as(size_BT)
+
     def _own(self, user_B: Tensor, item_BC: Tensor) -> Tensor:
-        """1 where the candidate is in the user's set of the kind, int64 [B, C, T]."""
+        """1 where the candidate is in the user's set of the behavior, int64 [B, C, T]."""
         key_BC = user_B.unsqueeze(1) * self.V + item_BC
         place_BC = torch.searchsorted(self.pair_key, key_BC).clamp_max(len(self.pair_key) - 1)
         mask_BC = torch.where(self.pair_key[place_BC] == key_BC, self.pair_mask[place_BC], 0)
         return (mask_BC.unsqueeze(-1) >> torch.arange(self.n_kinds, device=item_BC.device)) & 1
 
     def logits(self, query: Query, item_BC: Tensor) -> Tensor:
-        """The score as the only behaviour's logit: z_BC1."""
+        """The score as the logit of the only behavior, z_BC1."""
         return self.score(query, item_BC).unsqueeze(-1)
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         """Mean square of the embeddings looked up, those of the users' items included."""
-        members = self.implicit(self._members(query.user_B)[0])
-        return mean_square(self.user(query.user_B), self.item(item_BC), members)
+        member, _, _ = self._members(query.user_B)
+        return mean_square(self.user(query.user_B), self.item(item_BC), self.implicit(member))

@@ -1,50 +1,62 @@
-"""Neural collaborative filtering: GMF, MLP and NeuMF (NCF of S001 and S002; specification §3.2, §4.3)."""
+"""Neural collaborative filtering: GMF, MLP and NeuMF."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from recexp.models.mf import mean_square, require_positive
+from recexp.contracts import MultiBehaviour
+from recexp.errors import RecexpError
+from recexp.models.common import mean_square, score_in_chunks
 from recexp.nn.init import normal_embeddings, xavier_linears
 from recexp.nn.lookup import Embedding, Rows
 from recexp.nn.mlp import PairMLP
-from recexp.types import Query, RecexpError, Schema
+from recexp.nn.parameters import Depth, NonNegative, Rate, Share, Width, one_of, require_positive
+from recexp.types import Query, Schema
 
-INTERACTIONS = {"gmf": ("gmf",), "mlp": ("mlp",), "neumf": ("gmf", "mlp")}
-_BLOCK = 1 << 20  # floats of the widest hidden layer computed at a time when scoring: on a CPU they stay in its cache
+InteractionKind = Literal["gmf", "mlp", "neumf"]
 
 
-class NeuMF(nn.Module):
-    """One logit from the products of embeddings (gmf), from a tower on their concatenation (mlp), or from both (neumf).
+class NeuMF(MultiBehaviour):
+    """One logit per user and item, read from one or two vectors:
 
-    num_factors f is the width of the last layer of either part. The tower has num_layers layers, each half as wide as the one
-    before: for 3 layers [8f, 4f, 2f, f], 8f being two embeddings of 4f. Parts have embeddings of their own.
+        gmf: p^G_u * q^G_i            mlp: tower([p^M_u; q^M_i])            logit = h . vector + b
 
-    pretrained: checkpoints {"gmf": path, "mlp": path} of the two parts trained alone, to start a neumf from. Their output
-    weights enter times alpha and 1 - alpha (alpha = 0.5 in the paper), all else as it is.
+    interaction: "gmf", "mlp", or "neumf" for the concatenation of both vectors. Each has embeddings
+        of its own.
+    num_factors: width f of either vector.
+    num_layers: of the tower, each half as wide as the one before: for 3 layers [8f, 4f, 2f, f],
+        8f being two embeddings of 4f.
+    dropout: on the input of every layer of the tower.
+    init_std: embeddings start at N(0, init_std^2).
+    pretrained: checkpoints {"gmf": path, "mlp": path} of the two trained alone, to start a neumf
+        from. Their output weights enter times alpha and 1 - alpha (0.5 in the paper).
+
+    He et al. 2017, sec. 3.2-3.4, arXiv:1708.05031. Initial values as in the authors' code,
+    https://github.com/hexiangnan/neural_collaborative_filtering; dropout is ours.
     """
 
-    history = 0
     n_behaviours = 1
 
     def __init__(
         self,
         schema: Schema,
         *,
-        interaction: str = "neumf",
-        num_factors: int = 8,
-        num_layers: int = 3,
-        dropout: float = 0.0,
-        init_std: float = 0.01,
+        interaction: InteractionKind = "neumf",
+        num_factors: Width = 8,
+        num_layers: Depth = 3,
+        dropout: Rate = 0.0,
+        init_std: NonNegative = 0.01,
         pretrained: Mapping[str, str] | None = None,
-        alpha: float = 0.5,
+        alpha: Share = 0.5,
     ) -> None:
         super().__init__()
         widths = interaction_widths(interaction, num_factors, num_layers)
+        self.n_items = schema.n_items
         self.user, self.item = pair_tables(schema, widths)
         self.interact = Interaction(widths, num_factors, num_layers, dropout=dropout)
         normal_embeddings(self, init_std)
@@ -55,52 +67,68 @@ class NeuMF(nn.Module):
         return self.interact(look_up(self.user, query.user_B), look_up(self.item, item))
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        """[B, C], or [B, V-1] where item_BC is None."""
-        return in_chunks(lambda item: self._logit(query, item), query, item_BC, self.interact.widest, self.n_items)
+        widest = self.interact.widest
+        return score_in_chunks(
+            lambda item: self._logit(query, item), query, item_BC, widest, self.n_items
+        )
 
     def logits(self, query: Query, item_BC: Tensor) -> Tensor:
-        """The only behaviour's logit: z_BC1."""
+        """The logit of the only behavior, z_BC1."""
         return self._logit(query, item_BC).unsqueeze(-1)
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
-        """Mean square of the embeddings looked up."""
-        return mean_square_of(look_up(self.user, query.user_B), look_up(self.item, item_BC))
-
-    @property
-    def n_items(self) -> int:
-        return next(iter(self.item.values())).num_embeddings - 1
+        return mean_square_of_rows(look_up(self.user, query.user_B), look_up(self.item, item_BC))
 
     @torch.no_grad()
     def _start_from(self, pretrained: Mapping[str, str], share: Mapping[str, float]) -> None:
+        """Copy the weights of the parts; the output weights are averaged by share."""
         if set(pretrained) != set(self.user) or len(self.user) < 2:
-            raise RecexpError(f"pretrained={dict(pretrained)}: give one checkpoint for each of gmf and mlp, and interaction=neumf to join them.")
-        heads, bias = [], 0.0
-        own = self.state_dict()
+            raise RecexpError(
+                f"pretrained={dict(pretrained)}: give one checkpoint for each of gmf and mlp, "
+                "and interaction=neumf to join them."
+            )
+        weights = []
+        biases = []
         for part in self.user:
             state = _load_state(pretrained[part])
-            for name, value in state.items():
-                if name.startswith("interact.head."):
-                    continue
-                if name not in own or own[name].shape != value.shape:
-                    raise RecexpError(
-                        f"{pretrained[part]}: weight {name} {tuple(value.shape)} does not fit this neumf. "
-                        f"Train the {part} with the same data, num_factors and num_layers."
-                    )
-                own[name].copy_(value)
-            heads.append(share[part] * state["interact.head.weight"])
-            bias = bias + share[part] * state["interact.head.bias"]
-        self.interact.head.weight.copy_(torch.cat(heads, dim=1))
-        self.interact.head.bias.copy_(bias)
+            self._copy_all_but_head(state, part, pretrained[part])
+            weights.append(share[part] * state["interact.head.weight"])
+            biases.append(share[part] * state["interact.head.bias"])
+        self.interact.head.weight.copy_(torch.cat(weights, dim=1))
+        self.interact.head.bias.copy_(biases[0] + biases[1])
+
+    def _copy_all_but_head(self, state: Mapping[str, Tensor], part: str, path: str) -> None:
+        own = self.state_dict()
+        for name, value in state.items():
+            if name.startswith("interact.head."):
+                continue
+            if name not in own or own[name].shape != value.shape:
+                raise RecexpError(
+                    f"{path}: weight {name} {tuple(value.shape)} does not fit this neumf. "
+                    f"Train the {part} with the same data, num_factors and num_layers."
+                )
+            own[name].copy_(value)
 
 
 class Interaction(nn.Module):
-    """NeuMF's function of a user and an item given their embeddings, per part: h . [p^G * q^G; tower([p^M; q^M])] (+ b)."""
+    """h . [p^G * q^G; tower([p^M; q^M])] (+ b), from the embeddings of each part.
 
-    def __init__(self, widths: Mapping[str, int], num_factors: int, num_layers: int, *, dropout: float = 0.0, bias: bool = True) -> None:
+    widths: embedding width per part, see ``interaction_widths``. bias: whether there is a b.
+    """
+
+    def __init__(
+        self,
+        widths: Mapping[str, int],
+        num_factors: int,
+        num_layers: int,
+        *,
+        dropout: float = 0.0,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         self.num_factors = num_factors
-        self.widest = num_factors
-        self.tower = None
+        self.widest = num_factors  # of the vectors computed per pair
+        self.tower: PairMLP | None = None
         if "mlp" in widths:
             tower = [num_factors << k for k in range(num_layers, -1, -1)]
             self.tower = PairMLP(tower, dropout=dropout)
@@ -111,72 +139,56 @@ class Interaction(nn.Module):
         nn.init.uniform_(self.head.weight, -limit, limit)
 
     def forward(self, user: Mapping[str, Rows], item: Mapping[str, Rows]) -> Tensor:
-        """Logits [B, C] of users [B] and items [B, C], or [C] shared by all rows, by part."""
-        weight = self.head.weight.squeeze(0).split(self.num_factors)
-        z = 0.0 if self.head.bias is None else self.head.bias
+        """Logits [B, C] of users [B] and items [B, C], or items [C] shared by all rows, by part."""
+        weights = self.head.weight.squeeze(0).split(self.num_factors)
+        z: Tensor | float = 0.0 if self.head.bias is None else self.head.bias
         if "gmf" in user:
-            z = z + item["gmf"].dot(user["gmf"].vectors * weight[0])
+            z = z + item["gmf"].dot(user["gmf"].vectors * weights[0])
         if self.tower is not None:
-            z = z + self._tower(user["mlp"], item["mlp"]) @ weight[-1]
-        return z
+            z = z + self._run_tower(self.tower, user["mlp"], item["mlp"]) @ weights[-1]
+        return cast(Tensor, z)
 
-    def _tower(self, user: Rows, item: Rows) -> Tensor:
-        tower = self.tower
-        if self.training and tower.dropout.p > 0:  # every pair drops inputs of its own
+    def _run_tower(self, tower: PairMLP, user: Rows, item: Rows) -> Tensor:
+        if self.training and tower.dropout.p > 0:
+            # Every pair drops inputs of its own.
             return tower(user.vectors.unsqueeze(1), item.vectors)
         return tower.join(user.through(tower.left).unsqueeze(1), item.through(tower.right))
 
 
 def interaction_widths(interaction: str, num_factors: int, num_layers: int) -> dict[str, int]:
-    """Embedding width per part of the interaction named. Raises RecexpError for an unknown name or senseless sizes."""
+    """Embedding width per part. Raises RecexpError for an unknown interaction or sizes below 1."""
     require_positive(num_factors=num_factors, num_layers=num_layers)
-    if interaction not in INTERACTIONS:
-        raise RecexpError(f"interaction={interaction!r} is not one of {', '.join(INTERACTIONS)}.")
+    one_of("interaction", interaction, InteractionKind)
     width = {"gmf": num_factors, "mlp": num_factors << (num_layers - 1)}
-    return {part: width[part] for part in INTERACTIONS[interaction]}
+    return width if interaction == "neumf" else {interaction: width[interaction]}
 
 
 def pair_tables(schema: Schema, widths: Mapping[str, int]) -> tuple[nn.ModuleDict, nn.ModuleDict]:
     """User and item embeddings per part."""
-    user = nn.ModuleDict({part: Embedding(schema.n_users, width) for part, width in widths.items()})
-    item = nn.ModuleDict({part: Embedding(schema.V, width, padding_idx=0) for part, width in widths.items()})
-    return user, item
+    user = {part: Embedding(schema.n_users, width) for part, width in widths.items()}
+    item = {part: Embedding(schema.V, width, padding_idx=0) for part, width in widths.items()}
+    return nn.ModuleDict(user), nn.ModuleDict(item)
 
 
 def look_up(tables: nn.ModuleDict, id: Tensor) -> dict[str, Rows]:
-    """The ids' rows of every table."""
-    return {part: Rows(table, id) for part, table in tables.items()}
+    """The rows of the ids in every table."""
+    return {part: Rows(cast(Embedding, table), id) for part, table in tables.items()}
 
 
-def mean_square_of(*rows: Mapping[str, Rows]) -> Tensor:
+def mean_square_of_rows(*rows: Mapping[str, Rows]) -> Tensor:
     """Mean square of all the vectors looked up."""
     return mean_square(*(part.vectors for parts in rows for part in parts.values()))
 
 
-def in_chunks(score: Callable[[Tensor], Tensor], query: Query, item_BC: Tensor | None, width: int, n_items: int) -> Tensor:
-    """Scores of the candidates, or of the whole catalogue where item_BC is None, so many items at a time that B * items * width
-    floats stay small. ``score`` takes item ids [B, c], or [c] shared by all rows, and returns [B, c]."""
-    items = torch.arange(1, n_items + 1, device=query.user_B.device) if item_BC is None else item_BC
-    block = _BLOCK if items.device.type == "cpu" else _BLOCK << 6
-    step = max(1, block // (width * max(1, len(query))))
-    if items.shape[-1] <= step:
-        return score(items)
-    parts = items.split(step, dim=-1)
-    if torch.is_grad_enabled():
-        return torch.cat([score(part) for part in parts], dim=-1)
-    scores = None
-    for part, at in zip(parts, range(0, items.shape[-1], step), strict=True):  # into place: a list of small pieces splinters a CPU's memory
-        z = score(part)
-        scores = z.new_empty(len(query), items.shape[-1]) if scores is None else scores
-        scores[:, at : at + step] = z
-    return scores
-
-
 def _load_state(path: str) -> dict[str, Tensor]:
-    """A model's weights from a training checkpoint or a bare state dict."""
+    """A model's weights, from a training checkpoint or a bare state dict."""
     if not Path(path).is_file():
         raise RecexpError(f"pretrained: no such checkpoint: {path}")
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if "state_dict" in state:
-        state = {name.removeprefix("model."): x for name, x in state["state_dict"].items() if name.startswith("model.")}
-    return state
+    if "state_dict" not in state:
+        return state
+    return {
+        name.removeprefix("model."): value
+        for name, value in state["state_dict"].items()
+        if name.startswith("model.")
+    }

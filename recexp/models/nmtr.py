@@ -1,76 +1,106 @@
-"""NMTR: behaviours predicted in a cascade, each from the one before (baseline of S000; specification §6.6).
-
-Reconstruction: neither the paper's text nor code was at hand. Confirmed are the order of behaviours from weak to strong, that a
-behaviour's prediction adds the previous one's scalar prediction, and the joint loss; the rest follows the specification.
-"""
+"""NMTR: behaviors predicted in a cascade, each from the one before."""
 
 from __future__ import annotations
 
+from typing import Annotated, Literal, cast
+
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from recexp.models.neumf import Interaction, in_chunks, interaction_widths, look_up, mean_square_of, pair_tables
+from recexp.contracts import MultiBehaviour
+from recexp.errors import RecexpError
+from recexp.models.common import score_in_chunks
+from recexp.models.neumf import (
+    Interaction,
+    InteractionKind,
+    interaction_widths,
+    look_up,
+    mean_square_of_rows,
+    pair_tables,
+)
 from recexp.nn.init import normal_embeddings
-from recexp.types import Query, RecexpError, Schema
+from recexp.nn.parameters import Depth, NonNegative, Rate, Width, one_of
+from recexp.types import Query, Schema
+
+Carry = Literal["logit", "prob"]
 
 
-class NMTR(nn.Module):
-    """z_1 = f_1(u, i) + b_i^1 and z_r = carry(z_{r-1}) + f_r(u, i) + b_i^r: embeddings shared, f_r and b^r per level.
+class NMTR(MultiBehaviour):
+    """z_1 = f_1(u, i) + b_i^1 and z_r = carry(z_{r-1}) + f_r(u, i) + b_i^r.
 
-    The levels are nested, from any interaction to the explicit ones; n_behaviours says how many. The score is the last z.
+    Embeddings are shared; f_r and b^r are per level. The levels are nested, from any interaction to
+    the explicit ones, and the score is the last z.
 
-    num_factors: width of the vector a level's logit is read from; with interaction "neumf" half of it comes from either part.
-    carry: "logit" passes z_{r-1} on, "prob" passes sigma(z_{r-1}).
+    n_behaviours: number of levels.
+    interaction: the form of f_r, see ``recexp.models.neumf``.
+    carry: "logit" carries z_{r-1} on, "prob" carries sigmoid(z_{r-1}).
+    num_factors: width of the vector that a level's logit is read from. With interaction "neumf",
+        one half comes from the products and one half from the tower.
+    num_layers, dropout: of the tower. init_std: embeddings start at N(0, init_std^2).
+
+    Gao et al. 2019, https://doi.org/10.1109/ICDE.2019.00140; a baseline of the ITE paper.
+    Reconstruction: neither the text nor code was available. The abstract confirms the order of
+    behaviors from weak to strong, that a prediction adds the previous one's scalar prediction, and
+    the joint loss; the rest is our choice.
     """
 
-    history = 0
     reconstruction = True
 
     def __init__(
         self,
         schema: Schema,
         *,
-        n_behaviours: int = 2,
-        interaction: str = "neumf",
-        carry: str = "logit",
-        num_factors: int = 64,
-        num_layers: int = 2,
-        dropout: float = 0.0,
-        init_std: float = 0.01,
+        n_behaviours: Annotated[int, Field(ge=1, le=31)] = 2,
+        interaction: InteractionKind = "neumf",
+        carry: Carry = "logit",
+        num_factors: Width = 64,
+        num_layers: Depth = 2,
+        dropout: Rate = 0.0,
+        init_std: NonNegative = 0.01,
     ) -> None:
         super().__init__()
         if n_behaviours < 1:
             raise RecexpError(f"n_behaviours={n_behaviours}: at least 1 level is needed.")
-        if carry not in ("logit", "prob"):
-            raise RecexpError(f"carry={carry!r} is not one of logit, prob.")
         if interaction == "neumf" and num_factors % 2:
-            raise RecexpError(f"num_factors={num_factors}: must be even, as each half of neumf gives one half of it.")
-        f = num_factors // 2 if interaction == "neumf" else num_factors
-        widths = interaction_widths(interaction, f, num_layers)
-        self.n_behaviours, self.carry = n_behaviours, carry
+            raise RecexpError(
+                f"num_factors={num_factors}: must be even, as each half of neumf gives one half."
+            )
+        part_width = num_factors // 2 if interaction == "neumf" else num_factors
+        widths = interaction_widths(interaction, part_width, num_layers)
+        self.n_behaviours = n_behaviours
+        self.carry = one_of("carry", carry, Carry)
         self.user, self.item = pair_tables(schema, widths)
-        self.levels = nn.ModuleList(Interaction(widths, f, num_layers, dropout=dropout, bias=False) for _ in range(n_behaviours))
+        self.levels = nn.ModuleList(
+            Interaction(widths, part_width, num_layers, dropout=dropout, bias=False)
+            for _ in range(n_behaviours)
+        )
         self.item_bias = nn.Parameter(torch.zeros(schema.V, n_behaviours))
         normal_embeddings(self, init_std)
 
-    def _logits(self, query: Query, item: Tensor) -> list[Tensor]:
-        users, items, bias = look_up(self.user, query.user_B), look_up(self.item, item), self.item_bias[item]
-        z = []
+    def _level_logits(self, query: Query, item: Tensor) -> list[Tensor]:
+        """z_1 .. z_K, each [B, C], of items [B, C], or [C] shared by all rows."""
+        users = look_up(self.user, query.user_B)
+        items = look_up(self.item, item)
+        bias = self.item_bias[item]
+        z: list[Tensor] = []
         for level, interact in enumerate(self.levels):
             own = interact(users, items) + bias[..., level]
-            before = 0.0 if not z else z[-1] if self.carry == "logit" else z[-1].sigmoid()
-            z.append(own + before)
+            if z:
+                own = own + (z[-1] if self.carry == "logit" else z[-1].sigmoid())
+            z.append(own)
         return z
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        """[B, C], or [B, V-1] where item_BC is None."""
+        widest = cast(Interaction, self.levels[0]).widest
         n_items = len(self.item_bias) - 1
-        return in_chunks(lambda item: self._logits(query, item)[-1], query, item_BC, self.levels[0].widest, n_items)
+        return score_in_chunks(
+            lambda item: self._level_logits(query, item)[-1], query, item_BC, widest, n_items
+        )
 
     def logits(self, query: Query, item_BC: Tensor) -> Tensor:
         """z_BCK, levels weak to strong."""
-        return torch.stack(self._logits(query, item_BC), dim=-1)
+        return torch.stack(self._level_logits(query, item_BC), dim=-1)
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
-        """Mean square of the embeddings looked up."""
-        return mean_square_of(look_up(self.user, query.user_B), look_up(self.item, item_BC))
+        return mean_square_of_rows(look_up(self.user, query.user_B), look_up(self.item, item_BC))

@@ -1,99 +1,137 @@
-"""WMF: implicit-feedback matrix factorisation by alternating least squares (baseline of S001; specification §5.3)."""
+"""WMF: matrix factorization of implicit feedback by alternating least squares."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from recexp.models.mf import inner_product, require_positive
-from recexp.models.pop import behaviour_codes, select_events
-from recexp.types import Query, RecexpError, Schema
+from recexp.contracts import ClosedForm
+from recexp.errors import RecexpError
+from recexp.models.common import behaviour_codes, select_events, table_scores
+from recexp.nn.parameters import NonNegative, Positive, Width, require_positive
+from recexp.types import Query, Schema
 
-_BLOCK = 1 << 18  # doubles gathered, or held in normal equations, at a time: few enough for the processor's cache
+if TYPE_CHECKING:
+    from recexp.data.store import Store
+
+# Doubles gathered, or held in normal equations, at a time: few enough for the processor's cache.
+_BLOCK = 1 << 18
 
 
-class WMF(nn.Module):
-    """s_ui = x_u . y_i minimising sum over all u, i of c_ui (p_ui - x_u . y_i)^2 + regularisation * (sum |x|^2 + sum |y|^2).
+class WMF(ClosedForm):
+    """s_ui = x_u . y_i, fitted to observed and unobserved pairs with different confidence.
 
-    p_ui says whether u interacted with i, and c_ui = 1 + alpha * (number of training events). ``sweep`` solves exactly for all
-    users, then for all items. behaviours: which events count, as in ``Pop``.
+    Minimizes sum over all u, i of c_ui (p_ui - x_u . y_i)^2
+        + regularisation * (sum |x_u|^2 + sum |y_i|^2),
+    where p_ui says whether u interacted with i, and c_ui = 1 + alpha * (number of training events).
+    One pass solves exactly for all users and then for all items.
+
+    num_factors: width D of x and y. init_std: y starts at N(0, init_std^2).
+    behaviours: which events count, as in ``Pop``.
+
+    Hu, Koren and Volinsky 2008, eq. 3-5, https://doi.org/10.1109/ICDM.2008.22.
     """
 
-    history = 0
+    user_UD: Tensor
+    item_VD: Tensor
 
     def __init__(
         self,
         schema: Schema,
         *,
-        num_factors: int = 64,
-        alpha: float = 40.0,
-        regularisation: float = 0.1,
-        init_std: float = 0.1,
+        num_factors: Width = 64,
+        alpha: Positive = 40.0,
+        regularisation: Positive = 0.1,
+        init_std: NonNegative = 0.1,
         behaviours: list[str] | str | None = None,
     ) -> None:
         super().__init__()
         require_positive(num_factors=num_factors)
         if regularisation <= 0 or alpha <= 0:
-            raise RecexpError(f"alpha={alpha}, regularisation={regularisation}: both must be above 0.")
-        self.alpha, self.regularisation = alpha, regularisation
+            raise RecexpError(
+                f"alpha={alpha}, regularisation={regularisation}: both must be above 0."
+            )
+        self.alpha = alpha
+        self.regularisation = regularisation
         self.codes = behaviour_codes(schema, behaviours)
         self.register_buffer("user_UD", torch.zeros(schema.n_users, num_factors))
         self.register_buffer("item_VD", torch.randn(schema.V, num_factors) * init_std)
         self.item_VD[0] = 0.0
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        """[B, C], or [B, V-1] where item_BC is None."""
-        return inner_product(self.user_UD[query.user_B], self.item_VD, None, item_BC)
+        return table_scores(self.user_UD[query.user_B], self.item_VD, None, item_BC)
 
     @torch.no_grad()
-    def sweep(self, store) -> dict[str, float]:
-        """Solves once for all users and once for all items; returns the objective reached."""
-        user, item = select_events(store, self.codes)
-        V = len(self.item_VD)
-        pair, count = torch.unique(user.to(self.item_VD.device) * V + item.to(self.item_VD.device), return_counts=True)
-        user, item, extra = pair // V, pair % V, (self.alpha * count).to(self.item_VD.dtype)  # extra = c - 1
-        self._solve(self.user_UD, self.item_VD, user, item, extra)
-        self._solve(self.item_VD, self.user_UD, item, user, extra)
-        return {"objective": self._objective(user, item, extra)}
+    def fit_pass(self, store: Store) -> dict[str, float]:
+        """Solve for all users and then for all items. Returns the objective reached.
 
-    def _solve(self, out_RD: Tensor, fixed_SD: Tensor, row: Tensor, column: Tensor, extra: Tensor) -> None:
-        """Fills out with the best row vectors given the fixed ones; rows without an entry become 0.
-
-        Rows are taken longest first, so that rows of nearly the same length share a padded batch. All in double: with large alpha
-        and counts, single precision loses the regularisation and the normal equations are no longer positive definite.
+        Extra shape symbol: P distinct (user, item) pairs.
         """
-        d = fixed_SD.shape[1]
-        fixed_SD, extra = fixed_SD.double(), extra.double()
-        order = row.argsort(stable=True)
-        column, extra = column[order], extra[order]
-        length = torch.bincount(row, minlength=len(out_RD))
-        start = length.cumsum(0) - length
-        rank = length.argsort(descending=True, stable=True)
-        lengths = length[rank].tolist()
-        n_rows = int((length > 0).sum())
-        gram = fixed_SD.T @ fixed_SD + self.regularisation * torch.eye(d, dtype=fixed_SD.dtype, device=fixed_SD.device)
-        out_RD.zero_()
-        at = 0
-        while at < n_rows:
-            longest = lengths[at]
-            rows = rank[at : min(n_rows, at + max(1, _BLOCK // (d * max(longest, d))))]
-            step = torch.arange(longest, device=row.device)
-            inside_RL = step < length[rows].unsqueeze(1)
-            entry_RL = (start[rows].unsqueeze(1) + step) * inside_RL
-            y_RLD = fixed_SD[column[entry_RL]]
-            extra_RL = extra[entry_RL] * inside_RL
-            weighted_RDL = (y_RLD * extra_RL.unsqueeze(-1)).mT
-            right_RD = (y_RLD * ((1 + extra_RL) * inside_RL).unsqueeze(-1)).sum(1)
-            factor = torch.linalg.cholesky(weighted_RDL @ y_RLD + gram)
-            out_RD[rows] = torch.cholesky_solve(right_RD.unsqueeze(-1), factor).squeeze(-1).to(out_RD.dtype)
-            at += len(rows)
+        user_E, item_E = select_events(store, self.codes)
+        V = len(self.item_VD)
+        device = self.item_VD.device
+        pair_E = user_E.to(device) * V + item_E.to(device)
+        pair_P, count_P = torch.unique(pair_E, return_counts=True)
+        user_P = pair_P // V
+        item_P = pair_P % V
+        extra_P = (self.alpha * count_P).to(self.item_VD.dtype)  # c - 1
+        self._solve(self.user_UD, self.item_VD, user_P, item_P, extra_P)
+        self._solve(self.item_VD, self.user_UD, item_P, user_P, extra_P)
+        return {"objective": self._objective(user_P, item_P, extra_P)}
 
-    def _objective(self, user: Tensor, item: Tensor, extra: Tensor) -> float:
-        x, y = self.user_UD.double(), self.item_VD.double()
-        total = (x.T @ x * (y.T @ y)).sum() + self.regularisation * (x.square().sum() + y.square().sum())
-        block = max(1, _BLOCK // x.shape[1])
-        for at in range(0, len(user), block):  # the sum over all pairs took p = 0 and c = 1: put the observed ones right
-            part = slice(at, at + block)
-            s = (x[user[part]] * y[item[part]]).sum(1)
-            total += ((1 + extra[part]) * (1 - s).square() - s.square()).sum()
+    def _solve(
+        self, out_RD: Tensor, fixed_SD: Tensor, row_P: Tensor, column_P: Tensor, extra_P: Tensor
+    ) -> None:
+        """Fill out_RD with the best row vectors given the fixed ones; rows without a pair get 0.
+
+        Rows are taken longest first, so that rows of nearly the same length share a padded batch.
+        Everything is in double: with large alpha and counts, single precision loses the
+        regularization, and the normal equations are no longer positive definite.
+
+        Extra shape symbols: R rows, r rows of one batch, L pairs of a row.
+        """
+        width = fixed_SD.shape[1]
+        fixed_SD = fixed_SD.double()
+        order_P = row_P.argsort(stable=True)
+        column_P = column_P[order_P]
+        extra_P = extra_P.double()[order_P]
+        length_R = torch.bincount(row_P, minlength=len(out_RD))
+        start_R = length_R.cumsum(0) - length_R
+        rank_R = length_R.argsort(descending=True, stable=True)
+        lengths = length_R[rank_R].tolist()
+        n_rows = int((length_R > 0).sum())
+        identity_DD = torch.eye(width, dtype=fixed_SD.dtype, device=fixed_SD.device)
+        gram_DD = fixed_SD.T @ fixed_SD + self.regularisation * identity_DD
+        out_RD.zero_()
+        first = 0
+        while first < n_rows:
+            longest = lengths[first]
+            size = max(1, _BLOCK // (width * max(longest, width)))
+            rows_r = rank_R[first : min(n_rows, first + size)]
+            step_L = torch.arange(longest, device=row_P.device)
+            inside_rL = step_L < length_R[rows_r].unsqueeze(1)
+            entry_rL = (start_R[rows_r].unsqueeze(1) + step_L) * inside_rL
+            y_rLD = fixed_SD[column_P[entry_rL]]
+            extra_rL = extra_P[entry_rL] * inside_rL
+            weighted_rDL = (y_rLD * extra_rL.unsqueeze(-1)).mT
+            right_rD = (y_rLD * ((1 + extra_rL) * inside_rL).unsqueeze(-1)).sum(1)
+            factor_rDD = torch.linalg.cholesky(weighted_rDL @ y_rLD + gram_DD)
+            solution_rD = torch.cholesky_solve(right_rD.unsqueeze(-1), factor_rDD).squeeze(-1)
+            out_RD[rows_r] = solution_rD.to(out_RD.dtype)
+            first += len(rows_r)
+
+    def _objective(self, user_P: Tensor, item_P: Tensor, extra_P: Tensor) -> float:
+        x_UD = self.user_UD.double()
+        y_VD = self.item_VD.double()
+        norms = x_UD.square().sum() + y_VD.square().sum()
+        # The sum of squared scores over all pairs takes p = 0 and c = 1 for every pair; the loop
+        # corrects the observed ones.
+        total = (x_UD.T @ x_UD * (y_VD.T @ y_VD)).sum() + self.regularisation * norms
+        block = max(1, _BLOCK // x_UD.shape[1])
+        for start in range(0, len(user_P), block):
+            part = slice(start, start + block)
+            s = (x_UD[user_P[part]] * y_VD[item_P[part]]).sum(1)
+            total += ((1 + extra_P[part]) * (1 - s).square() - s.square()).sum()
         return float(total)

@@ -3,52 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recexp.errors import RecexpError
 from recexp.nn.lookup import Embedding
-from recexp.types import Bag, Feature, RecexpError, Schema
+from recexp.nn.parameters import one_of
+from recexp.types import Bag, Feature, Schema
 
-FUSIONS = ("add", "concat", "gate")
-SCALES = ("sum", "half")
+ItemFusion = Literal["add", "concat", "gate"]
+SideScale = Literal["sum", "half"]
 
 
 def chosen_side(side: str | Sequence[str], available: Iterable[str], owner: str) -> tuple[str, ...]:
-    """Names of the side features to use. ``"all"`` takes every available one.
+    """Names of the side features to use. "all" takes every available one.
 
-    Raises RecexpError for a name the data does not have, and for "all" where there is none.
+    owner: "item" or "user", for the message. Raises RecexpError for a name that the data does not
+    have, for a name given twice, and for "all" where the data has no side features.
     """
     available = tuple(available)
     if side == "all":
         if not available:
             raise RecexpError(
                 f"{owner}_side: all, but the prepared data has no side features of {owner}s. "
-                f"Take a dataset with item features, or the model without side information ({owner}_side: [])."
+                "Take a dataset with item features, or the model without side information "
+                f"({owner}_side: [])."
             )
         return available
     names = (side,) if isinstance(side, str) else tuple(side)
     if unknown := [name for name in names if name not in available]:
-        raise RecexpError(f"{owner}_side names {unknown}, but the prepared data has {list(available) or 'no side features'}.")
+        known = list(available) or "no side features"
+        raise RecexpError(f"{owner}_side names {unknown}, but the prepared data has {known}.")
     if len(set(names)) < len(names):
         raise RecexpError(f"{owner}_side names a feature twice: {list(names)}.")
     return names
 
 
-def one_of(name: str, value: str, allowed: Sequence[str]) -> str:
-    """The value, if it is allowed; RecexpError naming the choices otherwise."""
-    if value not in allowed:
-        raise RecexpError(f"{name}={value!r} is not one of {', '.join(allowed)}.")
-    return value
-
-
 class FeatureBag(nn.Module):
     """Vectors of one item feature: sum_m weight[item, m] * E[id[item, m]].
 
-    Equal to a bias-free linear map of the feature's indicator (or number), so adding it to an id embedding is the
-    same as concatenating one-hot and feature vector before one linear layer. Input [...], output [..., D].
+    That equals a linear map without bias of the feature's indicator (or number). Adding it to an id
+    embedding therefore equals concatenating one-hot and feature vector before one linear layer.
+    Input: item ids [...]; output [..., D].
     """
+
+    id_VM: Tensor
+    weight_VM: Tensor
 
     def __init__(self, feature: Feature, width: int):
         super().__init__()
@@ -58,30 +61,49 @@ class FeatureBag(nn.Module):
         self.register_buffer("weight_VM", feature.weight_VM, persistent=False)
 
     def forward(self, item: Tensor) -> Tensor:
-        row = item.reshape(-1)
+        item_N = item.reshape(-1)
         table = self.table.weight
-        out = F.embedding_bag(self.id_VM[row], table, per_sample_weights=self.weight_VM[row].to(table.dtype), mode="sum")
-        return out.view(*item.shape, table.shape[1])
+        out_ND = F.embedding_bag(
+            self.id_VM[item_N],
+            table,
+            per_sample_weights=self.weight_VM[item_N].to(table.dtype),
+            mode="sum",
+        )
+        return out_ND.view(*item.shape, table.shape[1])
 
 
 class ItemEncoder(nn.Module):
-    """Item vectors: the id embedding fused with the vectors of side features. Item 0 (padding) is the zero vector.
+    """Item vectors: the id embedding fused with the vectors of side features.
 
     side: names from schema.item_features, or "all".
-    fusion of the F = 1 + len(side) vectors f_i: "add" (their sum), "concat" (a linear map of [f_1; ...; f_F]) or
-    "gate" (sum_i G_i f_i with G = softmax over i of f_i . w, w starting at 0, i.e. with uniform gates) - S004 sec. 3,
-    spec 7.2.
-    scale: "sum", or "half" for 0.5 * id + 0.5 * (sum of the side vectors), as in the ITE authors' code (spec 6.3).
+    fusion: of the F = 1 + len(side) vectors f_i. "add" sums them; "concat" is a linear map of
+        [f_1; ...; f_F]; "gate" is sum_i G_i f_i with G = softmax over i of f_i . w, where w starts
+        at 0, i.e. with equal gates (NOVA-BERT, sec. 3, arXiv:2103.03578).
+    scale: "sum", or "half" for 0.5 * id + 0.5 * (sum of the side vectors), as in the ITE authors'
+        code, https://github.com/tranquyenbk173/BERT_ITE.
 
-    Raises RecexpError for features the data does not have and for choices that do not go together.
+    Item 0 (padding) has the zero vector. Raises RecexpError for features that the data does not
+    have and for choices that do not go together.
     """
 
-    def __init__(self, schema: Schema, width: int, *, side: str | Sequence[str] = (), fusion: str = "add", scale: str = "sum"):
+    def __init__(
+        self,
+        schema: Schema,
+        width: int,
+        *,
+        side: str | Sequence[str] = (),
+        fusion: str = "add",
+        scale: str = "sum",
+    ):
         super().__init__()
         names = chosen_side(side, schema.item_features, "item")
-        self.fusion, self.scale = one_of("fusion", fusion, FUSIONS), one_of("side_scale", scale, SCALES)
+        self.fusion = one_of("fusion", fusion, ItemFusion)
+        self.scale = one_of("side_scale", scale, SideScale)
         if scale == "half" and fusion != "add":
-            raise RecexpError(f"scale=half averages the vectors before adding them; it does not go with fusion={fusion}.")
+            raise RecexpError(
+                "scale=half averages the vectors before adding them; "
+                f"it does not go with fusion={fusion}."
+            )
         self.n_items = schema.n_items
         self.id = Embedding(schema.V, width, padding_idx=0)
         self.side = nn.ModuleList(FeatureBag(schema.item_features[name], width) for name in names)
@@ -97,7 +119,7 @@ class ItemEncoder(nn.Module):
         if self.fusion == "concat":
             return self.mix(torch.cat(vectors, -1))
         if self.fusion == "gate":
-            stacked = torch.stack(vectors, -2)
+            stacked = torch.stack(vectors, -2)  # [..., F, D]
             return (self.mix(stacked).softmax(-2) * stacked).sum(-2)
         return _add(vectors[0], vectors[1:], self.scale)
 
@@ -110,9 +132,16 @@ class UserBag(nn.Module):
     """Vectors of one user feature: the mean of E over the values of the user's training items.
 
     A value counts once per item that carries it, whatever its weight in the item's own vector.
-    ``items`` is the feature of items that the counts were made from: it names the values of an item
-    to leave out. Leaving one out equals a bag made from the user's other training items.
+
+    bag: the counts of values per user.
+    items: the item feature that the counts were made from. It names the values of an item to leave
+        out. Leaving one out equals a bag made from the user's other training items.
     """
+
+    ptr: Tensor
+    value: Tensor
+    count: Tensor
+    id_VM: Tensor
 
     def __init__(self, bag: Bag, items: Feature, width: int):
         super().__init__()
@@ -123,16 +152,22 @@ class UserBag(nn.Module):
         self.register_buffer("id_VM", items.id_VM, persistent=False)
 
     def forward(self, user_B: Tensor, without_B: Tensor | None = None) -> Tensor:
-        """[B, D]. without_B: one of the user's training items per row, or 0 for none."""
+        """[B, D]. without_B: one of the user's training items per row, or 0 for none.
+
+        Extra shape symbol: E entries of all the batch's bags, one bag after another.
+        """
         table = self.table.weight
-        start_B, length_B = self.ptr[user_B], self.ptr[user_B + 1] - self.ptr[user_B]
+        start_B = self.ptr[user_B]
+        length_B = self.ptr[user_B + 1] - start_B
         offset_B = length_B.cumsum(0) - length_B
         # Ragged gather: entry e of the flat list belongs to row r and is that row's e - offset[r].
         row_E = torch.repeat_interleave(torch.arange(len(user_B), device=user_B.device), length_B)
         entry_E = torch.arange(len(row_E), device=user_B.device) + (start_B - offset_B)[row_E]
-        value_E, count_E = self.value[entry_E], self.count[entry_E].to(table.dtype)
+        value_E = self.value[entry_E]
+        count_E = self.count[entry_E].to(table.dtype)
         if without_B is not None:
-            # Counts change, not vectors: a value that is gone then has weight 0 and no gradient.
+            # Counts change, not vectors: a value that no other item carries has weight 0 and no
+            # gradient.
             carried_E = (self.id_VM[without_B][row_E] == value_E[:, None]).any(1)
             count_E = count_E - carried_E.to(count_E.dtype)
         total_B = count_E.new_zeros(len(user_B)).index_add_(0, row_E, count_E)
@@ -141,21 +176,28 @@ class UserBag(nn.Module):
 
 
 class UserEncoder(nn.Module):
-    """User vectors: the id embedding plus, per side feature, the user's normalised bag of values (spec 6.3).
+    """User vectors: the id embedding plus, per side feature, the user's normalized bag of values.
 
-    side: names from schema.user_features, or "all". scale: as in ItemEncoder.
-    Raises RecexpError for features the data does not have.
+    side: names from schema.user_features, or "all". scale: as in ``ItemEncoder``.
+    Source: ITE paper (ITE-Si). Raises RecexpError for features that the data does not have.
     """
 
-    def __init__(self, schema: Schema, width: int, *, side: str | Sequence[str] = (), scale: str = "sum"):
+    def __init__(
+        self, schema: Schema, width: int, *, side: str | Sequence[str] = (), scale: str = "sum"
+    ):
         super().__init__()
         names = chosen_side(side, schema.user_features, "user")
-        self.scale = one_of("side_scale", scale, SCALES)
+        self.scale = one_of("side_scale", scale, SideScale)
         self.id = Embedding(schema.n_users, width)
-        self.side = nn.ModuleList(UserBag(schema.user_features[name], schema.item_features[name], width) for name in names)
+        self.side = nn.ModuleList(
+            UserBag(schema.user_features[name], schema.item_features[name], width) for name in names
+        )
 
     def forward(self, user_B: Tensor, without_B: Tensor | None = None) -> Tensor:
-        """Vectors [B, D]. without_B: per row one training item whose values do not count in the bag (0: none)."""
+        """Vectors [B, D].
+
+        without_B: per row one training item whose values do not count in the bag, or 0 for none.
+        """
         return _add(self.id(user_B), [bag(user_B, without_B) for bag in self.side], self.scale)
 
 

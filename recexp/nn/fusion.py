@@ -1,29 +1,35 @@
-"""Fusion of F feature vectors into one (S004 sec. 3, spec 7.2)."""
+"""Fusion of F feature vectors into one (Liu et al. 2021 (NOVA-BERT), sec. 3, arXiv:2103.03578)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from recexp.nn.embeddings import one_of
-from recexp.nn.transformer import bert_init
+from recexp.nn.init import bert_init
+from recexp.nn.parameters import one_of
 
-FUSIONS = ("add", "concat", "gating")
-GATES = ("softmax", "sigmoid")
+FusionKind = Literal["add", "concat", "gating"]
+Gate = Literal["softmax", "sigmoid"]
 
 
 class Fusion(nn.Module):
     """f_1 .. f_F, each broadcastable to [..., D], to one vector [..., D].
 
-    kind: "add" sum_i f_i; "concat" a linear map of [f_1; ...; f_F]; "gating" sum_i G_i f_i with G = gate(f_i . w) and
-    gate "softmax" over the features or "sigmoid". w starts at 0: all features count alike.
+    kind: "add" sums them; "concat" is a linear map of [f_1; ...; f_F]; "gating" is sum_i G_i f_i
+    with G_i = gate(f_i . w).
+    gate: "softmax" over the features, or "sigmoid" of each. w starts at 0, which weighs all
+    features equally.
+
+    The paper writes the gate as a sigma, which it uses for the softmax elsewhere.
     """
 
-    def __init__(self, kind: str, num_features: int, width: int, *, gate: str = "softmax"):
+    def __init__(self, kind: FusionKind, num_features: int, width: int, *, gate: Gate = "softmax"):
         super().__init__()
-        self.kind, self.gate = one_of("fusion", kind, FUSIONS), one_of("gate", gate, GATES)
+        self.kind = one_of("fusion", kind, FusionKind)
+        self.gate = one_of("gate", gate, Gate)
         if kind == "concat":
             self.mix = nn.Linear(num_features * width, width)
         elif kind == "gating":
@@ -35,9 +41,9 @@ class Fusion(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> Tensor:
         if self.kind == "add":
             return sum(features[1:], features[0])
-        features = torch.broadcast_tensors(*features)
+        features = list(torch.broadcast_tensors(*features))
         if self.kind == "concat":
             return self.mix(torch.cat(features, -1))
-        logits = torch.cat([self.mix(f) for f in features], -1)
+        logits = torch.cat([self.mix(feature) for feature in features], -1)  # [..., F]
         gates = logits.softmax(-1) if self.gate == "softmax" else logits.sigmoid()
         return sum(g * f for g, f in zip(gates.split(1, -1), features, strict=True))

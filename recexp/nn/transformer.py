@@ -1,27 +1,29 @@
-"""The Transformer layer of BERT4Rec (S002 eq. 1-6), positions, and BERT's starting values."""
+"""The Transformer layer of BERT4Rec (Sun et al. 2019, eq. 1-6, arXiv:1904.06690) and positions."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recexp.errors import RecexpError
 from recexp.nn.attention import MultiHeadAttention
 from recexp.nn.dropout import Dropout
-from recexp.nn.embeddings import one_of
-from recexp.types import RecexpError
+from recexp.nn.parameters import one_of
 
-NORMS = ("post", "pre", "none")
-LAYER_NORMS = ("variance", "std")
-ACTIVATIONS = ("gelu", "gelu_tanh")
-SIDES = ("left", "right")
+NormPlace = Literal["post", "pre", "none"]
+NormKind = Literal["variance", "std"]
+Activation = Literal["gelu", "gelu_tanh"]
+PositionSide = Literal["left", "right"]
 STD_EPS = 1e-6
 
 
 class StdNorm(nn.Module):
     """(x - mean) / (std + 1e-6) * weight + bias over the last dimension, the std with n - 1.
 
-    The layer norm of BERT4Rec-VAE-Pytorch, https://github.com/jaywonchung/BERT4Rec-VAE-Pytorch.
+    The layer norm of BERT4Rec-VAE-Pytorch, https://github.com/jaywonchung/BERT4Rec-VAE-Pytorch;
     torch's divides by sqrt(variance + eps), the variance with n. Raises RecexpError for width 1.
     """
 
@@ -39,20 +41,20 @@ class StdNorm(nn.Module):
 
 def make_norm(kind: str, width: int, eps: float) -> nn.Module:
     """torch's layer norm ("variance") with this epsilon, or ``StdNorm`` ("std")."""
-    one_of("layer_norm", kind, LAYER_NORMS)
+    one_of("layer_norm", kind, NormKind)
     return StdNorm(width) if kind == "std" else nn.LayerNorm(width, eps)
 
 
 class TransformerLayer(nn.Module):
-    """Attention and a feed-forward net (GELU, inner width 4 D unless given) in residual steps.
+    """Attention and a feed-forward net with GELU, each a residual step.
 
-    norm: "post" LN(x + Drop(f(x))), "pre" x + Drop(f(LN(x))) or "none" x + Drop(f(x)). residual: without it, the x of
-    the sum is gone. ffn: without it, attention only (S002 Table 5). layer_norm: see ``make_norm``.
-    activation: "gelu" exactly, by erf, or "gelu_tanh", its approximation by tanh.
-    more_dropout: dropout after the feed-forward net's activation and of what the layer returns.
-
-    The input x_BLD feeds values and residual. Queries and keys come from query_key_BLD where given (NOVA, S004), else
-    from x too. at computes some rows alone, equal to those among all rows: a slice of them, or int64 [B, M], M of each.
+    num_inner: inner width of the feed-forward net, 4 D where None.
+    norm: "post" is LN(x + Drop(f(x))), "pre" is x + Drop(f(LN(x))), "none" is x + Drop(f(x)).
+    residual: where false, a step is Drop(f(x)) without "x +".
+    ffn: where false, the layer is attention alone. Both are ablations of BERT4Rec's Table 5.
+    layer_norm, eps: see ``make_norm``.
+    activation: "gelu" computes it exactly, by erf; "gelu_tanh" approximates it by tanh.
+    more_dropout: adds dropout after the activation and on the layer's output.
     """
 
     def __init__(
@@ -72,8 +74,9 @@ class TransformerLayer(nn.Module):
         more_dropout: bool = False,
     ):
         super().__init__()
-        self.norm, self.residual = one_of("norm", norm, NORMS), residual
-        one_of("activation", activation, ACTIVATIONS)
+        self.norm = one_of("norm", norm, NormPlace)
+        self.residual = residual
+        one_of("activation", activation, Activation)
         self.approximate = "tanh" if activation == "gelu_tanh" else "none"
         self.attention = MultiHeadAttention(width, num_heads, dropout=attention_dropout)
         self.norm1 = nn.Identity() if norm == "none" else make_norm(layer_norm, width, eps)
@@ -85,56 +88,63 @@ class TransformerLayer(nn.Module):
         self.dropout = Dropout(dropout)
         self.second_dropout = self.dropout if more_dropout else nn.Identity()
 
-    def forward(self, x_BLD: Tensor, mask: Tensor, query_key_BLD: Tensor | None = None, at: slice | Tensor | None = None) -> Tensor:
-        value = self.norm1(x_BLD) if self.norm == "pre" else x_BLD
-        query = key = value if query_key_BLD is None else query_key_BLD
+    def forward(
+        self,
+        x_BLD: Tensor,
+        mask: Tensor,
+        query_key_BLD: Tensor | None = None,
+        at: slice | Tensor | None = None,
+    ) -> Tensor:
+        """The layer's output [B, L, D], or [B, M, D] of the rows ``at``.
+
+        x_BLD: feeds the values and the residual.
+        mask: bool, broadcast to [B, H, L, L]; True where attending is allowed.
+        query_key_BLD: feeds queries and keys; x_BLD where None. NOVA-BERT gives another one.
+        at: compute these rows only: a slice, or int64 [B, M]. They equal those among all rows.
+        """
+        value_BLD = self.norm1(x_BLD) if self.norm == "pre" else x_BLD
+        key_BLD = value_BLD if query_key_BLD is None else query_key_BLD
+        query = key_BLD
         if at is not None:
-            x_BLD, query = pick(x_BLD, at), pick(query, at)
+            x_BLD = select_rows(x_BLD, at)  # [B, M, D]
+            query = select_rows(query, at)  # [B, M, D]
             if mask.shape[-2] > 1:
-                mask = pick(mask[:, 0], at)[:, None]
-        h = self._add(x_BLD, self.attention(query, key, value, mask), self.norm1)
+                mask = select_rows(mask[:, 0], at)[:, None]
+        h = self._step(x_BLD, self.attention(query, key_BLD, value_BLD, mask), self.norm1)
         if not self.ffn:
             return self.second_dropout(h)
         z = self.norm2(h) if self.norm == "pre" else h
         z = self.second_dropout(F.gelu(self.inner(z), approximate=self.approximate))
-        return self.second_dropout(self._add(h, self.outer(z), self.norm2))
+        return self.second_dropout(self._step(h, self.outer(z), self.norm2))
 
-    def _add(self, x: Tensor, change: Tensor, norm: nn.Module) -> Tensor:
+    def _step(self, x: Tensor, change: Tensor, norm: nn.Module) -> Tensor:
         h = self.dropout(change)
-        h = x + h if self.residual else h
+        if self.residual:
+            h = x + h
         return h if self.norm == "pre" else norm(h)
 
 
-def pick(x_BLD: Tensor, at: slice | Tensor) -> Tensor:
-    """Rows of every sequence: a slice of them or int64 [B, M]."""
-    return x_BLD[:, at] if isinstance(at, slice) else x_BLD.gather(1, at[..., None].expand(-1, -1, x_BLD.shape[-1]))
+def select_rows(x_BLD: Tensor, at: slice | Tensor) -> Tensor:
+    """Rows of every sequence, [B, M, D]: a slice of them, or int64 [B, M]."""
+    if isinstance(at, slice):
+        return x_BLD[:, at]
+    return x_BLD.gather(1, at[..., None].expand(-1, -1, x_BLD.shape[-1]))
 
 
 class PositionEmbedding(nn.Module):
     """Learned positions of left-padded histories, such that more padding changes nothing.
 
-    side "right": counted from the newest event, which has row max_len - 1; returns [L, D].
-    side "left": counted from the oldest event given, which has row 0, as where padding stands on the right; [B, L, D].
+    side: "right" counts from the newest event, which has row max_len - 1; returns [L, D].
+    "left" counts from the oldest event given, which has row 0, as in code that pads on the right;
+    returns [B, L, D].
     """
 
     def __init__(self, max_len: int, width: int, side: str):
         super().__init__()
-        self.side = one_of("positions", side, SIDES)
+        self.side = one_of("positions", side, PositionSide)
         self.table = nn.Embedding(max_len, width)
 
     def forward(self, mask_BL: Tensor) -> Tensor:
         if self.side == "right":
             return self.table.weight[self.table.num_embeddings - mask_BL.shape[1] :]
         return self.table((mask_BL.cumsum(1) - 1).clamp(min=0))
-
-
-@torch.no_grad()
-def bert_init(module: nn.Module, std: float = 0.02) -> None:
-    """Weights of tables and linear maps ~ N(0, std^2) cut at two deviations, padding rows and biases 0 (spec 4.9)."""
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Embedding):
-            nn.init.trunc_normal_(part.weight, std=std, a=-2 * std, b=2 * std)
-        if isinstance(part, nn.Linear) and part.bias is not None:
-            part.bias.zero_()
-        if isinstance(part, nn.Embedding) and part.padding_idx is not None:
-            part.weight[part.padding_idx] = 0

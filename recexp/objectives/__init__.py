@@ -1,1 +1,1 @@
-
+"""What a training example is and what its loss is: one objective per file."""

@@ -1,62 +1,97 @@
-"""Predict every next item from the history before it (SASRec, GRU4Rec, Caser)."""
+"""Predict every next item from the history before it.
+
+Kang and McAuley 2018 (SASRec), arXiv:1808.09781; Tang and Wang 2018 (Caser), arXiv:1809.07426.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from recexp.objectives.sequence import SequenceObjective, read_window, window_ends
-from recexp.types import Query, RecexpError, SequenceBatch
+from recexp.data.store import Store
+from recexp.errors import RecexpError
+from recexp.objectives.base import check_choice
+from recexp.objectives.sequence import SequenceObjective
+from recexp.objectives.windows import read_window, window_ends
+from recexp.types import Query, SequenceBatch
+
+Windows = Literal["last", "all"]
 
 
 @dataclass
 class NextItem(SequenceObjective):
-    """windows: "last" (one row per user: his newest max_len + 1 events, as SASRec) or "all" (older ones too, back by ``step`` events; step None: so
-    that every event but a user's first is a target).
+    """A row is a window of a user's history; its targets are the items that follow.
 
-    targets: None puts a target at every position (the following item). A number T reads windows of max_len events and gives the T items that
-    follow to the one state the model returns for it (Caser); users shorter than that get one window.
+    windows: "last" (one row per user: their newest max_len + 1 events, as SASRec) or "all" (older
+        ones too, back by ``step`` events; step None: so that every event but a user's first is a
+        target).
+    targets: None puts a target at every position, the following item. A number T reads windows of
+        max_len events and gives the T items that follow to the one state that the model returns
+        for it (Caser); users with fewer events get one window.
     """
 
-    windows: str = "last"
-    step: int | None = None
-    targets: int | None = None
+    windows: Windows = "last"
+    step: Annotated[int, Field(ge=1)] | None = None
+    targets: Annotated[int, Field(ge=1)] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         if min(self.step or 1, self.targets or 1) < 1:
-            raise RecexpError(f"objective.step={self.step} and objective.targets={self.targets} must be at least 1.")
-        if self.windows not in ("last", "all"):
-            raise RecexpError(f"objective.windows={self.windows!r}: choose last or all.")
+            raise RecexpError(
+                f"objective.step={self.step} and objective.targets={self.targets} must be at "
+                "least 1."
+            )
+        check_choice("windows", self.windows, Windows)
 
-    def rows(self, store) -> Tensor:
+    def rows(self, store: Store) -> Tensor:
+        """Ends of windows, exclusive rows of ``store.train``."""
         if self.windows == "last":
             ptr = store.train.ptr
             return ptr[1:][ptr[1:] - ptr[:-1] >= 2]
         length = self._history + (self.targets or 1)
-        return window_ends(store, length, self.step or (1 if self.targets else self._history), least=2)
+        step = self.step or (1 if self.targets else self._history)
+        return window_ends(store, length, step, least=2)
 
-    def batch(self, store, rows: Tensor, generator: torch.Generator) -> SequenceBatch:
+    def batch(self, store: Store, rows: Tensor, generator: torch.Generator) -> SequenceBatch:
         if self.targets:
-            batch = self._several(store, rows)
+            batch = self._targets_after_window(store, rows, self.targets)
         else:
-            full = read_window(store, rows, self._history + 1)
-            query, target_BL = _columns(full, slice(None, -1)), full.item_BL[:, 1:]
-            batch = SequenceBatch(query, torch.where(query.item_BL != 0, target_BL, 0))
-        return self._negatives(store, batch, generator)
+            batch = self._targets_at_positions(store, rows)
+        return self._with_negatives(store, batch, generator)
 
-    def _several(self, store, end_B: Tensor) -> SequenceBatch:
-        """The last ``targets`` events of each window as targets, of a short one fewer, so that one event at least is left to read."""
-        train, user = store.train, store.train.user[end_B - 1]
-        start_B = torch.maximum(train.ptr[user], end_B - self._history - self.targets)
-        read_B = torch.maximum(end_B - self.targets, start_B + 1)
-        at_BT = read_B[:, None] + torch.arange(self.targets, device=end_B.device)
-        target_BT = torch.where(at_BT < end_B[:, None], train.item[at_BT.clamp(max=len(train) - 1)], 0).long()
-        return SequenceBatch(store.window(train, user, start_B, read_B, self._history), target_BT)
+    def _targets_at_positions(self, store: Store, end_B: Tensor) -> SequenceBatch:
+        full = read_window(store, end_B, self._history + 1)  # [B, L + 1]
+        query = _columns(full, slice(None, -1))
+        next_BL = full.item_BL[:, 1:]
+        return SequenceBatch(query, torch.where(query.item_BL != 0, next_BL, 0))
+
+    def _targets_after_window(self, store: Store, end_B: Tensor, n_targets: int) -> SequenceBatch:
+        """The last events of each window as targets.
+
+        A short window has fewer targets, so that at least one event is left to read.
+        """
+        train = store.train
+        user_B = train.user[end_B - 1]
+        start_B = torch.maximum(train.ptr[user_B], end_B - self._history - n_targets)
+        first_target_B = torch.maximum(end_B - n_targets, start_B + 1)
+        row_BT = first_target_B[:, None] + torch.arange(n_targets, device=end_B.device)
+        item_BT = train.item[row_BT.clamp(max=len(train) - 1)]
+        target_BT = torch.where(row_BT < end_B[:, None], item_BT, 0).long()
+        query = store.window(train, user_B, start_B, first_target_B, self._history)
+        return SequenceBatch(query, target_BT)
 
 
 def _columns(query: Query, part: slice) -> Query:
-    columns = (query.item_BL, query.behaviour_BL, query.time_BL, query.value_BL)
-    return Query(query.user_B, *(None if c is None else c[:, part] for c in columns))
+    """The query with a part of its columns."""
+    value_BL = query.value_BL
+    return Query(
+        query.user_B,
+        query.item_BL[:, part],
+        query.behaviour_BL[:, part],
+        query.time_BL[:, part],
+        None if value_BL is None else value_BL[:, part],
+    )

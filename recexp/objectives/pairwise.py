@@ -1,135 +1,197 @@
-"""Preferences between pairs of items (BPR; S001's supportive-only and level-ordered pairs)."""
+"""Preferences between pairs of items.
+
+Rendle et al. 2009 (BPR), arXiv:1205.2618; the multi-feedback paper (MF + multi-branch MLP) for
+negatives met through weaker behaviors and for pairs ordered by level.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from recexp import losses
+from recexp.contracts import BranchMasked, NegativeSampler, Objective, Recommender
+from recexp.data.store import Pairs, Store
+from recexp.errors import RecexpError
+from recexp.objectives import losses
 from recexp.objectives.base import (
-    Objective,
-    behaviours_on,
+    Positives,
+    behaviors_on,
+    check_choice,
     check_negatives,
-    check_positives,
     check_sampler,
     penalty,
     positive_rows,
-    require,
-    somebody,
+    random_rows,
 )
-from recexp.sampling import NegativeSampler
-from recexp.types import PairwiseBatch, Query, RecexpError
+from recexp.types import PairwiseBatch, Query
+
+PairKind = Literal["sampler", "levels"]
+_LARGE = 2**62  # range of integers that are reduced modulo a per-row bound
+
+
+@dataclass(frozen=True)
+class _Levels:
+    """The training pairs by level, and each user's items sorted by level in CSR form."""
+
+    pairs: Pairs
+    n_levels: int
+    level_P: Tensor  # int64: level of each pair
+    item_P: Tensor  # items sorted by (user, level)
+    ptr: Tensor  # int64 [U * n_levels + 1]: where each (user, level) begins
 
 
 @dataclass
-class Pairwise(Objective):
-    """-log sigmoid(score(positive) - score(negative)) over training events drawn uniformly.
+class Pairwise(Objective[Recommender, PairwiseBatch]):
+    """-log sigmoid(score(positive) - score(negative)) over training events.
 
-    positives: "any" event, "explicit" ones or the "strongest" behaviour only (S001: purchases).
-    pairs: "sampler" draws the negatives from the sampler; "levels" takes items of a lower level than the positive's (S001's MFPR, models.md §5.3).
-        First one of the levels below at which the user has items, or no level at all, is drawn, each equally likely, then an item of it, by the
-        sampler where it is no level. A pair's level is that of its strongest behaviour in training.
-    levels: the level of each behaviour, weak to strong; None: 1, 2, ... Equal levels are not ordered (S001: click 1, cart and favourite 2,
-        purchase 3).
+    positives: "any" event, "explicit" ones or those of the "strongest" behavior only (the
+        multi-feedback paper: purchases).
+    pairs: "sampler" draws the negatives from the sampler. "levels" takes items of a lower level
+        than the positive's (MFPR in the multi-feedback paper): first one of the levels below at
+        which the user has items, or no level at all, is drawn, each equally likely; then an item
+        of it, from the sampler where it is no level. A pair's level is that of its strongest
+        behavior in training.
+    levels: the level of each behavior, weak to strong; None: 1, 2, ... Equal levels are not
+        ordered (the multi-feedback paper: click 1, cart and favorite 2, purchase 3).
+    l2: weight of the mean square of the batch's embeddings.
     shuffle_targets: control, see ``Pointwise``.
     """
 
     sampler: NegativeSampler
-    n_negatives: int = 1
-    positives: str = "any"
-    pairs: str = "sampler"
-    levels: list[int] | None = None
-    l2: float = 0.0
+    n_negatives: Annotated[int, Field(ge=0, le=1_000_000)] = 1
+    positives: Positives = "any"
+    pairs: PairKind = "sampler"
+    levels: list[Annotated[int, Field(ge=1, le=31)]] | None = None
+    l2: Annotated[float, Field(ge=0)] = 0.0
     shuffle_targets: bool = False
 
-    needs = ("score",)
+    needs = Recommender
 
-    def __post_init__(self):
-        check_positives(self.positives)
+    def __post_init__(self) -> None:
+        check_choice("positives", self.positives, Positives)
+        check_choice("pairs", self.pairs, PairKind)
         check_sampler(self.sampler)
-        if self.pairs not in ("sampler", "levels"):
-            raise RecexpError(f"objective.pairs={self.pairs!r}: choose sampler or levels.")
         if self.n_negatives < 1:
             raise RecexpError("objective.n_negatives must be at least 1: a pair needs a negative.")
+        self._levels: _Levels | None = None
 
-    def check(self, model, store) -> None:
-        self._branches = getattr(model, "wants_behaviour_mask", False)
-        require(model, self)
-        check_negatives(store, self.n_negatives, model)
+    def check(self, model: Recommender, store: Store) -> None:
+        super().check(model, store)
+        check_negatives(store)
         self.rows(store)
-        T = len(store.schema.behaviours)
-        if self.levels is not None and (len(self.levels) != T or min(self.levels) < 1):
-            raise RecexpError(f"objective.levels={list(self.levels)} must give each of the behaviours {list(store.schema.behaviours)} a level >= 1.")
-        self._history = model.history
-        self._items_by_level = None
+        behaviors = list(store.schema.behaviours)
+        levels = self.levels
+        if levels is not None and (len(levels) != len(behaviors) or min(levels) < 1):
+            raise RecexpError(
+                f"objective.levels={list(levels)} must give each of the behaviours {behaviors} a "
+                "level >= 1."
+            )
 
-    def rows(self, store) -> Tensor:
+    def bind(self, model: Recommender, store: Store) -> None:
+        super().bind(model, store)
+        self._history = model.history
+        self._has_branches = isinstance(model, BranchMasked)
+        self._levels = None
+
+    def rows(self, store: Store) -> Tensor:
         return positive_rows(store, self.positives)
 
     def instances(self) -> int:
         """One per pair: BPR's instance is a (user, positive, negative) triple."""
         return self.n_negatives
 
-    def constant_loss(self, store, batch_size: int) -> float:
+    def constant_loss(self, store: Store, batch_size: int) -> float:
         return math.log(2)
 
-    def batch(self, store, rows: Tensor, generator: torch.Generator) -> PairwiseBatch:
-        query = owner = store.query(rows, self._history)
+    def batch(self, store: Store, rows: Tensor, generator: torch.Generator) -> PairwiseBatch:
+        query = store.query(rows, self._history)
+        owner = query  # whose event the positive is
         if self.shuffle_targets:
-            rows = somebody(store, rows.shape, generator)
+            rows = random_rows(store, rows.shape, generator)
             owner = replace(query, user_B=store.train.user.take(rows))
         positive_B = store.train.item.take(rows).long()
         negative_Bn = self.sampler(store, owner, self.n_negatives, generator, positive_B)
         if self.pairs == "levels":
-            negative_Bn = self._lower(store, owner, positive_B, negative_Bn, generator)
+            negative_Bn = self._draw_lower(store, owner, positive_B, negative_Bn, generator)
         did_BCT = None
-        if self._branches:
+        if self._has_branches:
             item_BC = torch.cat([positive_B[:, None], negative_Bn], 1)
-            did_BCT = behaviours_on(store, owner.user_B[:, None].expand_as(item_BC), item_BC)
+            did_BCT = behaviors_on(store, owner.user_B[:, None].expand_as(item_BC), item_BC)
         return PairwiseBatch(query, positive_B, negative_Bn, did_BCT)
 
-    def _lower(self, store, owner: Query, positive_B: Tensor, unseen_Bn: Tensor, generator: torch.Generator) -> Tensor:
-        """Negatives [B, n] of a lower level than the positive's; unseen_Bn where the drawn level is "no level"."""
-        pairs, user_B = store.train_pairs, owner.user_B
-        level_P, item_P, ptr = self._by_level(store)
-        n_levels = (len(ptr) - 1) // (len(pairs.ptr) - 1)
-        group_Bl = user_B[:, None] * n_levels + torch.arange(n_levels, device=user_B.device)  # column l - 1 is level l
-        have_Bl = ptr[group_Bl + 1] - ptr[group_Bl]
-        level_B = level_P[pairs.find(user_B, positive_B)]
-        possible_Bl = (have_Bl > 0) & (torch.arange(1, n_levels + 1, device=user_B.device) < level_B[:, None])
-        possible = torch.cat([torch.ones_like(possible_Bl[:, :1]), possible_Bl], 1)[:, None]
-        draw = torch.rand(*unseen_Bn.shape, n_levels + 1, generator=generator, device=user_B.device)
-        chosen_Bn = draw.masked_fill(~possible, -1.0).argmax(-1)
+    def _draw_lower(
+        self,
+        store: Store,
+        owner: Query,
+        positive_B: Tensor,
+        unseen_Bn: Tensor,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Negatives [B, n] of a lower level than the positive's.
+
+        unseen_Bn: the negatives where the drawn level is "no level".
+        """
+        levels = self._levels_of(store)
+        user_B = owner.user_B
+        device = user_B.device
+        n_levels = levels.n_levels
+
+        # Which levels below the positive's has the user items at? Column l - 1 is level l.
+        group_Bl = user_B[:, None] * n_levels + torch.arange(n_levels, device=device)
+        n_items_Bl = levels.ptr[group_Bl + 1] - levels.ptr[group_Bl]
+        level_B = levels.level_P[levels.pairs.find(user_B, positive_B)]
+        lower_Bl = torch.arange(1, n_levels + 1, device=device) < level_B[:, None]
+        possible_Bl = (n_items_Bl > 0) & lower_Bl
+
+        # The largest of uniform numbers chooses among them and "no level", which is column 0.
+        no_level_B1 = torch.ones_like(possible_Bl[:, :1])
+        possible_B1l = torch.cat([no_level_B1, possible_Bl], 1)[:, None]
+        draw_Bnl = torch.rand(*unseen_Bn.shape, n_levels + 1, generator=generator, device=device)
+        chosen_Bn = draw_Bnl.masked_fill(~possible_B1l, -1.0).argmax(-1)
+
         group_Bn = user_B[:, None] * n_levels + (chosen_Bn - 1).clamp(min=0)
-        have_Bn = (ptr[group_Bn + 1] - ptr[group_Bn]).clamp(min=1)
-        place_Bn = ptr[group_Bn] + torch.randint(2**62, unseen_Bn.shape, generator=generator, device=user_B.device) % have_Bn
-        return torch.where(chosen_Bn > 0, item_P[place_Bn.clamp(max=len(item_P) - 1)].long(), unseen_Bn)
+        n_items_Bn = (levels.ptr[group_Bn + 1] - levels.ptr[group_Bn]).clamp(min=1)
+        draw_Bn = torch.randint(_LARGE, unseen_Bn.shape, generator=generator, device=device)
+        place_Bn = levels.ptr[group_Bn] + draw_Bn % n_items_Bn
+        lower_Bn = levels.item_P[place_Bn.clamp(max=len(levels.item_P) - 1)].long()
+        return torch.where(chosen_Bn > 0, lower_Bn, unseen_Bn)
 
-    def _by_level(self, store) -> tuple[Tensor, Tensor, Tensor]:
-        """Level of each training pair; the pairs' items sorted by (user, level), and where each (user, level) begins."""
+    def _levels_of(self, store: Store) -> _Levels:
+        """The levels of the store's training pairs, computed once."""
         pairs = store.train_pairs
-        if self._items_by_level is None or self._items_by_level[0] is not pairs:
+        if self._levels is None or self._levels.pairs is not pairs:
             T = len(store.schema.behaviours)
-            levels = torch.tensor(self.levels or range(1, T + 1), device=pairs.mask.device)
-            level_P = torch.where((pairs.mask[:, None] >> torch.arange(T, device=pairs.mask.device)) % 2 == 1, levels, 0).amax(1)
-            n_levels = int(levels.max())
+            device = pairs.mask.device
+            level_T = torch.tensor(self.levels or range(1, T + 1), device=device)
+            did_PT = (pairs.mask[:, None] >> torch.arange(T, device=device)) % 2 == 1
+            level_P = torch.where(did_PT, level_T, 0).amax(1)
+            n_levels = int(level_T.max())
             group_P = pairs.user * n_levels + level_P - 1
-            length = torch.bincount(group_P, minlength=(len(pairs.ptr) - 1) * n_levels)
+            n_groups = (len(pairs.ptr) - 1) * n_levels
+            length = torch.bincount(group_P, minlength=n_groups)
             ptr = torch.cat([length.new_zeros(1), length.cumsum(0)])
-            self._items_by_level = (pairs, level_P, pairs.item[group_P.argsort(stable=True)], ptr)
-        return self._items_by_level[1:]
+            item_P = pairs.item[group_P.argsort(stable=True)]
+            self._levels = _Levels(pairs, n_levels, level_P, item_P, ptr)
+        return self._levels
 
-    def loss(self, model, batch: PairwiseBatch) -> dict[str, Tensor]:
+    def loss(self, model: Recommender, batch: PairwiseBatch) -> dict[str, Tensor]:
         item_BC = torch.cat([batch.positive_B[:, None], batch.negative_Bn], 1)
-        masked = batch.did_BCT is not None
-        score_BC = model.logits(batch.query, item_BC, batch.did_BCT)[..., -1] if masked else model.score(batch.query, item_BC)
+        if batch.did_BCT is None:
+            score_BC = model.score(batch.query, item_BC)
+        else:
+            assert isinstance(model, BranchMasked)
+            score_BC = model.logits(batch.query, item_BC, batch.did_BCT)[..., -1]
         total = losses.bpr(score_BC[:, 0], score_BC[:, 1:])
-        if (extra := penalty(model, batch.query, item_BC, self.l2)) is not None:
+        extra = penalty(model, batch.query, item_BC, self.l2)
+        if extra is not None:
             total = total + extra
-        if not masked:
+        if batch.did_BCT is None:
             return {"loss": total}
-        # The rest were drawn from the unseen, for want of items met only through weaker behaviours (models.md §5.2 asks to say how many).
-        return {"loss": total, "negatives_met": batch.did_BCT[:, 1:].any(-1).float().mean()}
+        # Users without items met only through weaker behaviors got unseen items instead.
+        negatives_met = batch.did_BCT[:, 1:].any(-1).float().mean()
+        return {"loss": total, "negatives_met": negatives_met}

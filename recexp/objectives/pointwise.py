@@ -1,145 +1,211 @@
-"""Several behaviours predicted per (user, item): binary labels and weights as data (S000 eq. 17-19, S001, NeuMF)."""
+"""Several behaviors predicted per (user, item): binary labels and weights as data.
+
+ITE paper, eq. 17-19; the multi-feedback paper (MF + multi-branch MLP); He et al. 2017 (NCF),
+arXiv:1708.05031.
+"""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
+from typing import Annotated, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from recexp import losses
+from recexp.contracts import BranchMasked, MultiBehaviour, NegativeSampler, Objective
+from recexp.data.store import Store
+from recexp.errors import RecexpError
 from recexp.objectives.base import (
-    Objective,
-    behaviours_on,
+    Positives,
+    behaviors_on,
+    check_choice,
     check_negatives,
-    check_positives,
     check_sampler,
+    explicit_bits,
     penalty,
     positive_rows,
-    require,
-    somebody,
+    random_rows,
 )
-from recexp.sampling import NegativeSampler
-from recexp.types import PointwiseBatch, RecexpError
+from recexp.objectives.losses import PAIR_LOSSES, Mean
+from recexp.types import PointwiseBatch, Query
+
+ExplicitNegatives = Literal["unobserved", "clicked_only", "both"]
+LossName = Literal["bce", "mse"]
 
 
 @dataclass
-class Pointwise(Objective):
-    """Each training event that ``positives`` names, with ``n_negatives`` items the user has not; one binary cross-entropy per predicted level.
+class Pointwise(Objective[MultiBehaviour, PointwiseBatch]):
+    """A row is a training event; its positive and ``n_negatives`` drawn items get labels per level.
 
-    positives: the training events to learn from: "any", "explicit" ones or those of the "strongest" behaviour (S001's NCF: purchases).
-    levels: what each of the model's K logits means, weak to strong: "any" (any behaviour), "explicit" (any explicit behaviour) or the name of a
-        behaviour. None: "any" for a model with K = 1, "any" and "explicit" with K = 2, otherwise each behaviour.
-    loss_name: "bce" on logits, or "mse", squared error of the scores themselves against the labels 0 and 1 (MTMF's, models.md §6.7).
-    weights: weight of each level's loss (S000: eta = weights[0] on the implicit loss); None: all 1.
-    explicit_neg: which pairs are negatives of the levels above the first (models.md §6.2): "unobserved" (items drawn for its positives),
-        "clicked_only" (items met only through a weaker behaviour) or "both".
-    l2: weight of the mean square of the batch's embeddings (S000's lambda R).
-    reduction: "rows" (mean over all scored pairs, as the authors' code) or "weights" (mean over those with weight).
-    balance: 0 counts every event alike, 1 every user alike (events weighted by 1 / their user's events, mean 1), between: a power.
+    positives: the training events to learn from: "any", "explicit" ones or those of the
+        "strongest" behavior (NCF in the multi-feedback paper: purchases).
+    levels: what each of the model's K logits means, weak to strong: "any" (any behavior),
+        "explicit" (any explicit behavior) or the name of a behavior. None: "any" for a model with
+        K = 1, "any" and "explicit" with K = 2, otherwise each behavior.
+    loss_name: "bce" on logits, or "mse", squared error of the scores themselves against the
+        labels 0 and 1 (MTMF).
+    weights: weight of each level's loss (ITE paper: eta = weights[0] on the implicit loss); None:
+        all 1.
+    explicit_neg: which pairs are negatives of the levels above the first: "unobserved" (items
+        drawn for its positives), "clicked_only" (items met only through a weaker behavior) or
+        "both".
+    l2: weight of the mean square of the batch's embeddings (ITE paper: lambda R).
+    reduction: "rows" (mean over all scored pairs, as the authors' code) or "weights" (mean over
+        those with weight).
+    balance: 0 counts every event alike, 1 every user alike (events weighted by 1 / their user's
+        events, mean 1); between: a power.
     leave_target_out: the row's positive does not count in its user's side features, which are then
         those of the user's other training items.
-    shuffle_targets: control: labels belong to a random user's event. A model that still learns under it learns from popularity alone.
+    shuffle_targets: control: labels belong to a random user's event. A model that still learns
+        from them learns from popularity alone.
     """
 
     sampler: NegativeSampler
-    n_negatives: int = 4
-    loss_name: str = "bce"
-    positives: str = "any"
+    n_negatives: Annotated[int, Field(ge=0, le=1_000_000)] = 4
+    loss_name: LossName = "bce"
+    positives: Positives = "any"
     levels: list[str] | None = None
-    weights: list[float] | None = None
-    explicit_neg: str = "both"
-    l2: float = 0.0
-    reduction: str = "rows"
-    balance: float = 0.0
+    weights: list[Annotated[float, Field(ge=0)]] | None = None
+    explicit_neg: ExplicitNegatives = "both"
+    l2: Annotated[float, Field(ge=0)] = 0.0
+    reduction: Mean = "rows"
+    balance: Annotated[float, Field(ge=0)] = 0.0
     leave_target_out: bool = False
     shuffle_targets: bool = False
 
-    needs = ("logits",)
+    needs = MultiBehaviour
 
-    def __post_init__(self):
-        check_positives(self.positives)
+    def __post_init__(self) -> None:
+        check_choice("positives", self.positives, Positives)
+        check_choice("explicit_neg", self.explicit_neg, ExplicitNegatives)
+        check_choice("loss_name", self.loss_name, LossName)
+        check_choice("reduction", self.reduction, Mean)
         check_sampler(self.sampler)
-        if self.explicit_neg not in ("unobserved", "clicked_only", "both"):
-            raise RecexpError(f"objective.explicit_neg={self.explicit_neg!r}: choose unobserved, clicked_only or both.")
-        if self.loss_name not in ("bce", "mse"):
-            raise RecexpError(f"objective.loss_name={self.loss_name!r}: choose bce or mse.")
-        if self.reduction not in ("rows", "weights"):
-            raise RecexpError(f"objective.reduction={self.reduction!r}: choose rows or weights.")
         if self.n_negatives < 1:
-            raise RecexpError("objective.n_negatives must be at least 1: a binary loss without negatives learns nothing.")
-
-    def check(self, model, store) -> None:
-        require(model, self)
-        check_negatives(store, self.n_negatives, model)
-        self.rows(store)
-        self._prepare(model, store)
-
-    def _prepare(self, model, store) -> None:
-        """Bit masks of the levels, once."""
-        schema, K = store.schema, model.n_behaviours
-        levels = self.levels or {1: ["any"], 2: ["any", "explicit"]}.get(K, list(schema.behaviours))
-        if len(levels) != K:
-            raise RecexpError(f"objective.levels {levels} names {len(levels)} levels; {type(model).__name__} predicts {K}.")
-        known = {name: 1 << i for i, name in enumerate(schema.behaviours)}
-        known |= {"any": (1 << len(known)) - 1, "explicit": sum(1 << i for i, e in enumerate(schema.explicit) if e)}
-        if unknown := [name for name in levels if name not in known]:
-            raise RecexpError(f"objective.levels: {unknown} unknown; this data has {sorted(known)}.")
-        if "explicit" in levels and known["explicit"] in (0, known["any"]) and K > 1:
             raise RecexpError(
-                f"{type(model).__name__} learns implicit and explicit feedback, but here {'every' if known['explicit'] else 'no'} behaviour of "
-                f"{list(schema.behaviours)} counts as explicit. Set dataset.explicit, or read ratings as behaviours: "
-                "'dataset.value_behaviours={rated: 0, liked: 4}' 'dataset.explicit=[liked]'."
+                "objective.n_negatives must be at least 1: a binary loss without negatives learns "
+                "nothing."
+            )
+        self._loss = PAIR_LOSSES[self.loss_name]()
+
+    def check(self, model: MultiBehaviour, store: Store) -> None:
+        super().check(model, store)
+        check_negatives(store)
+        self.rows(store)
+        self._level_bits(model, store)
+
+    def bind(self, model: MultiBehaviour, store: Store) -> None:
+        super().bind(model, store)
+        self._bits_K = self._level_bits(model, store)
+        self._history = model.history
+        self._has_branches = isinstance(model, BranchMasked)
+
+    def _level_bits(self, model: MultiBehaviour, store: Store) -> Tensor:
+        """Bit mask of each level over the behaviors, int64 [K]."""
+        behaviors = store.schema.behaviours
+        K = model.n_behaviours
+        name = type(model).__name__
+        bits = {behavior: 1 << t for t, behavior in enumerate(behaviors)}
+        bits["any"] = (1 << len(behaviors)) - 1
+        bits["explicit"] = explicit_bits(store)
+
+        levels = self._level_names(K, behaviors)
+        if len(levels) != K:
+            raise RecexpError(
+                f"objective.levels {levels} names {len(levels)} levels; {name} predicts {K}."
+            )
+        if unknown := [level for level in levels if level not in bits]:
+            raise RecexpError(f"objective.levels: {unknown} unknown; this data has {sorted(bits)}.")
+        if "explicit" in levels and bits["explicit"] in (0, bits["any"]) and K > 1:
+            amount = "every" if bits["explicit"] else "no"
+            raise RecexpError(
+                f"{name} learns implicit and explicit feedback, but here {amount} behaviour of "
+                f"{list(behaviors)} counts as explicit. Set dataset.explicit, or read ratings as "
+                "behaviours: 'dataset.value_behaviours={rated: 0, liked: 4}' "
+                "'dataset.explicit=[liked]'."
             )
         if self.weights is not None and len(self.weights) != K:
-            raise RecexpError(f"objective.weights has {len(self.weights)} numbers; the model predicts {K} levels.")
-        self._bits_K = torch.tensor([known[name] for name in levels])
-        self._history, self._branches = model.history, getattr(model, "wants_behaviour_mask", False)
+            raise RecexpError(
+                f"objective.weights has {len(self.weights)} numbers; the model predicts {K} levels."
+            )
+        return torch.tensor([bits[level] for level in levels])
 
-    def rows(self, store) -> Tensor:
+    def _level_names(self, K: int, behaviors: tuple[str, ...]) -> list[str]:
+        if self.levels:
+            return self.levels
+        if K == 1:
+            return ["any"]
+        if K == 2:
+            return ["any", "explicit"]
+        return list(behaviors)
+
+    def rows(self, store: Store) -> Tensor:
         return positive_rows(store, self.positives)
 
     def instances(self) -> int:
         """The positive and its negatives, each a labeled (user, item) pair."""
         return 1 + self.n_negatives
 
-    def constant_loss(self, store, batch_size: int) -> float:
+    def constant_loss(self, store: Store, batch_size: int) -> float:
         rows = self.rows(store).to(store.device)
-        pairs, user = store.train_pairs, store.train.user.take(rows)
-        mask = pairs.mask[pairs.find(user, store.train.item.take(rows).long())]
+        user = store.train.user.take(rows)
+        item = store.train.item.take(rows).long()
+        mask = store.train_pairs.mask[store.train_pairs.find(user, item)]
         weight = _balance(store, user, self.balance) if self.balance else None
+        n_scored = (1 + self.n_negatives) * len(rows)
         total = 0.0
         for k, bits in enumerate(self._bits_K.tolist()):
             label = (mask & bits) != 0
-            ones = float(label.sum() if weight is None else weight[label].double().sum())
-            others = float((~label).sum() if weight is None else weight[~label].double().sum())
-            if k and self.explicit_neg == "unobserved":
-                zeros = self.n_negatives * ones
-            elif k and self.explicit_neg == "clicked_only":
-                zeros = others
-            else:
-                zeros = others + self.n_negatives * (ones + others)
-            every = (1 + self.n_negatives) * len(rows)
-            terms = every if self.reduction == "rows" else max(ones + zeros, 1e-12)
-            level = _constant(self.loss_name, ones, zeros) / terms
-            total += (self.weights[k] if self.weights else 1.0) * level
+            ones = _total(label, weight)
+            others = _total(~label, weight)
+            zeros = self._weight_of_zeros(k, ones, others)
+            n_terms = n_scored if self.reduction == "rows" else max(ones + zeros, 1e-12)
+            level_loss = self._loss.constant(ones, zeros) / n_terms
+            total += self._level_weight(k) * level_loss
         return total
 
-    def batch(self, store, rows: Tensor, generator: torch.Generator) -> PointwiseBatch:
-        query = owner = store.query(rows, self._history)
+    def _weight_of_zeros(self, k: int, ones: float, others: float) -> float:
+        """Total weight of label 0 at level k over an epoch.
+
+        ones, others: weight of the positives that have the level, and of those that do not.
+        """
+        if k > 0 and self.explicit_neg == "unobserved":
+            return self.n_negatives * ones
+        if k > 0 and self.explicit_neg == "clicked_only":
+            return others
+        return others + self.n_negatives * (ones + others)
+
+    def _level_weight(self, k: int) -> float:
+        return self.weights[k] if self.weights else 1.0
+
+    def batch(self, store: Store, rows: Tensor, generator: torch.Generator) -> PointwiseBatch:
+        query = store.query(rows, self._history)
+        owner = query  # whose event the labels belong to
         if self.shuffle_targets:
-            rows = somebody(store, rows.shape, generator)
+            rows = random_rows(store, rows.shape, generator)
             owner = replace(query, user_B=store.train.user.take(rows))
-        positive = store.train.item.take(rows).long()
-        if self.leave_target_out:  # a shuffled target may be an item that the row's user never had
-            own_B = store.train_pairs.contain(query.user_B, positive)
-            query.without_B = torch.where(own_B, positive, 0)
-        item_BC = torch.cat([positive[:, None], self.sampler(store, owner, self.n_negatives, generator, positive)], 1)
+        positive_B = store.train.item.take(rows).long()
+        if self.leave_target_out:
+            # A shuffled target may be an item that the row's user never had.
+            own_B = store.train_pairs.contain(query.user_B, positive_B)
+            query.without_B = torch.where(own_B, positive_B, 0)
+        negative_Bn = self.sampler(store, owner, self.n_negatives, generator, positive_B)
+        item_BC = torch.cat([positive_B[:, None], negative_Bn], 1)
+        y_BCK, w_BCK = self._labels(store, owner, item_BC)
+        if self.balance:
+            w_BCK = w_BCK * _balance(store, query.user_B, self.balance)[:, None, None]
+        did_BCT = None
+        if self._has_branches:
+            did_BCT = behaviors_on(store, owner.user_B[:, None].expand_as(item_BC), item_BC)
+        return PointwiseBatch(query, item_BC, y_BCK, w_BCK, did_BCT)
+
+    def _labels(self, store: Store, owner: Query, item_BC: Tensor) -> tuple[Tensor, Tensor]:
+        """Labels and weights, float32 [B, C, K] each; candidate 0 is the positive."""
         # Labels belong to the pair: an item viewed and later bought is bought in both its events.
         pairs = store.train_pairs
-        mask_B = pairs.mask[pairs.find(owner.user_B, positive)]
-        y_BK = ((mask_B[:, None] & self._bits_K.to(rows.device)) != 0).float()
+        mask_B = pairs.mask[pairs.find(owner.user_B, item_BC[:, 0])]
+        y_BK = ((mask_B[:, None] & self._bits_K.to(item_BC.device)) != 0).float()
         y_BCK = y_BK.new_zeros(*item_BC.shape, y_BK.shape[1])
         y_BCK[:, 0] = y_BK
         w_BCK = torch.ones_like(y_BCK)
@@ -147,35 +213,41 @@ class Pointwise(Objective):
             w_BCK[:, :, 1:] = y_BK[:, None, 1:]
         elif self.explicit_neg == "clicked_only":
             w_BCK[:, 1:, 1:] = 0
-        if self.balance:
-            w_BCK = w_BCK * _balance(store, query.user_B, self.balance)[:, None, None]
-        did_BCT = behaviours_on(store, owner.user_B[:, None].expand_as(item_BC), item_BC) if self._branches else None
-        return PointwiseBatch(query, item_BC, y_BCK, w_BCK, did_BCT)
+        return y_BCK, w_BCK
 
-    def loss(self, model, batch: PointwiseBatch) -> dict[str, Tensor]:
-        extra = () if batch.did_BCT is None else (batch.did_BCT,)
-        z_BCK = model.logits(batch.query, batch.item_BC, *extra)
+    def loss(self, model: MultiBehaviour, batch: PointwiseBatch) -> dict[str, Tensor]:
+        if batch.did_BCT is None:
+            z_BCK = model.logits(batch.query, batch.item_BC)
+        else:
+            assert isinstance(model, BranchMasked)
+            z_BCK = model.logits(batch.query, batch.item_BC, batch.did_BCT)
         K = z_BCK.shape[-1]
-        loss = losses.bce_with_weights if self.loss_name == "bce" else losses.mse_with_weights
-        parts = {f"loss_{k}": loss(z_BCK[..., k], batch.y_BCK[..., k], batch.w_BCK[..., k], mean=self.reduction) for k in range(K)}
-        total = sum((self.weights[k] if self.weights else 1.0) * part for k, part in enumerate(parts.values()))
-        if (extra := penalty(model, batch.query, batch.item_BC, self.l2)) is not None:
+        parts = []
+        for k in range(K):
+            y_BC = batch.y_BCK[..., k]
+            w_BC = batch.w_BCK[..., k]
+            parts.append(self._loss(z_BCK[..., k], y_BC, w_BC, mean=self.reduction))
+        total = self._level_weight(0) * parts[0]
+        for k in range(1, K):
+            total = total + self._level_weight(k) * parts[k]
+        extra = penalty(model, batch.query, batch.item_BC, self.l2)
+        if extra is not None:
             total = total + extra
-        return ({"loss": total} | {k: v.detach() for k, v in parts.items()}) if K > 1 else {"loss": total}
+        if K == 1:
+            return {"loss": total}
+        return {"loss": total} | {f"loss_{k}": part.detach() for k, part in enumerate(parts)}
 
 
-def _constant(loss_name: str, ones: float, zeros: float) -> float:
-    """Summed loss of the best constant prediction for labels of these total weights."""
-    if not ones or not zeros:
-        return 0.0
-    share = ones / (ones + zeros)
-    if loss_name == "mse":
-        return ones * (1 - share)
-    return -ones * math.log(share) - zeros * math.log(1 - share)
+def _total(label: Tensor, weight: Tensor | None) -> float:
+    """Weight of the rows where label is True; their number where weight is None."""
+    if weight is None:
+        return float(label.sum())
+    return float(weight[label].double().sum())
 
 
-def _balance(store, user_B: Tensor, power: float) -> Tensor:
-    """Weight per row, (events of the user) ** -power, scaled so that its mean over all events is 1."""
-    events = (store.train.ptr[1:] - store.train.ptr[:-1]).float()
-    weight = events.clamp(min=1) ** -power
-    return (weight / ((weight * events).sum() / events.sum()))[user_B]
+def _balance(store: Store, user_B: Tensor, power: float) -> Tensor:
+    """Weight [B], (events of the user) ** -power, scaled so that its mean over all events is 1."""
+    n_events_U = (store.train.ptr[1:] - store.train.ptr[:-1]).float()
+    weight_U = n_events_U.clamp(min=1) ** -power
+    mean = (weight_U * n_events_U).sum() / n_events_U.sum()
+    return (weight_U / mean)[user_B]

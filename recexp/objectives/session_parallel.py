@@ -1,4 +1,4 @@
-"""Histories side by side, one event per step, the other histories' targets as negatives.
+"""Sessions in parallel, one event per step, the other sessions' targets as negatives.
 
 Hidasi et al. 2016 (GRU4Rec), arXiv:1511.06939; Hidasi and Karatzoglou 2018 (GRU4Rec+),
 arXiv:1706.03847.
@@ -6,109 +6,150 @@ arXiv:1706.03847.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from recexp import losses
-from recexp.data.datamodule import rank_and_world
-from recexp.objectives.base import check_sampler, require, somebody
-from recexp.objectives.sequence import SequenceObjective
-from recexp.types import RecexpError
+from recexp.contracts import NegativeSampler, Objective, SessionState
+from recexp.data.store import Store
+from recexp.distributed import rank_and_world
+from recexp.errors import RecexpError
+from recexp.objectives.base import check_sampler, random_rows
+from recexp.objectives.losses import SAMPLED_LOSSES, SampledScores, sampled_loss
+from recexp.objectives.sequence import sampled_scores
 
-SAMPLED = ("bce", "bpr", "sampled_softmax", "top1", "top1_max", "bpr_max")
+# gBCE needs a fixed number of negatives, of which there are as many as sessions here.
+SAMPLED = tuple(name for name, loss in SAMPLED_LOSSES.items() if not loss.counts_negatives)
 
 
 @dataclass
 class SessionBatch:
-    """One step of the sessions that are not over: S of them."""
+    """One step of the S sessions that are not over."""
 
-    item_S: Tensor  # the event read now
+    item_S: Tensor  # the event to read
     target_S: Tensor  # the next one
     start_S: Tensor  # bool: the session's first step
-    slot_S: Tensor  # which of the states carried along belongs to it
+    slot_S: Tensor  # index of the session's hidden state
     negative_n: Tensor  # common to all: the targets, then ``n_negatives`` drawn items
 
 
 @dataclass
-class SessionParallel(SequenceObjective):
-    """Every user's training history is a session. ``batch_size`` sessions advance in lock-step; where one ends, the next takes its slot with a state
-    of zeros. Gradients are cut after each step. A session's negatives are the targets of the others, and ``n_negatives`` more from the sampler,
-    common to all sessions and drawn from all items, whatever their users have.
+class SessionParallel(Objective[SessionState, SessionBatch]):
+    """Every user's training history is a session; ``batch_size`` sessions advance in lock-step.
 
+    Where a session ends, the next one takes its slot with a state of zeros. Gradients are cut
+    after each step. A session's negatives are the targets of the others, and ``n_negatives`` more
+    from the sampler, common to all sessions and drawn from all items.
+
+    loss_name: one of ``SAMPLED``, see ``losses.SAMPLED_LOSSES``.
     target_copies: whether copies of a session's own target, drawn or the target of another session
-    too, count as negatives. GRU4Rec's official code counts them. False leaves them out.
+        too, count as negatives. GRU4Rec's official code counts them. False leaves them out.
+    bpreg: regularization of BPR-max.
+    shuffle_targets: control, see ``Pointwise``.
     """
 
+    sampler: NegativeSampler
     loss_name: str = "top1"
-    n_negatives: int = 0
-    shared: str = "batch"
+    n_negatives: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    shared: Literal["batch"] = "batch"
+    log_q: bool = False
+    bpreg: Annotated[float, Field(ge=0)] = 1.0
+    shuffle_targets: bool = False
     target_copies: bool = False
 
-    needs = ("step", "initial_state", "item_vectors")
+    needs = SessionState
+    independent_rows = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.loss_name not in SAMPLED:
-            raise RecexpError(f"objective.loss_name={self.loss_name!r}: session_parallel knows {', '.join(SAMPLED)}.")
+            raise RecexpError(
+                f"objective.loss_name={self.loss_name!r}: session_parallel knows "
+                f"{', '.join(SAMPLED)}."
+            )
         if self.n_negatives < 0 or self.shared != "batch":
-            raise RecexpError("session_parallel shares its negatives in the batch: n_negatives >= 0, shared=batch.")
+            raise RecexpError(
+                "session_parallel shares its negatives in the batch: n_negatives >= 0, "
+                "shared=batch."
+            )
         if self.log_q:
             raise RecexpError(
                 "objective.log_q=true: session_parallel's negatives, the other sessions' targets "
-                "and the sampler's items, follow two laws, so it has no such correction. Set "
-                "objective.log_q=false."
+                "and the sampler's items, follow two distributions, so it has no such correction. "
+                "Set objective.log_q=false."
             )
         if self.n_negatives > 0:
             check_sampler(self.sampler, shared=True)
+        self._loss = sampled_loss(self.loss_name, t=0.0, bpreg=self.bpreg)
+        self._hidden: Tensor | None = None  # [layers, slots, D]
 
-    def check(self, model, store) -> None:
-        require(model, self)
-        self._state = None
+    def bind(self, model: SessionState, store: Store) -> None:
+        super().bind(model, store)
+        self._n_items = store.schema.n_items
+        self._hidden = None
 
-    def state_dict(self) -> dict[str, Tensor | None]:
-        """The sessions' states, for a run that goes on in the middle of an epoch."""
-        return {"state": self._state}
+    def state(self) -> dict[str, Any]:
+        """The sessions' hidden states, for a run that goes on in the middle of an epoch."""
+        return {"state": self._hidden}
 
-    def load_state_dict(self, state: dict[str, Tensor | None]) -> None:
-        self._state = state["state"]
+    def load_state(self, state: dict[str, Any]) -> None:
+        self._hidden = state["state"]
 
-    def rows(self, store) -> Tensor:
+    def rows(self, store: Store) -> Tensor:
+        """Every training event but the first of each user."""
         user = store.train.user
         return 1 + torch.nonzero(user[1:] == user[:-1]).flatten()
 
-    def constant_loss(self, store, batch_size: int) -> float:
-        """Close, not exact: sessions' own targets among the others' are left out of the loss."""
-        sessions = int((store.train.ptr[1:] - store.train.ptr[:-1] >= 2).sum())
-        n = max(1, min(batch_size, sessions) - 1 + self.n_negatives)
-        return losses.constant(self.loss_name, n, store.schema.n_items, self.t)
+    def constant_loss(self, store: Store, batch_size: int) -> float:
+        """Approximate: sessions' own targets among the others' are left out of the loss."""
+        n_events_U = store.train.ptr[1:] - store.train.ptr[:-1]
+        n_sessions = int((n_events_U >= 2).sum())
+        n = max(1, min(batch_size, n_sessions) - 1 + self.n_negatives)
+        return self._loss.constant(n, store.schema.n_items)
 
-    def batches(self, store, batch_size: int, seed: int) -> Sampler:
-        """What deals out the rows instead of a shuffle: see ``SessionSteps``."""
+    def batches(self, store: Store, batch_size: int, seed: int) -> SessionSteps:
         return SessionSteps(store.train.ptr.cpu(), batch_size, seed)
 
-    def batch(self, store, rows: Tensor, generator: torch.Generator) -> SessionBatch:
+    def batch(self, store: Store, rows: Tensor, generator: torch.Generator) -> SessionBatch:
         slot_S = torch.nonzero(rows).flatten()
         row_S = rows[slot_S]
-        user_S = store.train.user[row_S]
-        target_S = store.train.item[somebody(store, row_S.shape, generator) if self.shuffle_targets else row_S].long()
+        target_row_S = row_S
+        if self.shuffle_targets:
+            target_row_S = random_rows(store, row_S.shape, generator)
+        target_S = store.train.item[target_row_S].long()
         negative_n = target_S
         if self.n_negatives:
-            drawn = self.sampler.draw_shared(store, self.n_negatives, generator, target_S)
-            negative_n = torch.cat([target_S, drawn])
-        return SessionBatch(store.train.item[row_S - 1].long(), target_S, row_S - 1 == store.train.ptr[user_S], slot_S, negative_n)
+            drawn_n = self.sampler.draw_shared(store, self.n_negatives, generator, target_S)
+            negative_n = torch.cat([target_S, drawn_n])
+        start_S = row_S - 1 == store.train.ptr[store.train.user[row_S]]
+        item_S = store.train.item[row_S - 1].long()
+        return SessionBatch(item_S, target_S, start_S, slot_S, negative_n)
 
-    def loss(self, model, batch: SessionBatch) -> dict[str, Tensor]:
-        slots = int(batch.slot_S[-1]) + 1
-        if self._state is None or self._state.shape[1] < slots:
-            self._state = model.initial_state(slots)  # before any session's first step, so nothing is lost
-        self._state = self._state.to(batch.item_S.device)  # a checkpoint's comes from the host
-        h_SD, state = model.step(batch.item_S, self._state[:, batch.slot_S] * ~batch.start_S[:, None])
-        self._state[:, batch.slot_S] = state.detach().to(self._state.dtype)
+    def loss(self, model: SessionState, batch: SessionBatch) -> dict[str, Tensor]:
+        hidden = self._hidden_of(model, batch)  # [layers, slots, D]
+        h_SD, advanced = model.step(batch.item_S, hidden[:, batch.slot_S] * ~batch.start_S[:, None])
+        hidden[:, batch.slot_S] = advanced.detach().to(hidden.dtype)
+        self._hidden = hidden
+        positive_S, score_Sn = sampled_scores(
+            model, model.head(h_SD), batch.target_S, batch.negative_n, self._loss
+        )
         mask_Sn = self._counts(batch)
-        h_SD = model.head(h_SD)
-        return {"loss": self._sampled(model, h_SD, batch.target_S, batch.negative_n, mask_Sn)}
+        scores = SampledScores(positive_S, score_Sn, self._n_items, mask_Sn)
+        return {"loss": self._loss(scores)}
+
+    def _hidden_of(self, model: SessionState, batch: SessionBatch) -> Tensor:
+        """Hidden states with at least as many slots as the batch uses, on its device."""
+        n_slots = int(batch.slot_S[-1]) + 1
+        hidden = self._hidden
+        if hidden is None or hidden.shape[1] < n_slots:
+            # Happens before any session's first step only, so no state is lost.
+            hidden = model.initial_state(n_slots)
+        # The state of a checkpoint was loaded on the host.
+        return hidden.to(batch.item_S.device)
 
     def _counts(self, batch: SessionBatch) -> Tensor:
         """bool [S, n]: is this item a negative of this session?"""
@@ -120,41 +161,58 @@ class SessionParallel(SequenceObjective):
 
 
 class SessionSteps(Sampler[Tensor]):
-    """Per step the row of ``store.train`` each slot is to predict next, 0 (never a target) where the slot has no session left.
+    """Per step, the row of ``store.train`` that each slot is to predict next.
 
-    Sessions are dealt to slots longest first, to and fro, so that all slots last about equally long; their order within a slot is shuffled anew for
-    every epoch. With several processes the slots are shared out, and the last steps that not all processes have are left out.
+    0, which is never a target, stands for a slot without a session left. Sessions are dealt to
+    slots longest first, in alternating direction, so that all slots last about equally long;
+    their order within a slot is shuffled in every epoch. With several processes the slots are
+    shared out, and the last steps that not all processes have are left out.
     """
 
     def __init__(self, ptr: Tensor, batch_size: int, seed: int) -> None:
         rank, world = rank_and_world()
-        steps = (ptr[1:] - ptr[:-1] - 1).clamp(min=0)
-        session = steps.argsort(descending=True, stable=True)[: int((steps > 0).sum())]
-        self.slots = min(batch_size * world, len(session))
-        lap, place = torch.arange(len(session)) // self.slots, torch.arange(len(session)) % self.slots
-        self.slot = torch.where(lap % 2 == 1, self.slots - 1 - place, place)
-        self.first_row, self.steps = ptr[session] + 1, steps[session]
-        load = torch.bincount(self.slot, self.steps.double(), minlength=self.slots).long()
-        self.length = min(int(load[r::world].max()) for r in range(world))
-        self.mine, self.depth = slice(rank, None, world), int(load.max())
-        self.seed, self.epoch, self.skip = seed, 0, 0
+        n_steps_U = (ptr[1:] - ptr[:-1] - 1).clamp(min=0)
+        n_sessions = int((n_steps_U > 0).sum())
+        session_N = n_steps_U.argsort(descending=True, stable=True)[:n_sessions]
+        self.n_slots = min(batch_size * world, n_sessions)
+        round_N = torch.arange(n_sessions) // self.n_slots
+        place_N = torch.arange(n_sessions) % self.n_slots
+        self.slot_N = torch.where(round_N % 2 == 1, self.n_slots - 1 - place_N, place_N)
+        self.first_row_N = ptr[session_N] + 1
+        self.n_steps_N = n_steps_U[session_N]
+        n_steps_of_slot = torch.bincount(
+            self.slot_N, self.n_steps_N.double(), minlength=self.n_slots
+        ).long()
+        self.n_batches = min(int(n_steps_of_slot[r::world].max()) for r in range(world))
+        self.longest = int(n_steps_of_slot.max())
+        self.own_slots = slice(rank, None, world)
+        self.seed = seed
+        self.epoch = 0
+        self.skip = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return self.n_batches
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(len(self.slot), generator=generator)
-        order = order[self.slot[order].argsort(stable=True)]
-        slot, steps = self.slot[order].repeat_interleave(self.steps[order]), self.steps[order]
-        within = torch.arange(len(slot)) - (steps.cumsum(0) - steps).repeat_interleave(steps)
-        load = torch.bincount(slot, minlength=self.slots)
-        depth = torch.arange(len(slot)) - (load.cumsum(0) - load)[slot]
-        grid = torch.zeros(self.depth, self.slots, dtype=torch.int64)
-        grid[depth, slot] = self.first_row[order].repeat_interleave(steps) + within
-        skip, self.skip = self.skip, 0
-        yield from grid[skip : self.length, self.mine]
+        order_N = torch.randperm(len(self.slot_N), generator=generator)
+        order_N = order_N[self.slot_N[order_N].argsort(stable=True)]
+
+        # E: all targets, sessions of a slot one after the other.
+        n_steps_N = self.n_steps_N[order_N]
+        slot_E = self.slot_N[order_N].repeat_interleave(n_steps_N)
+        first_E = (n_steps_N.cumsum(0) - n_steps_N).repeat_interleave(n_steps_N)
+        within_session_E = torch.arange(len(slot_E)) - first_E
+        row_E = self.first_row_N[order_N].repeat_interleave(n_steps_N) + within_session_E
+        length_S = torch.bincount(slot_E, minlength=self.n_slots)
+        step_E = torch.arange(len(slot_E)) - (length_S.cumsum(0) - length_S)[slot_E]
+
+        grid = torch.zeros(self.longest, self.n_slots, dtype=torch.int64)
+        grid[step_E, slot_E] = row_E
+        skip = self.skip
+        self.skip = 0
+        yield from grid[skip : self.n_batches, self.own_slots]

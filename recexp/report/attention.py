@@ -4,100 +4,49 @@ Sun et al. 2019 (BERT4Rec), arXiv:1904.06690, show them in Figure 2. Liu et al. 
 arXiv:2103.03578, compare in Figure 5 those of NOVA-BERT, in which side information takes part,
 with a baseline's.
 
-Models return no weights; they are computed again from what enters ``recexp.nn.attention.MultiHeadAttention``.
+Models return no weights; they are computed again from the inputs of
+``recexp.nn.attention.MultiHeadAttention``.
 
-Shapes: B users of a batch, H heads, Q queries and K keys, both the positions of a history with its padding on the left.
+Shapes: B users of a batch, H heads, L layers, Q queries and K keys, both the positions of a
+left-padded history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from recexp.assembly import assemble
-from recexp.compose import build, check_config
-from recexp.data.prepare import prepare
+from recexp.config.check import build, check_config
+from recexp.contracts import Encoder
+from recexp.data.cache import prepare
 from recexp.data.store import Store
-from recexp.foreign import check_fit, read_config
-from recexp.models.sequence import group_size
+from recexp.errors import RecexpError
+from recexp.models.common import group_size
 from recexp.nn.attention import MultiHeadAttention
-from recexp.types import Query, RecexpError
+from recexp.runs.assembly import assemble
+from recexp.runs.loading import read_config
+from recexp.training.checkpoints import read_matching_checkpoint
+from recexp.types import Query
+
+ROWS_PER_BATCH = 256
+# Positions of the arguments of MultiHeadAttention.forward that determine its weights.
+WEIGHT_INPUTS = {"query": 0, "key": 1, "mask": 3}
 
 
-def weights(layer: MultiHeadAttention, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) of one layer without dropout, [B, H, Q, K]. query [B, Q, D], key [B, K, D]; mask as the layer's."""
-    q, k = (x.unflatten(-1, (layer.num_heads, -1)).transpose(1, 2) for x in (layer.query(query), layer.key(key)))
-    logits = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-    return logits.masked_fill(~mask, float("-inf")).softmax(-1)
+def attention(run_dir: str | Path, *, users: int = 512, last: int = 10) -> NDArray[np.float64]:
+    """``mean_weights`` of a finished run's best checkpoint over its first test users.
 
+    Of fewer positions where half of these users have shorter histories.
 
-@torch.no_grad()
-def mean_weights(model: nn.Module, batches: list[Query], last: int) -> np.ndarray:
-    """Average weights [layers, heads, last, last] over users, positions counted from the newest, which is the last row and column.
-
-    Only users whose history fills all these positions count: weights of a row sum to 1 over its history, so shorter ones would stand out by
-    their length. The model's ``score`` decides what is read, so what ends the history there ([MASK]) is the newest position.
-
-    Raises RecexpError where the model has no ``MultiHeadAttention``, or nobody's history is so long.
-    """
-    layers = [m for m in model.modules() if isinstance(m, MultiHeadAttention)]
-    encode = getattr(model, "encode", None)
-    if not layers or encode is None:
-        raise RecexpError(f"{type(model).__name__} has no self-attention over a history, so there are no weights to show.")
-    total = np.zeros((len(layers), layers[0].num_heads, last, last))
-    count = 0
-    seen: list[list[Tensor]] = [[] for _ in layers]
-    masks: list[Tensor] = []
-
-    def remember(at: int) -> Callable:
-        def hook(layer: MultiHeadAttention, inputs: tuple, options: dict) -> None:
-            query, key, mask = (options[n] if n in options else inputs[i] for i, n in ((0, "query"), (1, "key"), (3, "mask")))
-            seen[at].append(weights(layer, query, key, mask))
-
-        return hook
-
-    def encode_all(query: Query, last_only: bool = False, **options) -> Tensor:  # score wants the last row; here all are of interest
-        masks.append(query.mask_BL)
-        return encode(query, **options)
-
-    hooks = [layer.register_forward_pre_hook(remember(i), with_kwargs=True) for i, layer in enumerate(layers)]
-    was_training = model.training
-    model.eval()
-    model.encode = encode_all
-    try:
-        # Sequence models on a CPU encode more rows than a group by length, which would come back in another order.
-        for query in (part for batch in batches for part in _parts(batch)):
-            for x in (masks, *seen):
-                x.clear()
-            model.score(query, torch.ones(len(query), 1, dtype=torch.long, device=query.item_BL.device))
-            full_B = masks[0].sum(1) >= last
-            count += int(full_B.sum())
-            for i, parts in enumerate(seen):
-                total[i] += parts[0][full_B, :, -last:, -last:].double().sum(0).cpu().numpy() if full_B.any() else 0
-    finally:
-        del model.encode
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    if not count:
-        raise RecexpError(f"No user's history fills {last} positions: show fewer.")
-    return total / count
-
-
-def _parts(batch: Query) -> list[Query]:
-    """Few enough rows that they stay together, with the [MASK] that scoring may add."""
-    n = max(1, group_size(batch) // 2)
-    return [batch[at : at + n] for at in range(0, len(batch), n)]
-
-
-def attention(run_dir: str | Path, *, users: int = 512, last: int = 10) -> np.ndarray:
-    """``mean_weights`` of a finished run's best checkpoint over its first test users; of fewer positions where half of them have no more.
-
-    Raises RecexpError where the checkpoint or the data are gone, or the model has no self-attention.
+    Raises RecexpError where the checkpoint or the data are missing, or the model has no
+    self-attention.
     """
     run_dir = Path(run_dir)
     checkpoint = run_dir / "checkpoints" / "best.ckpt"
@@ -106,11 +55,125 @@ def attention(run_dir: str | Path, *, users: int = 512, last: int = 10) -> np.nd
     cfg = read_config(run_dir / "config.yaml")
     check_config(cfg)
     protocol = build(cfg.protocol)
-    store = Store.open(prepare(build(cfg.dataset, _recursive_=False), protocol.split, cfg.cache_dir))
+    dataset = build(cfg.dataset, _recursive_=False)
+    store = Store.open(prepare(dataset, protocol.split, cfg.cache_dir))
     module, _ = assemble(cfg, protocol, store, ())
-    module.load_state_dict(check_fit(checkpoint, module)["state_dict"])
+    module.load_state_dict(read_matching_checkpoint(checkpoint, module)["state_dict"])
+    model = module.model
+
     targets = store.targets("test")
-    rows = torch.arange(min(users, len(targets))).split(256)
-    queries = [store.query_held_out(targets, row, getattr(module.model, "history", 0), protocol.history) for row in rows]
-    typical = int(torch.cat([q.mask_BL.sum(1) for q in queries]).median())
-    return mean_weights(module.model, queries, max(1, min(last, typical)))
+    n_users = min(users, len(targets))
+    queries = []
+    for row_B in torch.arange(n_users).split(ROWS_PER_BATCH):
+        queries.append(store.query_held_out(targets, row_B, model.history, protocol.history))
+    lengths = torch.cat([query.mask_BL.sum(1) for query in queries])
+    return mean_weights(model, queries, max(1, min(last, int(lengths.median()))))
+
+
+@torch.no_grad()
+def mean_weights(model: nn.Module, batches: Sequence[Query], last: int) -> NDArray[np.float64]:
+    """Average weights [layers, heads, last, last] over users; the newest position is the last.
+
+    Only users whose history fills all these positions count: the weights of a row sum to 1 over its
+    history, so those of shorter histories are larger. The model's ``score`` decides what is read,
+    so what it appends to the history ([MASK]) is the newest position.
+
+    Raises RecexpError where the model has no ``MultiHeadAttention``, or no history is so long.
+    """
+    layers = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
+    if not layers or not isinstance(model, Encoder):
+        raise RecexpError(
+            f"{type(model).__name__} has no self-attention over a history, so there are no weights "
+            "to show."
+        )
+    total = np.zeros((len(layers), layers[0].num_heads, last, last))
+    n_users = 0
+    was_training = model.training
+    model.eval()
+    try:
+        with _recorded(model, layers) as recorder:
+            for batch in batches:
+                for query in _parts(batch):
+                    recorder.score(model, query)
+                    full_B = recorder.mask_BL.sum(1) >= last
+                    if not full_B.any():  # its positions may be fewer than ``last``
+                        continue
+                    n_users += int(full_B.sum())
+                    for i, weights_BHQK in enumerate(recorder.weights):
+                        newest = weights_BHQK[full_B, :, -last:, -last:]
+                        total[i] += newest.double().sum(0).cpu().numpy()
+    finally:
+        model.train(was_training)
+    if not n_users:
+        raise RecexpError(f"No user's history fills {last} positions: show fewer.")
+    return total / n_users
+
+
+def weights(layer: MultiHeadAttention, query: Tensor, key: Tensor, mask: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) of one layer without dropout, [B, H, Q, K].
+
+    query [B, Q, D], key [B, K, D]; mask as the layer's.
+    """
+    q_BHQd = layer.query(query).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
+    k_BHKd = layer.key(key).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
+    scale = q_BHQd.shape[-1] ** -0.5
+    logits_BHQK = (q_BHQd @ k_BHKd.transpose(-1, -2)).float() * scale
+    return logits_BHQK.masked_fill(~mask, float("-inf")).softmax(-1)
+
+
+class _Recorder:
+    """Keeps the weights of every layer, and the mask of the history, of one call of ``score``."""
+
+    def __init__(self, n_layers: int) -> None:
+        self.weights: list[Tensor] = [torch.empty(0)] * n_layers  # [B, H, Q, K] each
+        self.mask_BL = torch.empty(0)
+
+    def score(self, model: Encoder, query: Query) -> None:
+        item_B1 = torch.ones(len(query), 1, dtype=torch.long, device=query.item_BL.device)
+        model.score(query, item_B1)
+
+    def hook(self, n: int) -> Any:
+        """A forward pre-hook of layer n."""
+
+        def keep(
+            layer: MultiHeadAttention, inputs: tuple[Tensor, ...], named: dict[str, Tensor]
+        ) -> None:
+            found = {}
+            for name, position in WEIGHT_INPUTS.items():
+                found[name] = named[name] if name in named else inputs[position]
+            self.weights[n] = weights(layer, **found)
+
+        return keep
+
+
+@contextmanager
+def _recorded(model: Encoder, layers: Sequence[MultiHeadAttention]) -> Iterator[_Recorder]:
+    """Records every call of the model's ``score``, which then encodes all positions."""
+    recorder = _Recorder(len(layers))
+    encode = model.encode
+
+    def encode_all(query: Query, last_only: bool = False, **options: Any) -> Tensor:
+        # score asks for the last position alone; all are of interest here.
+        recorder.mask_BL = query.mask_BL
+        return encode(query, **options)
+
+    hooks = []
+    for n, layer in enumerate(layers):
+        hooks.append(layer.register_forward_pre_hook(recorder.hook(n), with_kwargs=True))
+    vars(model)["encode"] = encode_all  # takes precedence over the method of the class
+    try:
+        yield recorder
+    finally:
+        del vars(model)["encode"]
+        for handle in hooks:
+            handle.remove()
+
+
+def _parts(batch: Query) -> list[Query]:
+    """Parts so small that a sequence model on a CPU keeps the order of rows.
+
+    It encodes larger batches in groups by length. Half a group leaves room for the [MASK] that
+    scoring may append.
+    """
+    n_rows = max(1, group_size(batch) // 2)
+    return [batch[start : start + n_rows] for start in range(0, len(batch), n_rows)]

@@ -1,6 +1,7 @@
-"""Figures in the papers' forms: a metric against a swept setting, against epochs, against k; the papers' curves dashed beside ours.
+"""Charts in the papers' forms: a metric against a swept setting, against epochs, against k.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart; every system has a marker of its own besides.
+The papers' curves stand dashed beside ours. The colors are those of Okabe and Ito, which
+color-blind readers can tell apart; every system has a marker of its own besides.
 """
 
 from __future__ import annotations
@@ -8,33 +9,70 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
-from recexp.report.collect import epochs_table, number, setting
+from recexp.report.collect import Result, as_number, chose_on_test, read_epochs, setting
 from recexp.report.formats import printable
-from recexp.report.published import curve, experiment
-from recexp.report.tables import System, _flat, protocols, systems
+from recexp.report.papers.matching import curve
+from recexp.report.papers.published import experiment
+from recexp.report.tables import About, System, by_protocol, flat_config, systems
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8A6D00")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8A6D00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-INK = "#1a1a1a"  # text and axes, and nothing else: a page with a dark background replaces it
-# What the papers sweep: config key -> what the axis says
+INK = "#1a1a1a"  # of text and axes alone: a page replaces it by its own text color
+PUBLISHED_COLOR = "#7F7F7F"
+MAX_LINES = 8  # systems in one chart
+MAX_WIDTHS = 6  # widths with a chart of their own
+MAX_TICKS = 10
+MAX_MARKERS = 12  # points on a line up to which they have markers
+MAX_LABEL = 56  # characters in a legend
+# Experiments that show attention: BERT4Rec's figure 2, NOVA-BERT's figure 5.
+ATTENTION_FIGURES = (("bert4rec", "fig2"), ("nova_bert", "fig5"))
+# Settings that the papers sweep, and the text of the axis.
 SWEPT = {
-    "model.num_factors": "width K (num_factors)", "objective.weights": "weight of the implicit loss", "model.num_layers": "layers",
-    "model.max_len": "sequence length", "objective.mask_prob": "share of masked items", "objective.n_negatives": "negatives per positive",
-}  # fmt: skip
+    "model.num_factors": "width K (num_factors)",
+    "objective.weights": "weight of the implicit loss",
+    "model.num_layers": "layers",
+    "model.max_len": "sequence length",
+    "objective.mask_prob": "share of masked items",
+    "objective.n_negatives": "negatives per positive",
+}
+# Settings that may change along a curve: the budget, and with the width what must fit it.
+MAY_VARY = frozenset({"trainer.max_epochs", "batch_size", "optimizer.lr", "eval_batch_size"})
+MAY_VARY_WITH_WIDTH = frozenset({"model.num_inner", "model.num_heads"})
+_STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "legend.fontsize": 8,
+    "axes.titlesize": 9,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "recexp",
+}
+
+Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """name: of its files. alt: what it shows, in words, for those who do not see it."""
+    """name: of its files. alt: what it shows, in words, for readers who cannot see it."""
 
     name: str
     title: str
@@ -45,258 +83,403 @@ class Picture:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve. dashed: the paper's, drawn in the colour of the system that has the same ``label``."""
+    """One curve. dashed: the paper's, drawn in the color of the system of the same ``label``."""
 
     label: str
     x: tuple[float, ...]
     y: tuple[float, ...]
     dashed: bool = False
 
+    @classmethod
+    def through(cls, label: str, points: Points, dashed: bool = False) -> Line:
+        x = tuple(point[0] for point in points)
+        y = tuple(point[1] for point in points)
+        return cls(label, x, y, dashed)
 
-def swept(results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("hr@10", "ndcg@10")) -> list[Picture]:
-    """A picture per protocol id, swept setting and metric. A line is a system whose other settings stay the same, seeds averaged."""
+
+@dataclass(frozen=True)
+class _Chart:
+    """A chart to be drawn. ticks: one per value of x. note: stands behind the title."""
+
+    title: str
+    about: About
+    lines: Sequence[Line]
+    x_label: str
+    y_label: str
+    ticks: bool = False
+    note: str = ""
+
+
+def wants_attention(result: Result) -> bool:
+    """Whether the run is of an experiment that shows attention."""
+    return experiment(result) in ATTENTION_FIGURES
+
+
+# A metric against a swept setting -----------------------------------------------------------------
+
+
+def swept(
+    results: Sequence[Result], metrics: Iterable[str] = ("hr@10", "ndcg@10")
+) -> list[Picture]:
+    """A picture per protocol id, swept setting and metric.
+
+    A line is a system whose other settings stay the same, seeds averaged.
+    """
+    metrics = tuple(metrics)
     made = []
-    for about, runs in protocols(results).items():
-        for name, says in SWEPT.items():
+    for about, runs in by_protocol(results).items():
+        for key, text in SWEPT.items():
             for metric in metrics:
-                lines = sweep_lines(runs, name, metric)
+                lines = sweep_lines(runs, key, metric)
                 if lines:
-                    made.append(_chart(f"{metric} against {says}", about, lines, says, metric, ticks=True))
+                    title = f"{metric} against {text}"
+                    made.append(_draw(_Chart(title, about, lines, text, metric, ticks=True)))
     return made
 
 
-def sweep_lines(results: Sequence[dict[str, Any]], name: str, metric: str) -> list[Line]:
-    """Curves of one protocol id's systems over the setting ``name``, at least two points each, and those that the papers print."""
-    groups: dict[tuple, dict[float, System]] = {}
-    for s in systems(results):
-        at = number(setting(s.first, name))
-        if at is not None and s.mean(f"test/{metric}") is not None:
-            groups.setdefault(_others(s.first, name), {}).setdefault(at, s)
-    groups = {k: g for k, g in groups.items() if len(g) > 1}
-    labels = _labels([next(iter(g.values())).first for g in groups.values()], name)
+def sweep_lines(results: Sequence[Result], key: str, metric: str) -> list[Line]:
+    """Curves of one protocol id's systems over the setting ``key``, and those of the papers.
+
+    A curve has at least two points.
+    """
+    curves = _sweeps(results, key, metric)
+    labels = _sweep_labels([points[0][1].first for points in curves], key)
     lines = []
-    for label, group in zip(labels, groups.values(), strict=True):
-        points = sorted(group.items())
-        lines.append(Line(label, tuple(x for x, _ in points), tuple(s.mean(f"test/{metric}") for _, s in points)))
-        found = [(x, s.figures[metric]) for x, s in points if metric in s.figures]
-        theirs = [(x, f.value) for x, f in found if sum(f == other for _, other in found) == 1]  # one figure for all points is no curve
+    for label, points in zip(labels, curves, strict=True):
+        ours = []
+        figures = []
+        for x, system in points:
+            mean = system.mean(f"test/{metric}")
+            if mean is not None:
+                ours.append((x, mean))
+            if metric in system.figures:
+                figures.append((x, system.figures[metric]))
+        lines.append(Line.through(label, ours))
+        # A figure that stands for several points of x is no curve.
+        all_figures = [figure for _, figure in figures]
+        theirs = [(x, figure.value) for x, figure in figures if all_figures.count(figure) == 1]
         if theirs:
-            lines.append(Line(label, *map(tuple, zip(*theirs, strict=True)), dashed=True))
+            lines.append(Line.through(label, theirs, dashed=True))
     return lines
 
 
-def epoch_curves(results: Sequence[dict[str, Any]], metrics: Iterable[str] = ("hr@10", "ndcg@10")) -> list[Picture]:
-    """Validation metrics per epoch (test's, where runs peeked at it), seeds averaged.
+def _sweeps(results: Sequence[Result], key: str, metric: str) -> list[list[tuple[float, System]]]:
+    """Per curve its systems by the value of the setting, ascending."""
+    groups: dict[tuple[Any, ...], dict[float, System]] = {}
+    for system in systems(results):
+        x = as_number(setting(system.first, key))
+        if x is not None and system.mean(f"test/{metric}") is not None:
+            groups.setdefault(_same_along(system.first, key), {}).setdefault(x, system)
+    return [sorted(group.items()) for group in groups.values() if len(group) > 1]
+
+
+def _same_along(result: Result, key: str) -> tuple[Any, ...]:
+    """What stays the same along a curve over the setting ``key``."""
+    varying = MAY_VARY | {key}
+    if key == "model.num_factors":
+        varying |= MAY_VARY_WITH_WIDTH
+    config = {k: v for k, v in flat_config(result).items() if k not in varying}
+    return result["model"], str(result["selection"]), tuple(sorted(config.items()))
+
+
+def _sweep_labels(results: Sequence[Result], key: str) -> list[str]:
+    """Model names, with up to three settings in which the curves of one model differ."""
+    configs = [flat_config(result) for result in results]
+    labels = []
+    for result, config in zip(results, configs, strict=True):
+        rivals = []
+        for other, other_config in zip(results, configs, strict=True):
+            if other["model"] == result["model"]:
+                rivals.append(other_config)
+        apart = []
+        for name, value in config.items():
+            if name != key and any(rival.get(name) != value for rival in rivals):
+                apart.append(f"{name.split('.')[-1]}={value}")
+        labels.append(" ".join([result["model"], *apart[:3]]))
+    numbered = []
+    for n, label in enumerate(labels, 1):
+        numbered.append(label if labels.count(label) == 1 else f"{label} ({n})")
+    return numbered
+
+
+# A metric against epochs --------------------------------------------------------------------------
+
+
+def epoch_curves(
+    results: Sequence[Result], metrics: Iterable[str] = ("hr@10", "ndcg@10")
+) -> list[Picture]:
+    """Validation metrics per epoch (test's, where the epoch was chosen on it), seeds averaged.
 
     One picture per width where that is swept. The ITE paper's curves are of the test set: they
     stand, dashed, beside our test curves, and are not drawn on an axis of validation values.
     """
+    metrics = tuple(metrics)
+    trained = [result for result in results if "evaluated" not in result]
     made = []
-    for about, runs in protocols([r for r in results if "evaluated" not in r]).items():
-        widths: dict[Any, list[System]] = {}
-        for s in systems(runs):
-            widths.setdefault(setting(s.first, "model.num_factors"), []).append(s)
-        if min(len(w) for w in widths.values()) < 2 or len(widths) > 6:
-            widths = {None: [s for w in widths.values() for s in w]}
+    for about, runs in by_protocol(trained).items():
+        widths = _by_width(systems(runs))
         for width, members in sorted(widths.items(), key=lambda item: item[0] or 0):
-            peeked = any(_peeks(s) for s in members)
-            members = [s for s in members if _peeks(s) == peeked]  # test and validation values share no axis
-            shown = _best_of_each_model(members, 8)
-            by_model = len({s.first["model"] for s in shown}) == len(shown)
-            shown = [(s, s.first["model"] if by_model else s.label) for s in shown]
+            suffix = f", K={width}" if width is not None and len(widths) > 1 else ""
             for metric in metrics:
-                lines, omitted = [], False
-                for s, label in shown:
-                    points = _mean_curve(s, metric)
-                    if len(points) > 1:
-                        lines.append(Line(label, *map(tuple, zip(*points, strict=True))))
-                        theirs = curve(s.first, metric)
-                        omitted = omitted or bool(theirs and not peeked)
-                        if theirs and peeked:
-                            lines.append(Line(label, *map(tuple, zip(*theirs, strict=True)), dashed=True))
-                if lines:
-                    title = f"{metric} per epoch" + (f", K={width}" if width is not None and len(widths) > 1 else "")
-                    note = (
-                        "; the paper's curves, of the test set, are not drawn here"
-                        if omitted
-                        else ""
-                    )
-                    split = "test" if peeked else "validation"
-                    made.append(
-                        _chart(title, about, lines, "epoch", f"{metric} ({split})", note=note)
-                    )
+                chart = _epoch_chart(members, metric, about, suffix)
+                if chart.lines:
+                    made.append(_draw(chart))
     return made
 
 
-def topk_curves(results: Sequence[dict[str, Any]], names: Iterable[str] = ("hr", "ndcg")) -> list[Picture]:
-    """HR@k and NDCG@k against k, where three or more are known; of each model the setting with the best validation NDCG@10."""
+def _by_width(found: Sequence[System]) -> dict[Any, list[System]]:
+    """The systems by width; all under None where there is nothing to compare within a width."""
+    widths: dict[Any, list[System]] = {}
+    for system in found:
+        widths.setdefault(setting(system.first, "model.num_factors"), []).append(system)
+    if min(map(len, widths.values())) < 2 or len(widths) > MAX_WIDTHS:
+        return {None: [system for members in widths.values() for system in members]}
+    return widths
+
+
+def _epoch_chart(members: Sequence[System], metric: str, about: About, suffix: str) -> _Chart:
+    on_test = any(chose_on_test(system.first) for system in members)
+    # Test and validation values share no axis.
+    members = [system for system in members if chose_on_test(system.first) == on_test]
+    shown = _best_of_each_model(members) if len(members) > MAX_LINES else list(members)
+    models = {system.model for system in shown}
+    lines = []
+    omitted = False
+    for system in shown:
+        label = system.model if len(models) == len(shown) else system.label
+        points = _mean_curve(system, metric)
+        if len(points) < 2:
+            continue
+        lines.append(Line.through(label, points))
+        published = curve(system.first, metric)
+        if published and on_test:
+            lines.append(Line.through(label, published, dashed=True))
+        omitted = omitted or bool(published and not on_test)
+    note = "; the paper's curves, of the test set, are not drawn here" if omitted else ""
+    split = "test" if on_test else "validation"
+    title = f"{metric} per epoch{suffix}"
+    return _Chart(title, about, lines, "epoch", f"{metric} ({split})", note=note)
+
+
+def _mean_curve(system: System, metric: str) -> list[tuple[float, float]]:
+    """(epoch from 1, mean over the seeds) of the epochs that all seeds reached."""
+    split = "test" if chose_on_test(system.first) else "val"
+    name = f"{split}/{metric}"
+    tables = []
+    for run in system.runs:
+        tables.append({row["epoch"] + 1: row[name] for row in read_epochs(run) if name in row})
+    common = set.intersection(*map(set, tables)) if tables else set()
+    return [(epoch, fmean(table[epoch] for table in tables)) for epoch in sorted(common)]
+
+
+# A metric against k -------------------------------------------------------------------------------
+
+
+def topk_curves(results: Sequence[Result], names: Iterable[str] = ("hr", "ndcg")) -> list[Picture]:
+    """HR@k and NDCG@k against k, where three or more k are known.
+
+    Of each model the setting with the best validation NDCG@10.
+    """
+    names = tuple(names)
     made = []
-    for about, runs in protocols(results).items():
-        chosen = _best_of_each_model(systems(runs), 8, one=True)
+    for about, runs in by_protocol(results).items():
+        chosen = _best_of_each_model(systems(runs))
         for name in names:
-            lines = []
-            for s in chosen:
-                ks = sorted(int(m[1]) for key in s.first["metrics"] if (m := re.fullmatch(rf"test/{name}@(\d+)", key)))
-                if len(ks) < 3:
-                    continue
-                lines.append(Line(s.label, tuple(ks), tuple(s.mean(f"test/{name}@{k}") for k in ks)))
-                theirs = [(k, s.figures[f"{name}@{k}"].value) for k in ks if f"{name}@{k}" in s.figures]
-                if len(theirs) > 1:
-                    lines.append(Line(s.label, *map(tuple, zip(*theirs, strict=True)), dashed=True))
+            lines = [line for system in chosen for line in _topk_lines(system, name)]
             if lines:
-                made.append(_chart(f"{name.upper()}@k against k", about, lines, "k", f"{name}@k", ticks=True))
+                title = f"{name.upper()}@k against k"
+                made.append(_draw(_Chart(title, about, lines, "k", f"{name}@k", ticks=True)))
     return made
+
+
+def _topk_lines(system: System, name: str) -> Iterator[Line]:
+    ours = []
+    theirs = []
+    for k in _cutoffs(system.first["metrics"], name):
+        metric = f"{name}@{k}"
+        mean = system.mean(f"test/{metric}")
+        if mean is not None:
+            ours.append((float(k), mean))
+        if metric in system.figures:
+            theirs.append((float(k), system.figures[metric].value))
+    if len(ours) >= 3:
+        yield Line.through(system.label, ours)
+        if len(theirs) > 1:
+            yield Line.through(system.label, theirs, dashed=True)
+
+
+def _cutoffs(metrics: Mapping[str, float], name: str) -> list[int]:
+    found = [re.fullmatch(rf"test/{name}@(\d+)", key) for key in metrics]
+    return sorted(int(match[1]) for match in found if match)
+
+
+def _best_of_each_model(members: Sequence[System]) -> list[System]:
+    """Of each model the system with the best validation NDCG@10, in the order given."""
+    best: dict[str, System] = {}
+    for system in sorted(members, key=_on_validation, reverse=True):
+        best.setdefault(system.model, system)
+    return [system for system in members if best[system.model] is system][:MAX_LINES]
+
+
+def _on_validation(system: System) -> float:
+    value = system.mean("val/ndcg@10")
+    return -1.0 if value is None else value
+
+
+# Attention ----------------------------------------------------------------------------------------
 
 
 def heat_maps(
-    weights_LHQK: np.ndarray,
+    weights_LHQK: NDArray[np.float64],
     label: str,
-    about: tuple[str, str, str],
+    about: About,
     limits: tuple[float, float] | None = None,
 ) -> Picture:
-    """Average attention, layers by heads, queries down and keys across, both counted from the newest position (0 is the last).
+    """Average attention, layers by heads, queries down and keys across.
 
-    weights_LHQK: float [layers, heads, last, last], as ``recexp.report.attention`` returns them. limits: of the
-    colour scale, where several systems share one; the weights' own unless given.
+    Positions are counted from the newest, which is 0.
+
+    weights_LHQK: float [layers, heads, last, last], as ``recexp.report.attention`` returns them.
+    limits: of the color scale, where several systems share one; else the weights' own.
     """
-    layers, heads, last, _ = weights_LHQK.shape
+    n_layers, n_heads, last, _ = weights_LHQK.shape
+    low = float(weights_LHQK.min())
+    high = float(weights_LHQK.max())
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(1.7 * heads + 1.1, 1.7 * layers + 0.6), layout="constrained")
-        axes = figure.subplots(layers, heads, squeeze=False)
-        low, top = float(weights_LHQK.min()), float(weights_LHQK.max())
-        darkest, lightest = limits or (low, top)
-        for (i, j), ax in np.ndenumerate(axes):
-            image = ax.imshow(weights_LHQK[i, j], cmap="cividis", vmin=darkest, vmax=lightest, origin="upper", interpolation="nearest")
+        size = (1.7 * n_heads + 1.1, 1.7 * n_layers + 0.6)
+        figure = Figure(figsize=size, layout="constrained")
+        axes = figure.subplots(n_layers, n_heads, squeeze=False)
+        vmin, vmax = limits or (low, high)
+        for (layer, head), ax in np.ndenumerate(axes):
+            image = ax.imshow(
+                weights_LHQK[layer, head],
+                cmap="cividis",
+                vmin=vmin,
+                vmax=vmax,
+                origin="upper",
+                interpolation="nearest",
+            )
             ticks = list(range(last - 1, -1, -max(1, last // 4)))
-            ax.set_xticks(ticks, [str(t - last + 1) for t in ticks])
-            ax.set_yticks(ticks, [str(t - last + 1) for t in ticks])
-            ax.set_title(f"layer {i + 1}, head {j + 1}", fontsize=8)
-            if i == layers - 1:
+            tick_labels = [str(tick - last + 1) for tick in ticks]
+            ax.set_xticks(ticks, tick_labels)
+            ax.set_yticks(ticks, tick_labels)
+            ax.set_title(f"layer {layer + 1}, head {head + 1}", fontsize=8)
+            if layer == n_layers - 1:
                 ax.set_xlabel("attended to")
-            if j == 0:
+            if head == 0:
                 ax.set_ylabel("position")
         figure.colorbar(image, ax=axes.ravel().tolist(), shrink=0.8, label="mean weight")
-        strongest = np.unravel_index(np.argmax(weights_LHQK.mean(axis=(0, 1))), (last, last))
-        alt = f"Mean attention weights of {label} on {about[0]}: {layers} layer(s) by {heads} head(s), the last {last} positions, "
-        alt += f"{low:.2f} to {top:.2f}; "
-        alt += f"on average strongest from position {strongest[0] - last + 1} to position {strongest[1] - last + 1}."
         figure.suptitle(_short(label), fontsize=9)
-        return _picture(figure, f"attention of {label} {' '.join(about)}", f"Attention of {label}: {about[0]}, {about[1]} (id {about[2]})", alt)
+        strongest = np.unravel_index(np.argmax(weights_LHQK.mean(axis=(0, 1))), (last, last))
+        query, key = (int(position) - last + 1 for position in strongest)
+        alt = (
+            f"Mean attention weights of {label} on {about.dataset}: {n_layers} layer(s) by "
+            f"{n_heads} head(s), the last {last} positions, {low:.2f} to {high:.2f}; "
+            f"on average strongest from position {query} to position {key}."
+        )
+        name = f"attention of {label} {' '.join(about)}"
+        return _picture(figure, name, f"Attention of {label}: {about}", alt)
 
 
-_STYLE = {
-    "font.size": 9, "axes.titlesize": 9, "legend.fontsize": 8, "svg.fonttype": "none", "svg.hashsalt": "recexp", "axes.edgecolor": INK,
-    "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "font.family": "sans-serif",
-    "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False,
-}  # fmt: skip
+# Drawing ------------------------------------------------------------------------------------------
 
 
-def _chart(
-    title: str,
-    about: tuple[str, str, str],
-    lines: Sequence[Line],
-    xlabel: str,
-    ylabel: str,
-    ticks: bool = False,
-    note: str = "",
-) -> Picture:
-    """note: stands in the caption, behind the title."""
+def _draw(chart: _Chart) -> Picture:
+    lines = chart.lines
+    # In the order of names, so that the same systems have the same colors in every picture.
+    names = sorted({line.label for line in lines})
+    n_columns = 1 if max(map(len, names)) > 24 else 2
+    height = 3.0 + 0.17 * math.ceil((len(names) + 1) / n_columns)
     with mpl.rc_context(_STYLE):
-        names = sorted({line.label for line in lines})  # the same systems have the same colours in every picture
-        columns = 1 if max(map(len, names)) > 24 else 2
-        figure = Figure(figsize=(4.6, 3.0 + 0.17 * math.ceil((len(names) + 1) / columns)), layout="constrained")
+        figure = Figure(figsize=(4.6, height), layout="constrained")
         ax = figure.subplots()
         for line in sorted(lines, key=lambda line: (line.dashed, line.label)):
-            n = names.index(line.label)
-            many = len(line.x) > 12
-            ax.plot(
-                line.x, line.y, color=COLOURS[n % len(COLOURS)], linestyle="--" if line.dashed else "-", linewidth=1.2 if line.dashed else 1.6,
-                marker=None if many or (line.dashed and len(line.x) > 1) else MARKERS[n % len(MARKERS)], markersize=4.5,
-                alpha=0.8 if line.dashed else 1, label="_" if line.dashed else _short(line.label),
-            )  # fmt: skip
+            _draw_line(ax, line, names.index(line.label))
         if any(line.dashed for line in lines):
-            ax.plot([], [], color="#7F7F7F", linestyle="--", linewidth=1.2, label="published")
-        xs = sorted({x for line in lines for x in line.x})
-        if ticks and len(xs) <= 10:
-            if xs[0] > 0 and xs[-1] / xs[0] >= 8:
-                ax.set_xscale("log", base=2)
-            ax.set_xticks(xs, [f"{x:g}" for x in xs])
-            ax.minorticks_off()
-        elif all(float(x).is_integer() for x in xs):
-            ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.set(xlabel=xlabel, ylabel=ylabel)
+            ax.plot([], [], color=PUBLISHED_COLOR, linestyle="--", linewidth=1.2, label="published")
+        _set_ticks(ax, sorted({x for line in lines for x in line.x}), chart.ticks)
+        ax.set(xlabel=chart.x_label, ylabel=chart.y_label)
         ax.grid(alpha=0.25, linewidth=0.6)
-        figure.legend(loc="outside lower center", ncols=columns, frameon=False)
-        figure.suptitle(printable(title) + "\n" + printable(f"{about[0]}, {about[1]}"), fontsize=9)
-        caption = f"{title}: {about[0]}, {about[1]} (id {about[2]}){note}"
-        return _picture(figure, f"{title} {' '.join(about)}", caption, _words(title, about, lines))
+        figure.legend(loc="outside lower center", ncols=n_columns, frameon=False)
+        about = chart.about
+        subtitle = printable(f"{about.dataset}, {about.protocol}")
+        figure.suptitle(f"{printable(chart.title)}\n{subtitle}", fontsize=9)
+        name = f"{chart.title} {' '.join(about)}"
+        caption = f"{chart.title}: {about}{chart.note}"
+        return _picture(figure, name, caption, _in_words(chart))
 
 
-def _short(label: str, most: int = 56) -> str:
-    """Names in a legend keep their beginning and their end; the alt text has them whole."""
-    label = printable(label).lstrip("_")  # a legend leaves out what begins with an underscore
-    return label if len(label) <= most else f"{label[: most // 2]}…{label[1 - most // 2 :]}"
+def _draw_line(ax: Axes, line: Line, n: int) -> None:
+    color = COLORS[n % len(COLORS)]
+    marker = MARKERS[n % len(MARKERS)]
+    has_many_points = len(line.x) > MAX_MARKERS
+    if line.dashed:
+        is_curve = has_many_points or len(line.x) > 1
+        ax.plot(
+            line.x,
+            line.y,
+            color=color,
+            linestyle="--",
+            linewidth=1.2,
+            marker=None if is_curve else marker,
+            markersize=4.5,
+            alpha=0.8,
+            label="_",  # not in the legend
+        )
+        return
+    ax.plot(
+        line.x,
+        line.y,
+        color=color,
+        linestyle="-",
+        linewidth=1.6,
+        marker=None if has_many_points else marker,
+        markersize=4.5,
+        alpha=1,
+        label=_short(line.label),
+    )
 
 
-def _words(title: str, about: tuple[str, str, str], lines: Sequence[Line]) -> str:
+def _set_ticks(ax: Axes, xs: Sequence[float], ticks: bool) -> None:
+    if ticks and len(xs) <= MAX_TICKS:
+        if xs[0] > 0 and xs[-1] / xs[0] >= 8:
+            ax.set_xscale("log", base=2)
+        ax.set_xticks(xs, [f"{x:g}" for x in xs])
+        ax.minorticks_off()
+    elif all(float(x).is_integer() for x in xs):
+        locator = ax.xaxis.get_major_locator()
+        assert isinstance(locator, MaxNLocator)
+        locator.set_params(integer=True)
+
+
+def _short(label: str) -> str:
+    """The beginning and the end of a long name, for a legend; the alt text has it in full."""
+    label = printable(label).lstrip("_")  # matplotlib hides names that begin with an underscore
+    if len(label) <= MAX_LABEL:
+        return label
+    half = MAX_LABEL // 2
+    return f"{label[:half]}…{label[1 - half :]}"
+
+
+def _in_words(chart: _Chart) -> str:
     told = []
-    for line in lines:
+    for line in chart.lines:
         best = max(range(len(line.y)), key=line.y.__getitem__)
-        who = f"{line.label} (published)" if line.dashed else line.label
-        span = f"from {line.y[0]:.4f} at {line.x[0]:g} to {line.y[-1]:.4f} at {line.x[-1]:g}"
-        told.append(f"{who} {span}, highest {line.y[best]:.4f} at {line.x[best]:g}")
-    return f"{title} on {about[0]}, {about[1]}. " + "; ".join(told) + "."
+        name = f"{line.label} (published)" if line.dashed else line.label
+        told.append(
+            f"{name} from {line.y[0]:.4f} at {line.x[0]:g} to {line.y[-1]:.4f} at {line.x[-1]:g}, "
+            f"highest {line.y[best]:.4f} at {line.x[best]:g}"
+        )
+    about = chart.about
+    return f"{chart.title} on {about.dataset}, {about.protocol}. {'; '.join(told)}."
 
 
 def _picture(figure: Figure, name: str, title: str, alt: str) -> Picture:
-    svg, png = io.StringIO(), io.BytesIO()
-    figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    svg = io.StringIO()
+    png = io.BytesIO()
+    # No date and no version, so that the same runs give the same bytes.
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(svg, format="svg", transparent=True, metadata=metadata)
     figure.savefig(png, format="png", dpi=160, facecolor="white")
-    return Picture(re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:120], title, alt, svg.getvalue(), png.getvalue())
-
-
-def _others(result: dict[str, Any], name: str) -> tuple:
-    """What stays the same along a line. The budget may change along it, and with the width what must fit it."""
-    along = {name, "trainer.max_epochs", "batch_size", "optimizer.lr", "eval_batch_size"}
-    if name == "model.num_factors":
-        along |= {"model.num_inner", "model.num_heads"}
-    flat = {k: v for k, v in _flat(result.get("config") or {}).items() if k not in along}
-    return result["model"], str(result["selection"]), tuple(sorted(flat.items()))
-
-
-def _labels(results: Sequence[dict[str, Any]], name: str) -> list[str]:
-    """Model names, with the settings in which lines of one model differ."""
-    flats = [_flat(r.get("config") or {}) for r in results]
-    labels = []
-    for r, flat in zip(results, flats, strict=True):
-        rivals = [f for other, f in zip(results, flats, strict=True) if other["model"] == r["model"]]
-        apart = [k for k in flat if k != name and any(f.get(k) != flat[k] for f in rivals)]
-        labels.append(" ".join([r["model"], *(f"{k.split('.')[-1]}={flat[k]}" for k in apart[:3])]))
-    return [label if labels.count(label) == 1 else f"{label} ({n + 1})" for n, label in enumerate(labels)]
-
-
-def _mean_curve(s: System, metric: str) -> list[tuple[float, float]]:
-    """(epoch from 1, mean over the seeds) of the epochs that all seeds reached."""
-    split = "test" if _peeks(s) else "val"
-    tables = [{row["epoch"] + 1: row[f"{split}/{metric}"] for row in epochs_table(r) if f"{split}/{metric}" in row} for r in s.runs]
-    common = set.intersection(*map(set, tables)) if tables else set()
-    return [(e, fmean(t[e] for t in tables)) for e in sorted(common)]
-
-
-def _peeks(s: System) -> bool:
-    """Whether test metrics were taken in every epoch, as the ITE paper's curves are."""
-    return s.first["selection"].startswith("test_peek")
-
-
-def _best_of_each_model(members: Sequence[System], most: int, one: bool = False) -> list[System]:
-    """All of them where they are few; else (or where ``one``) of each model the one chosen on validation."""
-    if len(members) <= most and not one:
-        return list(members)
-    ranked = sorted(members, key=lambda s: -(s.mean("val/ndcg@10") if s.mean("val/ndcg@10") is not None else -1))
-    first = {s.first["model"]: s for s in reversed(ranked)}
-    return [s for s in members if s in first.values()][:most]
-
-
-def wants_attention(result: dict[str, Any]) -> bool:
-    """Whether the run is of an experiment that shows attention: BERT4Rec's fig. 2, NOVA's fig. 5."""
-    return experiment(result) in (("bert4rec", "fig2"), ("nova_bert", "fig5"))
+    file_name = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:120]
+    return Picture(file_name, title, alt, svg.getvalue(), png.getvalue())

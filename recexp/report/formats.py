@@ -1,19 +1,21 @@
-"""One table in the formats people paste: Markdown, terminal, LaTeX, csv. HTML stands in ``page``."""
+"""A table in Markdown, for the terminal, in LaTeX and as csv. HTML is made in ``page``."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-BEST, SECOND = "best", "second"
+BEST = "best"
+SECOND = "second"
+DASH = "–"  # stands where there is no value
 
 
 @dataclass(frozen=True)
 class Cell:
-    """text as shown; value to sort by; mark: BEST, SECOND or nothing; code: shown in a fixed-width face."""
+    """text: as shown; value: to sort by; mark: BEST, SECOND or ""; code: in a monospaced font."""
 
     text: str
     value: float | None = None
@@ -23,7 +25,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """notes stand beneath, one line each."""
+    """notes stand beneath the table, one line each."""
 
     title: str
     caption: str
@@ -31,79 +33,158 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def numeric(self) -> list[bool]:
+        """Per column whether any cell has a value."""
+        n_columns = len(self.head)
+        return [any(row[i].value is not None for row in self.rows) for i in range(n_columns)]
+
+
+def join_tables(tables: Sequence[Table], as_text: Callable[[Table], str]) -> str:
+    """Several tables in one text, an empty line between them."""
+    return "\n\n".join(map(as_text, tables)) + "\n"
+
+
+def printable(text: str) -> str:
+    """The text with control sequences, which a result file may hold, replaced by blanks."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+# Markdown -----------------------------------------------------------------------------------------
+
 
 def as_markdown(table: Table, level: int = 3) -> str:
-    def shown(cell: Cell) -> str:
-        text = printable(cell.text).replace("|", "\\|")
-        if cell.code:
-            text = text.replace("`", "'")
-            return f"`{text}`" if text else ""
-        text = text.replace("<", "&lt;")
-        return {BEST: f"**{text}**", SECOND: f"<u>{text}</u>"}.get(cell.mark, text)
-
-    lines = [f"{'#' * level} {table.title}", "", table.caption, ""] if table.caption else [f"{'#' * level} {table.title}", ""]
-    lines += ["| " + " | ".join(table.head) + " |", "|" + " --- |" * len(table.head)]
-    lines += ["| " + " | ".join(shown(c) for c in row) + " |" for row in table.rows]
+    lines = [f"{'#' * level} {table.title}", ""]
+    if table.caption:
+        lines += [table.caption, ""]
+    lines.append("| " + " | ".join(table.head) + " |")
+    lines.append("|" + " --- |" * len(table.head))
+    for row in table.rows:
+        lines.append("| " + " | ".join(map(_markdown_cell, row)) + " |")
     if table.notes:
-        lines += ["", *(f"- {note}".replace("<", "&lt;") for note in table.notes)]
+        lines.append("")
+        lines += [f"- {note}".replace("<", "&lt;") for note in table.notes]
     return "\n".join(lines)
 
 
-def as_terminal(table: Table, colour: bool = False) -> str:
-    """Columns aligned; the best figure is bold, the second best underlined, where colour is False a ``*`` and a ``_`` before the figure."""
-    marks = {BEST: ("\x1b[1m", "\x1b[0m"), SECOND: ("\x1b[4m", "\x1b[0m")} if colour else {BEST: ("*", ""), SECOND: ("_", "")}
-    plain = [[printable(c.text) if colour else marks.get(c.mark, ("", ""))[0] + printable(c.text) for c in row] for row in table.rows]
-    widths = [max(len(x) for x in column) for column in zip(table.head, *plain, strict=True)]
-    lines = [table.title, table.caption, "  ".join(h.ljust(w) for h, w in zip(table.head, widths, strict=True)).rstrip()]
-    for row, texts in zip(table.rows, plain, strict=True):
-        padded = [t.rjust(w) if c.value is not None else t.ljust(w) for c, t, w in zip(row, texts, widths, strict=True)]
-        if colour:
-            padded = [p.replace(t, t.join(marks[c.mark])) if c.mark else p for c, t, p in zip(row, texts, padded, strict=True)]
+def _markdown_cell(cell: Cell) -> str:
+    text = printable(cell.text).replace("|", "\\|")
+    if cell.code:
+        text = text.replace("`", "'")
+        return f"`{text}`" if text else ""
+    text = text.replace("<", "&lt;")
+    if cell.mark == BEST:
+        return f"**{text}**"
+    if cell.mark == SECOND:
+        return f"<u>{text}</u>"
+    return text
+
+
+# Terminal -----------------------------------------------------------------------------------------
+
+_STYLED = {BEST: ("\x1b[1m", "\x1b[0m"), SECOND: ("\x1b[4m", "\x1b[0m")}
+_PREFIXED = {BEST: "*", SECOND: "_"}
+
+
+def as_terminal(table: Table, color: bool = False) -> str:
+    """Aligned columns. With color the best value is bold and the second best underlined; without,
+    ``*`` and ``_`` stand before them."""
+    texts = [[_terminal_text(cell, color) for cell in row] for row in table.rows]
+    columns = zip(table.head, *texts, strict=True)
+    widths = [max(map(len, column)) for column in columns]
+    head = [name.ljust(width) for name, width in zip(table.head, widths, strict=True)]
+    lines = [table.title, table.caption, "  ".join(head).rstrip()]
+    for row, row_texts in zip(table.rows, texts, strict=True):
+        padded = []
+        for cell, text, width in zip(row, row_texts, widths, strict=True):
+            field = text.ljust(width) if cell.value is None else text.rjust(width)
+            if color and cell.mark:
+                field = field.replace(text, text.join(_STYLED[cell.mark]))
+            padded.append(field)
         lines.append("  ".join(padded).rstrip())
-    return "\n".join([line for line in lines if line] + [f"- {printable(note)}" for note in table.notes])
+    notes = [f"- {printable(note)}" for note in table.notes]
+    return "\n".join([line for line in lines if line] + notes)
+
+
+def _terminal_text(cell: Cell, color: bool) -> str:
+    prefix = "" if color else _PREFIXED.get(cell.mark, "")
+    return prefix + printable(cell.text)
+
+
+# LaTeX --------------------------------------------------------------------------------------------
+
+_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "±": r"$\pm$",
+    "Δ": r"$\Delta$",
+    "–": "--",
+    "×": r"$\times$",
+}
+_TEX_SPECIAL = re.compile("|".join(map(re.escape, _TEX)))
 
 
 def as_latex(table: Table) -> str:
-    """A booktabs tabular."""
-
-    def shown(cell: Cell) -> str:
-        text = _tex(cell.text)
-        text = rf"\texttt{{{text}}}" if cell.code and text else text
-        return {BEST: rf"\textbf{{{text}}}", SECOND: rf"\underline{{{text}}}"}.get(cell.mark, text)
-
-    numeric = [any(row[i].value is not None for row in table.rows) for i in range(len(table.head))]
-    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(table.title)}. {_tex(table.caption)}}}"]
-    lines += [rf"\begin{{tabular}}{{{''.join('r' if n else 'l' for n in numeric)}}}", r"\toprule"]
-    lines += [" & ".join(map(_tex, table.head)) + r" \\", r"\midrule"]
-    lines += [" & ".join(shown(c) for c in row) + r" \\" for row in table.rows]
+    """A tabular with the rules of the package booktabs."""
+    alignment = "".join("r" if numeric else "l" for numeric in table.numeric)
+    lines = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{_tex(table.title)}. {_tex(table.caption)}}}",
+        rf"\begin{{tabular}}{{{alignment}}}",
+        r"\toprule",
+        " & ".join(map(_tex, table.head)) + r" \\",
+        r"\midrule",
+    ]
+    lines += [" & ".join(map(_latex_cell, row)) + r" \\" for row in table.rows]
     lines += [r"\bottomrule", r"\end{tabular}"]
     if table.notes:
-        lines += [r"\begin{itemize}", *(rf"\item {_tex(note)}" for note in table.notes), r"\end{itemize}"]
+        items = [rf"\item {_tex(note)}" for note in table.notes]
+        lines += [r"\begin{itemize}", *items, r"\end{itemize}"]
     return "\n".join([*lines, r"\end{table}"])
 
 
+def _latex_cell(cell: Cell) -> str:
+    text = _tex(cell.text)
+    if cell.code and text:
+        text = rf"\texttt{{{text}}}"
+    if cell.mark == BEST:
+        return rf"\textbf{{{text}}}"
+    if cell.mark == SECOND:
+        return rf"\underline{{{text}}}"
+    return text
+
+
+def _tex(text: str) -> str:
+    return _TEX_SPECIAL.sub(lambda match: _TEX[match.group()], printable(text))
+
+
+# csv ----------------------------------------------------------------------------------------------
+
+
 def as_csv(tables: Sequence[Table]) -> str:
-    """All tables below one another as records: table, row, column, value, text, mark."""
+    """One record per cell of all tables: table, row, model, column, value, text, mark."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["table", "row", "model", "column", "value", "text", "mark"])
     for table in tables:
+        names = _column_names(table.head)
         for n, row in enumerate(table.rows):
-            column = ""
-            for head, cell in zip(table.head, row, strict=True):
-                column = head if head not in ("published", "Δ %") else f"{column.split(' ')[0]} {head}"
-                writer.writerow([table.title, n, row[0].text, column, "" if cell.value is None else repr(cell.value), cell.text, cell.mark])
+            for column, cell in zip(names, row, strict=True):
+                value = "" if cell.value is None else repr(cell.value)
+                record = [table.title, n, row[0].text, column, value, cell.text, cell.mark]
+                writer.writerow(record)
     return out.getvalue()
 
 
-def printable(text: str) -> str:
-    """Without control sequences that a result file may hold."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
-_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-_TEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "±": r"$\pm$", "Δ": r"$\Delta$", "–": "--", "×": r"$\times$"}
-
-
-def _tex(text: str) -> str:
-    return re.sub("|".join(map(re.escape, _TEX)), lambda m: _TEX[m.group()], printable(text))
+def _column_names(head: Sequence[str]) -> list[str]:
+    """Column heads; those that repeat get the metric they stand beside as a prefix."""
+    names: list[str] = []
+    for name in head:
+        if name in ("published", "Δ %"):
+            name = f"{names[-1].split(' ')[0]} {name}"
+        names.append(name)
+    return names

@@ -2,227 +2,366 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
-from recexp.report.collect import data_name, trained_under
-from recexp.report.formats import BEST, SECOND, Cell, Table, as_markdown
-from recexp.report.published import Figure, deviations, match, same_data
+from recexp.report.collect import (
+    Result,
+    changes_numbers,
+    chose_on_test,
+    data_name,
+    setting_overrides,
+    trained_under,
+)
+from recexp.report.formats import BEST, DASH, SECOND, Cell, Table, as_markdown
+from recexp.report.papers.deviations import deviations, same_data
+from recexp.report.papers.matching import match
+from recexp.report.papers.published import Figure
+from recexp.runs.identity import key_of
 
-# Overrides that a table says elsewhere, or that say only where things lie.
-SAID = ("model=", "dataset=", "experiment=", "protocol=", "seed=", "selection=")
-PLACES = ("dataset.raw_dir", "hydra.", "hydra/", "cache_dir", "logger", "threads", "group", "ckpt_path", "tags", "run_dir")
+# Not part of a system's identity: the seed, what only watches a training, and the debug mode.
+NOT_IN_IDENTITY = ("seed", "callbacks", "debug")
 STOPS = {"early": "patience", "max_epochs": "epochs", "max_steps": "steps", "max_time": "time"}
 COLUMNS = ("test/hr@10", "test/ndcg@10", "test/mrr", "val/ndcg@10")
+SPEED = "samples_per_s"  # the paper's rows per second, on its machine
+
+
+class About(NamedTuple):
+    """What a table is about: figures may share a column only where all three agree."""
+
+    dataset: str  # says where the data are simulated
+    protocol: str
+    protocol_id: str
+
+    def __str__(self) -> str:
+        return f"{self.dataset}, {self.protocol} (id {self.protocol_id})"
 
 
 @dataclass
 class System:
     """Runs of one protocol that differ in nothing but the seed."""
 
-    runs: list[dict[str, Any]] = field(default_factory=list)
-    label: str = ""  # model and the settings that tell it from the table's others
+    runs: list[Result] = field(default_factory=list)
+    label: str = ""  # model, and the settings that tell it from the table's others
 
     @property
-    def first(self) -> dict[str, Any]:
+    def first(self) -> Result:
         return self.runs[0]
 
     @property
+    def model(self) -> str:
+        return str(self.first["model"])
+
+    @property
     def figures(self) -> dict[str, Figure]:
+        """Per metric the published figure beside which the system may stand."""
         return match(self.first)
 
     def values(self, metric: str) -> list[float]:
-        return [r["metrics"][metric] for r in self.runs if r["metrics"].get(metric) is not None]
+        """The metric of every run that has it."""
+        found = [run["metrics"].get(metric) for run in self.runs]
+        return [value for value in found if value is not None]
 
     def mean(self, metric: str) -> float | None:
-        return fmean(found) if (found := self.values(metric)) else None
+        found = self.values(metric)
+        return fmean(found) if found else None
 
     def deviations(self) -> list[str]:
-        return deviations(self.first, next(iter(self.figures.values()), None), len(self.runs))
+        """In what the runs depart from the paper, in words."""
+        figure = next(iter(self.figures.values()), None)
+        return deviations(self.first, figure, len(self.runs))
 
 
-def key(result: dict[str, Any]) -> tuple[str, str, str]:
-    """What a table is about: figures may share a column only where all three agree.
-
-    The data set's name says where the data are simulated.
-    """
-    return data_name(result), result["protocol"], result["protocol_id"]
+def about(result: Mapping[str, Any]) -> About:
+    return About(data_name(result), result["protocol"], result["protocol_id"])
 
 
-def protocols(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
-    """The results by ``key``, in order of appearance."""
-    return {k: [r for r in results if key(r) == k] for k in dict.fromkeys(map(key, results))}
+def by_protocol(results: Sequence[Result]) -> dict[About, list[Result]]:
+    """The results by what a table is about, in order of appearance."""
+    groups: dict[About, list[Result]] = {}
+    for result in results:
+        groups.setdefault(about(result), []).append(result)
+    return groups
 
 
-def settings(result: dict[str, Any]) -> list[str]:
+def settings(result: Mapping[str, Any]) -> list[str]:
     """The run's overrides that concern what was run, not where or with which seed."""
-    return [o for o in result.get("overrides", []) if not o.lstrip("+~").startswith(SAID + PLACES)]
+    return [o for o in setting_overrides(result) if key_of(o) != "experiment"]
 
 
-def systems(results: Sequence[dict[str, Any]], metric: str = "test/ndcg@10") -> list[System]:
+def systems(results: Sequence[Result], metric: str = "test/ndcg@10") -> list[System]:
     """Runs of one protocol id joined over seeds, best first.
 
-    Two runs of one system with the same seed are no two samples: the later one stands in a row of its own.
+    A second run of a system with the same seed is no second sample: it gets a row of its own.
     """
-    found: dict[tuple, System] = {}
-    for r in results:
-        same, again = _identity(r), 0
-        while (same, again) in found and r["seed"] in [s["seed"] for s in found[same, again].runs]:
-            again += 1
-        found.setdefault((same, again), System()).runs.append(r)
-    chosen = sorted(found.values(), key=lambda s: -(s.mean(metric) if s.mean(metric) is not None else float("-inf")))
-    for system in chosen:
-        system.runs.sort(key=lambda r: r["seed"])
-        rivals = [s for s in chosen if s.first["model"] == system.first["model"]]
-        system.label = " ".join([str(system.first["model"]), *_apart(system, rivals)])
-    names = [s.label for s in chosen]
-    for n, system in enumerate(chosen):  # repeated seeds, or configs that differ where no override does
-        if names.count(system.label) > 1:
-            system.label += f" ({names[: n + 1].count(names[n])})"
-    return chosen
+    found: dict[tuple[Any, int], System] = {}
+    for result in results:
+        key = _identity(result)
+        repetition = 0
+        while _has_seed(found.get((key, repetition)), result["seed"]):
+            repetition += 1
+        found.setdefault((key, repetition), System()).runs.append(result)
+    ranked = sorted(found.values(), key=lambda system: _descending(system.mean(metric)))
+    for system in ranked:
+        system.runs.sort(key=lambda run: run["seed"])
+    _set_labels(ranked)
+    return ranked
 
 
-def tables(results: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS, metric: str = "test/ndcg@10") -> list[Table]:
-    """One table per data set and protocol id, rows ordered by ``metric``: mean and s.d. over seeds, the published figure and how far ours
-    lies from it (in % of the published one), and beneath in what the runs depart from the papers."""
-    return [_table(group, columns, metric) for group in protocols(results).values()]
+def tables(
+    results: Sequence[Result],
+    columns: Sequence[str] = COLUMNS,
+    metric: str = "test/ndcg@10",
+) -> list[Table]:
+    """One table per data set and protocol id, rows ordered by ``metric``.
+
+    Cells have the mean and the standard deviation over seeds, the published figure, and how far
+    ours lies from it (in % of the published one). Notes say in what the runs depart from the
+    papers.
+    """
+    return [_table(group, columns, metric) for group in by_protocol(results).values()]
 
 
-def _table(results: Sequence[dict[str, Any]], columns: Sequence[str], metric: str) -> Table:
-    if len({key(r) for r in results}) != 1:
-        raise ValueError("results of several protocol ids in one table")
-    rows, data = systems(results, metric), results[0]["data"]
-    tested = results[0]["metrics"].get("test/users")
-    caption = f"{data['users']:,} users, {data['items']:,} items, {data.get('interactions', 0):,} interactions"
-    caption += f", {int(tested):,} of them tested" if tested else ""
-    columns = [c for c in columns if any(s.values(c) for s in rows)]
-    printed = [c for c in columns if any(c.removeprefix("test/") in s.figures for s in rows)]
-    head = ["model"]
-    for c in columns:
-        head += [c, "published", "Δ %"] if c in printed else [c]
-    speeds = any("samples_per_s" in s.figures for s in rows)  # the paper's, on its machine
-    head += ["best epoch", "stopped by", "seed", "rows/s", *(["published"] if speeds else []), "s", "commit", "settings"]
-    marks = {c: _marks([s.mean(c) for s in rows]) for c in columns}
-    body = []
-    for n, s in enumerate(rows):
-        cells = [Cell(row_name(s))]
-        for c in columns:
-            cells.append(_figure(s.values(c), marks[c][n]))
-            if c in printed:
-                cells += _beside(s, c)
-        about = _about(s)
-        if speeds:
-            speed = s.figures.get("samples_per_s")
-            about.insert(4, Cell(f"{speed.value:,.0f}", speed.value) if speed else Cell("–"))
-        body.append((*cells, *about))
-    told = departures(rows)
-    if sum(len(s.runs) > 1 for s in rows):
-        told.append("± is the standard deviation over seeds")
-    title = "{}, {} (id {})".format(*key(results[0]))
-    return Table(title, caption, tuple(head), tuple(body), tuple(told))
+def markdown(
+    results: Sequence[Result],
+    columns: Sequence[str] = COLUMNS,
+    metric: str = "test/ndcg@10",
+) -> str:
+    """``tables`` as Markdown."""
+    return "\n\n".join(as_markdown(table) for table in tables(results, columns, metric)) + "\n"
 
 
 def departures(found: Sequence[System]) -> list[str]:
-    """In what the systems depart from the papers, each note once, before it those that it is about if they are not all."""
-    about: dict[str, list[str]] = {}
-    for s in found:
-        for note in s.deviations():
-            about.setdefault(note, []).append(s.label)
-    everybody = {note for note, who in about.items() if len(who) == len(found) > 1}
-    named = {note for note in about if " is a reconstruction" in note}  # says whom itself
-    return [note if note in everybody | named else f"{', '.join(who)}: {note}" for note, who in about.items()]
+    """In what the systems depart from the papers, each note once.
+
+    Before a note stand the systems that it is about, if they are not all.
+    """
+    labels: dict[str, list[str]] = {}
+    for system in found:
+        for note in system.deviations():
+            labels.setdefault(note, []).append(system.label)
+    notes = []
+    for note, concerned in labels.items():
+        about_all = len(concerned) == len(found) > 1
+        names_its_system = " is a reconstruction" in note
+        prefix = "" if about_all or names_its_system else f"{', '.join(concerned)}: "
+        notes.append(prefix + note)
+    return notes
 
 
-def row_name(s: System) -> str:
+def row_name(system: System) -> str:
     """The label, with what a reader must know of the system before they compare it."""
-    mark = " (reconstructed)" if s.first.get("reconstruction") else ""
-    mark += (
-        " (epoch chosen on the test set)" if s.first["selection"].startswith("test_peek") else ""
-    )
-    under = trained_under(s.first)
-    return s.label + mark + (f" (trained and selected under {under})" if under else "")
+    name = system.label
+    if system.first.get("reconstruction"):
+        name += " (reconstructed)"
+    if chose_on_test(system.first):
+        name += " (epoch chosen on the test set)"
+    if protocol := trained_under(system.first):
+        name += f" (trained and selected under {protocol})"
+    return name
 
 
-def _figure(values: Sequence[float], mark: str) -> Cell:
+# Cells --------------------------------------------------------------------------------------------
+
+
+def _table(results: Sequence[Result], columns: Sequence[str], metric: str) -> Table:
+    if len({about(result) for result in results}) != 1:
+        raise ValueError("results of several protocol ids in one table")
+    rows = systems(results, metric)
+    columns = [c for c in columns if any(system.values(c) for system in rows)]
+    printed = [c for c in columns if any(_metric(c) in system.figures for system in rows)]
+    has_speeds = any(SPEED in system.figures for system in rows)
+
+    head = ["model"]
+    for column in columns:
+        head.append(column)
+        if column in printed:
+            head += ["published", "Δ %"]
+    head += ["best epoch", "stopped by", "seed", "rows/s"]
+    if has_speeds:
+        head.append("published")
+    head += ["s", "commit", "settings"]
+
+    marks = {column: _marks([system.mean(column) for system in rows]) for column in columns}
+    body = []
+    for n, system in enumerate(rows):
+        cells = [Cell(row_name(system))]
+        for column in columns:
+            cells.append(_mean_cell(system.values(column), marks[column][n]))
+            if column in printed:
+                cells += _published_cells(system, column)
+        body.append((*cells, *_training_cells(system, has_speeds)))
+
+    notes = departures(rows)
+    if any(len(system.runs) > 1 for system in rows):
+        notes.append("± is the standard deviation over seeds")
+    title = str(about(results[0]))
+    return Table(title, _data_caption(results[0]), tuple(head), tuple(body), tuple(notes))
+
+
+def _data_caption(result: Result) -> str:
+    data = result["data"]
+    n_interactions = data.get("interactions", 0)
+    caption = f"{data['users']:,} users, {data['items']:,} items, {n_interactions:,} interactions"
+    n_tested = result["metrics"].get("test/users")
+    return f"{caption}, {int(n_tested):,} of them tested" if n_tested else caption
+
+
+def _metric(column: str) -> str:
+    """The metric of a column as ``published.csv`` names it."""
+    return column.removeprefix("test/")
+
+
+def _mean_cell(values: Sequence[float], mark: str) -> Cell:
     if not values:
-        return Cell("–")
-    return Cell(f"{fmean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else ""), fmean(values), mark)
+        return Cell(DASH)
+    mean = fmean(values)
+    text = f"{mean:.4f}"
+    if len(values) > 1:
+        text += f" ± {stdev(values):.4f}"
+    return Cell(text, mean, mark)
 
 
-def _beside(s: System, metric: str) -> list[Cell]:
-    figure, ours = s.figures.get(metric.removeprefix("test/")), s.mean(metric)
+def _published_cells(system: System, column: str) -> list[Cell]:
+    """The published figure, and by how many % ours lies from it."""
+    figure = system.figures.get(_metric(column))
     if figure is None:
-        return [Cell("–"), Cell("–")]
-    apart = None if ours is None else 100 * (ours / figure.value - 1)
-    other = "" if same_data(s.first, figure) else " *"  # explained in the notes
-    return [Cell(f"{figure.value:.4f}{other}", figure.value), Cell("–") if apart is None else Cell(f"{apart:+.1f}{other}", apart)]
+        return [Cell(DASH), Cell(DASH)]
+    star = "" if same_data(system.first, figure) else " *"  # explained in the notes
+    published = Cell(f"{figure.value:.4f}{star}", figure.value)
+    ours = system.mean(column)
+    if ours is None:
+        return [published, Cell(DASH)]
+    change = 100 * (ours / figure.value - 1)
+    return [published, Cell(f"{change:+.1f}{star}", change)]
 
 
-def _about(s: System) -> list[Cell]:
-    runs = s.runs
-    commits = dict.fromkeys((str(r["git"].get("commit") or "?"))[:7] + ("+" if r["git"].get("dirty") else "") for r in runs)
-    stops = dict.fromkeys(
-        STOPS.get(r["stop_reason"].partition(" ")[0], r["stop_reason"]) for r in runs
-    )
-    epochs = dict.fromkeys(f"{r['best_epoch'] + 1}/{r['epochs']}" for r in runs)
-    rates = [r["examples_per_s"] for r in runs if r["examples_per_s"] is not None]
-    seconds = [r["wall_time_s"] for r in runs if r["wall_time_s"] is not None]
-    parts = dict.fromkeys(len(r.get("parts") or [1]) for r in runs)
-    resumed = f" in {', '.join(map(str, parts))} parts" if max(parts) > 1 else ""
-    return [
+def _training_cells(system: System, has_speeds: bool) -> list[Cell]:
+    """How the system was trained: epochs, end, seeds, speed, time, commits, settings."""
+    runs = system.runs
+    epochs = dict.fromkeys(f"{run['best_epoch'] + 1}/{run['epochs']}" for run in runs)
+    stops = dict.fromkeys(_stop(run) for run in runs)
+    rates = [run["examples_per_s"] for run in runs if run["examples_per_s"] is not None]
+    seconds = [run["wall_time_s"] for run in runs if run["wall_time_s"] is not None]
+    commits = dict.fromkeys(map(_commit, runs))
+    cells = [
         Cell(", ".join(epochs), runs[0]["best_epoch"] + 1),
         Cell(", ".join(stops)),
-        Cell(", ".join(str(r["seed"]) for r in runs)),
-        Cell(f"{fmean(rates):,.0f}", fmean(rates)) if rates else Cell("–"),
-        Cell(f"{fmean(seconds):.0f}{resumed}", fmean(seconds)) if seconds else Cell("–"),
-        Cell(", ".join(commits)),
-        Cell(" ".join(settings(s.first)), code=True),
+        Cell(", ".join(str(run["seed"]) for run in runs)),
+        Cell(f"{fmean(rates):,.0f}", fmean(rates)) if rates else Cell(DASH),
     ]
+    if has_speeds:
+        speed = system.figures.get(SPEED)
+        cells.append(Cell(f"{speed.value:,.0f}", speed.value) if speed else Cell(DASH))
+    cells += [
+        Cell(f"{fmean(seconds):.0f}{_parts(runs)}", fmean(seconds)) if seconds else Cell(DASH),
+        Cell(", ".join(commits)),
+        Cell(" ".join(settings(system.first)), code=True),
+    ]
+    return cells
+
+
+def _stop(run: Result) -> str:
+    reason = str(run["stop_reason"])
+    return STOPS.get(reason.partition(" ")[0], reason)
+
+
+def _commit(run: Result) -> str:
+    commit = str(run["git"].get("commit") or "?")[:7]
+    return f"{commit}+" if run["git"].get("dirty") else commit
+
+
+def _parts(runs: Sequence[Result]) -> str:
+    """In how many parts resumed runs were trained."""
+    n_parts = dict.fromkeys(len(run.get("parts") or [1]) for run in runs)
+    return f" in {', '.join(map(str, n_parts))} parts" if max(n_parts) > 1 else ""
 
 
 def _marks(values: Sequence[float | None]) -> list[str]:
-    """The best and the second best of two or more distinct values."""
-    ranked = sorted({v for v in values if v is not None}, reverse=True)
-    if sum(v is not None for v in values) < 2:
+    """The best and the second best of two or more values."""
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
         return [""] * len(values)
-    return [BEST if v == ranked[0] else SECOND if len(ranked) > 1 and v == ranked[1] else "" for v in values]
+    ranked = sorted(set(known), reverse=True)
+    marks: dict[float | None, str] = dict(zip(ranked, (BEST, SECOND), strict=False))
+    return [marks.get(value, "") for value in values]
 
 
-def _identity(result: dict[str, Any]) -> tuple:
-    chosen = tuple(sorted(settings(result)))
-    return result["model"], result["selection"], chosen, tuple(sorted(_flat(result.get("config") or {}).items()))
+# Identity and labels ------------------------------------------------------------------------------
 
 
-def _flat(config: dict[str, Any], start: str = "") -> dict[str, str]:
-    """The config by dotted keys, without what says where the run lay or which seed it had."""
+def flat_config(result: Mapping[str, Any]) -> dict[str, str]:
+    """The config by dotted keys, without paths, names and the seed."""
+    return _flatten(result.get("config") or {}, "")
+
+
+def _flatten(config: Mapping[str, Any], start: str) -> dict[str, str]:
     flat: dict[str, str] = {}
     for name, value in config.items():
-        full = f"{start}{name}"
-        if full in ("seed", "names", "callbacks", "run_dir", "debug") or full.startswith(PLACES):
+        key = f"{start}{name}"
+        if key in NOT_IN_IDENTITY or not changes_numbers(key):
             continue
-        flat |= _flat(value, f"{full}.") if isinstance(value, dict) and value else {full: str(value)}
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{key}.")
+        else:
+            flat[key] = str(value)
     return flat
 
 
-def _apart(system: System, rivals: Sequence[System]) -> list[str]:
-    """The settings in which a system differs from the table's others of its model; overrides first, for they are what somebody meant."""
-    mine, all_of_them = set(settings(system.first)), [set(settings(s.first)) for s in rivals]
-    apart = [o for o in settings(system.first) if not all(o in others for others in all_of_them)]
-    selections = {_selection(s) for s in rivals}
-    extra = [f"selection={_selection(system)}"] if len(selections) > 1 else []
-    if not apart and sum(o == mine for o in all_of_them) > 1:
-        flats = [_flat(s.first.get("config") or {}) for s in rivals]
-        own = _flat(system.first.get("config") or {})
-        apart = [f"{k}={v}" for k, v in own.items() if any(other.get(k) != v for other in flats) and any(k in other for other in flats)]
-    return [o.lstrip("+~").removeprefix("model.").removeprefix("objective.") for o in apart] + extra
+def _identity(result: Result) -> tuple[Any, ...]:
+    """What two seeds of one system have in common."""
+    overrides = tuple(sorted(settings(result)))
+    config = tuple(sorted(flat_config(result).items()))
+    return (result["model"], result["selection"], overrides, config)
 
 
-def _selection(s: System) -> str:
-    return s.first["selection"].partition(" ")[0].rstrip(",")
+def _has_seed(system: System | None, seed: int) -> bool:
+    return system is not None and any(run["seed"] == seed for run in system.runs)
 
 
-def markdown(results: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS, metric: str = "test/ndcg@10") -> str:
-    """One Markdown table per protocol id, rows ordered by ``metric``."""
-    return "\n\n".join(as_markdown(t) for t in tables(results, columns, metric)) + "\n"
+def _descending(value: float | None) -> float:
+    """Sorts large values first and unknown ones last."""
+    return float("inf") if value is None else -value
+
+
+def _set_labels(ranked: Sequence[System]) -> None:
+    for system in ranked:
+        rivals = [other for other in ranked if other.model == system.model]
+        system.label = " ".join([system.model, *_distinguishing(system, rivals)])
+    # Repeated seeds have the same label, and so may configs that differ where no override does.
+    labels = [system.label for system in ranked]
+    for n, system in enumerate(ranked):
+        if labels.count(labels[n]) > 1:
+            system.label += f" ({labels[: n + 1].count(labels[n])})"
+
+
+def _distinguishing(system: System, rivals: Sequence[System]) -> list[str]:
+    """The settings in which a system differs from the table's others of its model.
+
+    Overrides where they tell it apart, for they are what was varied on purpose; else the config.
+    """
+    own = settings(system.first)
+    overrides = [set(settings(rival.first)) for rival in rivals]
+    apart = [o for o in own if not all(o in others for others in overrides)]
+    if not apart and overrides.count(set(own)) > 1:
+        apart = _config_apart(system, rivals)
+    words = [o.lstrip("+~").removeprefix("model.").removeprefix("objective.") for o in apart]
+    if len({_selection(rival) for rival in rivals}) > 1:
+        words.append(f"selection={_selection(system)}")
+    return words
+
+
+def _config_apart(system: System, rivals: Sequence[System]) -> list[str]:
+    """Config keys whose value differs among the rivals."""
+    configs = [flat_config(rival.first) for rival in rivals]
+    apart = []
+    for key, value in flat_config(system.first).items():
+        if any(config.get(key) != value for config in configs):
+            apart.append(f"{key}={value}")
+    return apart
+
+
+def _selection(system: System) -> str:
+    return str(system.first["selection"].partition(" ")[0].rstrip(","))

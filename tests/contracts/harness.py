@@ -1,4 +1,4 @@
-"""A model as its YAML describes it, in small, with the objective and sampler that the YAML names."""
+"""Models as their YAML describes them, with small sizes, and the objective that the YAML names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from recexp.cli import CONF
-from recexp.compose import build, check_config
+from recexp.config import CONF
+from recexp.config.check import build, check_config
+from recexp.contracts import ClosedForm
 from recexp.data.datamodule import RecDataModule
 from recexp.data.store import Store
-from tests import toy, worlds
+from recexp.testing import worlds
 
 STORE = worlds.random_store(side=True)
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
@@ -39,25 +40,34 @@ class Contestant:
     cfg: DictConfig
 
     @property
-    def sweeps(self) -> bool:
-        return callable(getattr(self.model, "sweep", None))
-
-    @property
-    def encodes(self) -> bool:
-        return callable(getattr(self.model, "encode", None))
+    def closed_form(self) -> bool:
+        return isinstance(self.model, ClosedForm)
 
     def batches(self, epoch: int, batch_size: int):
         """An epoch's batches, as training would see them."""
-        loader = RecDataModule(self.store, self.objective, batch_size=batch_size, eval_batch_size=1, seed=0).train_dataloader()
+        loader = RecDataModule(
+            self.store, self.objective, batch_size=batch_size, eval_batch_size=1, seed=0
+        ).train_dataloader()
         loader.sampler.set_epoch(epoch)
         for index, rows in enumerate(loader):
-            yield self.objective.batch(self.store, rows, torch.Generator().manual_seed(1000 * epoch + index))
+            yield self.objective.batch(
+                self.store, rows, torch.Generator().manual_seed(1000 * epoch + index)
+            )
 
 
-def contestant(
-    name: str, store: Store, *overrides: str, width: int = 16, max_len: int = 20, most_negatives: int = 64, dropout: bool = True, **objective: object
-) -> Contestant:
-    """The model of conf/model/<name>.yaml with every size it has set small. objective: options to set where the objective has them."""
+def small_config(
+    name: str,
+    *overrides: str,
+    width: int = 16,
+    max_len: int = 20,
+    most_negatives: int = 64,
+    dropout: bool = True,
+    **objective: object,
+) -> DictConfig:
+    """The config of conf/model/<name>.yaml with small sizes.
+
+    dropout: False sets every dropout to 0. objective: options to set where the objective has them.
+    """
     cfg = config(f"model={name}", *overrides).copy()
     small = {"num_factors": width, "num_inner": 2 * width, "max_len": max_len}
     for key, value in cfg.model.items():
@@ -72,24 +82,15 @@ def contestant(
     for key, value in objective.items():
         if key in cfg.objective:
             OmegaConf.update(cfg, f"objective.{key}", value)
+    return cfg
+
+
+def contestant(name: str, store: Store, *overrides: str, **sizes: object) -> Contestant:
+    """The model of ``small_config`` and its objective, initialized with seed 0."""
+    cfg = small_config(name, *overrides, **sizes)
     pl.seed_everything(0, verbose=False)
-    model, task = build(cfg.model, schema=store.schema), build(cfg.objective)
-    task.check(model, store)
-    bind(model, store)
-    return Contestant(model, task, store, cfg)
-
-
-def bind(model, store) -> None:
-    """Give the model the training data, where it asks for them."""
-    if callable(getattr(model, "bind", None)):
-        model.bind(store)
-
-
-@cache
-def ready(name: str) -> Contestant:
-    """On ``STORE``, to be looked at only: swept, or with random parameters so large that no scores agree by accident. Float64, evaluation mode."""
-    entry = contestant(name, STORE)
-    toy.randomise(entry.model)
-    if entry.sweeps:
-        entry.model.sweep(STORE)
-    return entry
+    model = build(cfg.model, schema=store.schema)
+    objective = build(cfg.objective)
+    objective.bind(model, store)
+    model.bind(store)
+    return Contestant(model, objective, store, cfg)

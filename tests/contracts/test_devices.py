@@ -1,4 +1,6 @@
-"""Every model and objective on a device whose tensors refuse to meet the CPU's: with the data beside the model, and with the data on the host."""
+"""Every model and objective on a device whose tensors refuse to meet the CPU's: with the data
+beside the model, and with the data on the host.
+"""
 
 import copy
 import dataclasses
@@ -6,13 +8,14 @@ import dataclasses
 import pytest
 import torch
 
+from recexp.errors import RecexpError
 from recexp.evaluation.protocol import Candidates, Protocol
-from recexp.lightning.memory import too_large
-from recexp.lightning.module import RecModule
-from recexp.types import RecexpError, moved
-from tests import worlds
+from recexp.testing import worlds
+from recexp.training.memory import too_large
+from recexp.training.module import RecModule
+from recexp.types import moved
 from tests.contracts.harness import MODELS, contestant
-from tests.pretend import DEVICE, pretend, values
+from tests.support.pretend import DEVICE, pretend, values
 
 STORE = worlds.random_store(12, side=True, held_out=[1 + 5 * user % 30 for user in range(12)])
 USERS = torch.arange(len(STORE.test))
@@ -32,19 +35,25 @@ def there(model):
 
 
 def batch_of(objective, store, generator):
-    rows = next(iter(objective.batches(store, 8, 0))) if hasattr(objective, "batches") else objective.rows(STORE)[:8]
+    rows = (
+        next(iter(objective.batches(store, 8, 0)))
+        if not objective.independent_rows
+        else objective.rows(STORE)[:8]
+    )
     return objective.batch(store, rows.to(store.device), generator)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_training(name):
-    """The loss and gradients of a batch gathered on the host are the CPU's; batches gathered on the device are all there."""
+    """The loss and gradients of a batch gathered on the host are the CPU's; batches gathered on the
+    device are all there.
+    """
     entry = contestant(name, STORE, dropout=False)
     model = entry.model.train()
-    if entry.sweeps:
+    if entry.closed_form:
         with pretend():
             far = there(model)
-            expected, found = model.sweep(STORE), far.sweep(STORE.to(DEVICE))
+            expected, found = model.fit_pass(STORE), far.fit_pass(STORE.to(DEVICE))
             assert found == pytest.approx(expected, rel=1e-4)
         return
     objective = copy.deepcopy(entry.objective)
@@ -61,13 +70,22 @@ def test_training(name):
         torch.testing.assert_close(values(far_loss.detach()), loss.detach())
         for (key, here), away in zip(model.named_parameters(), far.parameters(), strict=True):
             if here.grad is not None:
-                torch.testing.assert_close(values(away.grad), here.grad, msg=lambda text, key=key: f"{key}: {text}", rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(
+                    values(away.grad),
+                    here.grad,
+                    msg=lambda text, key=key: f"{key}: {text}",
+                    rtol=1e-4,
+                    atol=1e-5,
+                )
         gathered = batch_of(objective, STORE.to(DEVICE), torch.Generator().manual_seed(0))
         assert {x.device for x in tensors(gathered)} == {DEVICE}
         assert torch.isfinite(objective.loss(far, gathered)["loss"])
 
 
-PROTOCOLS = [Protocol("all", candidates=Candidates("all", seen="removed")), Protocol("some", candidates=Candidates("uniform", n=3))]
+PROTOCOLS = [
+    Protocol("all", candidates=Candidates("all", seen="removed")),
+    Protocol("some", candidates=Candidates("uniform", n=3)),
+]
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda p: p.name)
@@ -75,16 +93,28 @@ PROTOCOLS = [Protocol("all", candidates=Candidates("all", seen="removed")), Prot
 def test_ranks(name, protocol):
     entry = contestant(name, STORE)
     model = entry.model.eval()
-    if entry.sweeps:
-        model.sweep(STORE)
+    if entry.closed_form:
+        model.fit_pass(STORE)
     generator = torch.Generator().manual_seed(1)
-    chosen = None if protocol.candidates.kind == "all" else torch.randint(1, STORE.schema.V, (len(USERS), 3), generator=generator)
+    chosen = (
+        None
+        if protocol.candidates.kind == "all"
+        else torch.randint(1, STORE.schema.V, (len(USERS), 3), generator=generator)
+    )
     expected = protocol.ranks(STORE, STORE.test, USERS, chosen, model)
     assert len(expected[0]) == 12
     with pretend():
         far, beside = there(model), STORE.to(DEVICE)
-        of_device = protocol.ranks(beside, beside.test, USERS.to(DEVICE), None if chosen is None else chosen.to(DEVICE), far)
-        of_host = protocol.ranks(STORE, STORE.test, USERS, None if chosen is None else chosen.to(DEVICE), far, DEVICE)
+        of_device = protocol.ranks(
+            beside,
+            beside.test,
+            USERS.to(DEVICE),
+            None if chosen is None else chosen.to(DEVICE),
+            far,
+        )
+        of_host = protocol.ranks(
+            STORE, STORE.test, USERS, None if chosen is None else chosen.to(DEVICE), far, DEVICE
+        )
         for found in (of_device, of_host):
             for a, b in zip(found, expected, strict=True):
                 assert a.device == DEVICE and torch.equal(values(a), b)
@@ -96,7 +126,9 @@ def test_the_module_gathers_on_the_host(name):
 
     def module(store_on):
         entry = contestant(name, STORE, dropout=False)
-        return RecModule(entry.model.train(), entry.objective, PROTOCOLS[0], STORE, store_on=store_on)
+        return RecModule(
+            entry.model.train(), entry.objective, PROTOCOLS[0], STORE, store_on=store_on
+        )
 
     rows = torch.arange(6)
     near = module("auto")
@@ -111,14 +143,28 @@ def test_the_module_gathers_on_the_host(name):
         far._rank("val", USERS)
         assert far_loss.device == DEVICE
         torch.testing.assert_close(values(far_loss.detach()), loss.detach())
-        assert {k: float(v) for k, v in far.metrics["val"].compute().items()} == {k: float(v) for k, v in near.metrics["val"].compute().items()}
+        assert {k: float(v) for k, v in far.metrics["val"].compute().items()} == {
+            k: float(v) for k, v in near.metrics["val"].compute().items()
+        }
 
 
 def test_what_is_too_large(monkeypatch):
     free = {}
-    monkeypatch.setattr(torch.pretend, "mem_get_info", lambda device: (free["bytes"], 10**12), raising=False)
-    held = sum(x.numel() * x.element_size() for part in (STORE.train, STORE.past, STORE.train_pairs, STORE.all_pairs, STORE.val, STORE.test)
-               for x in tensors(part))  # fmt: skip
+    monkeypatch.setattr(
+        torch.pretend, "mem_get_info", lambda device: (free["bytes"], 10**12), raising=False
+    )
+    held = sum(
+        x.numel() * x.element_size()
+        for part in (
+            STORE.train,
+            STORE.past,
+            STORE.train_pairs,
+            STORE.all_pairs,
+            STORE.val,
+            STORE.test,
+        )
+        for x in tensors(part)
+    )
     free["bytes"] = 2 * held
     assert too_large(STORE, DEVICE) and not too_large(STORE, torch.device("cpu"))
     free["bytes"] = 4 * held
@@ -134,6 +180,8 @@ def test_what_is_too_large(monkeypatch):
 def test_sweeps_over_data_that_do_not_fit():
     entry = contestant("wmf", STORE)
     with pretend():
-        module = RecModule(entry.model, entry.objective, PROTOCOLS[0], STORE, store_on="host").to(DEVICE)
+        module = RecModule(entry.model, entry.objective, PROTOCOLS[0], STORE, store_on="host").to(
+            DEVICE
+        )
         with pytest.raises(RecexpError, match=r"trainer\.accelerator=cpu"):
             module.setup("fit")

@@ -5,21 +5,31 @@ from __future__ import annotations
 import pytest
 import torch
 
+from recexp.contracts import ClosedForm
+from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.protocol import Candidates, Protocol
-from recexp.evaluation.stored import stored_candidates
-from tests import toy
-from tests.contracts.harness import MODELS, bind, contestant
-from tests.events import BEHAVIOURS, P1, Event, names, store
+from recexp.testing import toy
+from tests.contracts.harness import MODELS, contestant
+from tests.support.events import BEHAVIOURS, P1, Event, names, store
 
 N_ITEMS = 15
 
 
 def world() -> list[Event]:
     """Users with histories; and "first" and "second", whose purchase no other pair precedes."""
-    users = [Event(f"u{u}", f"i{(3 * u + n) % N_ITEMS}", BEHAVIOURS[n % 3], 1000 * n, 1 + n % 5)
-             for u in range(6) for n in range(4 + u)]  # fmt: skip
-    own = [("first", "i1", "buy", 0), ("first", "i2", "view", 1), ("second", "i3", "view", 0),
-           ("second", "i3", "buy", 1), ("second", "i4", "view", 2), ("second", "i5", "view", 3)]  # fmt: skip
+    users = [
+        Event(f"u{u}", f"i{(3 * u + n) % N_ITEMS}", BEHAVIOURS[n % 3], 1000 * n, 1 + n % 5)
+        for u in range(6)
+        for n in range(4 + u)
+    ]
+    own = [
+        ("first", "i1", "buy", 0),
+        ("first", "i2", "view", 1),
+        ("second", "i3", "view", 0),
+        ("second", "i3", "buy", 1),
+        ("second", "i4", "view", 2),
+        ("second", "i5", "view", 3),
+    ]
     return users + [Event(u, i, b, 1000 * t, 2) for u, i, b, t in own]
 
 
@@ -50,9 +60,8 @@ def test_they_are_tested(opened):
 @pytest.mark.parametrize("name", MODELS)
 def test_scores_are_finite_alone_and_among_others(opened, name, kind):
     model = contestant(name, opened).model
-    bind(model, opened)
-    if callable(getattr(model, "sweep", None)):
-        model.sweep(opened)
+    if isinstance(model, ClosedForm):
+        model.fit_pass(opened)
         model.eval()
     else:
         toy.randomise(model)

@@ -1,11 +1,13 @@
-"""Every model must be able to learn: reach a training HR@10 above .95, find a planted pattern, and find nothing in its shuffled control."""
+"""Every model must be able to learn: reach a training HR@10 above .95, find a planted pattern, and
+find nothing in its shuffled control.
+"""
 
 from functools import cache
 
 import pytest
 import torch
 
-from tests import worlds
+from recexp.testing import worlds
 from tests.contracts.harness import MODELS, Contestant, contestant
 
 LENGTH = 12
@@ -17,11 +19,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.parametrize("name", MODELS)]
 
 
 def hit_rate(model, query, target_B, k=10) -> float:
-    """HR@k of the targets against all items their users do not have in training; ties count as the share of their ranks within k."""
+    """HR@k of the targets against all items their users do not have in training; ties count as the
+    share of their ranks within k.
+    """
     pairs = PLANTED.train_pairs
     with torch.no_grad():
         score = model.eval().score(query).clone()
-    rows = torch.repeat_interleave(torch.arange(len(query)), (pairs.ptr[1:] - pairs.ptr[:-1])[query.user_B])
+    rows = torch.repeat_interleave(
+        torch.arange(len(query)), (pairs.ptr[1:] - pairs.ptr[:-1])[query.user_B]
+    )
     own = torch.cat([pairs.item[pairs.ptr[u] : pairs.ptr[u + 1]] for u in query.user_B]).long()
     wanted = score.gather(1, target_B[:, None] - 1)
     score[rows, own - 1] = -torch.inf
@@ -30,14 +36,22 @@ def hit_rate(model, query, target_B, k=10) -> float:
 
 
 def train_hit_rate(model) -> float:
-    """On what users bought: all of it where the model reads no history, the last thing otherwise, from the events before."""
-    rows = torch.nonzero(PLANTED.train.behaviour == 2).flatten() if model.history == 0 else PLANTED.train.ptr[1:] - 1
+    """On what users bought: all of it where the model reads no history, the last thing otherwise,
+    from the events before.
+    """
+    rows = (
+        torch.nonzero(PLANTED.train.behaviour == 2).flatten()
+        if model.history == 0
+        else PLANTED.train.ptr[1:] - 1
+    )
     return hit_rate(model, PLANTED.query(rows, model.history), PLANTED.train.item[rows].long())
 
 
 def held_out_hit_rate(model) -> float:
     rows = torch.arange(len(PLANTED.val))
-    return hit_rate(model, PLANTED.query_held_out(PLANTED.val, rows, model.history), PLANTED.val.item)
+    return hit_rate(
+        model, PLANTED.query_held_out(PLANTED.val, rows, model.history), PLANTED.val.item
+    )
 
 
 def fit(entry: Contestant, epochs: int, until=lambda model: False) -> int:
@@ -66,37 +80,49 @@ def in_the_open(name: str, **options) -> Contestant:
     """
     own_only = contestant(name, PLANTED).cfg.sampler._target_.endswith("SupportiveOnly")
     sampler = ["sampler=uniform"] if own_only else []
-    return contestant(name, PLANTED, *sampler, width=32, max_len=8, most_negatives=4, dropout=False, l2=0.0, **options)
+    return contestant(
+        name,
+        PLANTED,
+        *sampler,
+        width=32,
+        max_len=8,
+        most_negatives=4,
+        dropout=False,
+        l2=0.0,
+        **options,
+    )
 
 
 @cache
 def trained(name: str) -> tuple[Contestant, int]:
     """The model after training on the planted data, and the epochs it took."""
     entry = in_the_open(name)
-    if entry.sweeps:
-        for _ in range(getattr(entry.model, "sweeps", None) or 1):
-            entry.model.sweep(PLANTED)
+    if entry.closed_form:
+        for _ in range(entry.model.n_passes or 1):
+            entry.model.fit_pass(PLANTED)
         return entry, 0
     return entry, fit(entry, MAX_EPOCHS, until=enough)
 
 
 def test_fits_its_training_data(name):
     entry, _ = trained(name)
-    if entry.sweeps:
+    if entry.closed_form:
         pytest.skip("counts or solves instead of training")
     assert train_hit_rate(entry.model) > 0.95
 
 
 def test_learns_a_planted_pattern_and_nothing_from_its_shuffled_control(name):
     entry, epochs = trained(name)
-    if entry.sweeps and same_for_all(entry.model):
+    if entry.closed_form and same_for_all(entry.model):
         popularity = torch.bincount(PLANTED.train.item, minlength=PLANTED.schema.V)[1:].double()
         score = entry.model.score(PLANTED.query(PLANTED.train.ptr[1:2], 0))[0].double()
-        assert torch.corrcoef(torch.stack([popularity, score]))[0, 1] > 0.999, "neither personal nor popularity"
+        assert torch.corrcoef(torch.stack([popularity, score]))[0, 1] > 0.999, (
+            "neither personal nor popularity"
+        )
         return
     control = in_the_open(name, shuffle_targets=True)
-    if entry.sweeps:
-        control.model.sweep(worlds.planted(length=LENGTH, shuffled=True))
+    if entry.closed_form:
+        control.model.fit_pass(worlds.planted(length=LENGTH, shuffled=True))
     else:
         fit(control, epochs)
     learned, nothing = held_out_hit_rate(entry.model), held_out_hit_rate(control.model)

@@ -10,12 +10,23 @@ import time
 import pytest
 
 from recexp.data import build as build_module
-from recexp.data import prepare as prepare_module
-from recexp.data.prepare import prepare, read_meta, verify
+from recexp.data import cache as prepare_module
+from recexp.data.cache import prepare, read_meta, verify
 from recexp.data.split import Split
 from recexp.data.store import Store
-from recexp.types import RecexpError
-from tests.events import BEHAVIOURS, GLOBAL, P1, P2, P2_LATER, P3, dataset, names, random_events, write
+from recexp.errors import RecexpError
+from tests.support.events import (
+    BEHAVIOURS,
+    GLOBAL,
+    P1,
+    P2,
+    P2_LATER,
+    P3,
+    dataset,
+    names,
+    random_events,
+    write,
+)
 
 
 @pytest.fixture
@@ -40,15 +51,25 @@ def test_a_second_run_reads_neither_raw_files_nor_polars(tmp_path, shop, builds,
     before = content(folder)
     hashed, real = [], prepare_module.checksum
     monkeypatch.setattr(prepare_module, "checksum", lambda path: hashed.append(path) or real(path))
-    assert prepare(shop, P3, tmp_path / "cache") == folder and content(folder) == before and len(builds) == 1
+    assert (
+        prepare(shop, P3, tmp_path / "cache") == folder
+        and content(folder) == before
+        and len(builds) == 1
+    )
     assert {path.parent for path in hashed} == {folder}
     script = (
-        "import sys, json; from recexp.data.prepare import Dataset, prepare; from recexp.data.store import Store;"
+        "import sys, json; from recexp.data.cache import prepare;"
+        "from recexp.data.dataset import Dataset; from recexp.data.store import Store;"
         "from recexp.evaluation.protocol import Protocol;"
-        "given = json.loads(sys.argv[1]); store = Store.open(prepare(Dataset(**given), Protocol('p3').split, sys.argv[2]));"
+        "given = json.loads(sys.argv[1]); store = Store.open(prepare(Dataset(**given), Protocol('p3').split, sys.argv[2]));"  # noqa: E501
         "print(store.folder, 'polars' in sys.modules, 'pyarrow' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script, json.dumps(vars(shop)), str(tmp_path / "cache")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(vars(shop)), str(tmp_path / "cache")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.split() == [str(folder), "False", "False"] and "[data]" not in done.stderr
 
 
@@ -70,7 +91,9 @@ def test_another_setting_is_another_folder(tmp_path, shop, change):
     assert other != folder and read_meta(other)["fingerprint"] != read_meta(folder)["fingerprint"]
 
 
-@pytest.mark.parametrize("split", [P1, P2, P2_LATER, GLOBAL, Split(merge_val=True), Split(fallback="any")])
+@pytest.mark.parametrize(
+    "split", [P1, P2, P2_LATER, GLOBAL, Split(merge_val=True), Split(fallback="any")]
+)
 def test_another_split_is_another_folder(tmp_path, shop, split):
     assert prepare(shop, split, tmp_path / "cache") != prepare(shop, P3, tmp_path / "cache")
 
@@ -79,6 +102,13 @@ def test_another_code_version_is_another_folder(tmp_path, shop, monkeypatch):
     folder = prepare(shop, P3, tmp_path / "cache")
     monkeypatch.setattr(prepare_module, "CODE_VERSION", -1)
     assert prepare(shop, P3, tmp_path / "cache") != folder
+
+
+def test_moving_a_readers_module_changes_no_fingerprint(tmp_path, shop):
+    """The fingerprint of version 2 of the code, from before the readers moved."""
+    meta = read_meta(prepare(shop, P3, tmp_path / "cache"))
+    assert meta["settings"]["dataset"]["source"]["_target_"] == "recexp.data.sources.table.read"
+    assert meta["fingerprint"] == "a62336be419ab4e3"
 
 
 def test_changed_raw_files_are_prepared_again(tmp_path, shop, capsys):
@@ -97,7 +127,9 @@ def test_touched_raw_files_are_not(tmp_path, shop, builds):
 
 
 def test_a_file_put_beside_is_noticed(tmp_path, shop, builds):
-    """Optional files, such as item features, may come later; the fingerprint stays as long as nothing else is read."""
+    """Optional files, such as item features, may come later; the fingerprint stays as long as
+    nothing else is read.
+    """
     folder = prepare(shop, P3, tmp_path / "cache")
     (tmp_path / "raw" / "more.csv").write_text("item,brand\n")
     assert prepare(shop, P3, tmp_path / "cache") == folder and len(builds) == 2
@@ -130,7 +162,9 @@ def remove(path):
 
 
 @pytest.mark.parametrize("damage", [flip, truncate, remove])
-@pytest.mark.parametrize("name", ["train_item.npy", "test_seen.npy", "item_count.npy", "users.parquet", "meta.json"])
+@pytest.mark.parametrize(
+    "name", ["train_item.npy", "test_seen.npy", "item_count.npy", "users.parquet", "meta.json"]
+)
 def test_damage_is_found_and_mended(tmp_path, shop, builds, damage, name):
     folder = prepare(shop, P3, tmp_path / "cache")
     before = content(folder)
@@ -167,7 +201,8 @@ def test_a_missing_raw_file_is_one_clear_error(tmp_path, shop):
 
 PREPARE = """
 import json, os, sys, time
-from recexp.data import prepare as cache
+from recexp.data import cache
+from recexp.data.dataset import Dataset
 from recexp.data.split import Split
 
 def work():
@@ -180,7 +215,7 @@ def work():
         return done
 
     module.build = slow
-    folder = cache.prepare(cache.Dataset(**json.loads(sys.argv[1])), Split(), sys.argv[2])
+    folder = cache.prepare(Dataset(**json.loads(sys.argv[1])), Split(), sys.argv[2])
     cache.verify(folder)
     os.write(1, f"{folder}\\n".encode())
 
@@ -200,8 +235,18 @@ sys.exit(max(os.waitpid(child, 0)[1] for child in children))
 
 
 def start(shop, cache, processes, sleep):
-    """Processes that prepare the shop at the same time, each taking ``sleep`` seconds more after the arrays are written."""
-    command = [sys.executable, "-c", PREPARE, json.dumps(vars(shop)), str(cache), str(processes), str(sleep)]
+    """Processes that prepare the shop at the same time, each taking ``sleep`` seconds more after
+    the arrays are written.
+    """
+    command = [
+        sys.executable,
+        "-c",
+        PREPARE,
+        json.dumps(vars(shop)),
+        str(cache),
+        str(processes),
+        str(sleep),
+    ]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -218,7 +263,9 @@ def test_a_killed_preparation_leaves_nothing_that_counts(tmp_path, shop):
     process = start(shop, tmp_path / "cache", 1, 600)
     child = int(process.stdout.readline())
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "cache").glob(".shop-*/test_end.npy")) and time.monotonic() < deadline:
+    while (
+        not list((tmp_path / "cache").glob(".shop-*/test_end.npy")) and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     os.kill(child, signal.SIGKILL)
     process.communicate(timeout=60)
@@ -226,7 +273,9 @@ def test_a_killed_preparation_leaves_nothing_that_counts(tmp_path, shop):
     assert len(list(cache.glob(".shop-*/"))) == 1 and not list(cache.glob("shop-*"))
     folder = prepare(shop, P3, cache)
     verify(folder)
-    assert [path for path in cache.iterdir() if path.is_dir()] == [folder]  # what the dead process left is gone too
+    assert [path for path in cache.iterdir() if path.is_dir()] == [
+        folder
+    ]  # what the dead process left is gone too
 
 
 def test_killed_between_folder_and_pointer(tmp_path, shop):
@@ -234,11 +283,13 @@ def test_killed_between_folder_and_pointer(tmp_path, shop):
     before, inode = content(folder), folder.stat().st_ino
     next((tmp_path / "cache").glob("shop-*.json")).unlink()
     assert prepare(shop, P3, tmp_path / "cache") == folder
-    assert content(folder) == before and folder.stat().st_ino == inode  # whole: others may be reading it
+    assert (
+        content(folder) == before and folder.stat().st_ino == inode
+    )  # whole: others may be reading it
 
 
 def test_an_error_leaves_nothing(tmp_path, shop, monkeypatch):
-    monkeypatch.setattr(build_module, "_audit", lambda *args: 1 / 0)
+    monkeypatch.setattr(build_module, "audit_leaks", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare(shop, P3, tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]

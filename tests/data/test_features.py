@@ -8,9 +8,9 @@ import polars as pl
 import pytest
 
 from recexp.data.features import build_features
-from recexp.data.sources import ItemFeature
-from recexp.types import RecexpError
-from tests.events import GLOBAL, P1, P3, dataset, listed, names, random_events, store
+from recexp.data.readers import ItemFeature
+from recexp.errors import RecexpError
+from tests.support.events import GLOBAL, P1, P3, dataset, listed, names, random_events, store
 
 ITEMS = pl.DataFrame({"index": [1, 2, 3, 4], "item": [10, 20, 30, 40]})
 PAIRS = {"user": np.array([0, 0, 0, 2, 2]), "item": np.array([1, 2, 4, 2, 3])}
@@ -19,27 +19,50 @@ N_USERS = 4
 
 def long(*rows, dated=False):
     """(item, value[, timestamp]) rows."""
-    return pl.DataFrame(rows, schema=["item", "value", "timestamp"][: 3 if dated else 2], orient="row").lazy()
+    return pl.DataFrame(
+        rows, schema=["item", "value", "timestamp"][: 3 if dated else 2], orient="row"
+    ).lazy()
 
 
 def built(tmp_path, feature, items=ITEMS, end=100):
-    """(values per item as {value: weight}, bag per user as {value: count}, cardinality, report line)."""
+    """(values per item as {value: weight}, bag per user as {value: count}, cardinality, report
+    line).
+    """
     report = []
     (described,) = build_features({"side": feature}, items, PAIRS, end, N_USERS, tmp_path, report)
-    ids, weights = np.load(tmp_path / "feature_side_id.npy"), np.load(tmp_path / "feature_side_weight.npy")
+    ids, weights = (
+        np.load(tmp_path / "feature_side_id.npy"),
+        np.load(tmp_path / "feature_side_weight.npy"),
+    )
     assert ids.shape == weights.shape and ids.dtype == np.int64 and weights.dtype == np.float32
     assert not ids[0].any() and not weights[0].any() and ids.max() < described["cardinality"]
-    vocabulary = dict(pl.read_parquet(tmp_path / "feature_side.parquet").select("id", "value").iter_rows())
-    tables = [{vocabulary[i]: float(w) for i, w in zip(*row, strict=True) if i} for row in zip(ids, weights, strict=True)]
+    vocabulary = dict(
+        pl.read_parquet(tmp_path / "feature_side.parquet").select("id", "value").iter_rows()
+    )
+    tables = [
+        {vocabulary[i]: float(w) for i, w in zip(*row, strict=True) if i}
+        for row in zip(ids, weights, strict=True)
+    ]
     assert all(float(w) == 0 for i, w in zip(ids.ravel(), weights.ravel(), strict=True) if i == 0)
     ptr, bag, count = (np.load(tmp_path / f"bag_side_{x}.npy") for x in ("ptr", "id", "count"))
-    bags = [{vocabulary[i]: float(n) for i, n in zip(bag[a:b], count[a:b], strict=True)} for a, b in pairwise(ptr)]
+    bags = [
+        {vocabulary[i]: float(n) for i, n in zip(bag[a:b], count[a:b], strict=True)}
+        for a, b in pairwise(ptr)
+    ]
     return tables, bags, described, report[0]
 
 
 def test_categorical(tmp_path):
-    tables, bags, described, line = built(tmp_path, ItemFeature("categorical", long((10, "b"), (20, "a"), (30, "b"), (99, "z"))))
-    assert tables == [{}, {"b": 1}, {"a": 1}, {"b": 1}, {}]  # item 40 has none, item 99 is not in the data
+    tables, bags, described, line = built(
+        tmp_path, ItemFeature("categorical", long((10, "b"), (20, "a"), (30, "b"), (99, "z")))
+    )
+    assert tables == [
+        {},
+        {"b": 1},
+        {"a": 1},
+        {"b": 1},
+        {},
+    ]  # item 40 has none, item 99 is not in the data
     assert bags == [{"b": 1, "a": 1}, {}, {"a": 1, "b": 1}, {}]
     assert described == {"name": "side", "kind": "categorical", "cardinality": 3}
     assert line == "item feature side (categorical): 2 values, known for 75.0% of items"
@@ -53,14 +76,30 @@ def test_a_categorical_feature_has_one_value(tmp_path):
 def test_multi_label(tmp_path):
     frame = long((10, 5), (10, 7), (10, 5), (20, 7), (40, 7), (40, 9), (40, 5))
     tables, bags, described, _ = built(tmp_path, ItemFeature("multi_label", frame))
-    assert tables == [{}, {5: 0.5, 7: 0.5}, {7: 1}, {}, {k: pytest.approx(1 / 3) for k in (5, 7, 9)}]
-    assert bags == [{5: 2, 7: 3, 9: 1}, {}, {7: 1}, {}]  # items per value, not weights (models.md §6.3)
+    assert tables == [
+        {},
+        {5: 0.5, 7: 0.5},
+        {7: 1},
+        {},
+        {k: pytest.approx(1 / 3) for k in (5, 7, 9)},
+    ]
+    assert bags == [
+        {5: 2, 7: 3, 9: 1},
+        {},
+        {7: 1},
+        {},
+    ]  # items per value, not weights
     assert described["cardinality"] == 4
 
 
 def test_items_without_any_value(tmp_path):
     tables, bags, described, line = built(tmp_path, ItemFeature("multi_label", long((99, "a"))))
-    assert tables == [{}] * 5 and bags == [{}] * 4 and described["cardinality"] == 1 and "known for 0.0%" in line
+    assert (
+        tables == [{}] * 5
+        and bags == [{}] * 4
+        and described["cardinality"] == 1
+        and "known for 0.0%" in line
+    )
 
 
 def test_values_as_of_the_end_of_training(tmp_path):
@@ -78,18 +117,29 @@ def test_values_as_of_the_end_of_training(tmp_path):
 
 
 def test_ancestors(tmp_path):
-    """Every value up to the root, each once, with equal weights; a tree may hold unknown values and miss known ones."""
+    """Every value up to the root, each once, with equal weights; a tree may hold unknown values and
+    miss known ones.
+    """
     tree = pl.DataFrame({"value": [1, 2, 3, 4, 8], "parent": [None, 1, 2, 1, 3]}).lazy()
     frame = long((10, 3), (20, 1), (30, 4), (30, 2), (40, 77))
     tables, bags, _, _ = built(tmp_path, ItemFeature("multi_label", frame, tree))
     third = pytest.approx(1 / 3)
-    assert tables == [{}, {3: third, 2: third, 1: third}, {1: 1}, {4: third, 2: third, 1: third}, {77: 1}]
+    assert tables == [
+        {},
+        {3: third, 2: third, 1: third},
+        {1: 1},
+        {4: third, 2: third, 1: third},
+        {77: 1},
+    ]
     assert bags[0] == {3: 1, 2: 1, 1: 2, 77: 1} and bags[2] == {1: 2, 4: 1, 2: 1}
 
 
 def test_a_cycle_in_the_tree_is_an_error(tmp_path):
     tree = pl.DataFrame({"value": [1, 2, 3], "parent": [2, 3, 1]}).lazy()
-    with pytest.raises(RecexpError, match=r"tree of item feature side has a cycle, or more than 64 levels: value [123]"):
+    with pytest.raises(
+        RecexpError,
+        match=r"tree of item feature side has a cycle, or more than 64 levels: value [123]",
+    ):
         built(tmp_path, ItemFeature("multi_label", long((10, 1)), tree))
 
 
@@ -99,15 +149,27 @@ def test_numeric(tmp_path):
     (described,) = build_features({"price": feature}, ITEMS, PAIRS, 100, N_USERS, tmp_path, report)
     value = np.load(tmp_path / "feature_price_weight.npy")[:, 0]
     assert np.load(tmp_path / "feature_price_id.npy")[:, 0].tolist() == [0, 1, 1, 0, 1]
-    assert value.tolist() == pytest.approx([0, -3 / np.sqrt(26 / 3), -1 / np.sqrt(26 / 3), 0, 4 / np.sqrt(26 / 3)])
+    assert value.tolist() == pytest.approx(
+        [0, -3 / np.sqrt(26 / 3), -1 / np.sqrt(26 / 3), 0, 4 / np.sqrt(26 / 3)]
+    )
     assert described == {"name": "price", "kind": "numeric", "cardinality": 2}
     assert "known for 75.0% of items" in report[0] and not list(tmp_path.glob("bag_*"))
 
 
 def test_a_constant_numeric_feature_is_known_and_says_nothing(tmp_path):
     report = []
-    build_features({"price": ItemFeature("numeric", long((10, 3.0), (20, 3.0)))}, ITEMS, PAIRS, 100, N_USERS, tmp_path, report)
-    assert not np.load(tmp_path / "feature_price_weight.npy").any() and "known for 50.0%" in report[0]
+    build_features(
+        {"price": ItemFeature("numeric", long((10, 3.0), (20, 3.0)))},
+        ITEMS,
+        PAIRS,
+        100,
+        N_USERS,
+        tmp_path,
+        report,
+    )
+    assert (
+        not np.load(tmp_path / "feature_price_weight.npy").any() and "known for 50.0%" in report[0]
+    )
 
 
 @pytest.mark.parametrize("split", [P1, P3, GLOBAL])
@@ -119,31 +181,49 @@ def test_from_a_table_to_the_schema(tmp_path, split):
     lines = [f"{item},{'|'.join(values)},{item[1:]}" for item, values in genres.items()]
     (tmp_path / "raw" / "items.csv").write_text("item,genres,price\n" + "\n".join(lines) + "\n")
     columns = {"genres": "multi_label", "price": "numeric"}
-    opened = store(tmp_path, events, split, features={"file": "items.csv", "item": "item", "columns": columns})
+    opened = store(
+        tmp_path, events, split, features={"file": "items.csv", "item": "item", "columns": columns}
+    )
     schema, items, train = opened.schema, names(opened, "item"), listed(opened, opened.train)
-    assert set(schema.item_features) == {"genres", "price"} and set(schema.user_features) == {"genres"}
+    assert set(schema.item_features) == {"genres", "price"} and set(schema.user_features) == {
+        "genres"
+    }
     feature, bag = schema.item_features["genres"], schema.user_features["genres"]
-    vocabulary = dict(pl.read_parquet(opened.folder / "feature_genres.parquet").select("id", "value").iter_rows())
+    vocabulary = dict(
+        pl.read_parquet(opened.folder / "feature_genres.parquet").select("id", "value").iter_rows()
+    )
     for index, item in enumerate(items):
-        assert {vocabulary[i] for i in feature.id_VM[index].tolist() if i} == set(genres.get(item, []))
+        assert {vocabulary[i] for i in feature.id_VM[index].tolist() if i} == set(
+            genres.get(item, [])
+        )
         assert float(feature.weight_VM[index].sum()) == pytest.approx(1 if item in genres else 0)
     assert feature.cardinality == bag.cardinality == 6
     for user, name in enumerate(names(opened, "user")):
         own = range(int(bag.ptr[user]), int(bag.ptr[user + 1]))
         found = {vocabulary[int(bag.id[n])]: float(bag.count[n]) for n in own}
-        assert found == Counter(g for item in {e.item for e in train[name]} for g in set(genres.get(item, [])))
+        assert found == Counter(
+            g for item in {e.item for e in train[name]} for g in set(genres.get(item, []))
+        )
 
 
 def test_integer_ids_in_one_file_and_texts_in_the_other(tmp_path):
     items = pl.DataFrame({"index": [1, 2], "item": ["10", "20"]})
     report = []
     pairs = {"user": np.array([0]), "item": np.array([2])}
-    build_features({"side": ItemFeature("categorical", long((10, "b"), (20, "a")))}, items, pairs, 1, 1, tmp_path, report)
+    build_features(
+        {"side": ItemFeature("categorical", long((10, "b"), (20, "a")))},
+        items,
+        pairs,
+        1,
+        1,
+        tmp_path,
+        report,
+    )
     assert "known for 100.0% of items" in report[0]
 
 
 def test_another_feature_file_is_another_fingerprint(tmp_path):
-    from recexp.data.prepare import prepare
+    from recexp.data.cache import prepare
 
     features = {"file": "items.csv", "item": "item", "columns": {"brand": "categorical"}}
     store(tmp_path, random_events(0))

@@ -7,11 +7,16 @@ import polars as pl
 import pytest
 
 from recexp.data.filters import apply_filters
-from recexp.types import RecexpError
+from recexp.errors import RecexpError
 
 
 def frame(pairs):
-    return pl.DataFrame(pairs, schema=["user", "item"], orient="row", schema_overrides={"user": pl.String, "item": pl.String})
+    return pl.DataFrame(
+        pairs,
+        schema=["user", "item"],
+        orient="row",
+        schema_overrides={"user": pl.String, "item": pl.String},
+    )
 
 
 def counts(pairs, column, distinct):
@@ -21,7 +26,11 @@ def counts(pairs, column, distinct):
 def once(pairs, step):
     distinct = step.get("count") == "items"
     users, items = counts(pairs, 0, distinct), counts(pairs, 1, distinct)
-    low_user, low_item, high_user = step.get("user_min", 0), step.get("item_min", 0), step.get("user_max", 10**9)
+    low_user, low_item, high_user = (
+        step.get("user_min", 0),
+        step.get("item_min", 0),
+        step.get("user_max", 10**9),
+    )
     return [(u, i) for u, i in pairs if low_user <= users[u] <= high_user and items[i] >= low_item]
 
 
@@ -36,7 +45,9 @@ def reference(pairs, steps, iterate):
 
 def random_pairs(seed):
     rng = random.Random(seed)
-    return [(f"u{int(15 * rng.random() ** 2)}", f"i{int(20 * rng.random() ** 2)}") for _ in range(160)]
+    return [
+        (f"u{int(15 * rng.random() ** 2)}", f"i{int(20 * rng.random() ** 2)}") for _ in range(160)
+    ]
 
 
 @pytest.mark.parametrize("iterate", [False, True])
@@ -63,17 +74,27 @@ def test_equals_counting_by_hand_and_keeps_the_order(steps, iterate):
 
 
 def test_one_step_counts_both_keys_before_it_drops_either():
-    # Dropping item b first would leave u with one event; counted jointly it has two when its turn comes.
+    # Dropping item b first would leave u with one event; counted jointly it has two when its turn
+    # comes.
     pairs = [("u", "a"), ("u", "b"), ("v", "a"), ("v", "a")]
-    assert apply_filters(frame(pairs), [{"user_min": 2, "item_min": 2}])[0].rows() == [("u", "a"), ("v", "a"), ("v", "a")]
-    assert apply_filters(frame(pairs), [{"item_min": 2}, {"user_min": 2}])[0].rows() == [("v", "a"), ("v", "a")]
+    assert apply_filters(frame(pairs), [{"user_min": 2, "item_min": 2}])[0].rows() == [
+        ("u", "a"),
+        ("v", "a"),
+        ("v", "a"),
+    ]
+    assert apply_filters(frame(pairs), [{"item_min": 2}, {"user_min": 2}])[0].rows() == [
+        ("v", "a"),
+        ("v", "a"),
+    ]
 
 
 def test_iterating_reaches_the_core():
     # A chain: each drop starves the next, until the square u-v x a-b is left.
     square = [("u", "a"), ("u", "b"), ("v", "a"), ("v", "b")]
     chain = [("w1", "a"), ("w1", "c1"), ("w2", "c1"), ("w2", "c2"), ("w3", "c2")]
-    kept, lines = apply_filters(frame(square + chain), [{"user_min": 2, "item_min": 2}], iterate=True)
+    kept, lines = apply_filters(
+        frame(square + chain), [{"user_min": 2, "item_min": 2}], iterate=True
+    )
     assert kept.rows() == square
     assert len(lines) > 2
 
@@ -90,7 +111,10 @@ def test_nothing_left_is_an_error_that_names_the_filter():
 
 @pytest.mark.parametrize(
     ("step", "message"),
-    [({"users_min": 5}, r"unknown key \['users_min'\].*user_min"), ({"user_min": 5, "count": "clicks"}, "'clicks' is neither 'events' nor 'items'")],
+    [
+        ({"users_min": 5}, r"unknown key \['users_min'\].*user_min"),
+        ({"user_min": 5, "count": "clicks"}, "'clicks' is neither 'events' nor 'items'"),
+    ],
 )
 def test_wrong_keys_are_errors(step, message):
     with pytest.raises(RecexpError, match=message):

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from recexp.data import prepare as prepare_module
-from recexp.data.prepare import prepare, read_meta
+from recexp.data import cache as prepare_module
+from recexp.data.cache import prepare, read_meta
 from recexp.data.split import Split
-from tests.events import (
+from tests.support.events import (
     GLOBAL,
     P1,
     P2,
@@ -24,7 +24,7 @@ from tests.events import (
     store,
     without,
     write,
-)  # fmt: skip
+)
 
 STRICT = without(P1, test_without_history=False)
 SPLITS = [
@@ -110,8 +110,10 @@ def test_users_lost_before_the_split(tmp_path):
         Event("late", "i1", "view", 10**6),
     ]
     kept = {e.user for e in events if e.time < 50_000}
-    changes = {"filters": [{"user_min": 2, "count": "items"}],
-               "window": {"start": "1970-01-01", "end": "1970-01-01T00:00:50"}}  # fmt: skip
+    changes = {
+        "filters": [{"user_min": 2, "count": "items"}],
+        "window": {"start": "1970-01-01", "end": "1970-01-01T00:00:50"},
+    }
     opened = store(tmp_path, events, P3, **changes)
     assert "late" not in kept and "lonely" in kept
     assert opened.meta["left_out"]["removed by dataset.window"] == len(in_order(events)) - len(kept)

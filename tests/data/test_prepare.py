@@ -5,9 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from recexp.data.prepare import prepare, read_meta
-from recexp.types import RecexpError
-from tests.events import (
+from recexp.data.cache import prepare, read_meta
+from recexp.errors import RecexpError
+from tests.support.events import (
     BEHAVIOURS,
     GLOBAL,
     P1,
@@ -31,14 +31,27 @@ from tests.events import (
 def test_arrays_hold_the_events(tmp_path, merge):
     events = random_events(1)
     opened = store(tmp_path, events, P3, merge=merge)
-    own = {user: merged(e) if merge == "pairs" else [(x, {x.behaviour}) for x in e] for user, e in in_order(events).items()}
+    own = {
+        user: merged(e) if merge == "pairs" else [(x, {x.behaviour}) for x in e]
+        for user, e in in_order(events).items()
+    }
     assert listed(opened, opened.past) == {user: [e for e, _ in rows] for user, rows in own.items()}
-    bits = [sum(1 << BEHAVIOURS.index(b) for b in behaviours) for rows in own.values() for _, behaviours in rows]
+    bits = [
+        sum(1 << BEHAVIOURS.index(b) for b in behaviours)
+        for rows in own.values()
+        for _, behaviours in rows
+    ]
     assert opened.past.mask.tolist() == bits
-    assert names(opened, "user") == sorted(own) and names(opened, "item")[1:] == sorted({e.item for e in events})
+    assert names(opened, "user") == sorted(own) and names(opened, "item")[1:] == sorted(
+        {e.item for e in events}
+    )
     counts = Counter(e.item for rows in own.values() for e, _ in rows)
     assert opened.item_count.tolist() == [0] + [counts[i] for i in names(opened, "item")[1:]]
-    assert (opened.schema.n_users, opened.schema.n_items, opened.schema.behaviours) == (len(own), len(counts), BEHAVIOURS)
+    assert (opened.schema.n_users, opened.schema.n_items, opened.schema.behaviours) == (
+        len(own),
+        len(counts),
+        BEHAVIOURS,
+    )
     assert opened.schema.explicit == (False, True, True)
 
 
@@ -50,20 +63,40 @@ def test_pairs_hold_masks_and_counts(tmp_path, split):
     everything = [e for own in in_order(events).values() for e in own]
     train = [e for own in listed(opened, opened.train).values() for e in own]
     for pairs, own in ((opened.all_pairs, everything), (opened.train_pairs, train)):
-        found = zip(pairs.user.tolist(), pairs.item.tolist(), pairs.mask.tolist(), pairs.count.tolist(), strict=True)
+        found = zip(
+            pairs.user.tolist(),
+            pairs.item.tolist(),
+            pairs.mask.tolist(),
+            pairs.count.tolist(),
+            strict=True,
+        )
         count = Counter((e.user, e.item) for e in own)
-        mask = Counter((u, i, 1 << BEHAVIOURS.index(b)) for u, i, b in {(e.user, e.item, e.behaviour) for e in own})
-        expected = sorted((u, i, sum(b for (x, y, b) in mask if (x, y) == (u, i)), n) for (u, i), n in count.items())
-        assert [(users[u], items[i], m, n) for u, i, m, n in found] == sorted(expected, key=lambda p: (p[0], items.index(p[1])))
+        mask = Counter(
+            (u, i, 1 << BEHAVIOURS.index(b))
+            for u, i, b in {(e.user, e.item, e.behaviour) for e in own}
+        )
+        expected = sorted(
+            (u, i, sum(b for (x, y, b) in mask if (x, y) == (u, i)), n)
+            for (u, i), n in count.items()
+        )
+        assert [(users[u], items[i], m, n) for u, i, m, n in found] == sorted(
+            expected, key=lambda p: (p[0], items.index(p[1]))
+        )
 
 
 @pytest.mark.parametrize("merge", ["none", "pairs"])
 @pytest.mark.parametrize("split", [P1, P2, P2_LATER, P3, GLOBAL])
 def test_seen_and_audit(tmp_path, split, merge):
-    """A target was seen if a weaker behaviour on its item stands before it; a merged pair stands where its last explicit event stood."""
+    """A target was seen if a weaker behaviour on its item stands before it; a merged pair stands
+    where its last explicit event stood.
+    """
     events = random_events(3, n_times=15)
     opened = store(tmp_path, events, split, merge=merge)
-    tests, flags, past = held_out(opened, "test"), opened.test.seen.tolist(), listed(opened, opened.past)
+    tests, flags, past = (
+        held_out(opened, "test"),
+        opened.test.seen.tolist(),
+        listed(opened, opened.past),
+    )
     expected = []
     for user, (target, _) in tests.items():
         own = in_order(events)[user]
@@ -71,47 +104,91 @@ def test_seen_and_audit(tmp_path, split, merge):
         explicit = [n for n in pair if own[n].behaviour != "view"]
         single = merge == "none" or split is P2_LATER
         at = own.index(target) if single else max(explicit or pair)
-        expected.append(any(BEHAVIOURS.index(own[n].behaviour) < BEHAVIOURS.index(own[at].behaviour) for n in pair if n < at))
+        expected.append(
+            any(
+                BEHAVIOURS.index(own[n].behaviour) < BEHAVIOURS.index(own[at].behaviour)
+                for n in pair
+                if n < at
+            )
+        )
     assert flags == expected and any(flags) and not all(flags)
     audit = opened.meta["audit"]
     assert audit["seen_targets"] == pytest.approx(np.mean(flags))
-    tied = [sum(e.time == target.time for e in past[user]) > 1 for user, (target, _) in tests.items()]
+    tied = [
+        sum(e.time == target.time for e in past[user]) > 1 for user, (target, _) in tests.items()
+    ]
     assert audit["tied_targets"] == pytest.approx(np.mean(tied)) and any(tied)
     train = [e for own in listed(opened, opened.train).values() for e in own]
     future = [e.user in tests and e.time > tests[e.user][0].time for e in train]
     assert audit["future_events"] == pytest.approx(np.mean(future))
-    assert f"{audit['tied_targets']:.1%} of test targets share their time" in opened.meta["report"][-1]
+    assert (
+        f"{audit['tied_targets']:.1%} of test targets share their time" in opened.meta["report"][-1]
+    )
 
 
 def test_the_report_accounts_for_every_event(tmp_path, capsys):
     events = [*random_events(4), Event("lonely", "i1", "view", 5)]
-    opened = store(tmp_path, events, P1, filters=[{"user_min": 2, "count": "items"}], window={"start": "1970-01-01", "end": "1970-01-01T00:00:50"})
+    opened = store(
+        tmp_path,
+        events,
+        P1,
+        filters=[{"user_min": 2, "count": "items"}],
+        window={"start": "1970-01-01", "end": "1970-01-01T00:00:50"},
+    )
     err = capsys.readouterr().err
     outside = sum(e.time >= 50_000 for e in events)
     assert f"shop: {len(events):,} events read from 1 file(s)" in err
     assert f"window 1970-01-01 to 1970-01-01T00:00:50: {outside:,} events outside dropped" in err
     assert f"filter (user_min=2, count=items): 1 of {len(events) - outside:,} events dropped" in err
     purged = len(events) - outside - 1 - len(opened.past)
-    assert purged > 0 and f"{purged:,} events of held-out (user, item) pairs purged from training (purge=pair)" in err
-    kept = f"{len(opened.past):,} rows: {len(opened.train):,} to train, {len(opened.val):,} validation and {len(opened.test):,} test targets"
-    assert kept in err and len(opened.past) == len(opened.train) + len(opened.val) + len(opened.test)
+    assert (
+        purged > 0
+        and f"{purged:,} events of held-out (user, item) pairs purged from training (purge=pair)"
+        in err
+    )
+    kept = (
+        f"{len(opened.past):,} rows: {len(opened.train):,} to train, "
+        f"{len(opened.val):,} validation and {len(opened.test):,} test targets"
+    )
+    assert kept in err and len(opened.past) == len(opened.train) + len(opened.val) + len(
+        opened.test
+    )
 
 
 def test_ratings_as_behaviours(tmp_path):
-    events = [Event("u", f"i{n}", "rating", n, value) for n, value in enumerate([5, 0.5, None, 3, 4, 2.9, 3.5])]
-    changes = {"value": "value", "value_behaviours": {"liked": 4, "rated": 1, "known": 3}, "explicit": ["liked"]}
+    events = [
+        Event("u", f"i{n}", "rating", n, value)
+        for n, value in enumerate([5, 0.5, None, 3, 4, 2.9, 3.5])
+    ]
+    changes = {
+        "value": "value",
+        "value_behaviours": {"liked": 4, "rated": 1, "known": 3},
+        "explicit": ["liked"],
+    }
     opened = store(tmp_path, events, P3, **changes)
-    assert opened.schema.behaviours == ("rated", "known", "liked") and opened.schema.explicit == (False, False, True)
+    assert opened.schema.behaviours == ("rated", "known", "liked") and opened.schema.explicit == (
+        False,
+        False,
+        True,
+    )
     assert opened.past.behaviour.tolist() == [3, 2, 3, 1, 2]  # 0.5 and the missing one are gone
-    assert "2 events dropped: their value is missing or below every threshold" in "\n".join(opened.meta["report"])
-    assert opened.meta["levels"] == pytest.approx([2.9, 3, 3.5, 4, 5]) and opened.past.value.tolist() == [5, 2, 4, 1, 3]
+    assert "2 events dropped: their value is missing or below every threshold" in "\n".join(
+        opened.meta["report"]
+    )
+    assert opened.meta["levels"] == pytest.approx(
+        [2.9, 3, 3.5, 4, 5]
+    ) and opened.past.value.tolist() == [5, 2, 4, 1, 3]
     assert opened.schema.n_values == 5
 
 
 def test_values_have_levels(tmp_path):
     events = [Event("u", f"i{n}", "view", n, value) for n, value in enumerate([3, None, 1, 3, 2])]
     opened = store(tmp_path, events, P3, value="value")
-    assert opened.past.value.tolist() == [3, 0, 1, 3, 2] and opened.train.value.tolist() == [3, 0, 1]
+    assert opened.past.value.tolist() == [3, 0, 1, 3, 2] and opened.train.value.tolist() == [
+        3,
+        0,
+        1,
+    ]
     assert store(tmp_path / "without", events, P3).past.value is None
     prices = [Event("u", f"i{n}", "view", n, n / 7) for n in range(1001)]
     assert store(tmp_path / "prices", prices, P3, value="value").schema.n_values == 0
@@ -119,11 +196,17 @@ def test_values_have_levels(tmp_path):
 
 def test_unknown_behaviours(tmp_path):
     events = [*random_events(0), Event("u1", "i1", "wishlist", 1), Event("u1", "i2", "share", 1)]
-    with pytest.raises(RecexpError, match=r"events\.csv: unknown behaviour 'wishlist' in event 251 \(user u1, item i1\).*on_bad_rows=drop"):
+    with pytest.raises(
+        RecexpError,
+        match=r"events\.csv: unknown behaviour 'wishlist' in event 251 "
+        r"\(user u1, item i1\).*on_bad_rows=drop",
+    ):
         store(tmp_path, events)
     opened = store(tmp_path, events, on_bad_rows="drop")
     assert len(opened.past) == 250
-    assert "2 events dropped: behaviour among ['share', 'wishlist']" in "\n".join(opened.meta["report"])
+    assert "2 events dropped: behaviour among ['share', 'wishlist']" in "\n".join(
+        opened.meta["report"]
+    )
 
 
 def test_bad_rows_are_dropped_and_listed(tmp_path):
@@ -139,12 +222,24 @@ def test_bad_rows_are_dropped_and_listed(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"behaviours": ["purchase"], "explicit": [], "on_bad_rows": "drop"}, "no event has one of the behaviours"),
-        ({"window": {"start": "2020-01-01", "end": "2021-01-01"}}, "window left no event: the data run from 1970-01-01T00:00:0"),
-        ({"window": {"start": "yesterday", "end": "2021-01-01"}}, "dataset.window.start must be an ISO date"),
+        (
+            {"behaviours": ["purchase"], "explicit": [], "on_bad_rows": "drop"},
+            "no event has one of the behaviours",
+        ),
+        (
+            {"window": {"start": "2020-01-01", "end": "2021-01-01"}},
+            "window left no event: the data run from 1970-01-01T00:00:0",
+        ),
+        (
+            {"window": {"start": "yesterday", "end": "2021-01-01"}},
+            "dataset.window.start must be an ISO date",
+        ),
         ({"window": {"start": "2020-01-01"}}, "dataset.window.end must be an ISO date"),
         ({"value_behaviours": {"buy": 4, "cart": 0}}, "the events carry no value"),
-        ({"value_behaviours": {"buy": 4, "cart": 0}, "value": "value"}, "no event's value reaches a threshold"),
+        (
+            {"value_behaviours": {"buy": 4, "cart": 0}, "value": "value"},
+            "no event's value reaches a threshold",
+        ),
         ({"filters": [{"user_min": 1000}]}, "left no event"),
         ({"behaviours": ["view", "view"], "explicit": []}, "distinct names"),
         ({"behaviours": ["view"]}, "dataset.explicit names"),

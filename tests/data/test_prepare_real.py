@@ -7,18 +7,24 @@ import numpy as np
 import polars as pl
 import pytest
 
-from recexp.data.prepare import prepare, read_meta
+from recexp.data.cache import prepare, read_meta
 from recexp.data.store import Store
-from tests.events import P3
+from tests.support.events import P3
 
 DATA = Path(os.environ.get("RECEXP_DATA", ""))
-pytestmark = pytest.mark.skipif("RECEXP_DATA" not in os.environ, reason="RECEXP_DATA is not set: no real data")
+pytestmark = pytest.mark.skipif(
+    "RECEXP_DATA" not in os.environ, reason="RECEXP_DATA is not set: no real data"
+)
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
-FINGERPRINTS = {  # models.md §2.1
+FINGERPRINTS = {
     "ml_1m": ("ml-1m", {}, (6_040, 3_416, 999_611)),
     "ml_1m, all items": ("ml-1m", {"filters": []}, (6_040, 3_706, 1_000_209)),
     "ml_100k": ("ml-100k", {}, (943, 1_349, 99_287)),
-    "sequence_file": ("amazon-beauty-bert4rec", {"source": {"file": "beauty.txt"}}, (40_226, 54_542, 353_962)),
+    "sequence_file": (
+        "amazon-beauty-bert4rec",
+        {"source": {"file": "beauty.txt"}},
+        (40_226, 54_542, 353_962),
+    ),
     "amazon_beauty_5core": ("amazon-beauty-5core", {}, (22_363, 12_101, 198_502)),
 }
 
@@ -28,7 +34,12 @@ def real_dataset(name, **changes):
     from omegaconf import OmegaConf
 
     folder, settings, _ = FINGERPRINTS[name]
-    config = OmegaConf.merge(OmegaConf.load(CONF / f"{name.split(',')[0]}.yaml"), settings, {"raw_dir": str(DATA / folder)}, changes)
+    config = OmegaConf.merge(
+        OmegaConf.load(CONF / f"{name.split(',')[0]}.yaml"),
+        settings,
+        {"raw_dir": str(DATA / folder)},
+        changes,
+    )
     return instantiate(config, _recursive_=False)
 
 
@@ -46,14 +57,20 @@ def test_movielens_1m_has_the_order_of_sasrec(tmp_path):
     folder = DATA / "ml-1m-sasrec-order"
 
     def table(name):
-        return pl.read_csv(folder / name, separator=" ", has_header=False, new_columns=["user", "item"])
+        return pl.read_csv(
+            folder / name, separator=" ", has_header=False, new_columns=["user", "item"]
+        )
 
     published = table("ml-1m.txt")
     for column in ("user", "item"):
         original = table(f"sas_to_original_{column}s.txt")
-        published = published.with_columns(pl.col(column).replace_strict(original["user"], original["item"]))
+        published = published.with_columns(
+            pl.col(column).replace_strict(original["user"], original["item"])
+        )
     published = published.sort("user", maintain_order=True)
-    user, item = (pl.read_parquet(opened.folder / f"{c}s.parquet")[c].to_numpy() for c in ("user", "item"))
+    user, item = (
+        pl.read_parquet(opened.folder / f"{c}s.parquet")[c].to_numpy() for c in ("user", "item")
+    )
     assert len(user) == 6_040
     assert np.array_equal(user[opened.past.user.numpy()], published["user"].to_numpy())
     assert np.array_equal(item[opened.past.item.numpy() - 1], published["item"].to_numpy())

@@ -1,4 +1,6 @@
-"""Preparing large files: the same arrays whichever way they are read, and memory in proportion to the events, with a small factor."""
+"""Preparing large files: the same arrays whichever way they are read, and memory in proportion to
+the events, with a small factor.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +11,37 @@ import sys
 import polars as pl
 import pytest
 
-from recexp.data import build, rows, scanning
-from recexp.data.prepare import Dataset, prepare, read_meta
-from recexp.data.sources import taobao
+from recexp.data import index, rows
+from recexp.data.cache import prepare, read_meta
+from recexp.data.dataset import Dataset
+from recexp.data.raw import scanning
+from recexp.data.readers import taobao
 from recexp.data.split import Split
-from recexp.types import RecexpError
+from recexp.errors import RecexpError
 from tests.perf.make_taobao import make
 
-SOURCE = {"_target_": "recexp.data.sources.taobao.read", "_partial_": True}
+SOURCE = {"_target_": "recexp.data.readers.taobao.read", "_partial_": True}
 
 
 def prepared(raw, cache, **options):
     settings = {"behaviours": ["pv", "fav", "cart", "buy"], "explicit": ["buy"]} | options
     split = Split(target="strongest", purge="later", fallback="any")
-    return read_meta(prepare(Dataset("taobao", str(raw), SOURCE, **settings), split, cache))["arrays"]
+    return read_meta(prepare(Dataset("taobao", str(raw), SOURCE, **settings), split, cache))[
+        "arrays"
+    ]
 
 
-@pytest.mark.parametrize("options", [{}, {"merge": "pairs", "filters": [{"user_min": 3, "count": "items"}]}], ids=["events", "pairs"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"merge": "pairs", "filters": [{"user_min": 3, "count": "items"}]}],
+    ids=["events", "pairs"],
+)
 def test_streaming_in_blocks_gives_the_same_arrays(tmp_path, monkeypatch, options):
     make(tmp_path / "raw", 20_000)
     whole = prepared(tmp_path / "raw", tmp_path / "a", **options)
     monkeypatch.setattr(scanning, "LARGE", 0)
     monkeypatch.setattr(rows.blocks, "__defaults__", (100,))
-    monkeypatch.setattr(build, "BLOCK", 100)
+    monkeypatch.setattr(index, "BLOCK", 100)
     assert prepared(tmp_path / "raw", tmp_path / "b", **options) == whole
 
 
@@ -39,11 +49,23 @@ def test_a_block_cuts_no_user_in_two():
     owner = pl.Series([0] * 7 + [1] * 2 + [3] * 1 + [4] * 12).to_numpy()
     for size in range(1, 25):
         found = list(rows.blocks(owner, size))
-        assert [i for block in found for i in range(block.start, block.stop)] == list(range(len(owner)))
+        assert [i for block in found for i in range(block.start, block.stop)] == list(
+            range(len(owner))
+        )
         assert not any(owner[block.start] == owner[block.start - 1] for block in found[1:])
 
 
-@pytest.mark.parametrize("bad", ["1,2,3,pv,never", "1,2,3,look,1511539200", "1,,3,pv,1511539200", "1,2,3,pv", "1,2,3,pv,1511539200,6", '"1,2,3,pv,1'])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "1,2,3,pv,never",
+        "1,2,3,look,1511539200",
+        "1,,3,pv,1511539200",
+        "1,2,3,pv",
+        "1,2,3,pv,1511539200,6",
+        '"1,2,3,pv,1',
+    ],
+)
 def test_a_bad_row_is_named_where_the_file_is_streamed(tmp_path, monkeypatch, bad):
     monkeypatch.setattr(scanning, "LARGE", 0)
     path = make(tmp_path, 1000)
@@ -56,7 +78,9 @@ def test_a_bad_row_is_named_where_the_file_is_streamed(tmp_path, monkeypatch, ba
 def test_items_keep_the_category_of_their_last_row(tmp_path, monkeypatch):
     path = make(tmp_path, 5000)
     names = ["user", "item", "category", "behavior", "timestamp"]
-    frame = pl.read_csv(path, has_header=False, new_columns=names).with_columns(category=pl.int_range(pl.len()) % 7)
+    frame = pl.read_csv(path, has_header=False, new_columns=names).with_columns(
+        category=pl.int_range(pl.len()) % 7
+    )
     frame.write_csv(path, include_header=False)
     expected = dict(frame.select("item", "category").iter_rows())
     monkeypatch.setattr(scanning, "LARGE", 0)
@@ -67,7 +91,7 @@ def test_items_keep_the_category_of_their_last_row(tmp_path, monkeypatch):
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from recexp.data import scanning
+from recexp.data.raw import scanning
 from tests.data.test_scale import prepared
 scanning.LARGE = 0
 prepared(Path(sys.argv[1]), Path(sys.argv[1]) / "cache")
@@ -82,9 +106,13 @@ def test_memory_grows_by_few_bytes_per_event(tmp_path):
     def peak(events: int) -> int:
         make(tmp_path / str(events), events)
         done = subprocess.run(
-            [sys.executable, "-c", MEASURE, str(tmp_path / str(events))], capture_output=True, text=True, check=True,
-            env=os.environ | {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}, cwd=os.getcwd(),
-        )  # fmt: skip
+            [sys.executable, "-c", MEASURE, str(tmp_path / str(events))],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"},
+            cwd=os.getcwd(),
+        )
         return int(done.stdout.split()[-1])
 
     small, large = 1_000_000, 4_000_000

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalMRR, RetrievalNormalizedDCG
 
+from recexp.errors import RecexpError
 from recexp.evaluation.metrics import RankingMetrics, expected_hr, expected_ndcg, mrr
 from recexp.evaluation.ranks import candidate_ranks
-from recexp.types import RecexpError
 
 POLICIES = {
     "expected": lambda better, tied: range(better + 1, better + tied + 2),
@@ -26,7 +26,12 @@ def sample(users, n, seed, values=8):
     generator = torch.Generator().manual_seed(seed)
     scores = torch.randint(0, values, (users, n), generator=generator).float()
     better, tied = candidate_ranks(scores)
-    return torch.randperm(users * 3, generator=generator)[:users], better, tied, torch.full((users,), n)
+    return (
+        torch.randperm(users * 3, generator=generator)[:users],
+        better,
+        tied,
+        torch.full((users,), n),
+    )
 
 
 @pytest.mark.parametrize("ties", POLICIES)
@@ -36,13 +41,19 @@ def test_every_rank_against_its_definition(ties):
     ranks = [POLICIES[ties](g, e) for g, e in zip(better.tolist(), tied.tolist(), strict=True)]
 
     def mean(gain):
-        return torch.tensor([sum(gain(r) for r in group) / len(group) for group in ranks], dtype=torch.float64)
+        return torch.tensor(
+            [sum(gain(r) for r in group) / len(group) for group in ranks], dtype=torch.float64
+        )
 
     exact = {"rtol": 1e-14, "atol": 1e-15}
     for k in (1, 5, 13, 14, 40):
-        torch.testing.assert_close(expected_hr(better, tied, k, ties), mean(lambda r, k=k: float(r <= k)), **exact)
         torch.testing.assert_close(
-            expected_ndcg(better, tied, k, ties), mean(lambda r, k=k: (r <= k) / math.log2(r + 1)), **exact
+            expected_hr(better, tied, k, ties), mean(lambda r, k=k: float(r <= k)), **exact
+        )
+        torch.testing.assert_close(
+            expected_ndcg(better, tied, k, ties),
+            mean(lambda r, k=k: (r <= k) / math.log2(r + 1)),
+            **exact,
         )
     torch.testing.assert_close(mrr(better, tied, n, ties), mean(lambda r: 1 / r), **exact)
 
@@ -70,17 +81,26 @@ def test_torchmetrics_agrees_where_nothing_ties():
     index = torch.arange(users)[:, None].expand(users, n)
     oracles = {"mrr": RetrievalMRR()}
     for k in (1, 5, 10):
-        oracles |= {f"hr@{k}": RetrievalHitRate(top_k=k), f"ndcg@{k}": RetrievalNormalizedDCG(top_k=k)}
+        oracles |= {
+            f"hr@{k}": RetrievalHitRate(top_k=k),
+            f"ndcg@{k}": RetrievalNormalizedDCG(top_k=k),
+        }
     for name, oracle in oracles.items():
-        assert ours[name] == pytest.approx(oracle(scores.flatten(), target.flatten(), indexes=index.flatten()).item(), abs=1e-6)
+        assert ours[name] == pytest.approx(
+            oracle(scores.flatten(), target.flatten(), indexes=index.flatten()).item(), abs=1e-6
+        )
     assert ours["users"] == users
     assert set(ours) == {*oracles, "users"}
 
 
-@pytest.mark.parametrize(("ties", "hr"), [("expected", 10 / 101), ("pessimistic", 0.0), ("optimistic", 1.0)])
+@pytest.mark.parametrize(
+    ("ties", "hr"), [("expected", 10 / 101), ("pessimistic", 0.0), ("optimistic", 1.0)]
+)
 def test_a_constant_scorer_gets_what_the_tie_policy_says(ties, hr):
     metric = RankingMetrics(ks=(10,), ties=ties)
-    metric.update(torch.arange(7), *candidate_ranks(torch.full((7, 101), 0.3)), torch.full((7,), 101))
+    metric.update(
+        torch.arange(7), *candidate_ranks(torch.full((7, 101), 0.3)), torch.full((7,), 101)
+    )
     assert metric.compute()["hr@10"] == hr
 
 
@@ -91,7 +111,9 @@ def test_a_random_scorer_is_at_chance(n, chance):
     metric = RankingMetrics(ks=(10,))
     for first in range(0, users, 1000):
         scores = torch.rand(1000, n, generator=generator)
-        metric.update(torch.arange(first, first + 1000), *candidate_ranks(scores), torch.full((1000,), n))
+        metric.update(
+            torch.arange(first, first + 1000), *candidate_ranks(scores), torch.full((1000,), n)
+        )
     values = metric.compute()
     assert abs(values["hr@10"] - chance) < 3 * math.sqrt(chance * (1 - chance) / users)
     assert values["mrr"] == pytest.approx(sum(1 / r for r in range(1, n + 1)) / n, rel=0.15)
@@ -124,7 +146,9 @@ def test_gathering_from_a_process_without_users():
     alone.update(*columns)
 
     def gather(mine, group=None):
-        assert mine.dtype == torch.int64  # processes must agree on it, also one whose shard is empty
+        assert (
+            mine.dtype == torch.int64
+        )  # processes must agree on it, also one whose shard is empty
         return [next(others), mine]
 
     empty = RankingMetrics(dist_sync_fn=gather, distributed_available_fn=lambda: True)
@@ -166,7 +190,9 @@ def test_ranks_are_sorted_by_user_and_keep_their_types():
     metric.reset()
     metric.update(user, better, tied, candidates, better > 3)
     assert metric.ranks()["group"].dtype == torch.bool
-    assert torch.equal(pickle.loads(pickle.dumps(metric)).ranks()["group"], (better > 3)[user.argsort()])
+    assert torch.equal(
+        pickle.loads(pickle.dumps(metric)).ranks()["group"], (better > 3)[user.argsort()]
+    )
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
@@ -188,7 +214,9 @@ def test_errors_for_people():
     metric.update(torch.tensor([4]), torch.tensor([2]), torch.tensor([1]), torch.tensor([3]))
     with pytest.raises(RecexpError, match="user 4 has 2 better and 1 tied among 3"):
         metric.compute()
-    with pytest.raises(RecexpError, match=r"random.*choose one of expected, pessimistic, optimistic"):
+    with pytest.raises(
+        RecexpError, match=r"random.*choose one of expected, pessimistic, optimistic"
+    ):
         RankingMetrics(ties="random")
     with pytest.raises(RecexpError, match="cut-offs"):
         RankingMetrics(ks=(0, 10))

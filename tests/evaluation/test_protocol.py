@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from recexp.data.split import Split
+from recexp.errors import RecexpError
+from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.protocol import Candidates, Protocol
-from recexp.evaluation.stored import stored_candidates
-from recexp.types import RecexpError
-from tests.events import P2, P3, random_events, store
+from tests.support.events import P2, P3, random_events, store
 
 BASE = Protocol("base", P3, Candidates(n=3))
 META = {"fingerprint": "abc"}
@@ -39,7 +39,9 @@ def test_the_id_changes_with_what_a_number_means(change):
 
 
 def test_ids_from_before_later_options_stay():
-    """Runs made before ``candidates.counts`` and ``split.test_without_history`` stand beside new ones."""
+    """Runs made before ``candidates.counts`` and ``split.test_without_history`` stand beside new
+    ones.
+    """
     assert BASE.id(META) == "b1a040dd4a48"
 
 
@@ -81,7 +83,9 @@ class Model:
     history = 5
 
     def __init__(self, n_users, V):
-        self.score_UV = torch.randint(0, 6, (n_users, V), generator=torch.Generator().manual_seed(0)).float()
+        self.score_UV = torch.randint(
+            0, 6, (n_users, V), generator=torch.Generator().manual_seed(0)
+        ).float()
 
     def score(self, query, item_BC=None):
         self.query = query
@@ -90,7 +94,9 @@ class Model:
 
 
 @pytest.mark.parametrize("history", ["before_target", "all_train"])
-@pytest.mark.parametrize("candidates", [Candidates(n=3), Candidates(kind="all"), Candidates(kind="all", seen="removed")])
+@pytest.mark.parametrize(
+    "candidates", [Candidates(n=3), Candidates(kind="all"), Candidates(kind="all", seen="removed")]
+)
 def test_ranks(tmp_path, candidates, history):
     opened = store(tmp_path, random_events(1, n_items=20), P3)
     protocol = Protocol("p", P3, candidates, history=history)

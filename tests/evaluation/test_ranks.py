@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from recexp.errors import RecexpError
 from recexp.evaluation.ranks import candidate_ranks, full_ranks
-from recexp.types import RecexpError
 
 
 def flat(seen_BM):
@@ -24,7 +24,9 @@ def by_hand(target, others):
 def test_candidate_ranks_against_a_count(columns):
     scores = scores_with_ties(40, columns, seed=columns)
     better, tied = candidate_ranks(scores)
-    assert [(int(b), int(t)) for b, t in zip(better, tied, strict=True)] == [by_hand(r[0], r[1:]) for r in scores.tolist()]
+    assert [(int(b), int(t)) for b, t in zip(better, tied, strict=True)] == [
+        by_hand(r[0], r[1:]) for r in scores.tolist()
+    ]
     assert better.dtype == tied.dtype == torch.int64
 
 
@@ -40,12 +42,16 @@ def test_full_ranks_against_a_count():
     scores = scores_with_ties(60, n_items, seed=1)
     generator = torch.Generator().manual_seed(2)
     target = torch.randint(1, n_items + 1, (60,), generator=generator)
-    seen = torch.randint(0, n_items + 1, (60, 9), generator=generator)  # repeats, padding, and at times the target
+    seen = torch.randint(
+        0, n_items + 1, (60, 9), generator=generator
+    )  # repeats, padding, and at times the target
     seen[0] = 0
     assert (seen == target[:, None]).any()
     assert (seen.sort(1).values.diff(dim=1) == 0).any()
     for removed in (None, seen):
-        better, tied, candidates = full_ranks(scores, target, None if removed is None else flat(removed))
+        better, tied, candidates = full_ranks(
+            scores, target, None if removed is None else flat(removed)
+        )
         for row in range(60):
             gone = set() if removed is None else set(removed[row].tolist())
             others = [i for i in range(1, n_items + 1) if i != target[row] and i not in gone]
@@ -65,7 +71,9 @@ def test_full_ranks_of_all_items_as_candidates_agree():
 def test_a_table_of_the_models_own_stays_as_it_is():
     scores = torch.arange(4.0).expand(2, 4)
     before = scores.clone()
-    assert full_ranks(scores, torch.tensor([1, 2]), (torch.tensor([0, 1]), torch.tensor([4, 3])))[0].tolist() == [2, 1]
+    assert full_ranks(scores, torch.tensor([1, 2]), (torch.tensor([0, 1]), torch.tensor([4, 3])))[
+        0
+    ].tolist() == [2, 1]
     assert torch.equal(scores, before)
 
 
@@ -86,7 +94,9 @@ def test_scores_that_are_not_finite_are_an_error_that_says_where(bad):
     where = r"2 of 5 rows; row 3 in 2 of 8 columns"
     with pytest.raises(RecexpError, match=where):
         candidate_ranks(scores)
-    with pytest.raises(RecexpError, match=where):  # also where the item would have been taken out of the ranking
+    with pytest.raises(
+        RecexpError, match=where
+    ):  # also where the item would have been taken out of the ranking
         full_ranks(scores, torch.full((5,), 8), flat(torch.tensor([[3, 7, 1]] * 5)))
 
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from recexp.data.store import Store
-from recexp.evaluation import stored
+from recexp.errors import RecexpError
+from recexp.evaluation import candidate_store as stored
+from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.protocol import Candidates, Protocol
-from recexp.evaluation.stored import stored_candidates
-from recexp.types import RecexpError
-from tests.events import P1, P3, random_events, store
+from tests.support.events import P1, P3, random_events, store
 
 
 @pytest.fixture
@@ -27,7 +27,9 @@ def test_distinct_items_outside_everything_the_user_touched(shop, kind, split):
     targets = shop.targets(split)
     drawn = stored_candidates(shop, protocol(kind=kind), split)
     assert drawn.shape == (len(targets), 6) and drawn.dtype == torch.int32
-    for user, target, items in zip(targets.user.tolist(), targets.item.tolist(), drawn.tolist(), strict=True):
+    for user, target, items in zip(
+        targets.user.tolist(), targets.item.tolist(), drawn.tolist(), strict=True
+    ):
         touched = set(shop.all_pairs.item[shop.all_pairs.user == user].tolist())
         assert len(set(items)) == 6 and target in touched and not set(items) & touched
         assert all(1 <= i <= shop.schema.n_items for i in items)
@@ -38,7 +40,9 @@ def test_explicit_only_allows_what_was_merely_viewed(shop, split):
     targets, pairs = shop.targets(split), shop.all_pairs
     drawn = stored_candidates(shop, protocol(exclude="explicit_only", n=20), split)
     viewed = 0
-    for user, target, items in zip(targets.user.tolist(), targets.item.tolist(), drawn.tolist(), strict=True):
+    for user, target, items in zip(
+        targets.user.tolist(), targets.item.tolist(), drawn.tolist(), strict=True
+    ):
         own = pairs.user == user
         explicit = set(pairs.item[own & (pairs.mask & 0b110 != 0)].tolist())
         assert not set(items) & (explicit | {target})
@@ -53,14 +57,19 @@ def test_popularity_may_be_that_of_training_alone(shop):
     absent[shop.train_pairs.item[-3:].long()] = True
     shop.item_count[absent] = shop.item_count.max() * 50
     shop.train.item = shop.train.item[~absent[shop.train.item.long()]]
-    drawn = {c: stored_candidates(shop, protocol(kind="popularity", counts=c), "test").long() for c in ("all", "train")}
+    drawn = {
+        c: stored_candidates(shop, protocol(kind="popularity", counts=c), "test").long()
+        for c in ("all", "train")
+    }
     assert absent[drawn["all"]].any() and not absent[drawn["train"]].any()
 
 
 def test_a_viewed_target_is_never_among_its_candidates(tmp_path):
     """Where the last event is a view, explicit_only excludes it as the target alone."""
     opened = store(tmp_path, random_events(0), P3)
-    drawn = stored_candidates(opened, Protocol("p", P3, Candidates(n=4, exclude="explicit_only")), "test")
+    drawn = stored_candidates(
+        opened, Protocol("p", P3, Candidates(n=4, exclude="explicit_only")), "test"
+    )
     assert (opened.test.behaviour == 1).any() and not (drawn == opened.test.item[:, None]).any()
 
 
@@ -72,13 +81,23 @@ def test_drawn_once_and_shared(shop, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["*.npy", "*.json"])
-@pytest.mark.parametrize("damage", [lambda data: data[:-3], lambda data: data[:-2] + bytes([data[-2] ^ 1]) + data[-1:], lambda data: b""])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-3],
+        lambda data: data[:-2] + bytes([data[-2] ^ 1]) + data[-1:],
+        lambda data: b"",
+    ],
+)
 def test_damage_is_mended(shop, name, damage):
     first = stored_candidates(shop, protocol(), "test")
     (path,) = shop.folder.glob(f"candidates-test-{name}")
     data = path.read_bytes()
     path.write_bytes(damage(data))
-    assert torch.equal(stored_candidates(shop, protocol(), "test"), first) and path.read_bytes() == data
+    assert (
+        torch.equal(stored_candidates(shop, protocol(), "test"), first)
+        and path.read_bytes() == data
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(shop, monkeypatch):
@@ -86,16 +105,25 @@ def test_a_folder_that_cannot_be_written_is_one_clear_error(shop, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(stored.np, "save", refuse)
-    with pytest.raises(RecexpError, match=r"candidates-test-.* cannot be written: Permission denied"):
+    with pytest.raises(
+        RecexpError, match=r"candidates-test-.* cannot be written: Permission denied"
+    ):
         stored_candidates(shop, protocol(), "test")
 
 
 def test_the_same_wherever_they_are_drawn(tmp_path):
-    drawn = [stored_candidates(store(tmp_path / place, random_events(0, n_items=40), P1), protocol(), "val") for place in ("a", "b")]
+    drawn = [
+        stored_candidates(
+            store(tmp_path / place, random_events(0, n_items=40), P1), protocol(), "val"
+        )
+        for place in ("a", "b")
+    ]
     assert torch.equal(*drawn)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"kind": "popularity"}, {"exclude": "explicit_only"}])
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"kind": "popularity"}, {"exclude": "explicit_only"}]
+)
 def test_other_settings_are_other_candidates(shop, change):
     base, other = (stored_candidates(shop, p, "test") for p in (protocol(), protocol(**change)))
     assert base.shape == other.shape and not torch.equal(base, other)
@@ -114,12 +142,19 @@ def test_validation_and_test_differ(shop):
 
 
 def test_popular_items_are_drawn_more_often(tmp_path):
-    """Proportional to counts over all splits (models.md §1.5): averaged over seeds, the frequent half comes first."""
+    """Proportional to counts over all splits: over seeds, the frequent half comes first."""
     opened = store(tmp_path, random_events(2, n_items=40, n_events=900), P3)
     rare = opened.item_count[1:] < opened.item_count[1:].median()
     shares = {}
     for kind in ("uniform", "popularity"):
-        drawn = torch.cat([stored_candidates(opened, Protocol("p", P3, Candidates(kind, n=5, seed=s)), "test").flatten() for s in range(20)])
+        drawn = torch.cat(
+            [
+                stored_candidates(
+                    opened, Protocol("p", P3, Candidates(kind, n=5, seed=s)), "test"
+                ).flatten()
+                for s in range(20)
+            ]
+        )
         shares[kind] = float(rare[drawn.long() - 1].double().mean())
     assert shares["popularity"] < shares["uniform"] - 0.03
 
@@ -139,6 +174,8 @@ def test_a_large_table_is_mapped(shop, monkeypatch):
     stored_candidates(shop, protocol(), "test")
     loaded = []
     real = np.load
-    monkeypatch.setattr(stored.np, "load", lambda *args, **kwargs: loaded.append(kwargs) or real(*args, **kwargs))
+    monkeypatch.setattr(
+        stored.np, "load", lambda *args, **kwargs: loaded.append(kwargs) or real(*args, **kwargs)
+    )
     stored_candidates(shop, protocol(), "test")
     assert loaded == [{"mmap_mode": "r"}]

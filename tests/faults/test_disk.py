@@ -1,4 +1,6 @@
-"""Disks that are full, directories that cannot be written: one sentence that names the path, the last good files unharmed."""
+"""Disks that are full, directories that cannot be written: one sentence that names the path, the
+last good files unharmed.
+"""
 
 from __future__ import annotations
 
@@ -13,21 +15,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recexp.data.prepare import prepare, verify, write_json
-from recexp.files import whole
-from recexp.lightning.checkpoints import verify_checkpoint
-from recexp.types import RecexpError
-from tests.events import P1, dataset, random_events, write
-from tests.running import arguments
+from recexp.data.cache import prepare, verify, write_json
+from recexp.errors import RecexpError
+from recexp.io import atomic_write
+from recexp.training.checkpoints import verify_checkpoint
+from tests.support.events import P1, dataset, random_events, write
+from tests.support.running import arguments
 
 POP = ["model=pop", "protocol=full"]
 
 
 @contextmanager
 def mounted(place: Path, *options: str):
-    """A file system of its own at ``place``; tests that need one are skipped where nobody may mount."""
+    """A file system of its own at ``place``; the test is skipped where mounting is not allowed."""
     place.mkdir(exist_ok=True)
-    done = subprocess.run(["mount", *options, str(place)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["mount", *options, str(place)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         pytest.skip(f"mount is not permitted here: {done.stderr.strip()}")
     try:
@@ -54,10 +58,19 @@ def no_file_above(size: int):
 def test_a_file_that_cannot_be_written_whole_is_what_it_was(tmp_path):
     path = tmp_path / "x.json"
     write_json(path, {"good": 1})
-    with no_file_above(1000), pytest.raises(RecexpError, match=r"x\.json cannot be written: File too large.*before is unharmed"):
+    with (
+        no_file_above(1000),
+        pytest.raises(
+            RecexpError, match=r"x\.json cannot be written: File too large.*before is unharmed"
+        ),
+    ):
         write_json(path, {"long": "x" * 5000})
     assert json.loads(path.read_text()) == {"good": 1} and os.listdir(tmp_path) == ["x.json"]
-    with no_file_above(1000), pytest.raises(RecexpError, match=r"y\.npy cannot be written"), whole(tmp_path / "y.npy") as temporary:
+    with (
+        no_file_above(1000),
+        pytest.raises(RecexpError, match=r"y\.npy cannot be written"),
+        atomic_write(tmp_path / "y.npy") as temporary,
+    ):
         np.save(temporary.open("wb"), np.zeros(5000))
     assert os.listdir(tmp_path) == ["x.json"]
 
@@ -65,7 +78,12 @@ def test_a_file_that_cannot_be_written_whole_is_what_it_was(tmp_path):
 @pytest.mark.parametrize("size", [200, 700, 1500])
 def test_a_cache_on_a_full_disk_leaves_nothing_that_counts(tmp_path, size):
     shop, cache = dataset(write(tmp_path / "raw", random_events(0))), tmp_path / "cache"
-    with no_file_above(size), pytest.raises(RecexpError, match=r"(cannot be prepared in .*cache|cache.*cannot be written)"):
+    with (
+        no_file_above(size),
+        pytest.raises(
+            RecexpError, match=r"(cannot be prepared in .*cache|cache.*cannot be written)"
+        ),
+    ):
         prepare(shop, P1, cache)
     assert not [path for path in cache.iterdir() if path.is_dir()]
     verify(prepare(shop, P1, cache))
@@ -86,13 +104,21 @@ def test_a_read_only_cache_serves_what_it_has_and_refuses_the_rest(tmp_path):
         if os.access(cache, os.W_OK):  # older kernels ignore ro on a first bind
             subprocess.run(["mount", "-o", "remount,bind,ro", str(cache)], check=True)
         assert prepare(shop, P1, cache) == folder
-        with pytest.raises(RecexpError, match=r"cannot be prepared in .*cache: Read-only file system"):
+        with pytest.raises(
+            RecexpError, match=r"cannot be prepared in .*cache: Read-only file system"
+        ):
             prepare(dataset(tmp_path / "raw", merge="pairs"), P1, cache)
 
 
 def run(folder: Path, *overrides: str) -> str:
     """What a run says that must fail."""
-    line = [sys.executable, "-m", "recexp", *arguments(folder, *POP, *overrides), f"hydra.run.dir={folder}"]
+    line = [
+        sys.executable,
+        "-m",
+        "recexp",
+        *arguments(folder, *POP, *overrides),
+        f"hydra.run.dir={folder}",
+    ]
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("error:")]
@@ -132,6 +158,17 @@ def test_a_read_only_run_directory(shop):
 @pytest.mark.slow
 def test_a_sweep_in_a_read_only_directory(shop):
     with mounted(shop / "sweep", "-t", "tmpfs", "-o", "ro", "tmpfs") as folder:
-        line = [sys.executable, "-m", "recexp", "-m", *arguments(shop / "x", *POP), f"hydra.sweep.dir={folder}/s"]
+        line = [
+            sys.executable,
+            "-m",
+            "recexp",
+            "-m",
+            *arguments(shop / "x", *POP),
+            f"hydra.sweep.dir={folder}/s",
+        ]
         done = subprocess.run(line, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 1 and "error: Read-only file system" in done.stderr and "Traceback" not in done.stderr
+        assert (
+            done.returncode == 1
+            and "error: Read-only file system" in done.stderr
+            and "Traceback" not in done.stderr
+        )

@@ -1,4 +1,6 @@
-"""One bit flipped, or the end cut off, anywhere in a file that a run leaves: found and named, and the file made again or refused."""
+"""One bit flipped, or the end cut off, anywhere in a file that a run leaves: found and named, and
+the file made again or refused.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from recexp.data.prepare import prepare
+from recexp.data.cache import prepare
 from recexp.data.store import Store
-from recexp.evaluate import evaluate
+from recexp.errors import RecexpError
+from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.protocol import Candidates, Protocol
-from recexp.evaluation.stored import stored_candidates
-from recexp.lightning.checkpoints import WholeCheckpoints
-from recexp.report.significance import per_user
-from recexp.types import RecexpError
-from tests.events import P1, dataset, random_events, write
-from tests.running import run_here
+from recexp.report.ranks import per_user
+from recexp.runs.evaluate import evaluate
+from recexp.training.checkpoints import AtomicCheckpointIO
+from tests.support.events import P1, dataset, random_events, write
+from tests.support.running import run_here
 
 SEEDS = range(12)
 
@@ -45,7 +47,10 @@ def content(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_any_file_of_the_cache_is_made_again(shop, capsys, seed):
-    """Arrays, id maps, meta.json and the pointer. (A folder made again has lost its candidates, which the next run draws.)"""
+    """Arrays, id maps, meta.json and the pointer.
+
+    (A folder made again has lost its candidates, which the next run draws.)
+    """
     data, cache = shop
     folder, rng = prepare(data, P1, cache), random.Random(seed)
     before = content(folder)
@@ -54,7 +59,9 @@ def test_any_file_of_the_cache_is_made_again(shop, capsys, seed):
     capsys.readouterr()
     assert prepare(data, P1, cache) == folder and content(folder) == before, victim
     said = capsys.readouterr().err
-    assert "preparing again" in said or victim.suffix == ".json", "what was read wrongly is not used in silence"
+    assert "preparing again" in said or victim.suffix == ".json", (
+        "what was read wrongly is not used in silence"
+    )
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -69,9 +76,15 @@ def test_candidates_are_drawn_again(shop, seed):
 
 
 def test_a_checkpoint_is_refused_or_was_not_changed(tmp_path):
-    """Some bits of the archive carry nothing (dates, padding): where it loads, every number is what it was."""
-    io, path, rng = WholeCheckpoints(), tmp_path / "last.ckpt", random.Random(0)
-    saved = {"state_dict": {"item": torch.randn(20, 4), "bias": torch.arange(7)}, "epoch": 3, "callbacks": {"table": {"rows": [{"loss": 0.5}]}}}
+    """Some bits of the archive carry nothing (dates, padding): where it loads, every number is what
+    it was.
+    """
+    io, path, rng = AtomicCheckpointIO(), tmp_path / "last.ckpt", random.Random(0)
+    saved = {
+        "state_dict": {"item": torch.randn(20, 4), "bias": torch.arange(7)},
+        "epoch": 3,
+        "callbacks": {"table": {"rows": [{"loss": 0.5}]}},
+    }
     io.save_checkpoint(saved, path)
     data, refused = path.read_bytes(), 0
     for _ in range(150):

@@ -1,4 +1,6 @@
-"""Preparation killed at every file it touches: nothing half-made is taken for whole, and the next run ends as if nothing had happened."""
+"""Preparation killed at every file it touches: nothing half-made is taken for whole, and the next
+run ends as if nothing had happened.
+"""
 
 import json
 import signal
@@ -7,13 +9,15 @@ import sys
 
 import pytest
 
-from recexp.data.prepare import prepare, verify
-from tests.events import P3, dataset, random_events, write
+from recexp.data.cache import prepare, verify
+from tests.support.events import P3, dataset, random_events, write
 
-# Prepares argv[1] in the folder argv[2]/N for every N of argv[3:] in a process that dies at its Nth step on a file there, and prints how it ended.
+# Prepares argv[1] in the folder argv[2]/N for every N of argv[3:] in a process that dies at its Nth
+# step on a file there, and prints how it ended.
 KILLED = """
 import json, os, signal, sys
-from recexp.data.prepare import Dataset, prepare
+from recexp.data.cache import prepare
+from recexp.data.dataset import Dataset
 from recexp.data.split import Split
 
 given, root = json.loads(sys.argv[1]), sys.argv[2]
@@ -34,7 +38,7 @@ for step in map(int, sys.argv[3:]):
         finally:
             os._exit(done % 256)
     print(step, os.waitpid(child, 0)[1], flush=True)
-"""
+"""  # noqa: E501
 
 
 def outcomes(shop, root, steps):
@@ -67,5 +71,7 @@ def test_killed_at_every_file_it_touches(tmp_path, every):
             published += 1
         folder = prepare(shop, P3, cache)
         assert arrays(folder) == whole
-        assert [path for path in cache.iterdir() if path.is_dir()] == [folder], "what the dead process left is gone"
+        assert [path for path in cache.iterdir() if path.is_dir()] == [folder], (
+            "what the dead process left is gone"
+        )
     assert published < len(some), "some died before"

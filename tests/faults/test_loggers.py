@@ -8,7 +8,7 @@ import warnings
 import pytest
 from pytorch_lightning.loggers import WandbLogger
 
-from tests.running import run_here
+from tests.support.running import run_here
 
 
 class FailingRun:

@@ -1,4 +1,6 @@
-"""Runs of several processes that lose one, or are told to end: none hangs, none is left behind, nothing is lost."""
+"""Runs of several processes that lose one, or are told to end: none hangs, none is left behind,
+nothing is lost.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from recexp.lightning.checkpoints import verify_checkpoint
-from recexp.lightning.processes import lost_process
-from tests.running import arguments
+from recexp.training.checkpoints import verify_checkpoint
+from recexp.training.processes import is_peer_lost
+from tests.support.running import arguments
 
 TWO = ["trainer=ddp_cpu2", "model=bpr_mf", "model.num_factors=8"]
 LONG = [*TWO, "trainer.max_epochs=5000", "callbacks.early_stopping=null"]
-GONE = "Another process of this run is gone"
+GONE = "Another process of this run is lost"
 
 
 @pytest.fixture(scope="module")
@@ -30,14 +32,27 @@ def shop(tmp_path_factory) -> Path:
 class Run:
     """A run of several processes in a session of their own, once its first epoch is over."""
 
-    def __init__(self, folder: Path, *overrides: str, training: bool = True, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, *overrides: str, training: bool = True, **environment: str
+    ) -> None:
         self.folder = folder
-        line = [sys.executable, "-m", "recexp", *arguments(folder, *overrides), f"hydra.run.dir={folder}"]
+        line = [
+            sys.executable,
+            "-m",
+            "recexp",
+            *arguments(folder, *overrides),
+            f"hydra.run.dir={folder}",
+        ]
         self.errors = (folder.parent / f"{folder.name}.err").open("w+")
         self.main = subprocess.Popen(
-            line, stdout=subprocess.DEVNULL, stderr=self.errors, start_new_session=True, env=os.environ | environment,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's background jobs ignore Ctrl-C
-        )  # fmt: skip
+            line,
+            stdout=subprocess.DEVNULL,
+            stderr=self.errors,
+            start_new_session=True,
+            env=os.environ | environment,
+            # a shell's background jobs ignore Ctrl-C
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        )
         if training:
             self.wait_until(lambda: (folder / "checkpoints" / "last.ckpt").exists())
             time.sleep(random.random() / 2)  # any step
@@ -53,7 +68,9 @@ class Run:
         found = []
         for entry in filter(str.isdigit, os.listdir("/proc")):
             try:
-                state, _, _, session = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[:4]
+                state, _, _, session = (
+                    Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[:4]
+                )
             except (FileNotFoundError, ProcessLookupError):
                 continue
             if int(session) == self.main.pid and state != "Z":
@@ -108,21 +125,30 @@ def test_a_signal_to_any_process_ends_all_at_the_same_step(shop, signum, to, cod
     verify_checkpoint(run.folder / "checkpoints" / "last.ckpt")
 
 
-@pytest.mark.parametrize("lost", [pytest.param(1, id="child"), pytest.param(0, id="main", marks=slow)])
+@pytest.mark.parametrize(
+    "lost", [pytest.param(1, id="child"), pytest.param(0, id="main", marks=slow)]
+)
 def test_where_one_process_is_killed_the_other_ends_with_a_message(shop, lost):
     run = Run(shop / f"killed-{lost}", *LONG)
     os.kill(run.pids()[lost], signal.SIGKILL)
     assert run.ended() == (1 if lost else -signal.SIGKILL)
     said = run.said()
-    assert GONE in said and f"ckpt_path={run.folder}/checkpoints/last.ckpt" in said and "Traceback" not in said
+    assert (
+        GONE in said
+        and f"ckpt_path={run.folder}/checkpoints/last.ckpt" in said
+        and "Traceback" not in said
+    )
     verify_checkpoint(run.folder / "checkpoints" / "last.ckpt")
 
 
 def test_what_a_lost_process_looks_like():
     """In gloo's words, as seen in runs; another error of training is not taken for one."""
-    for words in ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer", "Application timeout caused pair closure"):
-        assert lost_process(RuntimeError(words))
-    assert not lost_process(RuntimeError("shape mismatch")) and not lost_process(ValueError("gloo"))
+    for words in (
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer",
+        "Application timeout caused pair closure",
+    ):
+        assert is_peer_lost(RuntimeError(words))
+    assert not is_peer_lost(RuntimeError("shape mismatch")) and not is_peer_lost(ValueError("gloo"))
 
 
 @slow
@@ -154,28 +180,63 @@ def test_what_two_processes_left_goes_on_to_the_same_metrics(shop, how):
     again = Run(parts, *words, f"ckpt_path={parts}/checkpoints/last.ckpt")
     assert again.ended() == 0, again.said()
     assert result(parts)["metrics"] == result(whole)["metrics"]
-    assert result(parts)["updates"] == result(whole)["updates"] == 12 * result(whole)["updates_per_epoch"]
+    assert (
+        result(parts)["updates"]
+        == result(whole)["updates"]
+        == 12 * result(whole)["updates_per_epoch"]
+    )
     assert len(result(parts)["parts"]) == 2
 
 
 @slow
-@pytest.mark.parametrize("model", [["model=item_knn"], ["model=bpr_mf", "model.num_factors=8", "optimizer.lr=1e-30"]], ids=["knn", "mf"])
+@pytest.mark.parametrize(
+    "model",
+    [["model=item_knn"], ["model=bpr_mf", "model.num_factors=8", "optimizer.lr=1e-30"]],
+    ids=["knn", "mf"],
+)
 def test_one_two_and_three_processes_give_the_same_digits(shop, model):
-    """lr=1e-30: factors as they were drawn, so that nothing but evaluation can differ. Batches of 7 leave remainders everywhere."""
+    """lr=1e-30: factors as they were drawn, so that nothing but evaluation can differ.
+
+    Batches of 7 leave remainders everywhere.
+    """
     metrics = []
     for n in (1, 2, 3):
-        run = Run(shop / f"{n}-{model[0][6:]}", "trainer=ddp_cpu2", f"trainer.devices={n}", *model, "eval_batch_size=7", training=False)
+        run = Run(
+            shop / f"{n}-{model[0][6:]}",
+            "trainer=ddp_cpu2",
+            f"trainer.devices={n}",
+            *model,
+            "eval_batch_size=7",
+            training=False,
+        )
         run.main.wait(240)
         assert run.ended() == 0, run.said()
         metrics.append(result(run.folder)["metrics"])
     assert metrics[0] == metrics[1] == metrics[2]
-    assert sum(metrics[0][f"test/users/{kind}"] for kind in ("new", "seen")) % 7 and metrics[0]["test/ndcg@10"] > 0
+    assert (
+        sum(metrics[0][f"test/users/{kind}"] for kind in ("new", "seen")) % 7
+        and metrics[0]["test/ndcg@10"] > 0
+    )
 
 
 @slow
 def test_two_jobs_of_two_processes_in_a_sweep(shop):
-    line = [sys.executable, "-m", "recexp", "-m", *arguments(shop / "sweep", *TWO, "seed=0,1", "hydra.launcher.jobs=2")]
-    done = subprocess.run([*line, f"hydra.sweep.dir={shop}/sweep"], capture_output=True, text=True, timeout=500, check=False)
+    line = [
+        sys.executable,
+        "-m",
+        "recexp",
+        "-m",
+        *arguments(shop / "sweep", *TWO, "seed=0,1", "hydra.launcher.jobs=2"),
+    ]
+    done = subprocess.run(
+        [*line, f"hydra.sweep.dir={shop}/sweep"],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert all(result(shop / "sweep" / job)["seed"] == int(job) for job in "01")
-    assert all((shop / "sweep" / job / "log.txt").read_text().count("epoch 1/2") == 1 for job in "01"), "only the first process speaks"
+    assert all(
+        (shop / "sweep" / job / "log.txt").read_text().count("epoch 1/2") == 1 for job in "01"
+    ), "only the first process speaks"

@@ -1,4 +1,4 @@
-"""Runs of several processes that torchrun or SLURM started, every one with the same command line."""
+"""Runs of several processes that torchrun or SLURM started with one command line."""
 
 import json
 import os
@@ -6,8 +6,8 @@ import socket
 import subprocess
 import sys
 
-from recexp.cli import _follow
-from tests.running import arguments
+from recexp.cli.main import arguments_of_rank
+from tests.support.running import arguments
 
 TWO = ["trainer=ddp_cpu2", "model=bpr_mf", "model.num_factors=8"]
 
@@ -19,38 +19,84 @@ def metrics(folder):
 def test_only_the_first_process_has_a_run_directory():
     words = ["model=ite", "hydra.run.dir=there"]
     for environment in ({}, {"RANK": "0"}, {"SLURM_PROCID": "0"}, {"LOCAL_RANK": "1"}):
-        assert _follow(words, environment) == words
+        assert arguments_of_rank(words, environment) == words
     for environment in ({"RANK": "1"}, {"SLURM_PROCID": "3"}, {"RANK": "2", "SLURM_PROCID": "0"}):
-        assert _follow(words, environment) == ["model=ite", "hydra.run.dir=.", "hydra.output_subdir=null"]
+        assert arguments_of_rank(words, environment) == [
+            "model=ite",
+            "hydra.run.dir=.",
+            "hydra.output_subdir=null",
+        ]
 
 
 def test_torchrun_gives_the_metrics_of_our_own_processes(tmp_path):
-    """On two machines of one process each, the second one in a working directory of its own, which stays empty."""
-    own = [sys.executable, "-m", "recexp", *arguments(tmp_path / "own", *TWO), f"hydra.run.dir={tmp_path}/own"]
+    """On two machines of one process each, the second one in a working directory of its own, which
+    stays empty.
+    """
+    own = [
+        sys.executable,
+        "-m",
+        "recexp",
+        *arguments(tmp_path / "own", *TWO),
+        f"hydra.run.dir={tmp_path}/own",
+    ]
     subprocess.run(own, check=True, capture_output=True, timeout=300)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [*arguments(tmp_path / "torchrun", *TWO), "trainer.devices=1", "trainer.num_nodes=2", f"hydra.run.dir={tmp_path}/torchrun"]
+    words = [
+        *arguments(tmp_path / "torchrun", *TWO),
+        "trainer.devices=1",
+        "trainer.num_nodes=2",
+        f"hydra.run.dir={tmp_path}/torchrun",
+    ]
     machines = []
     for number in range(2):
         (home := tmp_path / f"machine{number}").mkdir()
-        line = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", f"--node-rank={number}", "--nproc-per-node=1"]
+        line = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nnodes=2",
+            f"--node-rank={number}",
+            "--nproc-per-node=1",
+        ]
         line += ["--master-addr=127.0.0.1", f"--master-port={port}", "-m", "recexp", *words]
         quiet = os.environ | {"OMP_NUM_THREADS": "1"}
-        machines.append(subprocess.Popen(line, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=quiet))
+        machines.append(
+            subprocess.Popen(
+                line,
+                cwd=home,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=quiet,
+            )
+        )
     said = [machine.communicate(timeout=300)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], "\n".join(said)
     assert metrics(tmp_path / "torchrun") == metrics(tmp_path / "own")
     assert not list((tmp_path / "machine1").iterdir())
-    assert "hr@10" in said[0].lower() and "hr@10" not in said[1].lower()  # the table is printed once
+    assert (
+        "hr@10" in said[0].lower() and "hr@10" not in said[1].lower()
+    )  # the table is printed once
 
 
 def test_threads_stay_what_they_were_set_to(tmp_path):
     """Lightning's launcher gives every process its share of the cores, were it asked or not."""
-    watch = "import torch, atexit; atexit.register(lambda: print('threads', torch.get_num_threads()))"
-    code = f"{watch}\nimport sys\nfrom recexp.cli import main\nsys.argv[0] = 'recexp'\nmain()"
-    words = [*arguments(tmp_path / "run", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=1", "model=bpr_mf"), "threads=3"]
+    watch = (
+        "import torch, atexit; atexit.register(lambda: print('threads', torch.get_num_threads()))"
+    )
+    code = f"{watch}\nimport sys\nfrom recexp.cli.main import main\nsys.argv[0] = 'recexp'\nmain()"
+    words = [
+        *arguments(
+            tmp_path / "run",
+            "trainer=ddp",
+            "trainer.accelerator=cpu",
+            "trainer.devices=1",
+            "model=bpr_mf",
+        ),
+        "threads=3",
+    ]
     clean = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}
     line = [sys.executable, "-c", code, *words, f"hydra.run.dir={tmp_path}/run"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=300, env=clean, check=False)

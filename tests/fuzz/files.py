@@ -1,4 +1,6 @@
-"""Raw files taken apart in plain Python, a list of rows at a time: the slow, simple counterpart of ``recexp.data.reading``."""
+"""Raw files taken apart in plain Python, a list of rows at a time: the slow, simple counterpart of
+``recexp.data.raw.folder``.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,10 @@ def text_of(content: bytes, encoding: str = "utf-8") -> str:
 def row_of(fields: dict | list, columns: Columns) -> dict | None:
     """The wanted values, None where one is bad."""
     try:
-        return {name: parsed(_at(fields, source), kind, **(more[0] if more else {})) for name, (source, kind, *more) in columns.items()}
+        return {
+            name: parsed(_at(fields, source), kind, **(more[0] if more else {}))
+            for name, (source, kind, *more) in columns.items()
+        }
     except Bad:
         return None
 
@@ -64,7 +69,9 @@ class Delimited:
             raise Refused("empty")
         first, position = table[0], {}
         names = [name.strip() for name in first] if self.header else list(range(len(first)))
-        sources = {name: column[0] for name, column in self.columns.items()} | ({"_only": self.only[0]} if self.only else {})
+        sources = {name: column[0] for name, column in self.columns.items()} | (
+            {"_only": self.only[0]} if self.only else {}
+        )
         for name, source in sources.items():
             if names.count(source) != 1:
                 raise Refused("columns")
@@ -80,7 +87,11 @@ class Delimited:
 
     def _table(self, text: str) -> list[list[str] | None]:
         if not self.quote:
-            return [line.rstrip("\r\n").split(self.separator) for line in text.split("\n") if line.strip()]
+            return [
+                line.rstrip("\r\n").split(self.separator)
+                for line in text.split("\n")
+                if line.strip()
+            ]
         table: list[list[str] | None] = []
         reader = csv.reader(_lines(text), delimiter=self.separator, strict=True)
         while True:
@@ -115,7 +126,12 @@ class Records:
         for line in _lines(text_of(content)):
             if line.strip():
                 record = self._record(line)
-                if record is None or not self.may_lack or record.get("\0lists") is None or record.get(self.may_lack) is not None:
+                if (
+                    record is None
+                    or not self.may_lack
+                    or record.get("\0lists") is None
+                    or record.get(self.may_lack) is not None
+                ):
                     rows.append(record if record is None else self._row(record))
         return rows
 
@@ -133,10 +149,14 @@ class Records:
         for key, depth in self.lists.items():
             found = record.get(key) or []
             if depth == 2:
-                if not isinstance(found, list) or not all(isinstance(inner, list) for inner in found):
+                if not isinstance(found, list) or not all(
+                    isinstance(inner, list) for inner in found
+                ):
                     return None
                 found = [name for inner in found for name in inner]
-            if not isinstance(found, list) or not all(isinstance(name, str) and "\x1f" not in name for name in found):
+            if not isinstance(found, list) or not all(
+                isinstance(name, str) and "\x1f" not in name for name in found
+            ):
                 return None
             names[key] = [name for name in dict.fromkeys(found) if name.strip()]
         return record | {"\0lists": names}
@@ -145,14 +165,21 @@ class Records:
         fields = {}
         for source, kind, *_ in self.columns.values():
             value = record.get(source)
-            if (isinstance(value, float) and kind == "id") or (isinstance(value, int) and value.bit_length() > 128):
+            if (isinstance(value, float) and kind == "id") or (
+                isinstance(value, int) and value.bit_length() > 128
+            ):
                 return None
             if value is not None and type(value) not in (str, int, float):
                 return None
             fields[source] = None if value is None else str(value)
         row = row_of(fields, self.columns)
         lists = record["\0lists"]
-        if row is not None and any("\udc80" <= c <= "\udfff" or "\ud800" <= c < "\udc80" for names in lists.values() for name in names for c in name):
+        if row is not None and any(
+            "\udc80" <= c <= "\udfff" or "\ud800" <= c < "\udc80"
+            for names in lists.values()
+            for name in names
+            for c in name
+        ):
             return None  # no UTF-8
         return row if row is None else row | lists
 
@@ -174,7 +201,9 @@ def attributes(content: bytes) -> list[dict | None]:
         found = json.loads(text_of(content))
     except (ValueError, RecursionError) as error:
         raise Refused("JSON") from error
-    if not isinstance(found, dict) or not all(isinstance(values, list) for values in found.values()):
+    if not isinstance(found, dict) or not all(
+        isinstance(values, list) for values in found.values()
+    ):
         raise Refused("form")
     pairs = [[item, str(value)] for item, values in found.items() for value in values]
     return [row_of(pair, {"item": (0, "int"), "value": (1, "int")}) for pair in pairs]

@@ -1,6 +1,8 @@
-"""``python -m tests.fuzz``: many generated inputs in several processes, or one alone (``--seed``). See ``make fuzz``.
+"""``python -m tests.fuzz``: many generated inputs in several processes, or one alone (``--seed``).
+See ``make fuzz``.
 
-An input that hangs or kills its process is found, too: the parent knows which seed each worker is at, and starts another worker after it.
+An input that hangs or kills its process is found, too: the parent knows which seed each worker is
+at, and starts another worker after it.
 """
 
 from __future__ import annotations
@@ -48,7 +50,11 @@ class Worker:
     def start(self, seeds: range) -> None:
         """Run these seeds in a new process."""
         self.at[:] = [seeds.start, time.time()]
-        self.process = self.context.Process(target=work, args=(seeds, self.at, self.counts, self.said, str(self.folder)), daemon=True)
+        self.process = self.context.Process(
+            target=work,
+            args=(seeds, self.at, self.counts, self.said, str(self.folder)),
+            daemon=True,
+        )
         self.process.start()
 
     def look(self) -> bool:
@@ -63,7 +69,11 @@ class Worker:
         if seed >= self.seeds.stop:
             return False
         self.counts[2] += 1
-        self.said.put(f"seed {seed} {f'ran longer than {LIMIT} s' if late else f'ended its process ({self.process.exitcode})'}")
+        self.said.put(
+            f"seed {seed} ran longer than {LIMIT} s"
+            if late
+            else f"seed {seed} ended its process ({self.process.exitcode})"
+        )
         if seed + 1 < self.seeds.stop:
             self.start(range(seed + 1, self.seeds.stop))
         return seed + 1 < self.seeds.stop
@@ -74,7 +84,9 @@ def fuzz(inputs: int, start: int, jobs: int, folder: Path) -> int:
     context = mp.get_context("spawn")
     said, shown = context.Queue(), 0
     edges = [start + inputs * n // jobs for n in range(jobs + 1)]
-    workers = [Worker(context, range(a, b), said, folder / str(a)) for a, b in pairwise(edges) if b > a]
+    workers = [
+        Worker(context, range(a, b), said, folder / str(a)) for a, b in pairwise(edges) if b > a
+    ]
     with tqdm(total=inputs, unit=" inputs", desc="fuzz", mininterval=1) as bar:
         while True:
             going = [worker.look() for worker in workers]
@@ -89,26 +101,36 @@ def fuzz(inputs: int, start: int, jobs: int, folder: Path) -> int:
             if not any(going) and said.empty():
                 break
             time.sleep(0.5)
-    print(f"{sum(counts):,} inputs: {counts[0]:,} read and compared, {counts[1]:,} refused with one clear error, {counts[2]:,} wrong")
+    print(
+        f"{sum(counts):,} inputs: {counts[0]:,} read and compared, "
+        f"{counts[1]:,} refused with one clear error, {counts[2]:,} wrong"
+    )
     return counts[2]
 
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description="Generated raw files for every reader and the preparation behind it.")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.fuzz",
+        description="Generated raw files for every reader and the preparation behind it.",
+    )
     parser.add_argument("--inputs", type=int, default=100_000)
     parser.add_argument("--start", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--seed", type=int, help="run this input alone and leave its files in ./fuzz-<seed>")
+    parser.add_argument(
+        "--seed", type=int, help="run this input alone and leave its files in ./fuzz-<seed>"
+    )
     args = parser.parse_args()
     if args.seed is not None:
         from tests.fuzz.trial import trial
 
         print(trial(args.seed, Path(f"fuzz-{args.seed}")))
         return
-    os.environ.setdefault("POLARS_MAX_THREADS", "1")  # the inputs are small: one process each is faster
+    os.environ.setdefault(
+        "POLARS_MAX_THREADS", "1"
+    )  # the inputs are small: one process each is faster
     memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(prefix="recexp-fuzz-", dir=memory if os.access(memory, os.W_OK) else None) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="recexp-fuzz-", dir=memory if os.access(memory, os.W_OK) else None
+    ) as folder:
         sys.exit(fuzz(args.inputs, args.start, max(1, args.jobs), Path(folder)) > 0)
-
-

@@ -1,4 +1,7 @@
-"""A few hundred generated inputs; ``make fuzz`` runs many more. A failure names its seed: ``python -m tests.fuzz --seed N`` runs it alone."""
+"""A few hundred generated inputs; ``make fuzz`` runs many more.
+
+A failure names its seed: ``python -m tests.fuzz --seed N`` runs it alone.
+"""
 
 import random
 
@@ -22,7 +25,9 @@ def test_generated_inputs_are_read_right_or_refused(tmp_path, first):
 def test_untouched_files_are_read(tmp_path, name):
     """Of every layout: what its publisher wrote is no cause for complaint."""
     rng = random.Random(name)
-    files = LAYOUTS[name].write(rng, World(3, 4, [(n % 3, n % 4, n % 2, 978_300_760 + n) for n in range(20)]))
+    files = LAYOUTS[name].write(
+        rng, World(3, 4, [(n % 3, n % 4, n % 2, 978_300_760 + n) for n in range(20)])
+    )
     for file, content in files.items():
         (tmp_path / file).write_bytes(content)
     assert check(rng, LAYOUTS[name], files, "error", tmp_path) == "read"

@@ -1,4 +1,6 @@
-"""One generated input: written, mutated, read and prepared, and compared with what plain Python makes of the same bytes."""
+"""One generated input: written, mutated, read and prepared, and compared with what plain Python
+makes of the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from recexp.data import scanning
 from recexp.data.build import build
-from recexp.data.prepare import Dataset
-from recexp.data.sources import Raw
+from recexp.data.dataset import Dataset
+from recexp.data.raw import scanning
+from recexp.data.readers import Raw
 from recexp.data.split import Split
-from recexp.types import RecexpError
+from recexp.errors import RecexpError
 from tests.fuzz.files import Refused
 from tests.fuzz.layouts import LAYOUTS
 from tests.fuzz.mutations import mutate
@@ -42,7 +44,10 @@ class Wrong(AssertionError):
 
 
 def trial(seed: int, folder: Path) -> str:
-    """Run input number ``seed`` in a folder of its own. Returns "read" or "refused"; raises Wrong, which says how to run it alone."""
+    """Run input number ``seed`` in a folder of its own.
+
+    Returns "read" or "refused"; raises Wrong, which says how to run it alone.
+    """
     rng = random.Random(seed)
     name = rng.choice(list(LAYOUTS))
     layout = LAYOUTS[name]
@@ -60,12 +65,16 @@ def trial(seed: int, folder: Path) -> str:
         with contextlib.redirect_stderr(io.StringIO()):
             return check(rng, layout, files, policy, folder)
     except Wrong as error:
-        raise Wrong(f"{error}\nlayout {name}, on_bad_rows={policy}. Alone: python -m tests.fuzz --seed {seed}") from error.__cause__
+        raise Wrong(
+            f"{error}\nlayout {name}, on_bad_rows={policy}. Alone: python -m tests.fuzz --seed {seed}"  # noqa: E501
+        ) from error.__cause__
     finally:
         scanning.LARGE = large
 
 
-def check(rng: random.Random, layout: Layout, files: dict[str, bytes], policy: str, folder: Path) -> str:
+def check(
+    rng: random.Random, layout: Layout, files: dict[str, bytes], policy: str, folder: Path
+) -> str:
     """Read and prepare, and compare."""
     try:
         expected = layout.expect(files)
@@ -73,7 +82,7 @@ def check(rng: random.Random, layout: Layout, files: dict[str, bytes], policy: s
             raise Refused("bad rows")
     except Refused as refused:
         expected = refused
-    module, function = f"recexp.data.sources.{layout.reader}".rsplit(".", 1)
+    module, function = f"recexp.data.readers.{layout.reader}".rsplit(".", 1)
     dataset = Dataset(
         name="fuzz",
         raw_dir=str(folder),
@@ -113,30 +122,51 @@ def attempt(call: Callable[[], object]) -> object:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        raise Wrong(f"{type(error).__module__}.{type(error).__name__}: {str(error)[:500]}") from error
+        raise Wrong(
+            f"{type(error).__module__}.{type(error).__name__}: {str(error)[:500]}"
+        ) from error
 
 
 def compare(raw: Raw, expected: Expected) -> None:
     """What the reader returned with what it must return."""
     events = raw.events.collect()
-    columns = ["user", "item", "behavior", "timestamp", *(["value"] if "value" in events.columns else [])]
+    columns = [
+        "user",
+        "item",
+        "behavior",
+        "timestamp",
+        *(["value"] if "value" in events.columns else []),
+    ]
     same("events", events.select(columns).rows(), expected.events)
     same("features", sorted(raw.item_features), sorted(expected.features))
     for name, feature in raw.item_features.items():
-        same(f"feature {name}", sorted(feature.frame.collect().rows(), key=repr), sorted(expected.features[name], key=repr))
+        same(
+            f"feature {name}",
+            sorted(feature.frame.collect().rows(), key=repr),
+            sorted(expected.features[name], key=repr),
+        )
         if feature.tree is not None:
             same("tree", feature.tree.collect().rows(), expected.tree)
     for file, bad in expected.bad.items():
-        same(f"bad rows of {file}", sum(rows for key, (rows, _) in raw.dropped.items() if key.startswith(f"{file}: ")), bad)
+        same(
+            f"bad rows of {file}",
+            sum(rows for key, (rows, _) in raw.dropped.items() if key.startswith(f"{file}: ")),
+            bad,
+        )
 
 
 def same(what: str, found: object, wanted: object) -> None:
     """Wrong where they differ, showing the first difference of lists."""
     if found != wanted:
         if isinstance(found, list) and isinstance(wanted, list):
-            at = next((n for n, (f, w) in enumerate(zip(found, wanted, strict=False)) if f != w), min(len(found), len(wanted)))
+            at = next(
+                (n for n, (f, w) in enumerate(zip(found, wanted, strict=False)) if f != w),
+                min(len(found), len(wanted)),
+            )
             differ = f"found {found[at : at + 2]}, expected {wanted[at : at + 2]}"
-            raise Wrong(f"{what}: {len(found)} found, {len(wanted)} expected; at {at}: {differ}"[:700])
+            raise Wrong(
+                f"{what}: {len(found)} found, {len(wanted)} expected; at {at}: {differ}"[:700]
+            )
         raise Wrong(f"{what}: found {found}, expected {wanted}")
 
 
@@ -150,17 +180,28 @@ def filtered(events: list[tuple], steps: list[dict], iterate: bool) -> list[tupl
                 of = defaultdict(list)
                 for event in events:
                     of[event[key]].append(event[other])
-                counts.append({k: len(set(v)) if step.get("count") == "items" else len(v) for k, v in of.items()})
+                counts.append(
+                    {
+                        k: len(set(v)) if step.get("count") == "items" else len(v)
+                        for k, v in of.items()
+                    }
+                )
             least = (step.get("user_min", 0), step.get("item_min", 0))
-            events = [e for e in events if counts[0][e[0]] >= least[0] and counts[1][e[1]] >= least[1]]
+            events = [
+                e for e in events if counts[0][e[0]] >= least[0] and counts[1][e[1]] >= least[1]
+            ]
         if not iterate or len(events) == before:
             return events
 
 
-def check_arrays(found: object, expected: Expected, dataset: Dataset, split: Split, layout: Layout, out: Path) -> None:
+def check_arrays(
+    found: object, expected: Expected, dataset: Dataset, split: Split, layout: Layout, out: Path
+) -> None:
     """The prepared arrays with the events. found: what ``build`` returned, or its RecexpError."""
     known = set(layout.behaviours)
-    if any(e[2] not in known for e in expected.events):  # a table's behaviours are known to preparation only
+    if any(
+        e[2] not in known for e in expected.events
+    ):  # a table's behaviours are known to preparation only
         if dataset.on_bad_rows == "error":
             same("unknown behaviour refused", isinstance(found, RecexpError), True)
             return
@@ -192,23 +233,44 @@ def check_arrays(found: object, expected: Expected, dataset: Dataset, split: Spl
         codes = {name: code for code, name in enumerate(layout.behaviours, 1)}
         history = [event for mine in own.values() for event in mine]
         columns = [load(f"past_{name}") for name in ("item", "behaviour", "time")]
-        same("past", list(zip(*columns, strict=True)), [(index[e[1]], codes[e[2]], e[3]) for e in history])
-        same("test", load("test_item"), [index[mine[-1][1]] for mine in own.values() if len(mine) > 1])
-        same("val", load("val_item"), [index[mine[-2][1]] for mine in own.values() if len(mine) > 2])
+        same(
+            "past",
+            list(zip(*columns, strict=True)),
+            [(index[e[1]], codes[e[2]], e[3]) for e in history],
+        )
+        same(
+            "test",
+            load("test_item"),
+            [index[mine[-1][1]] for mine in own.values() if len(mine) > 1],
+        )
+        same(
+            "val", load("val_item"), [index[mine[-2][1]] for mine in own.values() if len(mine) > 2]
+        )
         if levels := found[1]["levels"]:
-            same("values", [None if v == 0 else levels[v - 1] for v in load("past_value")], [e[4] for e in history])
+            same(
+                "values",
+                [None if v == 0 else levels[v - 1] for v in load("past_value")],
+                [e[4] for e in history],
+            )
     check_features(expected, layout, index, out, max(load("train_time")))
 
 
 def check_features(expected: Expected, layout: Layout, index: dict, out: Path, end: int) -> None:
-    """The tables of the features with their rows. index: raw item -> its number; end: of the training time."""
+    """The tables of the features with their rows. index: raw item -> its number; end: of the
+    training time.
+    """
     for name, rows in expected.features.items():
-        ids, weights = np.load(out / f"feature_{name}_id.npy"), np.load(out / f"feature_{name}_weight.npy")
+        ids, weights = (
+            np.load(out / f"feature_{name}_id.npy"),
+            np.load(out / f"feature_{name}_weight.npy"),
+        )
         wanted = as_of(rows, index, end)
         if not np.isfinite(weights).all() or ids[0].any():
             raise Wrong(f"weights of {name} are no numbers, or padding has a value")
         if layout.kinds[name] == "numeric":
-            check_numbers(name, ids[:, 0], weights[:, 0], {i: np.mean(values) for i, values in wanted.items()})
+            check_numbers(
+                name, ids[:, 0], weights[:, 0], {i: np.mean(values) for i, values in wanted.items()}
+            )
             continue
         if layout.kinds[name] == "categorical":
             wanted = {i: values[-1:] for i, values in wanted.items()}
@@ -217,8 +279,16 @@ def check_features(expected: Expected, layout: Layout, index: dict, out: Path, e
                 raise Wrong("prepared, though the tree has a cycle")
             wanted = {i: ancestors(values, expected.tree) for i, values in wanted.items()}
         vocabulary = dict(pl.read_parquet(out / f"feature_{name}.parquet").rows())
-        found = {i: sorted(vocabulary[v] for v in row if v) for i, row in enumerate(ids.tolist()) if any(row)}
-        same(name, sorted(found.items()), sorted((i, sorted(set(values))) for i, values in wanted.items()))
+        found = {
+            i: sorted(vocabulary[v] for v in row if v)
+            for i, row in enumerate(ids.tolist())
+            if any(row)
+        }
+        same(
+            name,
+            sorted(found.items()),
+            sorted((i, sorted(set(values))) for i, values in wanted.items()),
+        )
         sums = weights.sum(1)
         if not np.allclose(sums[(ids > 0).any(1)], 1) or sums[~(ids > 0).any(1)].any():
             raise Wrong(f"{name}: weights do not sum to 1")

@@ -1,4 +1,7 @@
-"""What a text means, in plain Python: the authority that the readers are compared with. ``Bad`` where it means nothing."""
+"""What a text means, in plain Python: the authority that the readers are compared with.
+
+``Bad`` where it means nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ import re
 import struct
 from datetime import UTC, datetime, timedelta
 
-SPACE = " \t\n\v\f\r\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+SPACE = (
+    " \t\n\v\f\r\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004"
+    "\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
 NO_ID = ("null", "NULL", "None", "nan", "NaN", "\\N")
 # polars lets space stand before each part
 DATE = re.compile(
@@ -27,8 +33,10 @@ def f32(number: float) -> float:
     return struct.unpack("f", struct.pack("f", number))[0]
 
 
-def parsed(text: str | None, kind: str, nullable: bool = False, choices: tuple[str, ...] = ()) -> object:
-    """The value of a field of this kind (as ``recexp.data.columns.Column`` calls them)."""
+def parsed(
+    text: str | None, kind: str, nullable: bool = False, choices: tuple[str, ...] = ()
+) -> object:
+    """The value of a field of this kind (as ``recexp.data.raw.columns.Column`` calls them)."""
     if text is None or not text.strip(SPACE):
         if nullable:
             return None
@@ -39,12 +47,24 @@ def parsed(text: str | None, kind: str, nullable: bool = False, choices: tuple[s
         raise Bad("no UTF-8") from None
     if choices and text not in choices:
         raise Bad("no choice")
-    return {"int": _int, "number": _number, "s": _seconds, "ms": _milliseconds, "iso": _date, "id": _id, "text": str}[kind](text)
+    return {
+        "int": _int,
+        "number": _number,
+        "s": _seconds,
+        "ms": _milliseconds,
+        "iso": _date,
+        "id": _id,
+        "text": str,
+    }[kind](text)
 
 
 def _int(text: str) -> int:
     text = text.strip(SPACE)
-    if not re.fullmatch(r"[+-]?[0-9]+", text) or len(text) > 4000 or not -(2**63) <= int(text) < 2**63:
+    if (
+        not re.fullmatch(r"[+-]?[0-9]+", text)
+        or len(text) > 4000
+        or not -(2**63) <= int(text) < 2**63
+    ):
         raise Bad("no int")
     return int(text)
 
@@ -80,7 +100,9 @@ def _date(text: str) -> int:
     *whole, fraction, _, sign, hours, minutes = match.groups()
     try:
         *whole, second = (int(part or 0) for part in whole)
-        moment = datetime(*whole, min(second, 59), tzinfo=UTC) + timedelta(seconds=second == 60)  # a leap second is the next one
+        moment = datetime(*whole, min(second, 59), tzinfo=UTC) + timedelta(
+            seconds=second == 60
+        )  # a leap second is the next one
         if second > 60:
             raise Bad("no second")
         if sign:
@@ -89,7 +111,9 @@ def _date(text: str) -> int:
             moment -= (1 if sign == "+" else -1) * timedelta(hours=int(hours), minutes=int(minutes))
     except (ValueError, OverflowError):
         raise Bad("no date") from None
-    ms = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1) + (int((fraction[1:] + "00")[:3]) if fraction else 0)
+    ms = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1) + (
+        int((fraction[1:] + "00")[:3]) if fraction else 0
+    )
     if not 0 <= ms < END:
         raise Bad("no time of ours")
     return ms

@@ -1,4 +1,6 @@
-"""Random events, and the words for a layout: how it is written, and what must be read from any files in it."""
+"""Random events, and the words for a layout: how it is written, and what must be read from any
+files in it.
+"""
 
 from __future__ import annotations
 
@@ -28,14 +30,24 @@ class World:
         if rng.random() < 0.1:  # every user has every item
             pairs = [(u, i) for u in range(users) for i in range(items)]
         else:
-            pairs = [(rng.randrange(users), rng.randrange(items)) for _ in range(rng.choice([1, 2, 5, 15, 40]))]
-        start, span = rng.choice([0, 978_300_760, 1_470_700_000, 4_000_000_000]), rng.choice([1, 10, 500_000])
-        return cls(users, items, [(u, i, rng.randrange(4), start + rng.randrange(span)) for u, i in pairs])
+            pairs = [
+                (rng.randrange(users), rng.randrange(items))
+                for _ in range(rng.choice([1, 2, 5, 15, 40]))
+            ]
+        start, span = (
+            rng.choice([0, 978_300_760, 1_470_700_000, 4_000_000_000]),
+            rng.choice([1, 10, 500_000]),
+        )
+        return cls(
+            users, items, [(u, i, rng.randrange(4), start + rng.randrange(span)) for u, i in pairs]
+        )
 
 
 @dataclass
 class Expected:
-    """What must be read: event rows (user, item, behaviour, ms[, value]), rows per feature, the tree, bad rows per file."""
+    """What must be read: event rows (user, item, behaviour, ms[, value]), rows per feature, the
+    tree, bad rows per file.
+    """
 
     events: list[tuple]
     features: dict[str, list[tuple]] = field(default_factory=dict)
@@ -53,7 +65,7 @@ class Expected:
 
 @dataclass(frozen=True)
 class Layout:
-    """reader: below recexp.data.sources. kinds: feature -> its kind."""
+    """reader: below recexp.data.readers. kinds: feature -> its kind."""
 
     reader: str
     behaviours: tuple[str, ...]
@@ -63,12 +75,23 @@ class Layout:
     kinds: dict[str, str] = field(default_factory=dict)
 
 
-def written(rows: list, separator: str = ",", quote: bool = True, encoding: str = "utf-8", all_quoted: bool = False) -> bytes:
+def written(
+    rows: list,
+    separator: str = ",",
+    quote: bool = True,
+    encoding: str = "utf-8",
+    all_quoted: bool = False,
+) -> bytes:
     """Rows as a delimited text."""
     if not quote:
         return "".join(separator.join(map(str, row)) + "\n" for row in rows).encode(encoding)
     out = io.StringIO()
-    csv.writer(out, delimiter=separator, lineterminator="\n", quoting=csv.QUOTE_ALL if all_quoted else csv.QUOTE_MINIMAL).writerows(rows)
+    csv.writer(
+        out,
+        delimiter=separator,
+        lineterminator="\n",
+        quoting=csv.QUOTE_ALL if all_quoted else csv.QUOTE_MINIMAL,
+    ).writerows(rows)
     return out.getvalue().encode(encoding)
 
 
@@ -82,4 +105,13 @@ def number(rng_number: int) -> int:
 
 
 def word(rng_number: int) -> str:
-    return {0: "a", 1: "A, B", 2: 'say "x"', 3: "007", 4: "7", 5: "ü 日本", 6: "-1", 7: "u" * 300}.get(rng_number, f"id{rng_number}")
+    return {
+        0: "a",
+        1: "A, B",
+        2: 'say "x"',
+        3: "007",
+        4: "7",
+        5: "ü 日本",
+        6: "-1",
+        7: "u" * 300,
+    }.get(rng_number, f"id{rng_number}")

@@ -1,13 +1,15 @@
 import pytest
 import torch
 
+from recexp.errors import RecexpError
 from recexp.models.bert4rec import BERT4Rec
-from recexp.types import RecexpError
-from tests import toy
+from recexp.testing import toy
 
 SCHEMA, D, N = toy.schema(), 8, 6
 V = SCHEMA.V
-LAYER = 4 * D * D + 3 * D + (8 * D * D + 5 * D) + 4 * D  # attention (keys without bias), feed-forward, two norms
+LAYER = (
+    4 * D * D + 3 * D + (8 * D * D + 5 * D) + 4 * D
+)  # attention (keys without bias), feed-forward, two norms
 FULL = (V + 1) * D + N * D + D + 2 * D + 2 * LAYER + (D * D + D) + 2 * D + V
 
 
@@ -72,12 +74,17 @@ def test_no_score_is_left_for_padding_and_mask():
 
 def test_dropouts_act_in_training_only():
     query = toy.query([0, 1], [[1, 2, 9, 4, 7], [4]])
-    for options in ({"dropout": 0.5, "attention_dropout": 0.0}, {"dropout": 0.0, "attention_dropout": 0.5}):
+    for options in (
+        {"dropout": 0.5, "attention_dropout": 0.0},
+        {"dropout": 0.0, "attention_dropout": 0.5},
+    ):
         torch.manual_seed(0)
         m = toy.randomise(BERT4Rec(SCHEMA, num_factors=D, max_len=N, **options))
         assert torch.equal(m.score(query), m.score(query))
         assert not torch.allclose(m.train().score(query), m.score(query))
-    m = toy.randomise(BERT4Rec(SCHEMA, num_factors=D, max_len=N, dropout=0.0, attention_dropout=0.0))
+    m = toy.randomise(
+        BERT4Rec(SCHEMA, num_factors=D, max_len=N, dropout=0.0, attention_dropout=0.0)
+    )
     assert torch.equal(m.train().score(query), m.eval().score(query))
 
 

@@ -1,11 +1,12 @@
 import pytest
 import torch
 
+from recexp.contracts import MultiBehaviour
+from recexp.errors import RecexpError
 from recexp.models.bert_ite import BertITE
-from recexp.models.ite import both
-from recexp.types import MultiBehaviour, RecexpError
-from tests import toy
-from tests.test_compose import composed
+from recexp.models.ite import joint_logit
+from recexp.testing import toy
+from tests.config.test_check import composed
 
 SCHEMA = toy.schema()
 QUERY = toy.query([0, 3, 6, 5], [[1, 2, 9, 4, 7], [4], [], [3, 3, 8]])
@@ -15,7 +16,13 @@ FORMS = [
     {"num_layers": 2},
     {"num_layers": 3, "norm": "pre"},
     {"num_layers": 2, "target_in_sequence": False},
-    {"num_layers": 1, "target_in_sequence": False, "norm": "pre", "tower": "authors", "init": "authors"},
+    {
+        "num_layers": 1,
+        "target_in_sequence": False,
+        "norm": "pre",
+        "tower": "authors",
+        "init": "authors",
+    },
     {"num_layers": 2, "pad": "random"},
     {"num_layers": 2, "item_side": "all", "user_side": "all"},
 ]
@@ -31,7 +38,7 @@ def test_scores_do_not_depend_on_how_they_are_asked(options):
     assert isinstance(m, MultiBehaviour) and m.history == 6
     item_BC = torch.tensor([[5, 1, 5], [2, 12, 3], [7, 8, 9], [3, 1, 10]])
     s = m.score(QUERY, item_BC)
-    assert torch.allclose(s, both(m.logits(QUERY, item_BC)))
+    assert torch.allclose(s, joint_logit(m.logits(QUERY, item_BC)))
     assert torch.allclose(m.score(QUERY), m.score(QUERY, EVERY))
     assert torch.allclose(m.score(QUERY).gather(1, item_BC - 1), s)
     assert torch.allclose(m.score(QUERY[1:2], item_BC[1:2]), s[1:2])
@@ -62,9 +69,13 @@ def test_order_of_the_history_has_no_effect_but_its_items_have(options):
 
 def test_only_the_most_recent_events_are_read():
     m = model(max_len=2)
-    assert torch.allclose(m.score(QUERY), m.score(toy.query([0, 3, 6, 5], [[4, 7], [4], [], [3, 8]])))
+    assert torch.allclose(
+        m.score(QUERY), m.score(toy.query([0, 3, 6, 5], [[4, 7], [4], [], [3, 8]]))
+    )
     users = model(max_len=0)
-    assert torch.allclose(users.score(QUERY), users.score(toy.query([0, 3, 6, 5], [[], [], [], []])))
+    assert torch.allclose(
+        users.score(QUERY), users.score(toy.query([0, 3, 6, 5], [[], [], [], []]))
+    )
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
@@ -87,7 +98,9 @@ def test_shared_context_equals_brute_force_in_single_precision_with_extreme_atte
         m.float()
         with torch.no_grad():
             for layer in m.transformer.layers:
-                layer.query.weight.mul_(30)  # logits in the hundreds: exponentials alone would overflow
+                layer.query.weight.mul_(
+                    30
+                )  # logits in the hundreds: exponentials alone would overflow
     s = fast.score(QUERY)
     assert s.isfinite().all() and torch.allclose(s, slow.score(QUERY), atol=1e-3)
 
@@ -97,7 +110,12 @@ def test_repeating_the_candidate_in_the_history_matters_only_inside_the_sequence
     item = torch.tensor([[7]] * 4)
     x, e = inside._context(QUERY, item, 6)[0], inside.items(item)
     assert inside.transformer(x, torch.ones(x.shape[:2], dtype=torch.bool), e).shape == (4, 1, 8)
-    states = [m.transformer(*m._context(QUERY, EVERY, 6), m.items(EVERY) if m.target_in_sequence else None) for m in (inside, outside)]
+    states = [
+        m.transformer(
+            *m._context(QUERY, EVERY, 6), m.items(EVERY) if m.target_in_sequence else None
+        )
+        for m in (inside, outside)
+    ]
     assert states[0].shape == (4, 12, 8) and states[0].std(1).max() > 1e-3  # a state per candidate
     assert states[1].shape == (4, 1, 8)  # one for all
 
@@ -106,7 +124,9 @@ def test_repeating_the_candidate_in_the_history_matters_only_inside_the_sequence
 def test_gradient_reaches_every_parameter(options):
     torch.manual_seed(0)
     m = BertITE(SCHEMA, num_factors=8, max_len=6, **options).train()
-    users = toy.query(list(range(SCHEMA.n_users)), [[1, 2, 3], [4], [], [5, 6], [7, 8, 9], [10], [11, 12]])
+    users = toy.query(
+        list(range(SCHEMA.n_users)), [[1, 2, 3], [4], [], [5, 6], [7, 8, 9], [10], [11, 12]]
+    )
     item_BC = torch.arange(1, SCHEMA.V).expand(SCHEMA.n_users, -1)
     (m.logits(users, item_BC).square().sum() + m.penalty(users, item_BC)).backward()
     assert toy.without_gradient(m) == []
@@ -122,17 +142,25 @@ def test_dropout_acts_in_training_only():
 
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_shared_attention_dropout_has_the_mean_of_plain_dropout(num_layers):
-    """Value projections pass straight through: without norm and nonlinearity the expectation is the undropped output."""
+    """Value projections pass straight through: without norm and nonlinearity the expectation is the
+    undropped output.
+    """
     torch.manual_seed(0)
     m = model(num_layers=num_layers, attention_dropout=0.4, dropout=0.0)
     layer = m.transformer.layers[0]
     layer._finish = lambda x, attended: attended
-    x, e, mask = torch.randn(1, 5, 8).double(), torch.randn(1, 2, 8).double(), torch.ones(1, 5, dtype=torch.bool)
+    x, e, mask = (
+        torch.randn(1, 5, 8).double(),
+        torch.randn(1, 2, 8).double(),
+        torch.ones(1, 5, dtype=torch.bool),
+    )
     part = layer.read_shared if num_layers == 1 else layer.expand
     expected = part(x, mask, e)
     m.train()
     with torch.no_grad():
-        mean = part(x.expand(6000, -1, -1), mask.expand(6000, -1), e.expand(6000, -1, -1)).mean(0, keepdim=True)
+        mean = part(x.expand(6000, -1, -1), mask.expand(6000, -1), e.expand(6000, -1, -1)).mean(
+            0, keepdim=True
+        )
     assert torch.allclose(mean, expected, atol=0.12)
 
 

@@ -1,13 +1,18 @@
 import torch
 
 from recexp.models.caser import Caser
-from tests import toy
+from recexp.testing import toy
 
 SCHEMA = toy.schema()
 
 
 def model(**options):
-    return toy.randomise(Caser(SCHEMA, **({"num_factors": 4, "max_len": 3, "num_horizontal": 2, "num_vertical": 2} | options)))
+    return toy.randomise(
+        Caser(
+            SCHEMA,
+            **({"num_factors": 4, "max_len": 3, "num_horizontal": 2, "num_vertical": 2} | options),
+        )
+    )
 
 
 def test_one_state_serves_all_targets():

@@ -6,7 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from recexp.compose import build as build_config
+from recexp.config.check import build as build_config
+from recexp.contracts import ClosedForm, MultiBehaviour, Recommender
+from recexp.errors import RecexpError
+from recexp.models import common
 from recexp.models.fpmc import FPMC
 from recexp.models.item_knn import ItemKNN
 from recexp.models.mf import MF
@@ -18,20 +21,30 @@ from recexp.models.nmtr import NMTR
 from recexp.models.pop import Pop
 from recexp.models.replay import Replay
 from recexp.models.wmf import WMF
-from recexp.types import MultiBehaviour, RecexpError, Recommender, Schema, Sweeping
-from tests import toy, worlds
-from tests.test_compose import composed
+from recexp.testing import toy, worlds
+from recexp.types import Schema
+from tests.config.test_check import composed
 
 SCHEMA = toy.schema(side=False)
 QUERY = toy.query([0, 1, 4, 3, 0], [[1, 2, 5], [7], [], [3, 3, 9, 2, 12, 4], [1, 2, 6]])
 
 
 def events(rows, n_users, behaviour=None):
-    """A store with the training events only: rows of (user, item, behaviour code), in time order within a user."""
+    """A store with the training events only: rows of (user, item, behaviour code), in time order
+    within a user.
+    """
     rows = sorted(rows, key=lambda row: row[0])
     user, item, code = torch.tensor(rows).T
-    ptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(user, minlength=n_users).cumsum(0)])
-    train = SimpleNamespace(ptr=ptr, user=user, item=item.int(), behaviour=code.to(torch.int8), mask=(1 << (code - 1)).int())
+    ptr = torch.cat(
+        [torch.zeros(1, dtype=torch.int64), torch.bincount(user, minlength=n_users).cumsum(0)]
+    )
+    train = SimpleNamespace(
+        ptr=ptr,
+        user=user,
+        item=item.int(),
+        behaviour=code.to(torch.int8),
+        mask=(1 << (code - 1)).int(),
+    )
     sets = {}
     for u, i, b in rows:
         seen = sets.setdefault((u, i), [0, 0])
@@ -48,7 +61,10 @@ def events(rows, n_users, behaviour=None):
 
 def random_store(n_users=toy.N_USERS, n_items=toy.N_ITEMS, n_events=60, seed=0):
     g = torch.Generator().manual_seed(seed)
-    user, item = torch.randint(0, n_users, (n_events,), generator=g), torch.randint(1, n_items + 1, (n_events,), generator=g)
+    user, item = (
+        torch.randint(0, n_users, (n_events,), generator=g),
+        torch.randint(1, n_items + 1, (n_events,), generator=g),
+    )
     code = 1 + (torch.rand(n_events, generator=g) < 0.3).long()
     return events(torch.stack([user, item, code], 1).tolist(), n_users)
 
@@ -87,9 +103,8 @@ def ready(name):
     torch.manual_seed(0)
     model = toy.randomise(build(name))
     if name in SWEPT:
-        model.sweep(STORE)
-    if hasattr(model, "bind"):
-        model.bind(STORE)
+        model.fit_pass(STORE)
+    model.bind(STORE)
     return model
 
 
@@ -97,7 +112,9 @@ def ready(name):
 def test_whole_catalogue_equals_all_candidates(name):
     model = ready(name)
     everything = torch.arange(1, SCHEMA.V).expand(len(QUERY), -1)
-    torch.testing.assert_close(model.score(QUERY), model.score(QUERY, everything), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        model.score(QUERY), model.score(QUERY, everything), rtol=1e-10, atol=1e-12
+    )
     assert model.score(QUERY).shape == (len(QUERY), SCHEMA.n_items)
     assert len(model.score(QUERY)[0].unique()) > 2
 
@@ -105,18 +122,29 @@ def test_whole_catalogue_equals_all_candidates(name):
 @pytest.mark.parametrize("name", ALL)
 def test_candidates_are_scored_one_by_one_and_rows_apart(name):
     model = ready(name)
-    candidates = torch.stack([torch.randperm(SCHEMA.n_items, generator=torch.Generator().manual_seed(r))[:6] + 1 for r in range(5)])
+    candidates = torch.stack(
+        [
+            torch.randperm(SCHEMA.n_items, generator=torch.Generator().manual_seed(r))[:6] + 1
+            for r in range(5)
+        ]
+    )
     score = model.score(QUERY, candidates)
     order = torch.tensor([5, 2, 0, 1, 4, 3])
-    torch.testing.assert_close(model.score(QUERY, candidates[:, order]), score[:, order], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        model.score(QUERY, candidates[:, order]), score[:, order], rtol=1e-10, atol=1e-12
+    )
     rows = torch.tensor([3, 0])
-    torch.testing.assert_close(model.score(QUERY[rows], candidates[rows]), score[rows], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        model.score(QUERY[rows], candidates[rows]), score[rows], rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_padding_and_float32(name):
     model = ready(name)
-    torch.testing.assert_close(model.score(toy.padded(QUERY, 3)), model.score(QUERY), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        model.score(toy.padded(QUERY, 3)), model.score(QUERY), rtol=1e-10, atol=1e-12
+    )
     empty = toy.query([2, 0], [[], []])
     assert model.score(empty).isfinite().all()
     assert model.float().score(QUERY).dtype == torch.float32
@@ -126,11 +154,10 @@ def test_padding_and_float32(name):
 def test_protocols_and_state(name, tmp_path):
     model, other = ready(name), build(name)
     assert isinstance(model, Recommender)
-    assert isinstance(model, Sweeping if name in SWEPT else MultiBehaviour)
+    assert isinstance(model, ClosedForm if name in SWEPT else MultiBehaviour)
     torch.save(model.state_dict(), tmp_path / "state.pt")
     other.double().eval().load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    if hasattr(other, "bind"):
-        other.bind(STORE)
+    other.bind(STORE)
     assert torch.equal(other.score(QUERY), model.score(QUERY))
 
 
@@ -141,20 +168,29 @@ def test_logits_agree_with_the_ranking_and_reach_every_parameter(name):
     z_BCK = model.logits(QUERY, candidates)
     assert z_BCK.shape == (5, 3, model.n_behaviours)
     if name != "mtmf_sum":
-        torch.testing.assert_close(z_BCK[..., -1], model.score(QUERY, candidates), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(
+            z_BCK[..., -1], model.score(QUERY, candidates), rtol=1e-10, atol=1e-12
+        )
     model.train()
     z_BCK = model.logits(QUERY, candidates)
-    (z_BCK * torch.randn(z_BCK.shape, generator=torch.Generator().manual_seed(1), dtype=z_BCK.dtype)).sum().backward()
+    (
+        z_BCK
+        * torch.randn(z_BCK.shape, generator=torch.Generator().manual_seed(1), dtype=z_BCK.dtype)
+    ).sum().backward()
     assert toy.without_gradient(model) == []
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_padding_row_never_learns(name):
     model = ready(name).train()
-    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m.padding_idx == 0]
+    tables = [
+        m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m.padding_idx == 0
+    ]
     candidates = torch.tensor([[0, 1]] * 5)
     (model.logits(QUERY, candidates).square().sum() + model.penalty(QUERY, candidates)).backward()
-    assert tables and all(not table.weight.grad[0].any() and not table.weight[0].any() for table in tables)
+    assert tables and all(
+        not table.weight.grad[0].any() and not table.weight[0].any() for table in tables
+    )
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -164,11 +200,18 @@ def test_penalty_is_the_mean_square_of_what_was_looked_up(name):
         for parameter in model.parameters():
             parameter.fill_(0.5)
     candidates = torch.tensor([[1, 2]] * 5)
-    used = QUERY if name != "fpmc" else QUERY[torch.tensor([0, 1, 3, 4, 0])]  # an empty history looks up the padding row
+    used = (
+        QUERY if name != "fpmc" else QUERY[torch.tensor([0, 1, 3, 4, 0])]
+    )  # an empty history looks up the padding row
     assert model.penalty(used, candidates).item() == pytest.approx(0.25)
     model.zero_grad()
     model.penalty(QUERY, candidates).backward()
-    touched = {int(u) for p in model.parameters() if p.grad is not None and p.shape[0] == SCHEMA.n_users for u in p.grad.any(-1).nonzero()}
+    touched = {
+        int(u)
+        for p in model.parameters()
+        if p.grad is not None and p.shape[0] == SCHEMA.n_users
+        for u in p.grad.any(-1).nonzero()
+    }
     assert touched == {0, 1, 3, 4}
 
 
@@ -177,20 +220,21 @@ def test_chunks_change_nothing(name, monkeypatch):
     model = ready(name)
     candidates = torch.arange(1, SCHEMA.V).flip(0).expand(len(QUERY), -1)
     whole, some = model.score(QUERY), model.score(QUERY, candidates)
-    home, limit = (inspect.getmodule(type(model)), "_SCORED") if name in SWEPT else (inspect.getmodule(NeuMF), "_BLOCK")
-    monkeypatch.setattr(home, limit, 1)
+    home = inspect.getmodule(type(model)) if name in SWEPT else common
+    monkeypatch.setattr(home, "_SCORED" if name in SWEPT else "SCORE_BLOCK", 1)
     torch.testing.assert_close(model.score(QUERY), whole, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(model.score(QUERY, candidates), some, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_overfits_a_toy_shop(name):
-    """The acceptance test of the specification in small: a model that can learn at all ranks its own training items first."""
+    """The acceptance test of the specification in small: a model that can learn at all ranks its
+    own training items first.
+    """
     torch.manual_seed(0)
     model = build(name, Schema(20, 60, ("view", "buy"), (False, True)), num_factors=8, init_std=0.1)
     likes = torch.stack([torch.randperm(60)[:3] + 1 for _ in range(20)])
-    if hasattr(model, "bind"):
-        model.bind(events([(u, int(i), 2) for u in range(20) for i in likes[u]], 20))
+    model.bind(events([(u, int(i), 2) for u in range(20) for i in likes[u]], 20))
     query = toy.query(list(range(20)), [[]] * 20)
     label = torch.zeros(20, 60).scatter_(1, likes - 1, 1.0)
     everything = torch.arange(1, 61).expand(20, -1)
@@ -198,7 +242,9 @@ def test_overfits_a_toy_shop(name):
     for _ in range(150):
         z = model.logits(query, everything)
         optimizer.zero_grad()
-        torch.nn.functional.binary_cross_entropy_with_logits(z, label.unsqueeze(-1).expand_as(z)).backward()
+        torch.nn.functional.binary_cross_entropy_with_logits(
+            z, label.unsqueeze(-1).expand_as(z)
+        ).backward()
         optimizer.step()
     model.eval()
     best = model.score(query).topk(10).indices + 1
@@ -231,7 +277,9 @@ def test_wrong_knobs_are_named(build, word):
 def test_dead_branches_are_counted():
     m = MMLP(SCHEMA, num_factors=4).train()
     with torch.no_grad():
-        last = [layer for layer in m.branches[0].modules() if isinstance(layer, torch.nn.Linear)][-1]
+        last = [layer for layer in m.branches[0].modules() if isinstance(layer, torch.nn.Linear)][
+            -1
+        ]
         last.weight.zero_()
         last.bias.fill_(-1.0)
     m.score(QUERY, torch.tensor([[1, 2]]).expand(len(QUERY), -1))
@@ -244,7 +292,7 @@ def test_nmtr_draws_each_behaviours_negatives_for_its_own_positives():
     """Items met through weaker behaviours alone are no negatives of the stronger ones."""
     cfg = composed("model=nmtr", "dataset=table")
     opened, task = worlds.random_store(), build_config(cfg.objective)
-    task.check(build_config(cfg.model, schema=opened.schema), opened)
+    task.bind(build_config(cfg.model, schema=opened.schema), opened)
     batch = task.batch(opened, task.rows(opened), torch.Generator().manual_seed(0))
     bought = batch.y_BCK[:, 0, 1]
     assert 0 < bought.sum() < len(bought)

@@ -2,10 +2,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from recexp.errors import RecexpError
+from recexp.models.common import latest
 from recexp.models.gru4rec import GRU4Rec
-from recexp.models.sequence import latest
-from recexp.types import RecexpError
-from tests import toy, worlds
+from recexp.testing import toy, worlds
 
 SCHEMA = toy.schema()
 FORMS = [
@@ -71,7 +71,9 @@ def test_a_zeroed_row_starts_a_new_session(options):
 
 
 def test_the_two_cells_are_different_models():
-    """They agree on the first event, where the state that the reset gate acts on is zero, and part on the second."""
+    """They agree on the first event, where the state that the reset gate acts on is zero, and part
+    on the second.
+    """
     a, b = model(input_table="constrained"), model(cell="torch", input_table="constrained")
     D, layer = 4, a.layers[0]
     with torch.no_grad():
@@ -81,7 +83,9 @@ def test_the_two_cells_are_different_models():
         b.gru.bias_ih_l0.copy_(layer.bias)
         b.gru.bias_hh_l0.zero_()
         for weight in (b.gru.weight_ih_l0, b.gru.weight_hh_l0, b.gru.bias_ih_l0):
-            weight[D : 2 * D] *= -1  # torch's update gate says how much to keep, the paper's how much to change
+            weight[
+                D : 2 * D
+            ] *= -1  # torch's update gate says how much to keep, the paper's how much to change
     first, second = (toy.query([0], [row]) for row in ([3], [3, 7]))
     assert torch.allclose(a.encode(first), b.encode(first))
     assert not torch.allclose(a.encode(second), b.encode(second))
@@ -97,7 +101,9 @@ def test_final_activation_is_for_losses_and_keeps_the_order():
     x = torch.linspace(-3, 3, 20)
     assert torch.equal(model().final_activation(x), x)
     assert torch.equal(model(final_activation="tanh").final_activation(x), x.tanh())
-    assert torch.equal(model(final_activation="elu", elu_alpha=0.5).final_activation(x), F.elu(x, 0.5))
+    assert torch.equal(
+        model(final_activation="elu", elu_alpha=0.5).final_activation(x), F.elu(x, 0.5)
+    )
     query = toy.query([0], [[1, 2, 9]])
     assert torch.equal(model(final_activation="tanh").score(query), model().score(query))
 

@@ -5,10 +5,11 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from recexp.compose import build
-from recexp.models.ite import ITE, both
-from recexp.types import MultiBehaviour, RecexpError
-from tests import toy
+from recexp.config.check import build
+from recexp.contracts import MultiBehaviour
+from recexp.errors import RecexpError
+from recexp.models.ite import ITE, joint_logit
+from recexp.testing import toy
 
 SCHEMA = toy.schema()
 QUERY = toy.query([0, 3, 6], [[1, 2], [4], []])
@@ -29,7 +30,7 @@ def test_logit_of_the_product():
     torch.manual_seed(0)
     a, b = torch.randn(2, 50, dtype=torch.float64) * 3
     expected = torch.logit(a.sigmoid() * b.sigmoid())
-    assert torch.allclose(both(torch.stack([a, b], -1)), expected, atol=1e-10)
+    assert torch.allclose(joint_logit(torch.stack([a, b], -1)), expected, atol=1e-10)
 
 
 def test_saturated_logits_still_rank():
@@ -37,7 +38,7 @@ def test_saturated_logits_still_rank():
     high = torch.tensor([60.0, 61.0, 90.0, 200.0])
     for z in (torch.stack([high, high + 1], -1), torch.stack([-high, -high], -1).flip(0)):
         assert z.sigmoid().prod(-1).unique().numel() == 1
-        s = both(z)
+        s = joint_logit(z)
         assert s.isfinite().all() and (s.diff() > 0).all()
 
 
@@ -47,7 +48,7 @@ def test_scores_do_not_depend_on_how_they_are_asked(options):
     assert isinstance(m, MultiBehaviour) and m.history == 0
     item_BC = torch.tensor([[5, 1, 5], [2, 12, 3], [7, 8, 9]])
     s = m.score(QUERY, item_BC)
-    assert torch.allclose(s, both(m.logits(QUERY, item_BC)))
+    assert torch.allclose(s, joint_logit(m.logits(QUERY, item_BC)))
     assert torch.allclose(m.score(QUERY), m.score(QUERY, EVERY))
     assert torch.allclose(m.score(QUERY).gather(1, item_BC - 1), s)
     assert torch.allclose(m.score(QUERY[1:2], item_BC[1:2]), s[1:2])
@@ -81,14 +82,20 @@ def test_published_sizes():
 
     assert shapes(paper) == [(16, 32), (8, 16), (8, 16), (1, 8)]
     assert shapes(authors) == [(32, 64), (16, 32), (16, 32), (1, 16)]
-    assert paper.users.id.weight.shape == (SCHEMA.n_users, 8 + 16) and authors.users.id.weight.shape == (SCHEMA.n_users, 16 + 32)
+    assert paper.users.id.weight.shape == (
+        SCHEMA.n_users,
+        8 + 16,
+    ) and authors.users.id.weight.shape == (SCHEMA.n_users, 16 + 32)
 
 
 @torch.no_grad()
 def test_starting_values():
     torch.manual_seed(0)
     big = toy.schema(2000, 2000, side=False)
-    paper, authors = ITE(big, num_factors=32), ITE(big, num_factors=32, width="authors", init="authors")
+    paper, authors = (
+        ITE(big, num_factors=32),
+        ITE(big, num_factors=32, width="authors", init="authors"),
+    )
     assert paper.users.id.weight.std() == pytest.approx(0.01, rel=0.05)
     assert not paper.tower.layers[0].bias.any()
     for table in (authors.users.id.weight, authors.items.id.weight[1:]):
@@ -96,7 +103,9 @@ def test_starting_values():
         assert table[:, 32:].std() == pytest.approx((2 / 64) ** 0.5, rel=0.05)
     assert authors.tower.layers[0].weight.std() == pytest.approx((1 / 32) ** 0.5, rel=0.1)
     assert authors.tower.layers[1].weight.std() == pytest.approx((2 / 32) ** 0.5, rel=0.1)
-    assert authors.tower.layers[0].bias.std() > 0.5 and authors.head.implicit.weight.abs().max() <= 1
+    assert (
+        authors.tower.layers[0].bias.std() > 0.5 and authors.head.implicit.weight.abs().max() <= 1
+    )
     assert not authors.items.id.weight[0].any()
 
 
@@ -140,13 +149,19 @@ def test_wrong_settings_are_named(options, message):
         ITE(SCHEMA, **options)
 
 
-@pytest.mark.parametrize("options", list(itertools.product(["item_side", "user_side"], ["all", ["category"]])))
+@pytest.mark.parametrize(
+    "options", list(itertools.product(["item_side", "user_side"], ["all", ["category"]]))
+)
 def test_side_information_needs_features(options):
     with pytest.raises(RecexpError, match="no side features"):
         ITE(toy.schema(side=False), **dict([options]))
 
 
-CONFIGS = [base + form for base in ("ite", "bert_ite") for form in ("", "_si", "_ossi", "_authors", "_si_authors")]
+CONFIGS = [
+    base + form
+    for base in ("ite", "bert_ite")
+    for form in ("", "_si", "_ossi", "_authors", "_si_authors")
+]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -156,7 +171,9 @@ def test_every_config_builds_and_side_information_needs_features(name):
     m = build(config, schema=SCHEMA)
     assert m.score(QUERY).shape == (3, SCHEMA.n_items)
     parts = name.split("_")
-    assert bool(m.items.side) == ("si" in parts or "ossi" in parts) and bool(m.users.side) == ("si" in parts)
+    assert bool(m.items.side) == ("si" in parts or "ossi" in parts) and bool(m.users.side) == (
+        "si" in parts
+    )
     if m.items.side:
         with pytest.raises(RecexpError, match="no side features"):
             build(config, schema=toy.schema(side=False))

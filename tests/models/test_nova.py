@@ -3,12 +3,12 @@ import dataclasses
 import pytest
 import torch
 
-from recexp.models import sequence
+from recexp.errors import RecexpError
+from recexp.models import common as sequence
 from recexp.models.bert4rec import BERT4Rec
 from recexp.models.nova import SideBERT
 from recexp.nn.attention import key_mask
-from recexp.types import RecexpError
-from tests import toy
+from recexp.testing import toy
 
 SCHEMA = toy.schema()
 SMALL = dict(num_factors=8, num_layers=2, num_heads=2, max_len=6)
@@ -40,7 +40,9 @@ def test_nova_without_positions_and_side_information_is_bert4rec():
 
 
 def test_nova_layer_whose_values_and_residual_are_the_fused_stream_is_an_invasive_layer():
-    nova, invasive = (model(embedding_norm=False, invasive=invasive, num_layers=1) for invasive in (False, True))
+    nova, invasive = (
+        model(embedding_norm=False, invasive=invasive, num_layers=1) for invasive in (False, True)
+    )
     invasive.load_state_dict(nova.state_dict())
     item_BL, mask = QUERY.item_BL, key_mask(QUERY.mask_BL)
     sides = [nova.position(QUERY.mask_BL), *nova.side(QUERY, item_BL)]
@@ -50,7 +52,9 @@ def test_nova_layer_whose_values_and_residual_are_the_fused_stream_is_an_invasiv
 
 
 def test_nova_keeps_side_information_out_of_the_values():
-    """With one event there is nothing to weigh, so side information and position cannot show; invasively they do."""
+    """With one event there is nothing to weigh, so side information and position cannot show;
+    invasively they do.
+    """
     one, other = toy.query([0], [[4]]), toy.query([0], [[4]])
     other.value_BL, other.behaviour_BL = other.value_BL % 5 + 1, 3 - other.behaviour_BL
     nova, invasive = model(), model(invasive=True)
@@ -69,7 +73,10 @@ def test_features_of_a_masked_item_show_only_as_a_leak(invasive):
     masked.item_BL[0, 2] = SCHEMA.V
     hidden = m.encode(masked)
     assert torch.allclose(m.encode(masked, side_item_BL=masked.item_BL), hidden)
-    leaks = [m.encode(masked, side_item_BL=masked.item_BL.masked_fill(masked.item_BL == SCHEMA.V, v)) for v in (5, 9)]
+    leaks = [
+        m.encode(masked, side_item_BL=masked.item_BL.masked_fill(masked.item_BL == SCHEMA.V, v))
+        for v in (5, 9)
+    ]
     assert not torch.allclose(leaks[0], hidden) and not torch.allclose(leaks[0], leaks[1])
 
 
@@ -89,7 +96,9 @@ def test_a_leak_follows_its_rows_into_groups_by_length(monkeypatch):
 def test_wanted_states_are_those_among_all_states(invasive, leak, monkeypatch):
     m, query = model(invasive=invasive), QUERY
     shown = torch.where(query.item_BL != 0, 5, 0) if leak else None
-    wanted = query.mask_BL & (torch.rand(query.item_BL.shape, generator=torch.Generator().manual_seed(2)) < 0.5)
+    wanted = query.mask_BL & (
+        torch.rand(query.item_BL.shape, generator=torch.Generator().manual_seed(2)) < 0.5
+    )
     expected = m.encode(query, side_item_BL=shown)[wanted[:, -m.max_len :]]
     for group in (1, 2, 100):
         monkeypatch.setattr(sequence, "group_size", lambda query, group=group: group)
@@ -151,14 +160,18 @@ def test_items_without_a_label_have_a_vector_of_their_own():
     side = model(side=["genres"]).side.items[0]
     out, table = side(torch.tensor([0, absent[0], SCHEMA.V])), side.table.weight
     assert not out[0].any()
-    assert torch.equal(out[1], table[feature.cardinality]) and torch.equal(out[2], table[feature.cardinality + 1])
+    assert torch.equal(out[1], table[feature.cardinality]) and torch.equal(
+        out[2], table[feature.cardinality + 1]
+    )
 
 
 def test_sizes_of_the_variants():
     def size(**options):
         return sum(p.numel() for p in model(**options).parameters())
 
-    assert size(invasive=True) + 2 * 8 == size()  # add has no weights; NOVA has a norm for the second stream (spec 7.4)
+    assert (
+        size(invasive=True) + 2 * 8 == size()
+    )  # add has no weights; NOVA has a norm for the second stream (spec 7.4)
     features = 7  # item, position, category, genres, price, value, behaviour
     concat = features * 8 * 8 + 8
     assert size(fusion="concat") - size() == 2 * concat
@@ -167,7 +180,9 @@ def test_sizes_of_the_variants():
 
 
 def test_side_information_the_data_has_not_is_refused():
-    bare = dataclasses.replace(toy.schema(side=False), n_values=0, behaviours=("view",), explicit=(False,))
+    bare = dataclasses.replace(
+        toy.schema(side=False), n_values=0, behaviours=("view",), explicit=(False,)
+    )
     with pytest.raises(RecexpError, match="no side information"):
         SideBERT(bare, **SMALL)
     with pytest.raises(RecexpError, match=r"\['year'\].*category"):

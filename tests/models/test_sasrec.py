@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from recexp.errors import RecexpError
 from recexp.models.sasrec import SASRec
-from recexp.types import RecexpError
-from tests import toy
+from recexp.testing import toy
 
 SCHEMA = toy.schema()
 QUERY = toy.query([0, 1], [[1, 2, 9, 4, 7], [4]])
@@ -35,7 +35,9 @@ def test_attention_dropout_follows_dropout_unless_given():
 
 
 def test_size_is_that_of_the_paper():
-    """V d for items, N d positions, per block q, k, v and two maps of d x d with four biases (keys need none) and two norms."""
+    """V d for items, N d positions, per block q, k, v and two maps of d x d with four biases (keys
+    need none) and two norms.
+    """
     d, n, layers = 50, 200, 2
     m = SASRec(SCHEMA)
     block = 5 * d * d + 4 * d + 4 * d

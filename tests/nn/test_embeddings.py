@@ -1,10 +1,10 @@
 import pytest
 import torch
 
+from recexp.errors import RecexpError
 from recexp.nn.embeddings import ItemEncoder, UserEncoder
 from recexp.nn.mlp import MLP, PairMLP
-from recexp.types import RecexpError
-from tests import toy
+from recexp.testing import toy
 
 SCHEMA = toy.schema()
 
@@ -70,7 +70,9 @@ def test_user_vector_is_id_plus_normalised_bags():
     items = toy.training_items()
     user_B = torch.tensor([3, 6, 0, 5, 3])
     for row, u in zip(encoder(user_B), user_B.tolist(), strict=True):
-        expected = encoder.id.weight[u] + sum(user_reference(encoder, name, u, items[u]) for name in SCHEMA.user_features)
+        expected = encoder.id.weight[u] + sum(
+            user_reference(encoder, name, u, items[u]) for name in SCHEMA.user_features
+        )
         assert torch.allclose(row, expected, atol=1e-12)
     assert torch.equal(encoder(torch.tensor([6])), encoder.id.weight[6:])  # a user without items
     assert encoder(user_B[:0]).shape == (0, 4)
@@ -82,7 +84,9 @@ def test_leaving_an_item_out_equals_a_bag_made_without_it():
     user_B = torch.tensor([0, 1, 2, 3, 4, 5])  # user 5 has a single item: nothing is left
     without_B = torch.tensor([items[u][-1] for u in user_B.tolist()])
     for row, u in zip(encoder(user_B, without_B), user_B.tolist(), strict=True):
-        expected = encoder.id.weight[u] + sum(user_reference(encoder, n, u, items[u][:-1]) for n in SCHEMA.user_features)
+        expected = encoder.id.weight[u] + sum(
+            user_reference(encoder, n, u, items[u][:-1]) for n in SCHEMA.user_features
+        )
         assert torch.allclose(row, expected, atol=1e-12)
     assert torch.equal(encoder(user_B, torch.zeros(6, dtype=torch.int64)), encoder(user_B))
 
@@ -107,7 +111,10 @@ def test_ids_only_is_a_plain_table():
 
 
 def test_side_values_are_not_saved_with_the_weights():
-    assert set(ItemEncoder(SCHEMA, 4, side="all").state_dict()) == {"id.weight", *(f"side.{i}.table.weight" for i in range(3))}
+    assert set(ItemEncoder(SCHEMA, 4, side="all").state_dict()) == {
+        "id.weight",
+        *(f"side.{i}.table.weight" for i in range(3)),
+    }
 
 
 @pytest.mark.parametrize("make", [ItemEncoder, UserEncoder])
@@ -128,5 +135,8 @@ def test_half_does_not_go_with_other_fusions():
 def test_pair_mlp_equals_mlp_on_the_concatenation():
     pair, plain = PairMLP((7, 4, 3)).double(), MLP((7, 4, 3)).double()
     plain.load_state_dict(pair.state_dict())
-    left, right = torch.randn(2, 1, 3, dtype=torch.float64), torch.randn(2, 5, 4, dtype=torch.float64)
+    left, right = (
+        torch.randn(2, 1, 3, dtype=torch.float64),
+        torch.randn(2, 5, 4, dtype=torch.float64),
+    )
     assert torch.allclose(pair(left, right), plain(torch.cat([left.expand(-1, 5, -1), right], -1)))

@@ -3,13 +3,15 @@ import math
 import pytest
 import torch
 
-from recexp.nn import attention
+from recexp.errors import RecexpError
 from recexp.nn.attention import MultiHeadAttention, attend, causal_mask, key_mask
-from recexp.nn.dropout import Dropout, byte_mask, dropout
+from recexp.nn.cpu import attention
+from recexp.nn.cpu.dropout import byte_mask
+from recexp.nn.dropout import Dropout, dropout
 from recexp.nn.fusion import Fusion
-from recexp.nn.transformer import PositionEmbedding, TransformerLayer, bert_init
-from recexp.types import RecexpError
-from tests import toy
+from recexp.nn.init import bert_init
+from recexp.nn.transformer import PositionEmbedding, TransformerLayer
+from recexp.testing import toy
 
 REAL = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [0, 0, 0, 0, 1]]).bool()
 
@@ -64,18 +66,27 @@ def plain_attention(q, k, v, mask):
 @pytest.mark.parametrize("block", [1, 60, 2**19])
 def test_attention_is_the_formula_and_never_nan(make, p, block, monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", block)
-    q, k, v = torch.randn(3, 4, 2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    q, k, v = torch.randn(
+        3, 4, 2, 5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     mask = make(REAL)
     assert mask.any(-1).all()
     assert torch.allclose(attend(q, k, v, mask, p), plain_attention(q, k, v, mask))
     last = mask[..., -1:, :]
-    assert torch.allclose(attend(q[:, :, -1:], k, v, last, p), plain_attention(q, k, v, mask)[:, :, -1:])
+    assert torch.allclose(
+        attend(q[:, :, -1:], k, v, last, p), plain_attention(q, k, v, mask)[:, :, -1:]
+    )
 
 
 def test_attention_trains_in_half_precision_as_in_full():
-    """In half precision training goes another way than evaluation; both are the formula to bfloat16's three digits."""
+    """In half precision training goes another way than evaluation; both are the formula to
+    bfloat16's three digits.
+    """
     mask = key_mask(REAL)
-    exact = [x.requires_grad_() for x in torch.randn(3, 4, 2, 5, 3, generator=torch.Generator().manual_seed(0))]
+    exact = [
+        x.requires_grad_()
+        for x in torch.randn(3, 4, 2, 5, 3, generator=torch.Generator().manual_seed(0))
+    ]
     half = [x.detach().bfloat16().requires_grad_() for x in exact]
     with torch.no_grad():
         evaluated = attend(*half, mask)
@@ -113,7 +124,10 @@ def test_heads_must_divide_the_width():
         MultiHeadAttention(8, 3)
 
 
-@pytest.mark.parametrize("options", [{}, {"norm": "pre"}, {"norm": "none"}, {"residual": False}, {"ffn": False}, {"num_inner": 5}])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"norm": "pre"}, {"norm": "none"}, {"residual": False}, {"ffn": False}, {"num_inner": 5}],
+)
 @pytest.mark.parametrize("two_streams", [False, True])
 def test_the_last_row_alone_is_the_last_of_all_rows(options, two_streams):
     layer = toy.randomise(TransformerLayer(8, 2, **options))
@@ -122,7 +136,9 @@ def test_the_last_row_alone_is_the_last_of_all_rows(options, two_streams):
         r = other if two_streams else None
         assert torch.allclose(layer(x, mask, r, at=slice(-1, None)), layer(x, mask, r)[:, -1:])
         at = torch.tensor([[0, 2], [4, 4], [1, 3], [2, 4]])
-        assert torch.allclose(layer(x, mask, r, at=at), layer(x, mask, r)[torch.arange(4)[:, None], at])
+        assert torch.allclose(
+            layer(x, mask, r, at=at), layer(x, mask, r)[torch.arange(4)[:, None], at]
+        )
 
 
 def test_a_second_stream_moves_attention_but_not_values():
@@ -148,10 +164,14 @@ def test_positions_do_not_see_padding():
 
 def test_bert_init_is_cut_at_two_deviations():
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Embedding(200, 64, padding_idx=0), torch.nn.Linear(64, 64), torch.nn.LayerNorm(64))
+    net = torch.nn.Sequential(
+        torch.nn.Embedding(200, 64, padding_idx=0), torch.nn.Linear(64, 64), torch.nn.LayerNorm(64)
+    )
     bert_init(net)
     table = net[0].weight[1:]
-    assert table.abs().max() <= 0.04 and 0.0165 < table.std() < 0.0187  # a normal cut at 2 sd has 0.88 of its deviation
+    assert (
+        table.abs().max() <= 0.04 and 0.0165 < table.std() < 0.0187
+    )  # a normal cut at 2 sd has 0.88 of its deviation
     assert not net[0].weight[0].any() and not net[1].bias.any() and (net[2].weight == 1).all()
 
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from recexp.contracts import SideEncoder
+from recexp.errors import RecexpError
 from recexp.objectives.cloze import Cloze
-from recexp.sampling import NoSampler
-from recexp.types import RecexpError
-from tests import worlds
-from tests.objectives.stubs import RunningSum
+from recexp.objectives.samplers import NoSampler
+from recexp.testing import worlds
+from tests.support.stub_models import RunningSum
 
 STORE = worlds.random_store(n_users=60, n_items=40)
 HISTORY = 11  # windows of 12 places
@@ -18,12 +19,14 @@ SIZES = (STORE.train.ptr[1:] - STORE.train.ptr[:-1]).tolist()
 
 def objective(**options):
     task = Cloze(NoSampler(), **options)
-    task.check(RunningSum(STORE.schema.V, HISTORY), STORE)
+    task.bind(RunningSum(STORE.schema.V, HISTORY), STORE)
     return task
 
 
 def batch_of(task, seed=0, rows=None):
-    return task.batch(STORE, task.rows(STORE) if rows is None else rows, torch.Generator().manual_seed(seed))
+    return task.batch(
+        STORE, task.rows(STORE) if rows is None else rows, torch.Generator().manual_seed(seed)
+    )
 
 
 def whole(task):
@@ -38,13 +41,17 @@ def many(task, times=40):
     for seed in range(times):
         batch = batch_of(task, seed)
         real, hidden = batch.query.item_BL != 0, batch.target_BL != 0
-        yield from zip(real.sum(1).tolist(), hidden.sum(1).tolist(), hidden[:, -1].tolist(), strict=True)
+        yield from zip(
+            real.sum(1).tolist(), hidden.sum(1).tolist(), hidden[:, -1].tolist(), strict=True
+        )
 
 
 def test_windows_cover_every_event_of_users_with_two_or_more():
     at = whole(objective())
     covered = set(at[at >= 0].tolist())
-    expected = {int(STORE.train.ptr[u]) + k for u, n in enumerate(SIZES) if n >= 2 for k in range(n)}
+    expected = {
+        int(STORE.train.ptr[u]) + k for u, n in enumerate(SIZES) if n >= 2 for k in range(n)
+    }
     assert covered == expected
 
 
@@ -67,7 +74,12 @@ def test_targets_are_the_hidden_items_and_nothing_of_them_shows():
     batch, at = batch_of(task), whole(task)
     at = at[:, -batch.target_BL.shape[1] :]
     hidden, query = batch.target_BL != 0, batch.query
-    original = {"item_BL": STORE.train.item, "behaviour_BL": STORE.train.behaviour, "time_BL": STORE.train.time, "value_BL": STORE.train.value}
+    original = {
+        "item_BL": STORE.train.item,
+        "behaviour_BL": STORE.train.behaviour,
+        "time_BL": STORE.train.time,
+        "value_BL": STORE.train.value,
+    }
     for name, column in original.items():
         truth, shown = torch.where(at >= 0, column[at], 0).long(), getattr(query, name)
         assert torch.equal(shown[~hidden], truth[~hidden])
@@ -76,17 +88,29 @@ def test_targets_are_the_hidden_items_and_nothing_of_them_shows():
     assert torch.equal(batch.target_BL[hidden], STORE.train.item[at[hidden]].long())
 
 
-@pytest.mark.parametrize("options", [dict(mask_prob=0.05), dict(mask_prob=0.05, count="fixed"), dict(one_mask=True), dict(max_masked=1)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(mask_prob=0.05),
+        dict(mask_prob=0.05, count="fixed"),
+        dict(one_mask=True),
+        dict(max_masked=1),
+    ],
+)
 def test_every_row_hides_at_least_one_item(options):
     assert min(n for _, n, _ in many(objective(**options), 10)) == 1
 
 
 def test_bernoulli_hides_the_wanted_share():
     task = objective(mask_prob=0.3, last_prob=0.0)
-    rows = [(length, n) for length, n, _ in many(task) if length >= 10]  # in these the forced first mask is rare
+    rows = [
+        (length, n) for length, n, _ in many(task) if length >= 10
+    ]  # in these the forced first mask is rare
     lengths = sum(length for length, _ in rows)
     sd = (0.3 * 0.7 / lengths) ** 0.5
-    assert sum(n for _, n in rows) / lengths == pytest.approx(0.3 + 0.7**12 / 12, abs=5 * sd + 0.002)
+    assert sum(n for _, n in rows) / lengths == pytest.approx(
+        0.3 + 0.7**12 / 12, abs=5 * sd + 0.002
+    )
     assert len({n for _, n in rows}) > 4
 
 
@@ -113,7 +137,9 @@ def test_the_last_item_alone_is_hidden_in_the_wanted_share_of_rows(share):
     alone = [last for length, n, last in drawn if n == 1 and length > 3]
     assert all(alone)
     rows = sum(length > 3 for length, _, _ in drawn)
-    assert len(alone) / rows == pytest.approx(share, abs=5 * (0.25 / rows) ** 0.5 if 0 < share < 1 else 1e-9)
+    assert len(alone) / rows == pytest.approx(
+        share, abs=5 * (0.25 / rows) ** 0.5 if 0 < share < 1 else 1e-9
+    )
 
 
 def test_hidden_items_are_masked_replaced_or_kept():
@@ -125,7 +151,11 @@ def test_hidden_items_are_masked_replaced_or_kept():
         item, target = batch.query.item_BL[hidden], batch.target_BL[hidden]
         assert ((batch.query.behaviour_BL[hidden] == 0) == (item == MASK)).all()
         assert (item >= 1).all()
-        total, masked, kept = total + len(item), masked + int((item == MASK).sum()), kept + int((item == target).sum())
+        total, masked, kept = (
+            total + len(item),
+            masked + int((item == MASK).sum()),
+            kept + int((item == target).sum()),
+        )
     sd = 0.5 / total**0.5
     assert masked / total == pytest.approx(0.5, abs=5 * sd)
     assert kept / total == pytest.approx(0.2 + 0.3 / STORE.schema.n_items, abs=5 * sd)
@@ -142,20 +172,26 @@ def test_copies_fix_the_masks_once_and_for_all():
     rows = task.rows(STORE)
     assert len(rows) == 4 * len(objective().rows(STORE))
     one, again = batch_of(task, 1), batch_of(task, 2)
-    assert torch.equal(one.target_BL, again.target_BL) and torch.equal(one.query.item_BL, again.query.item_BL)
+    assert torch.equal(one.target_BL, again.target_BL) and torch.equal(
+        one.query.item_BL, again.query.item_BL
+    )
     # A row's masks depend neither on its neighbours nor on the padding they bring.
     alone = batch_of(task, rows=rows[:1])
     width = alone.target_BL.shape[1]
     assert torch.equal(alone.target_BL[0], one.target_BL[0, -width:])
     masks = (one.target_BL != 0).unflatten(0, (-1, 4))
-    assert masks[:, 3].sum(1).eq(1).all() and masks[:, 3, -1].all()  # the copy with its last item masked alone
+    assert (
+        masks[:, 3].sum(1).eq(1).all() and masks[:, 3, -1].all()
+    )  # the copy with its last item masked alone
     long = (one.query.item_BL != 0).unflatten(0, (-1, 4))[:, 0].sum(1) > 8
     assert (masks[long, 0] != masks[long, 1]).any(1).float().mean() > 0.9
-    assert masks[long, :3].float().sum() / (3 * (one.query.item_BL != 0).unflatten(0, (-1, 4))[long, 0].sum()) == pytest.approx(0.5, abs=0.06)
+    assert masks[long, :3].float().sum() / (
+        3 * (one.query.item_BL != 0).unflatten(0, (-1, 4))[long, 0].sum()
+    ) == pytest.approx(0.5, abs=0.06)
 
 
 def test_side_information_of_hidden_items_shows_only_where_it_is_to_leak():
-    class Side(RunningSum):
+    class Side(RunningSum, SideEncoder):
         def encode_at(self, query, wanted_BL, side_item_BL=None):
             self.shown = query.item_BL if side_item_BL is None else side_item_BL
             return self.encode(query)[wanted_BL]
@@ -163,11 +199,15 @@ def test_side_information_of_hidden_items_shows_only_where_it_is_to_leak():
     model = Side(STORE.schema.V, HISTORY)
     for hide in (True, False):
         task = Cloze(NoSampler(), mask_prob=0.5, hide_side=hide)
-        task.check(model, STORE)
+        task.bind(model, STORE)
         batch = batch_of(task)
         task.loss(model, batch)
         hidden = batch.target_BL != 0
-        assert (model.shown == MASK)[hidden].all() if hide else torch.equal(model.shown[hidden], batch.target_BL[hidden])
+        assert (
+            (model.shown == MASK)[hidden].all()
+            if hide
+            else torch.equal(model.shown[hidden], batch.target_BL[hidden])
+        )
         assert torch.equal(model.shown[~hidden], batch.query.item_BL[~hidden])
         assert batch.query.behaviour_BL[hidden].any() == (not hide)
     with pytest.raises(RecexpError, match="takes none"):
@@ -180,11 +220,16 @@ def test_loss_is_the_mean_cross_entropy_at_the_targets():
     hidden = batch.target_BL != 0
     vectors, bias = model.item_vectors()
     z = model.encode(batch.query)[hidden] @ vectors.T + bias
-    assert task.loss(model, batch)["loss"].item() == pytest.approx(F.cross_entropy(z, batch.target_BL[hidden] - 1).item(), rel=1e-9)
+    assert task.loss(model, batch)["loss"].item() == pytest.approx(
+        F.cross_entropy(z, batch.target_BL[hidden] - 1).item(), rel=1e-9
+    )
 
 
 def test_shuffled_targets_change_only_what_is_asked_for():
-    plain, shuffled = batch_of(objective(mask_prob=0.5)), batch_of(objective(mask_prob=0.5, shuffle_targets=True))
+    plain, shuffled = (
+        batch_of(objective(mask_prob=0.5)),
+        batch_of(objective(mask_prob=0.5, shuffle_targets=True)),
+    )
     assert torch.equal(plain.query.item_BL, shuffled.query.item_BL)
     hidden = plain.target_BL != 0
     assert torch.equal(hidden, shuffled.target_BL != 0)

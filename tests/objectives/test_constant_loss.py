@@ -8,22 +8,25 @@ import math
 import pytest
 import torch
 
+from recexp.contracts import SessionState
+from recexp.objectives.closed_form import FitPass
 from recexp.objectives.cloze import Cloze
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.pairwise import Pairwise
 from recexp.objectives.pointwise import Pointwise
+from recexp.objectives.samplers import InBatch, NoSampler, Uniform
 from recexp.objectives.sequence import LOSSES
 from recexp.objectives.session_parallel import SAMPLED, SessionParallel
-from recexp.objectives.sweep import Sweep
-from recexp.sampling import InBatch, NoSampler, Uniform
-from tests import worlds
-from tests.objectives.stubs import PairScores, RunningSum
+from recexp.testing import worlds
+from tests.support.stub_models import PairScores, RunningSum
 
-STORE = worlds.random_store(n_users=23, n_items=40, behaviours=("view", "cart", "buy"), explicit=(False, True, True))
+STORE = worlds.random_store(
+    n_users=23, n_items=40, behaviours=("view", "cart", "buy"), explicit=(False, True, True)
+)
 SCORES = torch.linspace(-6, 6, 481)
 
 
-class Alike(RunningSum):
+class Alike(RunningSum, SessionState):
     """All items score ``bias``."""
 
     def __init__(self):
@@ -57,18 +60,24 @@ def least(task, model, parameter, batches) -> float:
 def test_sequence_losses(kind, loss_name):
     task = kind(NoSampler() if loss_name == "ce" else Uniform(), loss_name=loss_name, n_negatives=3)
     model = Alike()
-    task.check(model, STORE)
+    task.bind(model, STORE)
     batch = task.batch(STORE, task.rows(STORE), torch.Generator().manual_seed(0))
-    assert task.constant_loss(STORE, 8) == pytest.approx(least(task, model, model.bias, [batch]), rel=1e-3)
+    assert task.constant_loss(STORE, 8) == pytest.approx(
+        least(task, model, model.bias, [batch]), rel=1e-3
+    )
     assert task.instances() is None
 
 
 def test_a_corrected_softmax_stands_for_the_catalog():
-    task = NextItem(Uniform(), loss_name="sampled_softmax", n_negatives=400, shared="batch", log_q=True)
+    task = NextItem(
+        Uniform(), loss_name="sampled_softmax", n_negatives=400, shared="batch", log_q=True
+    )
     model = Alike()
-    task.check(model, STORE)
+    task.bind(model, STORE)
     batch = task.batch(STORE, task.rows(STORE), torch.Generator().manual_seed(0))
-    assert task.constant_loss(STORE, 8) == pytest.approx(least(task, model, model.bias, [batch]), rel=0.02)
+    assert task.constant_loss(STORE, 8) == pytest.approx(
+        least(task, model, model.bias, [batch]), rel=0.02
+    )
 
 
 @pytest.mark.parametrize("loss_name", SAMPLED)
@@ -76,10 +85,10 @@ def test_losses_of_sessions_side_by_side(loss_name):
     """Close only: steps late in an epoch have fewer sessions, and equal targets are left out."""
     task = SessionParallel(InBatch(), loss_name=loss_name)
     model = Alike()
-    task.check(model, STORE)
+    task.bind(model, STORE)
     steps = itertools.islice(task.batches(STORE, 12, seed=0), 8)
     batches = [task.batch(STORE, rows, torch.Generator()) for rows in steps]
-    task._state = None
+    task._hidden = None
     found = least(task, model, model.bias, batches)
     assert task.constant_loss(STORE, 12) == pytest.approx(found, rel=0.2)
     assert task.instances() is None
@@ -100,8 +109,11 @@ def test_losses_of_sessions_side_by_side(loss_name):
 )
 def test_pointwise_losses(options):
     levels = len(options.get("levels", "12"))
-    task, model = Pointwise(Uniform(), **options), PairScores(STORE.schema.n_users, STORE.schema.V, levels, 3)
-    task.check(model, STORE)
+    task, model = (
+        Pointwise(Uniform(), **options),
+        PairScores(STORE.schema.n_users, STORE.schema.V, levels, 3),
+    )
+    task.bind(model, STORE)
     batch = task.batch(STORE, task.rows(STORE), torch.Generator().manual_seed(0))
     weights, model.table.data = options.get("weights") or [1.0] * levels, model.table.data.double()
     with torch.no_grad():
@@ -117,8 +129,11 @@ def test_pointwise_losses(options):
 
 
 def test_pairwise_losses():
-    task, model = Pairwise(Uniform(), n_negatives=3), PairScores(STORE.schema.n_users, STORE.schema.V)
-    task.check(model, STORE)
+    task, model = (
+        Pairwise(Uniform(), n_negatives=3),
+        PairScores(STORE.schema.n_users, STORE.schema.V),
+    )
+    task.bind(model, STORE)
     batch = task.batch(STORE, task.rows(STORE), torch.Generator().manual_seed(0))
     assert task.constant_loss(STORE, 8) == math.log(2)
     assert least(task, model, model.table, [batch]) == pytest.approx(math.log(2))
@@ -126,4 +141,4 @@ def test_pairwise_losses():
 
 
 def test_what_has_no_loss_has_no_mark():
-    assert Sweep().constant_loss(STORE, 8) is None and Sweep().instances() is None
+    assert FitPass().constant_loss(STORE, 8) is None and FitPass().instances() is None

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from recexp.data.features import build_features
-from recexp.data.sources import ItemFeature
+from recexp.data.readers import ItemFeature
 from recexp.nn.embeddings import UserBag
 from recexp.objectives.pointwise import Pointwise
-from recexp.sampling import Uniform
+from recexp.objectives.samplers import Uniform
 from recexp.types import Bag, Feature
-from tests.events import P1, P3, random_events, store
-from tests.objectives.stubs import PairScores
+from tests.support.events import P1, P3, random_events, store
+from tests.support.stub_models import PairScores
 
 FEATURES = {"genres": "multi_label", "brand": "categorical"}
 
@@ -75,7 +75,7 @@ def by_brute_force(opened, folder, raw, user_B, item_B):
 
 def batch_of(opened, rows=None, **options):
     task = Pointwise(Uniform(), n_negatives=1, leave_target_out=True, **options)
-    task.check(
+    task.bind(
         PairScores(opened.schema.n_users, opened.schema.V, len(opened.schema.behaviours)), opened
     )
     rows = task.rows(opened) if rows is None else rows
@@ -171,8 +171,8 @@ def test_genres_of_movielens_1m(tmp_path):
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from recexp.data.prepare import prepare
-    from recexp.data.sources.movielens import read_1m
+    from recexp.data.cache import prepare
+    from recexp.data.readers.movielens import read_1m
     from recexp.data.store import Store
 
     raw_dir = Path(os.environ["RECEXP_DATA"]) / "ml-1m"

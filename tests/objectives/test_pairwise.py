@@ -1,4 +1,6 @@
-"""Pairs of a positive and what it should beat, against loops; branches learn only from their behaviour."""
+"""Pairs of a positive and what it should beat, against loops; branches learn only from their
+behaviour.
+"""
 
 from collections import Counter
 
@@ -6,17 +8,23 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from recexp.errors import RecexpError
 from recexp.models.mmlp import MMLP
 from recexp.objectives.pairwise import Pairwise
-from recexp.sampling import InBatch, SupportiveOnly, Uniform
-from recexp.types import RecexpError
-from tests import worlds
-from tests.objectives.stubs import PairScores
+from recexp.objectives.samplers import InBatch, SupportiveOnly, Uniform
+from recexp.testing import worlds
+from tests.support.stub_models import PairScores
 
 BEHAVIOURS = dict(behaviours=("click", "cart", "fav", "buy"), explicit=(False, False, True, True))
 STORE = worlds.random_store(n_users=14, **BEHAVIOURS)
 PAIRS = {
-    (u, i): m for u, i, m in zip(STORE.train_pairs.user.tolist(), STORE.train_pairs.item.tolist(), STORE.train_pairs.mask.tolist(), strict=True)
+    (u, i): m
+    for u, i, m in zip(
+        STORE.train_pairs.user.tolist(),
+        STORE.train_pairs.item.tolist(),
+        STORE.train_pairs.mask.tolist(),
+        strict=True,
+    )
 }
 
 
@@ -28,15 +36,19 @@ def level(user, item, levels=(1, 2, 3, 4)):
 def objective(sampler=None, store=STORE, **options):
     task = Pairwise(sampler or Uniform(), **options)
     model = PairScores(store.schema.n_users, store.schema.V)
-    task.check(model, store)
+    task.bind(model, store)
     return task, model
 
 
 def batch_of(task, store=STORE, rows=None, seed=0):
-    return task.batch(store, task.rows(store) if rows is None else rows, torch.Generator().manual_seed(seed))
+    return task.batch(
+        store, task.rows(store) if rows is None else rows, torch.Generator().manual_seed(seed)
+    )
 
 
-@pytest.mark.parametrize(("positives", "codes"), [("any", {1, 2, 3, 4}), ("explicit", {3, 4}), ("strongest", {4})])
+@pytest.mark.parametrize(
+    ("positives", "codes"), [("any", {1, 2, 3, 4}), ("explicit", {3, 4}), ("strongest", {4})]
+)
 def test_positives_are_the_events_of_the_wanted_strength(positives, codes):
     task, _ = objective(positives=positives)
     rows = [r for r, b in enumerate(STORE.train.behaviour.tolist()) if b in codes]
@@ -47,7 +59,11 @@ def test_positives_are_the_events_of_the_wanted_strength(positives, codes):
 def test_uniform_negatives_are_items_the_user_has_not():
     batch = batch_of(objective(n_negatives=5)[0])
     assert batch.negative_Bn.shape == (len(STORE.train), 5)
-    assert all(level(u, i) == 0 for u, row in zip(batch.query.user_B.tolist(), batch.negative_Bn.tolist(), strict=True) for i in row)
+    assert all(
+        level(u, i) == 0
+        for u, row in zip(batch.query.user_B.tolist(), batch.negative_Bn.tolist(), strict=True)
+        for i in row
+    )
 
 
 def test_supportive_negatives_were_met_only_through_weaker_behaviours():
@@ -70,7 +86,12 @@ def test_level_ordered_pairs_always_rank_a_stronger_pair_above_a_weaker_one(leve
     batch = batch_of(task)
     of = levels or (1, 2, 3, 4)
     seen = Counter()
-    for user, positive, row in zip(batch.query.user_B.tolist(), batch.positive_B.tolist(), batch.negative_Bn.tolist(), strict=True):
+    for user, positive, row in zip(
+        batch.query.user_B.tolist(),
+        batch.positive_B.tolist(),
+        batch.negative_Bn.tolist(),
+        strict=True,
+    ):
         for item in row:
             assert level(user, item, of) < level(user, positive, of)
             seen[level(user, item, of)] += 1
@@ -78,11 +99,21 @@ def test_level_ordered_pairs_always_rank_a_stronger_pair_above_a_weaker_one(leve
 
 
 def test_lower_levels_that_the_user_has_are_equally_likely():
-    rows = [(0, 1, 4), (0, 2, 1), (0, 3, 1), (0, 4, 1), (0, 5, 3)]  # bought 1; clicked 2, 3, 4; favourite 5
+    rows = [
+        (0, 1, 4),
+        (0, 2, 1),
+        (0, 3, 1),
+        (0, 4, 1),
+        (0, 5, 3),
+    ]  # bought 1; clicked 2, 3, 4; favourite 5
     store = worlds.store(rows, n_users=1, n_items=40, **BEHAVIOURS)
     task, _ = objective(store=store, pairs="levels", n_negatives=6000)
     count = Counter(batch_of(task, store, rows=torch.tensor([0])).negative_Bn[0].tolist())
-    for share in (count[5], count[2] + count[3] + count[4], sum(n for i, n in count.items() if i > 5)):
+    for share in (
+        count[5],
+        count[2] + count[3] + count[4],
+        sum(n for i, n in count.items() if i > 5),
+    ):
         assert share == pytest.approx(2000, abs=150)  # four standard deviations
     assert count[2] == pytest.approx(667, abs=100)
 
@@ -91,8 +122,15 @@ def test_loss_is_the_mean_of_log_sigmoids():
     task, model = objective(n_negatives=3, l2=0.1)
     batch = batch_of(task)
     terms = []
-    for user, positive, row in zip(batch.query.user_B.tolist(), batch.positive_B.tolist(), batch.negative_Bn.tolist(), strict=True):
-        terms += [-F.logsigmoid(model.table[user, positive, 0] - model.table[user, i, 0]) for i in row]
+    for user, positive, row in zip(
+        batch.query.user_B.tolist(),
+        batch.positive_B.tolist(),
+        batch.negative_Bn.tolist(),
+        strict=True,
+    ):
+        terms += [
+            -F.logsigmoid(model.table[user, positive, 0] - model.table[user, i, 0]) for i in row
+        ]
     looked_up = torch.cat([batch.positive_B[:, None], batch.negative_Bn], 1)
     expected = torch.stack(terms).mean() + 0.1 * model.penalty(batch.query, looked_up)
     assert task.loss(model, batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
@@ -100,12 +138,18 @@ def test_loss_is_the_mean_of_log_sigmoids():
 
 @pytest.mark.parametrize("pairs", ["sampler", "levels"])
 def test_shuffled_targets_say_nothing_about_the_user(pairs):
-    task, plain = (objective(pairs=pairs, shuffle_targets=x, n_negatives=6)[0] for x in (True, False))
+    task, plain = (
+        objective(pairs=pairs, shuffle_targets=x, n_negatives=6)[0] for x in (True, False)
+    )
     batch = batch_of(task)
     assert torch.equal(batch.query.user_B, batch_of(plain).query.user_B)
     users = batch.query.user_B.tolist()
     own_positive = [level(u, i) > 0 for u, i in zip(users, batch.positive_B.tolist(), strict=True)]
-    own_negative = [level(u, i) > 0 for u, row in zip(users, batch.negative_Bn.tolist(), strict=True) for i in row]
+    own_negative = [
+        level(u, i) > 0
+        for u, row in zip(users, batch.negative_Bn.tolist(), strict=True)
+        for i in row
+    ]
     assert sum(own_positive) < 0.6 * len(own_positive)
     assert sum(own_negative) > 0.1 * len(own_negative)
 
@@ -114,18 +158,30 @@ def test_branches_learn_only_where_the_user_showed_their_behaviour():
     torch.manual_seed(0)
     model = MMLP(STORE.schema, init_std=0.5).double()
     task = Pairwise(SupportiveOnly(), positives="strongest", n_negatives=2)
-    task.check(model, STORE)
+    task.bind(model, STORE)
     batch = batch_of(task)
     items = torch.cat([batch.positive_B[:, None], batch.negative_Bn], 1)
-    for user, row, did in zip(batch.query.user_B.tolist(), items.tolist(), batch.did_BCT.tolist(), strict=True):
+    for user, row, did in zip(
+        batch.query.user_B.tolist(), items.tolist(), batch.did_BCT.tolist(), strict=True
+    ):
         assert did == [[bool(PAIRS.get((user, i), 0) >> t & 1) for t in range(4)] for i in row]
     score = model.score(batch.query, items)
-    assert task.loss(model, batch)["loss"].item() == pytest.approx(-F.logsigmoid(score[:, :1] - score[:, 1:]).mean().item(), rel=1e-9)
-    met = sum(PAIRS.get((user, i), 0) > 0 for user, row in zip(batch.query.user_B.tolist(), batch.negative_Bn.tolist(), strict=True) for i in row)
-    assert float(task.loss(model, batch)["negatives_met"]) == pytest.approx(met / batch.negative_Bn.numel())
+    assert task.loss(model, batch)["loss"].item() == pytest.approx(
+        -F.logsigmoid(score[:, :1] - score[:, 1:]).mean().item(), rel=1e-9
+    )
+    met = sum(
+        PAIRS.get((user, i), 0) > 0
+        for user, row in zip(batch.query.user_B.tolist(), batch.negative_Bn.tolist(), strict=True)
+        for i in row
+    )
+    assert float(task.loss(model, batch)["negatives_met"]) == pytest.approx(
+        met / batch.negative_Bn.numel()
+    )
     batch.did_BCT[..., 1] = False
     task.loss(model, batch)["loss"].backward()
-    grads = [sum(float(p.grad.abs().sum()) for p in branch.parameters()) for branch in model.branches]
+    grads = [
+        sum(float(p.grad.abs().sum()) for p in branch.parameters()) for branch in model.branches
+    ]
     assert grads[1] == 0 and min(grads[0], grads[2], grads[3]) > 0
 
 

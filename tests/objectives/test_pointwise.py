@@ -1,22 +1,31 @@
 """Pointwise examples against loops over users and items."""
 
-
 import pytest
 import torch
 import torch.nn.functional as F
 
+from recexp.contracts import BranchMasked
+from recexp.errors import RecexpError
 from recexp.objectives.pointwise import Pointwise
-from recexp.sampling import Uniform
-from recexp.types import RecexpError
-from tests import worlds
-from tests.objectives.stubs import PairScores
+from recexp.objectives.samplers import Uniform
+from recexp.testing import worlds
+from tests.support.stub_models import PairScores
 
 THREE = dict(behaviours=("view", "cart", "buy"), explicit=(False, True, True))
 
 
 def labelled(store):
-    """(user, item, behaviours the user ever showed on the item in training, as bits) per training event."""
-    events = list(zip(store.train.user.tolist(), store.train.item.tolist(), store.train.mask.tolist(), strict=True))
+    """(user, item, behaviours the user ever showed on the item in training, as bits) per training
+    event.
+    """
+    events = list(
+        zip(
+            store.train.user.tolist(),
+            store.train.item.tolist(),
+            store.train.mask.tolist(),
+            strict=True,
+        )
+    )
     ever = {}
     for user, item, mask in events:
         ever[user, item] = ever.get((user, item), 0) | mask
@@ -31,12 +40,14 @@ OWN = {u: {i for v, i, _ in EVENTS if v == u} for u in range(STORE.schema.n_user
 def objective(K=2, history=3, store=STORE, **options):
     task = Pointwise(Uniform(), **options)
     model = PairScores(store.schema.n_users, store.schema.V, K, history)
-    task.check(model, store)
+    task.bind(model, store)
     return task, model
 
 
 def batch_of(task, store=STORE, seed=0, rows=None):
-    return task.batch(store, task.rows(store) if rows is None else rows, torch.Generator().manual_seed(seed))
+    return task.batch(
+        store, task.rows(store) if rows is None else rows, torch.Generator().manual_seed(seed)
+    )
 
 
 def test_every_event_comes_with_its_past_and_items_the_user_has_not():
@@ -51,10 +62,14 @@ def test_every_event_comes_with_its_past_and_items_the_user_has_not():
     assert batch.query.without_B is None and batch.did_BCT is None
 
 
-@pytest.mark.parametrize(("positives", "bits"), [("any", 0b111), ("explicit", 0b110), ("strongest", 0b100)])
+@pytest.mark.parametrize(
+    ("positives", "bits"), [("any", 0b111), ("explicit", 0b110), ("strongest", 0b100)]
+)
 def test_the_events_to_learn_from_can_be_chosen(positives, bits):
     task, _ = objective(positives=positives)
-    assert task.rows(STORE).tolist() == [row for row, mask in enumerate(STORE.train.mask.tolist()) if mask & bits]
+    assert task.rows(STORE).tolist() == [
+        row for row, mask in enumerate(STORE.train.mask.tolist()) if mask & bits
+    ]
 
 
 def test_negatives_follow_the_generator():
@@ -88,8 +103,16 @@ def test_weights_say_which_pairs_count_for_the_explicit_level(explicit_neg):
     for row, (_, _, mask) in enumerate(EVENTS):
         bought = bool(mask & 0b110)
         expected = {
-            "unobserved": [bought, bought, bought],  # only positives of the level, with the items drawn for them
-            "clicked_only": [True, False, False],  # positives, and what was met without reaching the level
+            "unobserved": [
+                bought,
+                bought,
+                bought,
+            ],  # only positives of the level, with the items drawn for them
+            "clicked_only": [
+                True,
+                False,
+                False,
+            ],  # positives, and what was met without reaching the level
             "both": [True, True, True],
         }[explicit_neg]
         assert w[row, :, 1].tolist() == [float(x) for x in expected]
@@ -98,7 +121,9 @@ def test_weights_say_which_pairs_count_for_the_explicit_level(explicit_neg):
 @pytest.mark.parametrize("reduction", ["rows", "weights"])
 @pytest.mark.parametrize("weights", [None, [0.5, 2.0]])
 def test_loss_is_the_weighted_sum_of_binary_cross_entropies(reduction, weights):
-    task, model = objective(explicit_neg="unobserved", reduction=reduction, weights=weights, n_negatives=3)
+    task, model = objective(
+        explicit_neg="unobserved", reduction=reduction, weights=weights, n_negatives=3
+    )
     batch = batch_of(task)
     expected = 0.0
     for k in range(2):
@@ -119,7 +144,9 @@ def test_squared_error_is_of_the_scores_themselves():
     task, model = objective(loss_name="mse", explicit_neg="unobserved", reduction="weights")
     batch = batch_of(task)
     error = (model.logits(batch.query, batch.item_BC) - batch.y_BCK) ** 2
-    expected = sum((error[..., k] * batch.w_BCK[..., k]).sum() / batch.w_BCK[..., k].sum() for k in range(2))
+    expected = sum(
+        (error[..., k] * batch.w_BCK[..., k]).sum() / batch.w_BCK[..., k].sum() for k in range(2)
+    )
     assert task.loss(model, batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
@@ -144,12 +171,22 @@ def test_balance_weighs_events_by_their_users_activity(power):
 def test_shuffled_targets_belong_to_other_users_events():
     task, _ = objective(shuffle_targets=True, n_negatives=6)
     batch, plain = batch_of(task), batch_of(objective(n_negatives=6)[0])
-    assert torch.equal(batch.query.item_BL, plain.query.item_BL) and torch.equal(batch.query.user_B, plain.query.user_B)
+    assert torch.equal(batch.query.item_BL, plain.query.item_BL) and torch.equal(
+        batch.query.user_B, plain.query.user_B
+    )
     pairs = {(i, bool(m & 0b110)) for _, i, m in EVENTS}
-    assert all((i, bool(y)) in pairs for i, y in zip(batch.item_BC[:, 0].tolist(), batch.y_BCK[:, 0, 1].tolist(), strict=True))
+    assert all(
+        (i, bool(y)) in pairs
+        for i, y in zip(batch.item_BC[:, 0].tolist(), batch.y_BCK[:, 0, 1].tolist(), strict=True)
+    )
     assert (batch.item_BC[:, 0] != plain.item_BC[:, 0]).float().mean() > 0.7
-    # negatives that avoided the row's user would tell what he has: his own items must be drawn like any other
-    own = [i in OWN[u] for (u, _, _), row in zip(EVENTS, batch.item_BC[:, 1:].tolist(), strict=True) for i in row]
+    # negatives that avoided the row's user would tell what he has: his own items must be drawn like
+    # any other
+    own = [
+        i in OWN[u]
+        for (u, _, _), row in zip(EVENTS, batch.item_BC[:, 1:].tolist(), strict=True)
+        for i in row
+    ]
     assert sum(own) > 0.1 * len(own)
 
 
@@ -158,13 +195,22 @@ def test_target_can_be_left_out_of_the_users_side_features():
     assert torch.equal(batch.query.without_B, batch.item_BC[:, 0])
 
 
+class Branches(PairScores, BranchMasked):
+    def logits(self, query, item_BC, branch_mask_BCT=None):
+        return super().logits(query, item_BC)
+
+
 def test_behaviours_on_the_candidates_for_models_with_branches():
     task = Pointwise(Uniform(), n_negatives=2)
-    model = PairScores(STORE.schema.n_users, STORE.schema.V, 1)
-    model.wants_behaviour_mask = True
-    task.check(model, STORE)
+    model = Branches(STORE.schema.n_users, STORE.schema.V, 1)
+    task.bind(model, STORE)
     batch = batch_of(task)
-    pairs = zip(STORE.train_pairs.user.tolist(), STORE.train_pairs.item.tolist(), STORE.train_pairs.mask.tolist(), strict=True)
+    pairs = zip(
+        STORE.train_pairs.user.tolist(),
+        STORE.train_pairs.item.tolist(),
+        STORE.train_pairs.mask.tolist(),
+        strict=True,
+    )
     have = {(u, i, t) for u, i, mask in pairs for t in range(3) if mask >> t & 1}
     for row, (user, _, _) in enumerate(EVENTS):
         for c, item in enumerate(batch.item_BC[row].tolist()):
@@ -187,7 +233,9 @@ def test_wrong_options_are_named(options, text):
         objective(**options)
 
 
-@pytest.mark.parametrize(("explicit", "text"), [((False, False), "no behaviour"), ((True, True), "every behaviour")])
+@pytest.mark.parametrize(
+    ("explicit", "text"), [((False, False), "no behaviour"), ((True, True), "every behaviour")]
+)
 def test_two_levels_need_both_kinds_of_feedback(explicit, text):
     with pytest.raises(RecexpError, match=text):
         objective(store=worlds.random_store(explicit=explicit))

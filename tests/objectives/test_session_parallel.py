@@ -1,4 +1,6 @@
-"""Sessions in lock-step: who is in which slot when, what is carried along, and who is a negative for whom."""
+"""Sessions in lock-step: who is in which slot when, what is carried along, and who is a negative
+for whom.
+"""
 
 import itertools
 
@@ -6,14 +8,14 @@ import pytest
 import torch
 
 from recexp.data.datamodule import RecDataModule
+from recexp.errors import RecexpError
 from recexp.models.gru4rec import GRU4Rec
 from recexp.objectives import session_parallel
+from recexp.objectives.samplers import InBatch, NoSampler, Popularity
 from recexp.objectives.session_parallel import SAMPLED, SessionParallel, SessionSteps
-from recexp.sampling import InBatch, NoSampler, Popularity
-from recexp.types import RecexpError
-from tests import toy, worlds
-from tests.objectives.stubs import RunningSum
+from recexp.testing import toy, worlds
 from tests.objectives.test_next_item import plain_loss
+from tests.support.stub_models import RunningSum
 
 STORE = worlds.random_store(n_users=23, n_items=40)
 TARGETS = {r for r in range(1, len(STORE.train)) if STORE.train.user[r] == STORE.train.user[r - 1]}
@@ -21,13 +23,18 @@ TARGETS = {r for r in range(1, len(STORE.train)) if STORE.train.user[r] == STORE
 
 def objective(sampler=None, **options):
     torch.manual_seed(0)
-    task, model = SessionParallel(sampler or InBatch(), **options), toy.randomise(GRU4Rec(STORE.schema, num_factors=6, max_len=50))
-    task.check(model, STORE)
+    task, model = (
+        SessionParallel(sampler or InBatch(), **options),
+        toy.randomise(GRU4Rec(STORE.schema, num_factors=6, max_len=50)),
+    )
+    task.bind(model, STORE)
     return task, model
 
 
 def steps_of(task, slots=5, epoch=0):
-    loader = RecDataModule(STORE, task, batch_size=slots, eval_batch_size=1, seed=0).train_dataloader()
+    loader = RecDataModule(
+        STORE, task, batch_size=slots, eval_batch_size=1, seed=0
+    ).train_dataloader()
     loader.sampler.set_epoch(epoch)
     steps = list(loader)
     assert len(steps) == len(loader)
@@ -48,7 +55,11 @@ def test_slots_run_through_their_sessions_event_by_event():
         assert slot[: len(rows)] == rows, "a slot stands empty before its last session"
         for before, after in itertools.pairwise(rows):
             same_session = STORE.train.user[before] == STORE.train.user[after]
-            assert after == before + 1 if same_session else after == STORE.train.ptr[STORE.train.user[after]] + 1
+            assert (
+                after == before + 1
+                if same_session
+                else after == STORE.train.ptr[STORE.train.user[after]] + 1
+            )
 
 
 def test_slots_last_about_equally_long():
@@ -95,8 +106,9 @@ def test_gradients_end_at_the_step():
     task, model = objective()
     for rows in steps_of(task)[:3]:
         loss = task.loss(model, task.batch(STORE, rows, torch.Generator()))["loss"]
-        loss.backward()  # would fail on the second step if the state carried the first one's graph along
-        assert not task._state.requires_grad
+        # would fail on the second step if the state carried the first one's graph along
+        loss.backward()
+        assert not task._hidden.requires_grad
 
 
 @pytest.mark.parametrize("extra", [0, 7])
@@ -105,7 +117,10 @@ def test_negatives_are_the_other_targets_and_the_drawn_items(name, extra):
     task, model = objective(Popularity(0.75), loss_name=name, n_negatives=extra, bpreg=0.7)
     rows = next(s for s in steps_of(task) if (s != 0).all())
     batch = task.batch(STORE, rows, torch.Generator().manual_seed(0))
-    assert batch.negative_n[:5].tolist() == batch.target_S.tolist() and len(batch.negative_n) == 5 + extra
+    assert (
+        batch.negative_n[:5].tolist() == batch.target_S.tolist()
+        and len(batch.negative_n) == 5 + extra
+    )
     h = model.step(batch.item_S, model.initial_state(5))[0]
     assert batch.start_S.all()
     vectors, bias = model.item_vectors(torch.arange(STORE.schema.V))
@@ -115,8 +130,12 @@ def test_negatives_are_the_other_targets_and_the_drawn_items(name, extra):
     terms = []
     for row, target in enumerate(batch.target_S.tolist()):
         negative = batch.negative_n[batch.negative_n != target]
-        terms.append(plain_loss(name, score[row, target], score[row, negative], n_items=0, bpreg=0.7))
-    assert task.loss(model, batch)["loss"].item() == pytest.approx(torch.stack(terms).mean().item(), rel=1e-7)
+        terms.append(
+            plain_loss(name, score[row, target], score[row, negative], n_items=0, bpreg=0.7)
+        )
+    assert task.loss(model, batch)["loss"].item() == pytest.approx(
+        torch.stack(terms).mean().item(), rel=1e-7
+    )
 
 
 @pytest.mark.parametrize("copies", [False, True])
@@ -146,7 +165,10 @@ def test_copies_of_the_target_are_negatives_where_asked_for(name, copies):
 
 def test_shuffled_targets_keep_what_is_read():
     tasks = [objective(shuffle_targets=x)[0] for x in (False, True)]
-    plain, shuffled = ([task.batch(STORE, rows, torch.Generator().manual_seed(0)) for rows in steps_of(task)] for task in tasks)
+    plain, shuffled = (
+        [task.batch(STORE, rows, torch.Generator().manual_seed(0)) for rows in steps_of(task)]
+        for task in tasks
+    )
     assert all(torch.equal(a.item_S, b.item_S) for a, b in zip(plain, shuffled, strict=True))
     changed = torch.cat([a.target_S != b.target_S for a, b in zip(plain, shuffled, strict=True)])
     assert changed.float().mean() > 0.8
@@ -155,7 +177,12 @@ def test_shuffled_targets_keep_what_is_read():
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [(dict(loss_name="ce"), "loss_name"), (dict(loss_name="gbce"), "loss_name"), (dict(n_negatives=-1), "n_negatives"), (dict(log_q=True), "log_q")],
+    [
+        (dict(loss_name="ce"), "loss_name"),
+        (dict(loss_name="gbce"), "loss_name"),
+        (dict(n_negatives=-1), "n_negatives"),
+        (dict(log_q=True), "log_q"),
+    ],
 )
 def test_wrong_options_are_named(options, text):
     with pytest.raises(RecexpError, match=text):
@@ -163,5 +190,8 @@ def test_wrong_options_are_named(options, text):
 
 
 def test_a_model_without_steps_is_refused():
-    with pytest.raises(RecexpError, match=r"needs a model with step\(\.\.\.\), which RunningSum has not"):
-        SessionParallel(NoSampler()).check(RunningSum(STORE.schema.V, 5), STORE)
+    with pytest.raises(
+        RecexpError,
+        match=r"needs a model that implements SessionState .*, which RunningSum does not",
+    ):
+        SessionParallel(NoSampler()).bind(RunningSum(STORE.schema.V, 5), STORE)

@@ -10,18 +10,21 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from recexp.cli import CONF
-from recexp.compose import check_config
-from recexp.report import settings
-from recexp.report.settings import composed_settings, paper_settings, same
-from tests.test_experiments import GROUPS, JOBS, PARSER, different, jobs
+from recexp.config import CONF
+from recexp.config.check import check_config
+from recexp.config.presets import apply_preset
+from recexp.report.papers import settings
+from recexp.report.papers.settings import composed_settings, paper_settings, same
+from tests.config.test_experiments import GROUPS, JOBS, PARSER, different, jobs
 
+PRESETS = sorted((CONF / "preset").glob("paper_*.yaml"))
 PAPERS = ("ite", "multi_feedback", "bert4rec", "nova")
 
 
 def composed(experiment, words):
     """The config and its choices of model and data set."""
     cfg = compose("config", [f"experiment={experiment}", *words], return_hydra_config=True)
+    apply_preset(cfg)
     choices = cfg.hydra.runtime.choices
     OmegaConf.set_struct(cfg, False)
     del cfg["hydra"]
@@ -70,7 +73,8 @@ def is_choice(override):
 
 @cache
 def own_values(model, dataset):
-    return any((CONF / "tuned" / "paper").rglob(f"{model}_{dataset}.yaml"))
+    tables = [OmegaConf.load(path).get("entries", {}) for path in PRESETS]
+    return any(model in (table.get(dataset) or {}) for table in tables)
 
 
 def differences(experiment, model, dataset, found):
@@ -105,7 +109,10 @@ def test_what_a_paper_varies_takes_all_its_values_and_nothing_in_the_table_is_un
     for line, row in enumerate(settings._rows(), 2):
         if row["paper"] == paper:
             for text in row["value"].split("|"):
-                assert any(same(settings._value(text), value) for value in met[line]), (line, text)
+                assert any(same(settings.parse_value(text), value) for value in met[line]), (
+                    line,
+                    text,
+                )
 
 
 def test_what_differs_is_found():
@@ -116,38 +123,56 @@ def test_what_differs_is_found():
         wrong = differences(name, model, dataset, composed_settings(cfg))
         assert wrong.keys() == {"optimizer.lr", "objective.copies", "objective.last_prob"}
         assert wrong["optimizer.lr"][1].values == (1e-4,) and wrong["optimizer.lr"][1].stated
-        cfg, model, dataset = composed(name, ("dataset=ml_1m", "model=nova_bert"))
+        cfg, model, dataset = composed(
+            name, ("dataset=ml_1m", "model=nova_bert", "preset=paper_nova")
+        )
         wrong = differences(name, model, dataset, composed_settings(cfg))
         assert {"model.fusion", "model.num_heads", "batch_size"} <= wrong.keys()
 
 
 PRINTED = {
     ("bert4rec/table2_systems", "bert4rec", "amazon_beauty"): {
-        "optimizer.lr": 1e-4, "optimizer.weight_decay": 0.01, "trainer.gradient_clip_val": 5.0,
-        "batch_size": 256, "trainer.max_steps": 400_000, "model.max_len": 50,
-        "objective.step": 0.1, "objective.mask_prob": 0.6, "objective.max_masked": 30,
+        "optimizer.lr": 1e-4,
+        "optimizer.weight_decay": 0.01,
+        "trainer.gradient_clip_val": 5.0,
+        "batch_size": 256,
+        "trainer.max_steps": 400_000,
+        "model.max_len": 50,
+        "objective.step": 0.1,
+        "objective.mask_prob": 0.6,
+        "objective.max_masked": 30,
     },
     ("bert4rec/table2_systems", "bert4rec", "steam"): {
-        "trainer.max_steps": 800_000, "objective.mask_prob": 0.4, "model.dropout": 0.2,
+        "trainer.max_steps": 800_000,
+        "objective.mask_prob": 0.4,
+        "model.dropout": 0.2,
     },
     ("bert4rec/table5_ablation", "bert4rec", "steam"): {
-        "model.dropout": (0.1, 0.0), "model.num_factors": 64,
+        "model.dropout": (0.1, 0.0),
+        "model.num_factors": 64,
     },
     ("bert4rec/table2_systems", "sasrec", "ml_1m"): {
-        "objective.loss_name": "bce", "objective.n_negatives": 1, "optimizer.betas": [0.9, 0.98],
+        "objective.loss_name": "bce",
+        "objective.n_negatives": 1,
+        "optimizer.betas": [0.9, 0.98],
         "batch_size": 128,
     },
     ("ite/fig5_factors", "nmtr", "recobell"): {
-        "batch_size": 2048, "batch_counts": "instances", "objective.weights": [1.0, 1.0],
+        "batch_size": 2048,
+        "batch_counts": "instances",
+        "objective.weights": [1.0, 1.0],
     },
     ("multi_feedback/table2_factors", "mf_mmlp", "taobao"): {
-        "batch_size": 1, "objective.n_negatives": 3, "optimizer.lr": 0.001,
+        "batch_size": 1,
+        "objective.n_negatives": 3,
+        "optimizer.lr": 0.001,
     },
     ("nova/table3_fusion", "nova_bert", "ml_20m"): {
-        "model.side": ["year", "genres", "value", "time"], "scheduler.warmup": 0.05,
+        "model.side": ["year", "genres", "value", "time"],
+        "scheduler.warmup": 0.05,
         "batch_size": 128,
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("place", PRINTED, ids="-".join)

@@ -6,9 +6,9 @@ import torch
 
 from recexp.models.bert4rec import BERT4Rec
 from recexp.nn.dropout import Dropout
-from tests import toy
-from tests.parity.numpy_ops import attention, bert_layer, gelu, layer_norm, linear, weights
-from tests.test_compose import composed
+from recexp.testing import toy
+from tests.config.test_check import composed
+from tests.support.numpy_ops import attention, bert_layer, gelu, layer_norm, linear, weights
 
 ROWS = [[1, 2, 9, 4, 7, 5, 3], [4], [3, 3, 8], []]
 SCHEMA, N, EPS = toy.schema(), 5, 1e-12
@@ -18,12 +18,16 @@ def inputs(items, w, positions):
     """The last N - 1 items and [MASK]."""
     items = [*items[-(N - 1) :], SCHEMA.V]
     first = 0 if positions == "left" else N - len(items)
-    return np.stack([w["item.weight"][v] + w["position.table.weight"][first + t] for t, v in enumerate(items)])
+    return np.stack(
+        [w["item.weight"][v] + w["position.table.weight"][first + t] for t, v in enumerate(items)]
+    )
 
 
 @pytest.mark.parametrize("positions", ["left", "right"])
 def test_scores_follow_the_formulas(positions):
-    model = BERT4Rec(SCHEMA, num_factors=8, num_layers=2, num_heads=2, max_len=N, positions=positions)
+    model = BERT4Rec(
+        SCHEMA, num_factors=8, num_layers=2, num_heads=2, max_len=N, positions=positions
+    )
     w = weights(toy.randomise(model))
     expected = []
     for row in ROWS:
@@ -32,13 +36,23 @@ def test_scores_follow_the_formulas(positions):
             h = bert_layer(h, w, f"layers.{i}", 2)
         out = layer_norm(gelu(linear(h[-1], w, "projection")), w, "head_norm", EPS)
         expected.append(w["item.weight"][1:-1] @ out + w["output_bias"][1:])
-    assert np.allclose(model.score(toy.query([0, 1, 2, 3], ROWS)).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+    assert np.allclose(
+        model.score(toy.query([0, 1, 2, 3], ROWS)).detach().numpy(), expected, rtol=1e-9, atol=1e-9
+    )
 
 
 PORT = dict(
-    norm="pre", embedding_norm=False, token_type=False, projection=False, tied=False,
-    positions="right", layer_norm="std", activation="gelu_tanh", more_dropout=True, init="torch",
-)  # fmt: skip
+    norm="pre",
+    embedding_norm=False,
+    token_type=False,
+    projection=False,
+    tied=False,
+    positions="right",
+    layer_norm="std",
+    activation="gelu_tanh",
+    more_dropout=True,
+    init="torch",
+)
 
 
 def std_norm(x, w, name):
@@ -70,7 +84,9 @@ def test_the_port_follows_the_formulas(factor, monkeypatch):
     model = BERT4Rec(SCHEMA, num_factors=8, num_layers=2, num_heads=4, max_len=N, **PORT)
     w = weights(toy.randomise(model))
     expected = [port(row, w, 4, lambda x: factor * x) for row in ROWS]
-    assert np.allclose(model.score(toy.query([0, 1, 2, 3], ROWS)).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+    assert np.allclose(
+        model.score(toy.query([0, 1, 2, 3], ROWS)).detach().numpy(), expected, rtol=1e-9, atol=1e-9
+    )
 
 
 def test_the_configuration_of_the_port_sets_all_of_it():

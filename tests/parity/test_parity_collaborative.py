@@ -1,4 +1,6 @@
-"""Collaborative and several-behaviour models against their formulas, term by term, on the same weights in float64."""
+"""Collaborative and several-behaviour models against their formulas, term by term, on the same
+weights in float64.
+"""
 
 import math
 
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from recexp.errors import RecexpError
 from recexp.models.fpmc import FPMC
 from recexp.models.mf import MF
 from recexp.models.mfpr import MFPR
@@ -13,8 +16,7 @@ from recexp.models.mmlp import MMLP
 from recexp.models.mtmf import MTMF
 from recexp.models.neumf import NeuMF
 from recexp.models.nmtr import NMTR
-from recexp.types import RecexpError
-from tests import toy
+from recexp.testing import toy
 from tests.models.test_collaborative import SCHEMA, STORE
 
 QUERY = toy.query([0, 4, 3], [[1, 2, 5], [], [3, 9, 4]])
@@ -51,7 +53,13 @@ def interaction(w, prefix, u, i):
     if "user.gmf.weight" in w:
         parts.append(w["user.gmf.weight"][u] * w["item.gmf.weight"][i])
     if "user.mlp.weight" in w:
-        parts.append(tower(w, f"{prefix}.tower", np.concatenate([w["user.mlp.weight"][u], w["item.mlp.weight"][i]])))
+        parts.append(
+            tower(
+                w,
+                f"{prefix}.tower",
+                np.concatenate([w["user.mlp.weight"][u], w["item.mlp.weight"][i]]),
+            )
+        )
     return float(w[f"{prefix}.head.weight"][0] @ np.concatenate(parts))
 
 
@@ -59,20 +67,38 @@ def interaction(w, prefix, u, i):
 def test_mf(bias):
     model = toy.randomise(MF(SCHEMA, num_factors=3, item_bias=bias))
     w = weights(model)
-    check(model.score(QUERY, ITEMS), lambda b, u, i: w["user.weight"][u] @ w["item.weight"][i] + (w["item_bias"][i] if bias else 0))
+    check(
+        model.score(QUERY, ITEMS),
+        lambda b, u, i: (
+            w["user.weight"][u] @ w["item.weight"][i] + (w["item_bias"][i] if bias else 0)
+        ),
+    )
 
 
 @pytest.mark.parametrize("kind", ["gmf", "mlp", "neumf"])
 def test_neumf(kind):
     model = toy.randomise(NeuMF(SCHEMA, interaction=kind, num_factors=2))
     w = weights(model)
-    check(model.score(QUERY, ITEMS), lambda b, u, i: interaction(w, "interact", u, i) + w["interact.head.bias"][0])
+    check(
+        model.score(QUERY, ITEMS),
+        lambda b, u, i: interaction(w, "interact", u, i) + w["interact.head.bias"][0],
+    )
 
 
 def test_neumf_has_the_published_layout():
-    shapes = {name: tuple(p.shape) for name, p in NeuMF(SCHEMA, num_factors=8, num_layers=3).named_parameters()}
-    assert shapes["user.gmf.weight"] == (SCHEMA.n_users, 8) and shapes["item.mlp.weight"] == (SCHEMA.V, 32)
-    assert [shapes[f"interact.tower.layers.{k}.weight"] for k in range(3)] == [(32, 64), (16, 32), (8, 16)]
+    shapes = {
+        name: tuple(p.shape)
+        for name, p in NeuMF(SCHEMA, num_factors=8, num_layers=3).named_parameters()
+    }
+    assert shapes["user.gmf.weight"] == (SCHEMA.n_users, 8) and shapes["item.mlp.weight"] == (
+        SCHEMA.V,
+        32,
+    )
+    assert [shapes[f"interact.tower.layers.{k}.weight"] for k in range(3)] == [
+        (32, 64),
+        (16, 32),
+        (8, 16),
+    ]
     assert shapes["interact.head.weight"] == (1, 16)
 
 
@@ -83,12 +109,20 @@ def test_neumf_starts():
     bound = math.sqrt(3 / 32)  # LeCun uniform
     assert 0.7 * bound < model.interact.head.weight.abs().max() <= bound
     first = model.interact.tower.layers[0].weight
-    assert 0.9 * math.sqrt(6 / (128 + 64)) < first.abs().max() <= math.sqrt(6 / (128 + 64))  # Glorot uniform
+    assert (
+        0.9 * math.sqrt(6 / (128 + 64)) < first.abs().max() <= math.sqrt(6 / (128 + 64))
+    )  # Glorot uniform
 
 
 def test_neumf_from_two_pretrained_parts_averages_their_logits(tmp_path):
-    parts = {k: toy.randomise(NeuMF(SCHEMA, interaction=k, num_factors=2), seed=s) for s, k in enumerate(("gmf", "mlp"))}
-    torch.save({"state_dict": {f"model.{n}": x for n, x in parts["gmf"].state_dict().items()}, "epoch": 3}, tmp_path / "gmf.ckpt")
+    parts = {
+        k: toy.randomise(NeuMF(SCHEMA, interaction=k, num_factors=2), seed=s)
+        for s, k in enumerate(("gmf", "mlp"))
+    }
+    torch.save(
+        {"state_dict": {f"model.{n}": x for n, x in parts["gmf"].state_dict().items()}, "epoch": 3},
+        tmp_path / "gmf.ckpt",
+    )
     torch.save(parts["mlp"].state_dict(), tmp_path / "mlp.pt")
     paths = {"gmf": str(tmp_path / "gmf.ckpt"), "mlp": str(tmp_path / "mlp.pt")}
     joined = NeuMF(SCHEMA, num_factors=2, pretrained=paths, alpha=0.3).eval()
@@ -130,20 +164,28 @@ def test_mmlp(mf_part):
 
     def formula(b, u, i):
         x = np.concatenate([w["user.weight"][u], w["item.weight"][i]])
-        phi = w["fusion.weight"] @ np.concatenate([tower(w, f"branches.{t}", x) for t in range(2)]) + w["fusion.bias"]
+        phi = (
+            w["fusion.weight"] @ np.concatenate([tower(w, f"branches.{t}", x) for t in range(2)])
+            + w["fusion.bias"]
+        )
         if not mf_part:
             return phi[0]
         phi = np.concatenate([w["mf_user.weight"][u] * w["mf_item.weight"][i], phi])
         return (w["head.weight"] @ phi + w["head.bias"])[0]
 
     check(model.score(QUERY, ITEMS), formula)
-    assert [tuple(layer.weight.shape) for layer in model.branches[0].layers] == [(8, 8), (4, 8)]  # 2d -> 2d -> d
+    assert [tuple(layer.weight.shape) for layer in model.branches[0].layers] == [
+        (8, 8),
+        (4, 8),
+    ]  # 2d -> 2d -> d
 
 
 @pytest.mark.parametrize("mf_part", [False, True])
 def test_mmlp_supportive_branch_learns_only_from_its_own_pairs(mf_part):
     model = toy.randomise(MMLP(SCHEMA, num_factors=4, mf_part=mf_part))
-    mask = torch.tensor([[[1, 1], [0, 1], [1, 0]], [[0, 0], [1, 1], [0, 1]], [[1, 0], [0, 0], [1, 1]]])
+    mask = torch.tensor(
+        [[[1, 1], [0, 1], [1, 0]], [[0, 0], [1, 1], [0, 1]], [[1, 0], [0, 0], [1, 1]]]
+    )
     share = torch.randn(3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def gradients(z_BC, keep):
@@ -157,10 +199,19 @@ def test_mmlp_supportive_branch_learns_only_from_its_own_pairs(mf_part):
     all_pairs = gradients(model.score(QUERY, ITEMS), 1.0)
     own_pairs = gradients(model.score(QUERY, ITEMS), mask[..., 0].double())
     for name, gradient in got.items():
-        if name.startswith("branches.0."):  # the weaker behaviour's branch: as if only its own pairs existed
+        if name.startswith(
+            "branches.0."
+        ):  # the weaker behaviour's branch: as if only its own pairs existed
             torch.testing.assert_close(gradient, own_pairs[name])
-        elif name.startswith("branches.1.") or name.split(".")[0] in ("fusion", "head", "mf_user", "mf_item"):
-            torch.testing.assert_close(gradient, all_pairs[name])  # even where the pair lacks the target behaviour
+        elif name.startswith("branches.1.") or name.split(".")[0] in (
+            "fusion",
+            "head",
+            "mf_user",
+            "mf_item",
+        ):
+            torch.testing.assert_close(
+                gradient, all_pairs[name]
+            )  # even where the pair lacks the target behaviour
         else:
             assert not torch.allclose(gradient, all_pairs[name]) and gradient.any()
 
@@ -172,7 +223,9 @@ def test_mfpr(training):
     w = weights(model)
     pairs = STORE.train_pairs
     sets = [[set(), set()] for _ in range(SCHEMA.n_users)]
-    for u, i, mask in zip(pairs.user.tolist(), pairs.item.tolist(), pairs.mask.tolist(), strict=True):
+    for u, i, mask in zip(
+        pairs.user.tolist(), pairs.item.tolist(), pairs.mask.tolist(), strict=True
+    ):
         for t in range(2):
             if mask >> t & 1:
                 sets[u][t].add(i)
@@ -185,14 +238,18 @@ def test_mfpr(training):
             z += w["weight_T"][t] * y / math.sqrt(max(1, len(members)))
         return w["item_bias"][i] + w["item.weight"][i] @ z
 
-    assert any(i in sets[u][t] for _, _, u, i in PAIRS for t in range(2))  # the exclusion has something to exclude
+    assert any(
+        i in sets[u][t] for _, _, u, i in PAIRS for t in range(2)
+    )  # the exclusion has something to exclude
     check(model.score(QUERY, ITEMS), formula)
 
 
 @pytest.mark.parametrize("carry", ["logit", "prob"])
 @pytest.mark.parametrize("kind", ["gmf", "mlp", "neumf"])
 def test_nmtr(carry, kind):
-    model = toy.randomise(NMTR(SCHEMA, n_behaviours=3, interaction=kind, carry=carry, num_factors=4))
+    model = toy.randomise(
+        NMTR(SCHEMA, n_behaviours=3, interaction=kind, carry=carry, num_factors=4)
+    )
     w = weights(model)
 
     def formula(b, u, i):
@@ -215,9 +272,16 @@ def test_mtmf():
     w = weights(model)
 
     def formula(b, u, i):
-        return [w["user.weight"][u] @ w[f"items.{t}.weight"][i] + w["user_bias"][u, t] + w["item_bias"][i, t] for t in range(2)]
+        return [
+            w["user.weight"][u] @ w[f"items.{t}.weight"][i]
+            + w["user_bias"][u, t]
+            + w["item_bias"][i, t]
+            for t in range(2)
+        ]
 
     check(model.logits(QUERY, ITEMS), formula)
     both = MTMF(SCHEMA, num_factors=3, score_by="sum", implicit_share=0.25).double()
     both.load_state_dict(model.state_dict())
-    check(both.score(QUERY, ITEMS), lambda b, u, i: formula(b, u, i)[1] + 0.25 * formula(b, u, i)[0])
+    check(
+        both.score(QUERY, ITEMS), lambda b, u, i: formula(b, u, i)[1] + 0.25 * formula(b, u, i)[0]
+    )

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from recexp.models.gru4rec import GRU4Rec
-from tests import toy
-from tests.parity.numpy_ops import sigmoid, weights
+from recexp.testing import toy
+from tests.support.numpy_ops import sigmoid, weights
 
 ROWS, D = [[1, 2, 9, 4, 7], [4], [3, 3, 8], []], 4
 
@@ -38,11 +38,15 @@ def test_official_scores_follow_the_formulas(table):
     model = GRU4Rec(toy.schema(), num_factors=D, num_layers=2, input_table=table)
     w = weights(toy.randomise(model))
     expected = [w["item.weight"][1:] @ official(row, w, table) + w["item_bias"][1:] for row in ROWS]
-    assert np.allclose(model.score(toy.query([0, 1, 2, 3], ROWS)).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+    assert np.allclose(
+        model.score(toy.query([0, 1, 2, 3], ROWS)).detach().numpy(), expected, rtol=1e-9, atol=1e-9
+    )
 
 
 def test_torch_scores_follow_the_formulas():
     model = GRU4Rec(toy.schema(), num_factors=D, cell="torch", input_table="constrained")
     w = weights(toy.randomise(model))
     expected = [w["item.weight"][1:] @ torch_like(row, w) + w["item_bias"][1:] for row in ROWS]
-    assert np.allclose(model.score(toy.query([0, 1, 2, 3], ROWS)).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+    assert np.allclose(
+        model.score(toy.query([0, 1, 2, 3], ROWS)).detach().numpy(), expected, rtol=1e-9, atol=1e-9
+    )

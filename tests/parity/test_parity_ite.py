@@ -1,4 +1,6 @@
-"""ITE and BERT-ITE against a reference in plain numpy: one user, one candidate, one row, one head at a time."""
+"""ITE and BERT-ITE against a reference in plain numpy: one user, one candidate, one row, one head
+at a time.
+"""
 
 import math
 
@@ -8,7 +10,7 @@ import torch
 
 from recexp.models.bert_ite import BertITE
 from recexp.models.ite import ITE
-from tests import toy
+from recexp.testing import toy
 
 SCHEMA = toy.schema()
 ITEMS = toy.training_items()
@@ -41,7 +43,9 @@ def gelu(x):
 def feature_vector(name, item):
     feature = SCHEMA.item_features[name]
     vector = np.zeros(feature.cardinality)
-    for value, weight in zip(feature.id_VM[item].tolist(), feature.weight_VM[item].tolist(), strict=True):
+    for value, weight in zip(
+        feature.id_VM[item].tolist(), feature.weight_VM[item].tolist(), strict=True
+    ):
         vector[value] += weight
     return vector
 
@@ -60,7 +64,10 @@ def user_vector(w, user, side, half):
     for i, name in enumerate(SCHEMA.user_features if side else ()):
         carried = [feature_vector(name, item) > 0 for item in ITEMS[user]]
         share = sum(carried, np.zeros(SCHEMA.item_features[name].cardinality))
-        out = out + (share / share.sum() if share.sum() else share) @ w[f"users.side.{i}.table.weight"]
+        out = (
+            out
+            + (share / share.sum() if share.sum() else share) @ w[f"users.side.{i}.table.weight"]
+        )
     return out * (0.5 if half else 1)
 
 
@@ -75,11 +82,16 @@ def compare(model, expected):
     expected = np.array(expected)
     z = model.logits(QUERY, CANDIDATES).detach().numpy()
     np.testing.assert_allclose(z, expected[..., :2], atol=1e-6)
-    np.testing.assert_allclose(torch.sigmoid(model.score(QUERY, CANDIDATES)).detach().numpy(), expected[..., 2], atol=1e-6)
+    np.testing.assert_allclose(
+        torch.sigmoid(model.score(QUERY, CANDIDATES)).detach().numpy(), expected[..., 2], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("width", ["paper", "authors"])
-@pytest.mark.parametrize(("item_side", "user_side", "half"), [(False, False, False), (True, False, False), (True, True, True)])
+@pytest.mark.parametrize(
+    ("item_side", "user_side", "half"),
+    [(False, False, False), (True, False, False), (True, True, True)],
+)
 def test_ite(width, item_side, user_side, half):
     K = 8
     sides = {
@@ -118,7 +130,13 @@ def transformer_layer(rows, w, prefix, heads, norm):
         if norm == "post":
             a = normalised(a, w, prefix + "norm1")
         ffn = linear(
-            gelu(linear(normalised(a, w, prefix + "norm2") if norm == "pre" else a, w, prefix + "inner")), w, prefix + "outer"
+            gelu(
+                linear(
+                    normalised(a, w, prefix + "norm2") if norm == "pre" else a, w, prefix + "inner"
+                )
+            ),
+            w,
+            prefix + "outer",
         )
         out.append(a + ffn if norm == "pre" else normalised(a + ffn, w, prefix + "norm2"))
     return out
@@ -133,9 +151,16 @@ def test_bert_ite(num_layers, norm, target_in_sequence, side, brute_force):
     n, tower = 4, "authors" if norm == "pre" else "paper"
     sides = {"item_side": "all", "user_side": "all"} if side else {}
     model = BertITE(
-        SCHEMA, num_factors=8, num_layers=num_layers, max_len=n, norm=norm, target_in_sequence=target_in_sequence, tower=tower,
-        brute_force=brute_force, **sides,
-    )  # fmt: skip
+        SCHEMA,
+        num_factors=8,
+        num_layers=num_layers,
+        max_len=n,
+        norm=norm,
+        target_in_sequence=target_in_sequence,
+        tower=tower,
+        brute_force=brute_force,
+        **sides,
+    )
     w = weights(toy.randomise(model))
     activation = sigmoid if tower == "authors" else lambda x: np.maximum(x, 0)
     expected = []
@@ -143,7 +168,10 @@ def test_bert_ite(num_layers, norm, target_in_sequence, side, brute_force):
         expected.append([])
         for item in row:
             target = item_vector(w, item, side, False)
-            rows = [user_vector(w, user, side, False), *(item_vector(w, i, side, False) for i in history[-n:])]
+            rows = [
+                user_vector(w, user, side, False),
+                *(item_vector(w, i, side, False) for i in history[-n:]),
+            ]
             rows += [target] if target_in_sequence else []
             for layer in range(num_layers):
                 rows = transformer_layer(rows, w, f"transformer.layers.{layer}.", 2, norm)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from recexp.models.sasrec import SASRec
-from tests import toy
-from tests.parity.numpy_ops import attention, layer_norm, linear, weights
+from recexp.testing import toy
+from tests.support.numpy_ops import attention, layer_norm, linear, weights
 
 ROWS = [[1, 2, 9, 4, 7, 5, 3], [4], [3, 3, 8]]
 N, EPS = 5, 1e-8
@@ -13,7 +13,12 @@ def state(items, w, layers, heads, residual):
     """Spec 4.8, last position of one history."""
     items = items[-N:]
     d = w["item.weight"].shape[1]
-    x = np.stack([np.sqrt(d) * w["item.weight"][v] + w["position.table.weight"][N - len(items) + t] for t, v in enumerate(items)])
+    x = np.stack(
+        [
+            np.sqrt(d) * w["item.weight"][v] + w["position.table.weight"][N - len(items) + t]
+            for t, v in enumerate(items)
+        ]
+    )
     for i in range(layers):
         q = layer_norm(x, w, f"layers.{i}.norm1", EPS)
         if residual == "normed":
@@ -29,7 +34,11 @@ def state(items, w, layers, heads, residual):
 @pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("residual", ["normed", "plain"])
 def test_scores_follow_the_formulas(residual, heads):
-    model = SASRec(toy.schema(), num_factors=8, num_layers=2, num_heads=heads, max_len=N, residual=residual)
+    model = SASRec(
+        toy.schema(), num_factors=8, num_layers=2, num_heads=heads, max_len=N, residual=residual
+    )
     w = weights(toy.randomise(model))
     expected = np.stack([w["item.weight"][1:] @ state(row, w, 2, heads, residual) for row in ROWS])
-    assert np.allclose(model.score(toy.query([0, 1, 2], ROWS)).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
+    assert np.allclose(
+        model.score(toy.query([0, 1, 2], ROWS)).detach().numpy(), expected, rtol=1e-9, atol=1e-9
+    )

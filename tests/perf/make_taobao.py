@@ -1,7 +1,9 @@
-"""``python -m tests.perf.make_taobao FOLDER [EVENTS]``: a UserBehavior.csv of Taobao's shape, SIMULATED, for measuring preparation.
+"""``python -m tests.perf.make_taobao FOLDER [EVENTS]``: a UserBehavior.csv of Taobao's shape,
+SIMULATED, for measuring preparation.
 
-At the full 100 150 807 events it has the published 987 994 users and 4 162 024 items; fewer events have proportionally fewer of both. Every user
-and item occurs, popularity falls off like a power, and users' rows lie scattered: harder to sort than the original, whose rows are grouped by user.
+At the full 100 150 807 events it has the published 987 994 users and 4 162 024 items; fewer events
+have proportionally fewer of both. Every user and item occurs, popularity falls off like a power,
+and users' rows lie scattered: harder to sort than the original, whose rows are grouped by user.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from recexp.data.simulator import SETTING_FILE
+from recexp.data.simulation.simulator import SETTING_FILE
 
 EVENTS, USERS, ITEMS, CATEGORIES = 100_150_807, 987_994, 4_162_024, 9_439
 BEHAVIOURS, SHARES = ("pv", "fav", "cart", "buy"), (0.8958, 0.0288, 0.0553, 0.0201)
@@ -32,10 +34,13 @@ def make(folder: Path, events: int = EVENTS, seed: int = 0) -> Path:
             row = np.arange(first, min(events, first + CHUNK))
             user = _skewed(rng, row, users, 1.5)
             item = _skewed(rng, row, items, 3.0)
-            frame = pl.DataFrame({"user": user + 1, "item": item + 1, "category": item * 7919 % CATEGORIES + 1})
+            frame = pl.DataFrame(
+                {"user": user + 1, "item": item + 1, "category": item * 7919 % CATEGORIES + 1}
+            )
             code = rng.choice(len(BEHAVIOURS), len(row), p=SHARES)
             frame = frame.with_columns(
-                behavior=pl.Series(np.asarray(BEHAVIOURS)[code]), timestamp=pl.Series(START + rng.integers(0, DAYS * 86_400, len(row)))
+                behavior=pl.Series(np.asarray(BEHAVIOURS)[code]),
+                timestamp=pl.Series(START + rng.integers(0, DAYS * 86_400, len(row))),
             )
             frame.write_csv(file, include_header=False)
     os.replace(temporary, path)
@@ -44,7 +49,9 @@ def make(folder: Path, events: int = EVENTS, seed: int = 0) -> Path:
 
 
 def _skewed(rng: np.random.Generator, row: np.ndarray, n: int, power: float) -> np.ndarray:
-    """0..n-1: each once in the first n rows, in a scattered order, then the low numbers more often than the high ones."""
+    """0..n-1: each once in the first n rows, in a scattered order, then the low numbers more often
+    than the high ones.
+    """
     drawn = (rng.random(len(row)) ** power * n).astype(np.int64)
     return np.where(row < n, row * 2_147_483_647 % n, drawn)
 

@@ -1,4 +1,7 @@
-"""Simulated events of any size for the benchmarks. They measure speed and memory; what is learned on them says nothing."""
+"""Simulated events of any size for the benchmarks.
+
+They measure speed and memory; what is learned on them says nothing.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,12 @@ CHUNK = 5_000_000
 
 
 def write_events(folder: Path, users: int, items: int, events: int, seed: int = 0) -> Path:
-    """``folder/events.parquet`` (user, item, timestamp), made once: users' lengths are log-normal, at least five; items' popularity falls as 1/rank,
-    and where there are twice as many events as items each occurs.
+    """``folder/events.parquet`` (user, item, timestamp), made once: users' lengths are log-normal,
+    at least five; items' popularity falls as 1/rank, and where there are twice as many events as
+    items each occurs.
 
-    Returns the folder. Drawn chunk by chunk of whole users, so that 10^8 events take no more memory than 10^7.
+    Returns the folder. Drawn chunk by chunk of whole users, so that 10^8 events take no more memory
+    than 10^7.
     """
     path = folder / "events.parquet"
     if path.is_file():
@@ -33,8 +38,12 @@ def write_events(folder: Path, users: int, items: int, events: int, seed: int = 
             continue
         user = np.repeat(np.arange(a, b, dtype=np.int32), length[a:b])
         item = name[np.searchsorted(popularity, rng.random(len(user)) * popularity[-1])]
-        # Every item occurs, if there are events enough: each chunk brings its share of the catalogue.
-        low, high = (items * number * CHUNK // length.sum(), min(items, items * (number + 1) * CHUNK // length.sum()))
+        # Every item occurs, if there are events enough: each chunk brings its share of the
+        # catalogue.
+        low, high = (
+            items * number * CHUNK // length.sum(),
+            min(items, items * (number + 1) * CHUNK // length.sum()),
+        )
         low, high = min(low, high), min(high, low + len(user) // 2)
         item[rng.choice(len(user), high - low, replace=False)] = np.arange(low, high)
         time = np.arange(len(user), dtype=np.int64) + number * CHUNK
@@ -50,4 +59,9 @@ def write_events(folder: Path, users: int, items: int, events: int, seed: int = 
 
 def overrides(folder: Path) -> list[str]:
     """The command-line words that make ``folder`` the data."""
-    return ["dataset=table", f"dataset.name={folder.name}", f"dataset.raw_dir={folder}", "dataset.source.file=events.parquet"]
+    return [
+        "dataset=table",
+        f"dataset.name={folder.name}",
+        f"dataset.raw_dir={folder}",
+        "dataset.source.file=events.parquet",
+    ]

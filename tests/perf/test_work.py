@@ -1,4 +1,7 @@
-"""What a step does, counted and not timed: operations, sizes of what is allocated. A regression in work done fails here."""
+"""What a step does, counted and not timed: operations, sizes of what is allocated.
+
+A regression in work done fails here.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from recexp.evaluation.ranks import full_ranks
-from recexp.lightning import memory
-from recexp.lightning.module import RecModule
-from recexp.nn.linear_cross_entropy import CHUNK_BYTES, linear_cross_entropy
-from tests.running import composed, run_here
+from recexp.nn.cpu.linear_cross_entropy import CHUNK_BYTES, linear_cross_entropy
+from recexp.training import memory
+from recexp.training.module import RecModule
+from tests.support.running import composed, run_here
 
 
 class Allocations(TorchDispatchMode):
@@ -25,7 +28,11 @@ class Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         out = op(*args, **(kwargs or {}))
-        known = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        known = {
+            x.untyped_storage().data_ptr()
+            for x in tree_leaves((args, kwargs))
+            if isinstance(x, torch.Tensor)
+        }
         for x in tree_leaves(out):
             if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in known:
                 self.total += x.untyped_storage().nbytes()
@@ -34,14 +41,16 @@ class Allocations(TorchDispatchMode):
 
 
 def module_of(folder, *words: str) -> tuple[RecModule, object]:
-    from recexp.assembly import assemble
-    from recexp.compose import build
-    from recexp.data.prepare import prepare
+    from recexp.config.check import build
+    from recexp.data.cache import prepare
     from recexp.data.store import Store
+    from recexp.runs.assembly import assemble
 
     cfg = composed(folder, *words)
     protocol = build(cfg.protocol)
-    store = Store.open(prepare(build(cfg.dataset, _recursive_=False), protocol.split, cfg.cache_dir))
+    store = Store.open(
+        prepare(build(cfg.dataset, _recursive_=False), protocol.split, cfg.cache_dir)
+    )
     module, data = assemble(cfg, protocol, store, ("val",))
     module.setup("fit")
     return module, data
@@ -59,26 +68,48 @@ def flops(action) -> int:
     return counter.get_total_flops()
 
 
-SEQUENCE = ["model.num_factors=32", "model.num_layers=2", "model.num_heads=2", "model.max_len=20", "protocol=full_unseen", "batch_size=64"]
+SEQUENCE = [
+    "model.num_factors=32",
+    "model.num_layers=2",
+    "model.num_heads=2",
+    "model.max_len=20",
+    "protocol=full_unseen",
+    "batch_size=64",
+]
 
 
 def test_bert4rec_computes_its_last_layer_at_masked_places_only(tmp_path):
-    """By hand: three times the forward products, whose second layer needs keys and values of all L places and all else of the M masked ones alone."""
-    module, data = module_of(tmp_path / "run", "model=bert4rec", *SEQUENCE, "~tuned", "objective.one_mask=true", "objective.last_prob=0")
+    """By hand: three times the forward products, whose second layer needs keys and values of all L
+    places and all else of the M masked ones alone.
+    """
+    module, data = module_of(
+        tmp_path / "run",
+        "model=bert4rec",
+        *SEQUENCE,
+        "objective.one_mask=true",
+        "objective.last_prob=0",
+    )
     row = next(iter(data.train_dataloader()))
     counted = flops(lambda: step(module, row))
     batch = module.objective.batch(module.store, row, torch.Generator().manual_seed(0))
     B, L = batch.query.item_BL.shape
     D, V, M = 32, module.store.schema.n_items, 1
-    per_token, per_pair = 4 * D * D + 8 * D * D, 2 * D  # projections and feed-forward; logits and weighted sum of one key
-    forward = B * (L * (per_token + L * per_pair) + L * 2 * D * D + M * (per_token - 2 * D * D + L * per_pair)) + B * M * (D * D + V * D)
+    per_token, per_pair = (
+        4 * D * D + 8 * D * D,
+        2 * D,
+    )  # projections and feed-forward; logits and weighted sum of one key
+    forward = B * (
+        L * (per_token + L * per_pair) + L * 2 * D * D + M * (per_token - 2 * D * D + L * per_pair)
+    ) + B * M * (D * D + V * D)
     assert counted <= 1.02 * 3 * 2 * forward
     assert counted >= 0.8 * 3 * 2 * forward
 
 
 def test_ranking_encodes_every_user_once(tmp_path):
-    """And not once per candidate: a thousand candidates cost no more than the products with their vectors."""
-    module, data = module_of(tmp_path / "run", "model=sasrec", *SEQUENCE, "~tuned")
+    """And not once per candidate: a thousand candidates cost no more than the products with their
+    vectors.
+    """
+    module, data = module_of(tmp_path / "run", "model=sasrec", *SEQUENCE)
     row = next(iter(data.val_dataloader()[0]))
     module.eval()
     query = module.store.query_held_out(module.store.val, row, 20)
@@ -86,22 +117,44 @@ def test_ranking_encodes_every_user_once(tmp_path):
     assert encode > 0
     for candidates in (10, 150):
         item = torch.randint(1, module.store.schema.V, (len(row), candidates))
-        assert flops(lambda item=item: module.model.score(query, item)) <= encode + 2 * 32 * item.numel()
+        assert (
+            flops(lambda item=item: module.model.score(query, item))
+            <= encode + 2 * 32 * item.numel()
+        )
 
 
 def test_softmax_never_holds_all_logits():
-    h, items, target = torch.randn(4_000, 8, requires_grad=True), torch.randn(3_000, 8, requires_grad=True), torch.randint(0, 3_000, (4_000,))
+    h, items, target = (
+        torch.randn(4_000, 8, requires_grad=True),
+        torch.randn(3_000, 8, requires_grad=True),
+        torch.randint(0, 3_000, (4_000,)),
+    )
     with Allocations() as seen:
         linear_cross_entropy(h, items, None, target).backward()
     assert seen.largest <= CHUNK_BYTES < 4 * 4_000 * 3_000
 
 
 def test_ranking_a_large_catalogue_holds_few_users_scores_at_once(tmp_path, monkeypatch):
-    alone = run_here(tmp_path / "whole", "model=bpr_mf", "model.num_factors=8", "protocol=full_unseen", "trainer.max_epochs=1")
-    monkeypatch.setattr(memory, "SCORES", 2_000)
+    alone = run_here(
+        tmp_path / "whole",
+        "model=bpr_mf",
+        "model.num_factors=8",
+        "protocol=full_unseen",
+        "trainer.max_epochs=1",
+    )
+    monkeypatch.setattr(memory, "MAX_SCORES_ON_CPU", 2_000)
     largest = []
-    monkeypatch.setattr("recexp.evaluation.ranks.full_ranks", lambda scores, *rest: (largest.append(scores.numel()), full_ranks(scores, *rest))[1])
-    parts = run_here(tmp_path / "parts", "model=bpr_mf", "model.num_factors=8", "protocol=full_unseen", "trainer.max_epochs=1")
+    monkeypatch.setattr(
+        "recexp.evaluation.protocol.full_ranks",
+        lambda scores, *rest: (largest.append(scores.numel()), full_ranks(scores, *rest))[1],
+    )
+    parts = run_here(
+        tmp_path / "parts",
+        "model=bpr_mf",
+        "model.num_factors=8",
+        "protocol=full_unseen",
+        "trainer.max_epochs=1",
+    )
     assert parts["metrics"] == alone["metrics"]
     assert 0 < max(largest) <= 2_000
 
@@ -109,8 +162,12 @@ def test_ranking_a_large_catalogue_holds_few_users_scores_at_once(tmp_path, monk
 @pytest.mark.parametrize("name", ["bpr_mf", "fpmc", "sasrec", "gru4rec", "caser"])
 def test_a_step_allocates_in_proportion_to_its_rows(tmp_path, name):
     """Twice the rows, at most about twice the bytes, apart from the gradients of the tables."""
-    words = ["protocol=full_unseen", "model.num_factors=16", *(["objective=next_item", "sampler=none"] if name == "gru4rec" else [])]
-    module, data = module_of(tmp_path / "run", f"model={name}", *words, "~tuned", "batch_size=128")
+    words = [
+        "protocol=full_unseen",
+        "model.num_factors=16",
+        *(["objective=next_item", "sampler=none"] if name == "gru4rec" else []),
+    ]
+    module, data = module_of(tmp_path / "run", f"model={name}", *words, "batch_size=128")
     row = next(iter(data.train_dataloader()))
     step(module, row)  # makes what is made once
     made = []

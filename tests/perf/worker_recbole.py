@@ -1,4 +1,7 @@
-"""One measurement of RecBole in its own environment; the last line of its output is JSON. See versus_peers.py."""
+"""One measurement of RecBole in its own environment; the last line of its output is JSON.
+
+See versus_peers.py.
+"""
 
 import contextlib
 import itertools
@@ -38,14 +41,28 @@ def peak_gb():
 
 def config(mode):
     settings = {
-        "load_col": {"inter": ["user_id", "item_id", "timestamp"]}, "use_gpu": False, "show_progress": False,
-        "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": mode}, "metrics": ["Hit", "NDCG"], "topk": [10],
-        "valid_metric": "NDCG@10", "epochs": SPEC.get("epochs", 1), "eval_step": 1, "MAX_ITEM_LIST_LENGTH": SPEC.get("length", 50),
+        "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+        "use_gpu": False,
+        "show_progress": False,
+        "eval_args": {
+            "split": {"LS": "valid_and_test"},
+            "order": "TO",
+            "group_by": "user",
+            "mode": mode,
+        },
+        "metrics": ["Hit", "NDCG"],
+        "topk": [10],
+        "valid_metric": "NDCG@10",
+        "epochs": SPEC.get("epochs", 1),
+        "eval_step": 1,
+        "MAX_ITEM_LIST_LENGTH": SPEC.get("length", 50),
         "train_batch_size": SPEC["batch"],
-    }  # fmt: skip
+    }
     if SPEC["data_path"]:  # else data that RecBole brings
         settings["data_path"] = SPEC["data_path"]
-    return Config(model=SPEC["model"], dataset=SPEC["dataset"], config_dict=settings | SPEC["settings"])
+    return Config(
+        model=SPEC["model"], dataset=SPEC["dataset"], config_dict=settings | SPEC["settings"]
+    )
 
 
 def prepared(mode):
@@ -59,7 +76,12 @@ def prepared(mode):
 
 began = time.perf_counter()
 c, dataset, train, valid, test = prepared("full")
-said.update(prepare_s=time.perf_counter() - began, users=dataset.user_num - 1, targets=len(train._dataset), steps_per_epoch=len(train))
+said.update(
+    prepare_s=time.perf_counter() - began,
+    users=dataset.user_num - 1,
+    targets=len(train._dataset),
+    steps_per_epoch=len(train),
+)
 model = get_model(c["model"])(c, train._dataset).to(c["device"])
 said["anomaly_mode"] = torch.is_anomaly_enabled()
 if not SPEC["anomaly"]:
@@ -76,7 +98,9 @@ if "until" in SPEC:  # wall time to a validation NDCG@10
 
     began = time.perf_counter()
     with contextlib.suppress(Enough):
-        trainer.fit(train, valid, verbose=False, saved=False, show_progress=False, callback_fn=after_epoch)
+        trainer.fit(
+            train, valid, verbose=False, saved=False, show_progress=False, callback_fn=after_epoch
+        )
     said.update(history=history, peak_gb=peak_gb())
     print("\n" + json.dumps(said, default=float))
     sys.exit()
@@ -103,7 +127,12 @@ except Enough:
 model.calculate_loss = loss
 steps = [b - a for a, b in itertools.pairwise(ends)]
 steps = steps[1:] or steps
-said.update(step_s=statistics.mean(steps), steps=len(steps), epoch_s=statistics.mean(steps) * len(train), peak_train_gb=peak_gb())
+said.update(
+    step_s=statistics.mean(steps),
+    steps=len(steps),
+    epoch_s=statistics.mean(steps) * len(train),
+    peak_train_gb=peak_gb(),
+)
 
 
 def ranked(loader, rounds):

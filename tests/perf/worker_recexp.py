@@ -1,4 +1,7 @@
-"""One measurement of recexp in a process of its own; the last line of its output is JSON. See versus_peers.py."""
+"""One measurement of recexp in a process of its own; the last line of its output is JSON.
+
+See versus_peers.py.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +25,15 @@ def main() -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
-    from recexp.compose import register_resolvers
+    from recexp.config.check import register_resolvers
+    from recexp.config.presets import apply_preset
 
     register_resolvers()
     with initialize_config_dir(SPEC["conf"], version_base="1.3"):
-        cfg = compose("config", [*SPEC["overrides"], f"run_dir={SPEC['folder']}"], return_hydra_config=True)
+        cfg = compose(
+            "config", [*SPEC["overrides"], f"run_dir={SPEC['folder']}"], return_hydra_config=True
+        )
+        apply_preset(cfg)
     HydraConfig.instance().set_config(cfg)
     with open_dict(cfg):
         del cfg["hydra"]
@@ -34,16 +41,18 @@ def main() -> None:
     import pytorch_lightning as pl
     import torch
 
-    from recexp.assembly import assemble
-    from recexp.compose import build
-    from recexp.data.prepare import prepare
+    from recexp.config.check import build
+    from recexp.data.cache import prepare
     from recexp.data.store import Store
-    from recexp.lightning.hints import quiet
+    from recexp.runs.assembly import assemble
+    from recexp.training.silence import silence_lightning
 
-    quiet()
+    silence_lightning()
     torch.set_num_threads(SPEC["threads"])
     started, protocol = time.perf_counter(), build(cfg.protocol)
-    store = Store.open(prepare(build(cfg.dataset, _recursive_=False), protocol.split, cfg.cache_dir))
+    store = Store.open(
+        prepare(build(cfg.dataset, _recursive_=False), protocol.split, cfg.cache_dir)
+    )
     said = {"prepare_s": time.perf_counter() - started, "peak_prepared_gb": peak_gb()}
     module, data = assemble(cfg, protocol, store, ("val",))
 
@@ -70,20 +79,39 @@ def main() -> None:
 
     clock, history, began = Clock(), [], time.perf_counter()
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=SPEC.get("epochs", 1), callbacks=[clock], logger=False, enable_checkpointing=False,
-        check_val_every_n_epoch=1 if "until" in SPEC else 2, num_sanity_val_steps=0, enable_model_summary=False, enable_progress_bar=False,
-        use_distributed_sampler=False, default_root_dir=SPEC["folder"],
-    )  # fmt: skip
+        accelerator="cpu",
+        max_epochs=SPEC.get("epochs", 1),
+        callbacks=[clock],
+        logger=False,
+        enable_checkpointing=False,
+        check_val_every_n_epoch=1 if "until" in SPEC else 2,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+        default_root_dir=SPEC["folder"],
+    )
     trainer.fit(module, data)
     if "until" in SPEC:
-        print("\n" + json.dumps(said | {"history": history, "peak_gb": peak_gb(), "total_s": since_start()}), flush=True)
+        print(
+            "\n"
+            + json.dumps(
+                said | {"history": history, "peak_gb": peak_gb(), "total_s": since_start()}
+            ),
+            flush=True,
+        )
         return
     steps = [b - a for a, b in zip(clock.ends, clock.ends[1:], strict=False)]
     said |= {
-        "step_s": statistics.mean(steps[5:] or steps), "steps": len(steps), "steps_per_epoch": clock.batches, "peak_train_gb": peak_gb(),
-        "epoch_s": statistics.mean(steps[5:] or steps) * clock.batches, "users": len(store.val), "items": store.schema.n_items,
+        "step_s": statistics.mean(steps[5:] or steps),
+        "steps": len(steps),
+        "steps_per_epoch": clock.batches,
+        "peak_train_gb": peak_gb(),
+        "epoch_s": statistics.mean(steps[5:] or steps) * clock.batches,
+        "users": len(store.val),
+        "items": store.schema.n_items,
         "events": len(store.train),
-    }  # fmt: skip
+    }
     if SPEC.get("count"):
         said |= counted(module, data)
     times = []
@@ -92,18 +120,26 @@ def main() -> None:
         if "rank_users" in SPEC:  # so many alone
             module.eval()
             with torch.inference_mode():
-                for row in torch.arange(min(SPEC["rank_users"], len(store.val))).split(cfg.eval_batch_size):
+                for row in torch.arange(min(SPEC["rank_users"], len(store.val))).split(
+                    cfg.eval_batch_size
+                ):
                     module._rank("val", row)
         else:
             trainer.validate(module, data, verbose=False)
         times.append(time.perf_counter() - began)
-    said |= {"rank_s": statistics.median(times), "rank_all_s": times, "peak_gb": peak_gb(), "total_s": since_start()}
+    said |= {
+        "rank_s": statistics.median(times),
+        "rank_all_s": times,
+        "peak_gb": peak_gb(),
+        "total_s": since_start(),
+    }
     print("\n" + json.dumps(said), flush=True)
 
 
 def counted(module, data, batches: int = 3) -> dict[str, float]:
-    """Floating-point operations of the matrix products of a training step and of ranking all validation users, and the bytes that a step of the
-    optimiser must move: weights, gradients and its two moments read, and all but the gradients written.
+    """Floating-point operations of the matrix products of a training step and of ranking all
+    validation users, and the bytes that a step of the optimiser must move: weights, gradients and
+    its two moments read, and all but the gradients written.
     """
     import torch
     from torch.utils.flop_counter import FlopCounterMode
@@ -114,10 +150,16 @@ def counted(module, data, batches: int = 3) -> dict[str, float]:
             break
         generator = torch.Generator().manual_seed(at)
         with FlopCounterMode(display=False) as counter:
-            module.objective.loss(module.model.train(), module.objective.batch(module.store, row, generator))["loss"].backward()
+            module.objective.loss(
+                module.model.train(), module.objective.batch(module.store, row, generator)
+            )["loss"].backward()
         flops.append(counter.get_total_flops())
     weights = sum(p.numel() for p in module.model.parameters() if p.requires_grad)
-    said = {"step_flops": statistics.mean(flops), "step_bytes": 4 * weights * 7, "rows": len(data.train_dataloader().dataset)}
+    said = {
+        "step_flops": statistics.mean(flops),
+        "step_bytes": 4 * weights * 7,
+        "rows": len(data.train_dataloader().dataset),
+    }
     loader = data.val_dataloader()[0]
     learned = [p for p in module.eval().parameters() if p.requires_grad]
     for p in learned:  # the counter hangs its hooks on whatever asks for a gradient
@@ -128,7 +170,10 @@ def counted(module, data, batches: int = 3) -> dict[str, float]:
         p.requires_grad_(True)
     module.metrics["val"].reset()
     # Scores have to be written and read once.
-    return said | {"rank_flops": counter.get_total_flops() * len(loader), "rank_bytes": 8 * len(module.store.val) * module.store.schema.n_items}
+    return said | {
+        "rank_flops": counter.get_total_flops() * len(loader),
+        "rank_bytes": 8 * len(module.store.val) * module.store.schema.n_items,
+    }
 
 
 def peak_gb() -> float:

@@ -1,4 +1,7 @@
-"""One measurement of RecTools in its own environment; the last line of its output is JSON. See versus_peers.py."""
+"""One measurement of RecTools in its own environment; the last line of its output is JSON.
+
+See versus_peers.py.
+"""
 
 import itertools
 import json
@@ -34,7 +37,12 @@ class Clock(pl.Callback):
 
 
 def trainer():
-    quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
+    quiet = dict(
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     return pl.Trainer(max_epochs=1, accelerator="cpu", callbacks=[Clock()], **quiet)
 
 
@@ -49,15 +57,29 @@ events["weight"] = 1
 late = events.groupby("user_id").cumcount(ascending=False)
 data = Dataset.construct(events.loc[late >= 2, ["user_id", "item_id", "weight", "datetime"]])
 said["prepare_s"] = time.perf_counter() - began
-size = dict(n_blocks=2, n_heads=2, n_factors=SPEC["width"], dropout_rate=0.1, session_max_len=SPEC["length"])
+size = dict(
+    n_blocks=2, n_heads=2, n_factors=SPEC["width"], dropout_rate=0.1, session_max_len=SPEC["length"]
+)
 model = {"sasrec": SASRecModel, "bert4rec": BERT4RecModel}[SPEC["model"]](
-    **size, **({"mask_prob": 0.2} if SPEC["model"] == "bert4rec" else {}),
-    loss="softmax", lr=1e-3, batch_size=SPEC["batch"], epochs=1, get_trainer_func=trainer, recommend_torch_device="cpu",
-)  # fmt: skip
+    **size,
+    **({"mask_prob": 0.2} if SPEC["model"] == "bert4rec" else {}),
+    loss="softmax",
+    lr=1e-3,
+    batch_size=SPEC["batch"],
+    epochs=1,
+    get_trainer_func=trainer,
+    recommend_torch_device="cpu",
+)
 model.fit(data)
 steps = [b - a for a, b in itertools.pairwise(ends)]
 mean = statistics.mean(steps[5:] or steps)
-said.update(step_s=mean, steps=len(steps), epoch_s=mean * said["steps_per_epoch"], users=events.user_id.nunique(), events=int((late >= 2).sum()))
+said.update(
+    step_s=mean,
+    steps=len(steps),
+    epoch_s=mean * said["steps_per_epoch"],
+    users=events.user_id.nunique(),
+    events=int((late >= 2).sum()),
+)
 said["peak_train_gb"] = peak_gb()
 times = []
 for _ in range(SPEC["rankings"]):

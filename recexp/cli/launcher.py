@@ -1,0 +1,324 @@
+"""Hydra launcher: every job of a sweep is a fresh process.
+
+One process per job, because Lightning's DDP runs the command line again for its other ranks: inside
+a sweep that would be the whole sweep. A job that fails does not stop the others; the sweep names
+the failed ones at its end, and the exit code says so.
+
+A sweep started again (same ``hydra.sweep.dir``) runs only what is missing. ``job.json`` in a job's
+directory holds its overrides and its composed config. A job with the same overrides returns to its
+directory. If the config is the same too (a YAML may have been edited meanwhile), a job with a
+result is not run again, and one that was killed or interrupted resumes from its last checkpoint. A
+job with other overrides gets a directory of its own, so that a sweep over other values never
+replaces results.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus, filter_overrides
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from recexp.config.presets import apply_preset
+from recexp.errors import RecexpError
+from recexp.io import atomic_write
+from recexp.runs.identity import differences, material_overrides
+
+POLL = 0.2  # seconds between two checks of the running jobs
+GRACE = 60  # seconds that a running job has to save a checkpoint when the sweep is ended
+SHOWN = 3  # changed settings that a message names
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Job:
+    """number: in the sweep. wish: the directory it should get if it is free."""
+
+    number: int
+    wish: Path
+    overrides: list[str]
+    config: dict[str, Any]
+
+
+@dataclass
+class _Earlier:
+    """What an earlier start of the sweep left of a job."""
+
+    folder: Path
+    config: dict[str, Any]
+
+
+@dataclass
+class _Running:
+    job: _Job
+    folder: Path
+    process: subprocess.Popen[bytes]
+
+
+@dataclass
+class _Progress:
+    """returns: by job number. failures: by job number, the reasons."""
+
+    n_jobs: int
+    returns: dict[int, JobReturn] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    n_ran: int = 0
+    started: float = field(default_factory=time.time)
+
+    def minutes_left(self) -> float:
+        seconds_per_job = (time.time() - self.started) / self.n_ran
+        return seconds_per_job * (self.n_jobs - len(self.returns)) / 60
+
+
+class ProcessLauncher(Launcher):
+    """``hydra/launcher=processes``. jobs: how many run at once."""
+
+    def __init__(self, jobs: int = 1) -> None:
+        self.jobs = jobs
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Hydra's call before ``launch``."""
+        self.config = config
+        self.context = hydra_context
+
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
+        """Run the jobs.
+
+        Returns one JobReturn each, its value the result's validation NDCG@10, which searching
+        sweepers maximize. Exits with code 1 where a job failed.
+        """
+        sweep = Path(str(self.config.hydra.sweep.dir))
+        jobs = [
+            self._compose(sweep, initial_job_idx + i, list(overrides))
+            for i, overrides in enumerate(job_overrides)
+        ]
+        progress = _Progress(len(jobs))
+        with _ending_together(sweep) as running:
+            self._run(sweep, jobs, running, progress)
+        for number, reason in sorted(progress.failures.items()):
+            overrides = " ".join(progress.returns[number].overrides or ())
+            log.error(_line(f"FAILED job {number} ({overrides}): {reason}"))
+        if progress.failures:
+            log.error(
+                _line(
+                    f"{len(progress.failures)} of {len(jobs)} jobs failed; the others' results are "
+                    f"under {sweep}. To run only these again: hydra.sweep.dir={sweep}"
+                )
+            )
+            sys.exit(1)
+        return [progress.returns[job.number] for job in jobs]
+
+    def _run(
+        self, sweep: Path, jobs: list[_Job], running: list[_Running], progress: _Progress
+    ) -> None:
+        """Run the jobs to their ends."""
+        known = _known_jobs(sweep)
+        waiting = list(jobs)
+        while waiting or running:
+            while waiting and len(running) < self.jobs:
+                job = waiting.pop(0)
+                earlier = known.get(material_overrides(job.overrides))
+                started = _start(sweep, job, earlier, progress)
+                if started is not None:
+                    running.append(started)
+            finished = [one for one in running if one.process.poll() is not None]
+            for one in finished:
+                running.remove(one)
+                _collect(one, progress, len(running))
+            time.sleep(POLL)
+
+    def _compose(self, sweep: Path, number: int, overrides: list[str]) -> _Job:
+        """The job with the overrides for its command line and its config."""
+        try:
+            config = self.context.config_loader.load_sweep_config(self.config, overrides)
+            apply_preset(config)
+        except (HydraException, RecexpError):
+            # The job's process will print the error; the other jobs run.
+            return _Job(number, sweep / str(number), overrides, {})
+        with open_dict(config):
+            config.hydra.job.num = number
+            config.hydra.job.id = str(number)
+        settings = OmegaConf.to_container(config)
+        task_overrides = OmegaConf.to_container(config.hydra.overrides.task)
+        assert isinstance(settings, dict) and isinstance(task_overrides, list)
+        settings.pop("hydra", None)
+        # As job.json will give it back, for comparing.
+        plain = json.loads(json.dumps(settings, default=str))
+        wish = sweep / str(config.hydra.sweep.subdir)
+        return _Job(number, wish, list(filter_overrides(task_overrides)), plain)
+
+
+def _start(
+    sweep: Path, job: _Job, earlier: _Earlier | None, progress: _Progress
+) -> _Running | None:
+    """Start the job's process; None where the job has its result already."""
+    changed = differences(earlier.config, job.config) if earlier is not None else []
+    if earlier is not None:
+        result = _read_result(earlier.folder)
+        if result is not None and not changed:
+            progress.returns[job.number] = _job_return(job.overrides, earlier.folder, result)
+            log.info(_line(f"job {job.number} has its result already: {earlier.folder}"))
+            return None
+        if result is not None:
+            log.info(
+                _line(
+                    f"job {job.number} runs again, for its config has changed "
+                    f"({', '.join(changed[:SHOWN])}): {earlier.folder}"
+                )
+            )
+    folder = earlier.folder if earlier is not None else _claim_folder(sweep, job.wish)
+    last = folder / "checkpoints" / "last.ckpt"
+    resumes = earlier is not None and not changed and last.is_file()
+    (folder / "result.json").unlink(missing_ok=True)
+    with atomic_write(folder / "job.json") as temporary:
+        content = {"overrides": job.overrides, "config": job.config}
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+    command = [sys.executable, "-m", "recexp", *job.overrides]
+    if resumes:
+        command.append(f"ckpt_path={last}")
+    command.append(f"hydra.run.dir={folder}")
+    if not job.config.get("group"):
+        command.append(f"group={sweep.name}")
+    command.append("hydra.mode=RUN")
+    verb = "goes on" if resumes else "started"
+    log.info(_line(f"job {job.number} {verb}: {' '.join(job.overrides) or '(defaults)'}"))
+    with (folder / "log.txt").open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    return _Running(job, folder, process)
+
+
+def _collect(finished: _Running, progress: _Progress, n_running: int) -> None:
+    """Record the end of a job."""
+    number = finished.job.number
+    code: int = finished.process.returncode
+    result = _read_result(finished.folder) if code == 0 else None
+    progress.returns[number] = _job_return(finished.job.overrides, finished.folder, result)
+    progress.n_ran += 1
+    if result is None:
+        progress.failures[number] = _failure(code, finished.folder / "log.txt")
+    log.info(
+        _line(
+            f"{len(progress.returns)} of {progress.n_jobs} done, {n_running} running, "
+            f"{len(progress.failures)} failed, about {progress.minutes_left():.0f} min left"
+        )
+    )
+
+
+def _known_jobs(sweep: Path) -> dict[tuple[str, ...], _Earlier]:
+    """Jobs that earlier starts of this sweep ran, by their material overrides."""
+    known = {}
+    for path in sorted(sweep.glob("**/job.json"), key=lambda path: path.stat().st_mtime):
+        try:
+            job = json.loads(path.read_text())
+            known[material_overrides(job["overrides"])] = _Earlier(path.parent, job["config"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # written by another program: the job gets a directory of its own
+    return known
+
+
+def _claim_folder(sweep: Path, wish: Path) -> Path:
+    """Create the directory wished for, or if it exists, the first free number.
+
+    Two sweeps that claim at once get different directories.
+    """
+    numbered = (sweep / str(n) for n in itertools.count())
+    for folder in itertools.chain([wish], numbered):
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+    raise AssertionError("unreachable: numbers do not end")
+
+
+def _read_result(folder: Path) -> dict[str, Any] | None:
+    """``result.json`` of a run that was not interrupted; None where there is none."""
+    try:
+        result = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(result, dict) or "interrupted" in result:
+        return None
+    return result
+
+
+def _job_return(overrides: list[str], folder: Path, result: dict[str, Any] | None) -> JobReturn:
+    job = JobReturn(overrides=overrides, working_dir=str(folder))
+    if result is None:
+        job.status = JobStatus.FAILED
+        job.return_value = RuntimeError(f"job failed, see {folder}/log.txt")
+    else:
+        job.status = JobStatus.COMPLETED
+        job.return_value = result["metrics"].get("val/ndcg@10")
+    return job
+
+
+def _failure(code: int, output: Path) -> str:
+    """Why a job failed: the signal that killed it, or the error it printed last."""
+    if code < 0:
+        name = signal.Signals(-code).name
+        if code == -signal.SIGKILL:
+            return f"killed by {name}, as the system does where memory runs out"
+        return f"killed by {name}"
+    lines = [line for line in output.read_text(errors="replace").splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith(("error:", "Could not"))]
+    return (errors or lines or ["no output"])[-1]
+
+
+@contextmanager
+def _ending_together(sweep: Path) -> Iterator[list[_Running]]:
+    """The list of running jobs. They end with the sweep, each with a checkpoint to resume from."""
+
+    def on_sigterm(signum: int, frame: FrameType | None) -> None:
+        raise _Sigterm
+
+    running: list[_Running] = []
+    handler_before = signal.signal(signal.SIGTERM, on_sigterm)
+    try:
+        yield running
+    except (KeyboardInterrupt, _Sigterm) as stop:
+        signum = signal.SIGTERM if isinstance(stop, _Sigterm) else signal.SIGINT
+        log.warning(
+            _line(
+                f"{signum.name} ends the sweep and its {len(running)} running jobs. To go on: "
+                f"hydra.sweep.dir={sweep}"
+            )
+        )
+        sys.exit(128 + signum)
+    finally:
+        signal.signal(signal.SIGTERM, handler_before)
+        for one in running:
+            one.process.terminate()
+        for one in running:
+            try:
+                one.process.wait(GRACE)
+            except subprocess.TimeoutExpired:
+                one.process.kill()
+
+
+class _Sigterm(BaseException):
+    """SIGTERM came."""
+
+
+def _line(text: str) -> str:
+    return f"[sweep] {text}"

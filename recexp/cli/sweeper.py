@@ -1,0 +1,97 @@
+"""Hydra sweeper: the grids of published tables, rectangular or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+Row = Mapping[str, Any]
+
+
+class GridSweeper(Sweeper):
+    """``hydra/sweeper=grid``: every combination of ``params``, with each of ``rows``.
+
+    params: keys to values or sweeps, as for Hydra's own sweeper. rows: lines of a table, each a
+    mapping of keys to values or sweeps; every row is crossed with ``params``.
+
+    The command line has precedence. Of the rows that contain one of its keys, those stay that
+    agree with it; where none does, the key is set in all rows.
+    """
+
+    def __init__(self, params: Row | None = None, rows: Sequence[Row] = ()) -> None:
+        self.params = dict(params or {})
+        self.rows = [dict(row) for row in rows]
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Hydra's call before ``sweep``."""
+        self.hydra_context = hydra_context
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Launch every job; ``arguments`` are the overrides of the command line.
+
+        An unknown key is an error before the first job starts.
+        """
+        assert self.hydra_context and self.config and self.launcher, "setup comes first"
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        jobs = grid(self.params, self.rows, arguments, parser)
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")
+        self.validate_batch_is_legal(jobs)
+        return [self.launcher.launch(jobs, initial_job_idx=0)]
+
+
+def grid(
+    params: Row, rows: Sequence[Row], arguments: Sequence[str], parser: OverridesParser
+) -> list[list[str]]:
+    """The overrides of every job, without repeats.
+
+    In the order of the rows, and within a row in that of ``params``.
+    """
+    for argument in arguments:
+        rows = _agreeing_rows(rows, argument, parser)
+    jobs: dict[tuple[str, ...], list[str]] = {}
+    for row in rows or [{}]:
+        settings = {**params, **row}
+        lines = [_override(key, value) for key, value in settings.items()]
+        overrides = parser.parse_overrides([*lines, *arguments])
+        (combinations,) = BasicSweeper.split_arguments(overrides, None)
+        for job in combinations:
+            jobs.setdefault(tuple(sorted(job)), job)
+    return list(jobs.values())
+
+
+def _agreeing_rows(rows: Sequence[Row], argument: str, parser: OverridesParser) -> Sequence[Row]:
+    """The rows without the argument's key or with one of its values; all, where no row agrees."""
+    key, given = _values(argument, parser)
+    agreeing = []
+    for row in rows:
+        if key not in row or _values(_override(key, row[key]), parser)[1] & given:
+            agreeing.append(row)
+    return agreeing if any(key in row for row in agreeing) else rows
+
+
+def _values(override: str, parser: OverridesParser) -> tuple[str, set[str]]:
+    """The key of an override, and the values that it sweeps over."""
+    (parsed,) = parser.parse_overrides([override])
+    (jobs,) = BasicSweeper.split_arguments([parsed], None)
+    return parsed.get_key_element(), {job.partition("=")[2] for (job,) in jobs}
+
+
+def _override(key: str, value: Any) -> str:
+    """A YAML value as Hydra's command line writes it."""
+    return f"{key}=null" if value is None else f"{key}={value}"

@@ -1,0 +1,35 @@
+"""From a node of the config to an object."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from recexp.errors import RecexpError
+
+
+def register_resolvers() -> None:
+    """Register what YAML may compute, such as ``${recexp.monitor:${selection}}``."""
+    OmegaConf.register_new_resolver("recexp.monitor", _monitor, replace=True)
+    OmegaConf.register_new_resolver("recexp.at_most", lambda most, n: min(most, n), replace=True)
+
+
+def _monitor(selection: str) -> str:
+    """The metric that chooses the epoch."""
+    split = "test" if selection == "test_peek" else "val"
+    return f"{split}/ndcg@10"
+
+
+def build(node: DictConfig, **extra: Any) -> Any:
+    """Instantiate a node; an error of the constructor becomes a RecexpError with its message."""
+    try:
+        return instantiate(node, _convert_="object", **extra)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, RecexpError):
+            raise cause from None
+        message = str(cause or error).splitlines()[0]
+        raise RecexpError(f"{node.get('_target_')}: {message}") from error

@@ -1,0 +1,130 @@
+"""Presets: values for a pair of model and data set, merged into the composed config.
+
+``conf/preset/<name>.yaml`` holds ``entries``: data set -> model -> values, ``"*"`` for any. Hydra
+forbids overrides inside interpolated defaults, hence the merge in code. What wins over what, from
+weak to strong: the composed config, the preset, ``over_preset`` (set by an experiment, a scale or
+``debug``), the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from recexp.config import CONF
+from recexp.errors import RecexpError
+
+ANY = "*"
+
+
+def compose_config(overrides: Iterable[str] = ()) -> DictConfig:
+    """The config of a command line with its preset merged, Hydra's own node included.
+
+    Raises what Hydra raises for unknown choices and keys, and RecexpError where the preset has no
+    entry for the pair of model and data set.
+    """
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", list(overrides), return_hydra_config=True)
+    return apply_preset(cfg)
+
+
+def with_quickstart(words: Iterable[str]) -> list[str]:
+    """The command line, with the default experiment where it chooses nothing to run."""
+    words = list(words)
+    chosen = {word.lstrip("+~").partition("=")[0] for word in words}
+    if chosen & {"model", "dataset", "preset", "experiment"}:
+        return words
+    return [*words, "experiment=quickstart"]
+
+
+def apply_preset(cfg: DictConfig, hydra: HydraConf | None = None) -> DictConfig:
+    """Merge the preset into the config in place; afterwards ``cfg.preset`` is its name.
+
+    hydra: Hydra's own node, where the config does not contain it. A config whose preset is merged
+    already stays as it is.
+    """
+    preset = cfg.get("preset")
+    if not isinstance(preset, DictConfig):
+        return cfg
+    node: Any = cfg.hydra if hydra is None else hydra
+    choices = node.runtime.choices
+    command_line = OverridesParser.create().parse_overrides(list(node.overrides.task))
+    chosen = {o.key_or_group for o in command_line if o.key_or_group in choices}
+    values = _entry(preset, choices.model, choices.dataset)
+    with open_dict(cfg):
+        for key, value in values.items():
+            chooses_group = isinstance(value, DictConfig) and "_target_" in value
+            if chooses_group and key in chosen:
+                continue
+            _set(cfg, str(key), value, merge=not chooses_group)
+        for key, value in (cfg.pop("over_preset", None) or {}).items():
+            _set(cfg, str(key), value, merge=True)
+        for override in command_line:
+            if override.key_or_group not in choices and override.key_or_group != "over_preset":
+                _override(cfg, override)
+        cfg.preset = preset.name
+    return cfg
+
+
+def is_pending(cfg: DictConfig) -> bool:
+    """Does the config have a preset, or values over it, that are not merged yet?"""
+    preset = cfg.get("preset")
+    has_entries = isinstance(preset, DictConfig) and "entries" in preset
+    return has_entries or bool(cfg.get("over_preset"))
+
+
+def _entry(preset: DictConfig, model: str, dataset: str) -> DictConfig:
+    """The values for the pair: those for any model or data set first, the pair's own last."""
+    if "entries" not in preset:
+        return OmegaConf.create({})
+    found: list[DictConfig] = []
+    for data in (ANY, dataset):
+        for name in (ANY, model):
+            entry = (preset.entries.get(data) or {}).get(name)
+            if entry is not None:
+                found.append(entry)
+    if not found:
+        raise RecexpError(
+            f"preset={preset.name} has no entry for model={model} dataset={dataset}; it has "
+            f"{_listed(preset.entries)}. preset=none takes the values of the model's own YAML."
+        )
+    values = OmegaConf.create({})
+    for entry in found:
+        values.merge_with(OmegaConf.to_container(entry, resolve=False))
+    return values
+
+
+def _listed(entries: Mapping[Any, Mapping[Any, Any]]) -> str:
+    """The pairs of a table, as an error lists them."""
+    lines = []
+    for dataset, models in entries.items():
+        place = "any data set" if dataset == ANY else f"dataset={dataset}"
+        lines.append(f"{place}: {', '.join(sorted(map(str, models)))}")
+    return "; ".join(lines)
+
+
+def _set(cfg: DictConfig, key: str, value: Any, *, merge: bool) -> None:
+    """Set or merge one top-level key, interpolations kept."""
+    if isinstance(value, DictConfig):
+        value = OmegaConf.to_container(value, resolve=False)
+    OmegaConf.update(cfg, key, value, merge=merge, force_add=True)
+
+
+def _override(cfg: DictConfig, override: Override) -> None:
+    """Repeat an override of the command line, which the preset may have undone."""
+    key = override.key_or_group
+    if not override.is_delete():
+        OmegaConf.update(cfg, key, override.value(), merge=True, force_add=True)
+        return
+    parent, _, last = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    if isinstance(node, DictConfig) and last in node:
+        del node[last]

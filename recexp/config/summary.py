@@ -1,0 +1,51 @@
+"""What a run will be, told from its config before any work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+
+def summary(cfg: DictConfig) -> list[str]:
+    """Lines for the start of a run, from a config that ``check_config`` has accepted.
+
+    The number of parameters is not among them: it depends on the data.
+    """
+    names = OmegaConf.to_container(cfg.names, resolve=True)
+    assert isinstance(names, Mapping)
+    lines = [str(cfg.note)] if cfg.get("note") else []
+    facts = {
+        "model": _with_class(names.get("model"), cfg.model),
+        "objective": _with_class(names.get("objective"), cfg.objective),
+        "loss": _loss(cfg.objective),
+        "sampler": names.get("sampler"),
+        "optimizer": _optimizer(cfg),
+        "protocol": f"{names.get('protocol')}, selection={cfg.selection}",
+        "preset": cfg.get("preset", "none"),
+        "data": names.get("dataset"),
+        "device": f"{cfg.trainer.get('accelerator', 'auto')}, {cfg.trainer.get('devices', 'auto')}",
+        "directory": cfg.run_dir,
+    }
+    lines += [f"{name + ':':<11}{value}" for name, value in facts.items() if value is not None]
+    return lines
+
+
+def _with_class(name: Any, node: DictConfig) -> str:
+    return f"{name} ({node['_target_'].rpartition('.')[2]})"
+
+
+def _loss(objective: DictConfig) -> str | None:
+    """The name of the loss, or the class of a loss that is a node; None for closed-form models."""
+    loss: Any = objective.get("loss", objective.get("loss_name"))
+    if isinstance(loss, DictConfig):
+        return str(loss.get("_target_", "")).rpartition(".")[2]
+    return None if loss is None else str(loss)
+
+
+def _optimizer(cfg: DictConfig) -> str:
+    name = cfg.optimizer["_target_"].rpartition(".")[2]
+    counts = cfg.get("batch_counts", "positives")
+    epochs = cfg.trainer.get("max_epochs")
+    return f"{name}, lr={cfg.optimizer.lr}, batches of {cfg.batch_size} {counts}, {epochs} epochs"

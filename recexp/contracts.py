@@ -1,0 +1,285 @@
+"""What models, objectives and samplers promise to the engine.
+
+Every method and attribute that the engine uses is declared here, with a neutral default where
+one exists. A class inherits from the contract it fulfills, so ``isinstance`` tells what an object
+can do, and a method that is missing is reported by name (``require``).
+
+Models: ``Recommender`` scores items. Its subclasses add what an objective may need:
+
+    MultiBehaviour   one logit per behavior and candidate     (pointwise)
+    BranchMasked     a MultiBehaviour that masks branches     (pointwise, pairwise)
+    Encoder          a state per position of a history        (next_item, cloze)
+    SideEncoder      an Encoder that reads side information   (cloze with hide_side=false)
+    SessionState     an Encoder that advances event by event  (session_parallel)
+    ClosedForm       fits without gradients                   (none)
+
+The shape suffixes are those of ``recexp.types``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+
+from recexp.errors import RecexpError
+from recexp.types import Query
+
+if TYPE_CHECKING:
+    from recexp.data.store import Store
+
+
+class Recommender(nn.Module, ABC):
+    """Ranks items for users."""
+
+    history: int = 0
+    """How many past events ``score`` reads; queries hold no more."""
+
+    reconstruction: bool = False
+    """The architecture fills gaps of its paper by own choices; ``result.json`` says so."""
+
+    def bind(self, store: Store) -> None:
+        """Take what the model keeps of the training data. Called once, before training."""
+        return None
+
+    @abstractmethod
+    def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
+        """Scores [B, C] of the candidates; [B, V-1] of all items 1..V-1 where item_BC is None."""
+
+    def penalty(self, query: Query, item_BC: Tensor) -> Tensor | None:
+        """Mean square of the embeddings that scoring looks up, a scalar for ``objective.l2``.
+
+        None: the model has no such penalty.
+        """
+        return None
+
+    def diagnostics(self) -> dict[str, Tensor]:
+        """Figures of the latest training step to log, scalars by name."""
+        return {}
+
+
+class MultiBehaviour(Recommender):
+    """Predicts K behaviors per (user, item)."""
+
+    n_behaviours: int
+    """K."""
+
+    @abstractmethod
+    def logits(self, query: Query, item_BC: Tensor) -> Tensor:
+        """Logits z_BCK, behaviors weak to strong."""
+
+
+class BranchMasked(MultiBehaviour):
+    """Has a branch per behavior of the data, of which a training example may mask some."""
+
+    @abstractmethod
+    def logits(
+        self, query: Query, item_BC: Tensor, branch_mask_BCT: Tensor | None = None
+    ) -> Tensor:
+        """Logits z_BCK.
+
+        branch_mask_BCT: bool, True where the user showed behavior t (weak to strong) on the item.
+        None uses all branches.
+        """
+
+
+class Encoder(Recommender):
+    """A sequence encoder: states of a history, scored by inner products with item vectors."""
+
+    @abstractmethod
+    def encode(self, query: Query) -> Tensor:
+        """States h_BLD; [B, 1, D] for a model that makes one state per history."""
+
+    def encode_at(self, query: Query, wanted_BL: Tensor) -> Tensor:
+        """States [N, D] at the N True places of wanted_BL, row by row.
+
+        A model that can save work at the other places overrides this. One state per history
+        serves all wanted places of its row.
+        """
+        h_BLD = self.encode(query)
+        if h_BLD.shape[1] == 1 and wanted_BL.shape[1] > 1:
+            h_BLD = h_BLD.expand(-1, wanted_BL.shape[1], -1)
+        return h_BLD[wanted_BL]
+
+    def head(self, h: Tensor) -> Tensor:
+        """Last layer before the inner product, [..., D] -> [..., D]."""
+        return h
+
+    def final_activation(self, score: Tensor) -> Tensor:
+        """Activation of scores inside sampled losses, elementwise. Monotone: ranks stay."""
+        return score
+
+    @abstractmethod
+    def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """Vectors [..., D] and biases [...] (or None) of the items; of all 1..V-1 where None."""
+
+
+class SideEncoder(Encoder):
+    """Reads side information of items, which may be that of other items than the ones shown."""
+
+    @abstractmethod
+    def encode_at(
+        self, query: Query, wanted_BL: Tensor, side_item_BL: Tensor | None = None
+    ) -> Tensor:
+        """States [N, D].
+
+        side_item_BL: the items whose side information is read; None: those of the query.
+        """
+
+
+class SessionState(Encoder):
+    """A recurrent encoder that advances by one event at a time."""
+
+    @abstractmethod
+    def initial_state(self, batch_size: int) -> Tensor:
+        """The state [layers, B, D] of new sessions."""
+
+    @abstractmethod
+    def step(self, item_B: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Read one event per session.
+
+        Returns the state [B, D] that predicts the next item, and the new hidden [layers, B, D].
+        """
+
+
+class ClosedForm(Recommender):
+    """Fits by passes over the whole store instead of gradient steps."""
+
+    n_passes: int | None = None
+    """Passes after which another one changes nothing; None: ``trainer.max_epochs`` decides."""
+
+    @abstractmethod
+    def fit_pass(self, store: Store) -> dict[str, float]:
+        """One pass over the training data; returns figures to log."""
+
+
+ModelT = TypeVar("ModelT", bound=Recommender)
+BatchT = TypeVar("BatchT")
+
+
+class Objective(ABC, Generic[ModelT, BatchT]):
+    """What a training example is, and what its loss is. It never asks which model it trains.
+
+    A run calls ``bind`` once. Then every epoch deals out ``rows`` in shuffled batches, and every
+    step calls ``batch`` and ``loss``.
+    """
+
+    needs: ClassVar[type] = Recommender
+    """The contract that a model must fulfill."""
+
+    independent_rows: ClassVar[bool] = True
+    """Rows may be shuffled. False: ``batches`` deals them out in an order of its own."""
+
+    def check(self, model: ModelT, store: Store) -> None:
+        """Raise RecexpError where the model or the data cannot serve this objective."""
+        require(type(model), type(self))
+
+    def bind(self, model: ModelT, store: Store) -> None:
+        """Check, then keep what batches and losses need of the model and the data."""
+        self.check(model, store)
+
+    @abstractmethod
+    def rows(self, store: Store) -> Tensor:
+        """Row ids of one epoch, int64 [N]."""
+
+    @abstractmethod
+    def batch(self, store: Store, rows: Tensor, generator: torch.Generator) -> BatchT:
+        """All that the loss of these rows needs, gathered and drawn on the store's device."""
+
+    @abstractmethod
+    def loss(self, model: ModelT, batch: BatchT) -> Mapping[str, Tensor | float]:
+        """Scalars by name; "loss" is the one to minimize."""
+
+    def batches(self, store: Store, batch_size: int, seed: int) -> Sampler[Tensor]:
+        """A sampler of batches of row ids [B], used where ``independent_rows`` is False.
+
+        It has ``set_epoch(epoch)`` and ``skip``, as ``recexp.data.datamodule.RowBatches``.
+        """
+        raise NotImplementedError
+
+    def instances(self) -> int | None:
+        """Training instances that a row becomes, as the authors' code of pointwise and pairwise
+        systems counts a batch. None where a row is no positive with negatives of its own.
+        """
+        return None
+
+    def constant_loss(self, store: Store, batch_size: int) -> float | None:
+        """Mean training loss of the best model that scores all items of a query equal, without
+        regularization. A model that has learned something lies well below it. None: unknown.
+
+        batch_size: rows per step.
+        """
+        return None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint within an epoch must keep. Empty where steps are independent."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from ``state()``."""
+        return None
+
+
+class NegativeSampler(Protocol):
+    """Draws negative items. See ``recexp.objectives.samplers`` for the laws."""
+
+    def __call__(
+        self,
+        store: Store,
+        query: Query,
+        n: int,
+        generator: torch.Generator,
+        pool: Tensor | None = None,
+    ) -> Tensor:
+        """Negatives [B, n] of the query's users.
+
+        pool: the items that the batch is to predict, of any shape, 0 where there is none.
+        """
+        ...
+
+    def draw_shared(
+        self, store: Store, n: int, generator: torch.Generator, pool: Tensor | None = None
+    ) -> Tensor:
+        """Negatives [n] that are common to all rows of a batch."""
+        ...
+
+    def log_prob(self, store: Store, item: Tensor) -> Tensor:
+        """Log-probability of each item in one draw of ``draw_shared``, of the shape of item."""
+        ...
+
+
+def require(model: type, objective: type) -> None:
+    """Raise RecexpError unless models of this class can be trained by objectives of that class."""
+    if not issubclass(objective, Objective):
+        raise RecexpError(
+            f"objective={objective.__name__} must inherit from recexp.contracts.Objective."
+        )
+    advice = "Choose the objective the model's YAML names (drop objective= from the command line)."
+    needs = objective.needs
+    if not issubclass(model, Recommender):
+        raise RecexpError(
+            f"{model.__name__} must inherit from a contract of recexp.contracts: "
+            f"objective={objective.__name__} trains {needs.__name__} models."
+        )
+    if not issubclass(model, needs):
+        methods = ", ".join(_abstract_methods(needs))
+        raise RecexpError(
+            f"objective={objective.__name__} needs a model that implements {needs.__name__} "
+            f"({methods}), which {model.__name__} does not. {advice}"
+        )
+    if issubclass(model, ClosedForm) and not issubclass(needs, ClosedForm):
+        raise RecexpError(
+            f"objective={objective.__name__} needs a model that learns by gradients; "
+            f"{model.__name__} fits in closed form. {advice}"
+        )
+    missing = _abstract_methods(model)
+    if missing:
+        raise RecexpError(f"{model.__name__} does not define {', '.join(missing)}.")
+
+
+def _abstract_methods(contract: Any) -> list[str]:
+    return sorted(contract.__abstractmethods__)

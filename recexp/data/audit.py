@@ -1,0 +1,95 @@
+"""What preparation reports: events dropped, users left out, and leaks between the splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from recexp.data.rows import Rows
+from recexp.data.split import TEST, TRAIN
+
+
+@dataclass
+class Report:
+    """Filled step by step during preparation; it is printed and kept in ``meta.json``.
+
+    lines: one line of text per finding. left_out: reason -> number of users who are not evaluated.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def add(self, line: str) -> None:
+        self.lines.append(line)
+
+    def leave_out(self, reason: str, n_users: int) -> None:
+        """Count users as left out for this reason; a reason without users is not listed."""
+        if n_users > 0:
+            self.left_out[reason] = n_users
+
+    def left_out_line(self) -> str:
+        listed = "; ".join(f"{n:,} {reason}" for reason, n in self.left_out.items())
+        return f"users left out: {listed or 'none'}"
+
+
+def audit_leaks(rows: Rows, code: np.ndarray, seen: np.ndarray) -> dict[str, float]:
+    """Shares that limit how far results can be trusted.
+
+    rows: all rows that are kept. code: int8 [E], their split. seen: bool [Q], for the test targets.
+
+    Returns:
+        tied_targets: test targets that share their time with another event of their user.
+        seen_targets: test targets whose item the user met before through a weaker behavior.
+        future_events: training events after the test event of their user.
+    """
+    test_at = np.flatnonzero(code == TEST)
+    same_user = np.diff(rows.user) == 0
+    same_time = np.diff(rows.time) == 0
+    # False at every user's last row, the very last row included: index test_at - 1 is thus right
+    # where a target is its user's first row, and also where it is row 0.
+    same_as_next = np.append(same_user & same_time, False)
+    tied = same_as_next[test_at] | same_as_next[test_at - 1]
+
+    test_time_U = np.full(rows.user[-1] + 1, np.iinfo(np.int64).max)
+    test_time_U[rows.user[test_at]] = rows.time[test_at]
+    after_test = rows.time > test_time_U[rows.user]
+    return {
+        "tied_targets": float(tied.mean()),
+        "seen_targets": float(seen.mean()),
+        "future_events": float(after_test[code == TRAIN].mean()),
+    }
+
+
+def weaker_only_share(
+    train_pairs: dict[str, np.ndarray], user: np.ndarray, item: np.ndarray, n_behaviours: int
+) -> float:
+    """Share of targets whose pair is in training, but without the strongest behavior.
+
+    train_pairs: unique (user, item) with ``mask``. user, item: int [Q] of the targets, at most one
+    per user. 0 where there are no targets.
+    """
+    if not len(user):
+        return 0.0
+    n_users = 1 + max(int(user.max()), int(train_pairs["user"].max()))
+    target_U = np.zeros(n_users, dtype=train_pairs["item"].dtype)
+    target_U[user] = item
+    lacks_strongest = (train_pairs["mask"] >> (n_behaviours - 1)) & 1 == 0
+    is_target = train_pairs["item"] == target_U[train_pairs["user"]]
+    return float((lacks_strongest & is_target).sum() / len(user))
+
+
+def audit_line(audit: dict[str, float], behaviours: Sequence[str]) -> str:
+    """The audit as one line of the report."""
+    return (
+        "audit of leaks: "
+        f"{audit['tied_targets']:.1%} of test targets share their time with another event of the "
+        "user; "
+        f"{audit['seen_targets']:.1%} were seen before through a weaker behaviour; "
+        f"{audit['future_events']:.1%} of training events happened after their user's test event; "
+        f"{audit['test_targets_weaker_only']:.1%} of test and "
+        f"{audit['val_targets_weaker_only']:.1%} of validation targets stand "
+        f"in training through behaviours weaker than {behaviours[-1]} only, so that "
+        "sampler=supportive_only draws them as negatives for their own user"
+    )

@@ -1,0 +1,271 @@
+"""The cache of prepared data: fingerprint, publish, verify.
+
+Prepared data are a folder of ``.npy`` arrays, id maps as parquet files and ``meta.json``. The
+folder is written under a temporary name and renamed: under its final name it is complete.
+``meta.json`` holds the checksum of every file, and ``prepare`` verifies them. A small pointer file
+beside the folder maps the settings to it: a second run compares the sizes and times of the raw
+files and neither reads them nor imports polars.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from recexp.errors import RecexpError
+from recexp.io import checksum, file_lock, reason, write_json
+
+if TYPE_CHECKING:
+    from recexp.data.dataset import Dataset
+    from recexp.data.split import Split
+
+# Raise it whenever preparation would write other arrays from the same raw files.
+CODE_VERSION = 2
+# Raise it whenever meta.json gets other content for the same arrays: cached data are then prepared
+# again, while fingerprints and protocol ids stay.
+META_VERSION = 2
+
+# Fingerprints name a reader by the module path it first had, so that moving a module changes no
+# fingerprint and no protocol id. Current path -> path in fingerprints.
+_READER_PATHS = {
+    "recexp.data.readers.": "recexp.data.sources.",
+    "recexp.data.simulation.stand_in.": "recexp.data.sources.stand_in.",
+}
+
+
+def prepare(dataset: Dataset, split: Split, cache_dir: str | Path) -> Path:
+    """Return the folder of the prepared data; prepare them first where they are not cached.
+
+    Processes that ask for the same data at once are safe: one prepares, the others wait and read.
+
+    Raises:
+        RecexpError: the raw files are missing or faulty, or the cache cannot be written.
+    """
+    settings = _settings(dataset, split)
+    cache = Path(cache_dir)
+    pointer = cache / f"{dataset.name}-{_digest(settings | {'meta': META_VERSION})[:12]}.json"
+    if folder := _cached(pointer, dataset.name):
+        return folder
+    waiting = f"{dataset.name}: another process is preparing it; waiting"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with file_lock(cache / f".{pointer.stem}.lock", waiting):
+            return _cached(pointer, dataset.name) or _make(dataset, split, settings, pointer)
+    except Exception as error:
+        # polars wraps the errors of the operating system in its own.
+        if not isinstance(error, OSError) and "(os error" not in str(error):
+            raise
+        raise RecexpError(
+            f"{dataset.name} cannot be prepared in {cache}: {reason(error)}. "
+            "cache_dir= must be a writable place with room, the raw files readable."
+        ) from error
+
+
+def read_meta(folder: Path) -> dict[str, Any]:
+    """The content of the folder's ``meta.json``."""
+    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+    return meta
+
+
+def verify(folder: Path) -> None:
+    """Compare every file of a prepared folder with its checksum.
+
+    Raises:
+        RecexpError: a file is missing or damaged; the message names the first one.
+    """
+    for name, expected in read_meta(folder)["arrays"].items():
+        path = folder / name
+        if not path.exists() or checksum(path) != expected:
+            raise RecexpError(
+                f"Prepared file {path} is missing or damaged "
+                "(its checksum does not match meta.json)."
+            )
+
+
+def _make(dataset: Dataset, split: Split, settings: dict[str, Any], pointer: Path) -> Path:
+    """Prepare under a temporary name, then publish the folder and its pointer.
+
+    Only the process that holds the lock of ``settings`` may call it.
+    """
+    # Must be set before polars is imported: its allocator is to return freed memory soon.
+    os.environ.setdefault("_RJEM_MALLOC_CONF", "dirty_decay_ms:100,muzzy_decay_ms:0")
+    from recexp.data.build import build  # imports polars: only where raw files are read
+
+    cache = pointer.parent
+    prefix = f".{pointer.stem}-"
+    started = time.perf_counter()
+    for left_by_a_killed_process in cache.glob(f"{prefix}*"):
+        shutil.rmtree(left_by_a_killed_process)
+    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=cache))
+    try:
+        files, meta = build(dataset, split, temporary)
+        records = {str(file): _file_record(file) for file in files}
+        meta |= _identity(dataset, settings, records, simulated=meta["simulated"])
+        meta["arrays"] = {file.name: checksum(file) for file in sorted(temporary.iterdir())}
+        write_json(temporary / "meta.json", meta)
+        folder = cache / f"{dataset.name}-{meta['fingerprint']}"
+        _publish(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    _return_freed_memory()
+    _write_pointer(pointer, folder, records)
+    seconds = time.perf_counter() - started
+    for line in [*meta["report"], f"prepared in {seconds:.1f} s: {folder}"]:
+        print(f"[data] {line}", file=sys.stderr)
+    return folder
+
+
+def _identity(
+    dataset: Dataset,
+    settings: dict[str, Any],
+    records: Mapping[str, Mapping[str, Any]],
+    *,
+    simulated: bool,
+) -> dict[str, Any]:
+    """The entries of ``meta.json`` that say what the data are: fingerprint, settings, files."""
+    # The place of the raw files is not part of it, so that protocol ids agree between machines.
+    of_dataset = {k: v for k, v in settings["dataset"].items() if k != "raw_dir"}
+    placeless = settings | {"dataset": of_dataset}
+    hashes = {os.path.relpath(k, dataset.raw_dir): r["sha256"] for k, r in records.items()}
+    identity: dict[str, Any] = {"settings": placeless, "files": hashes}
+    if simulated:  # a copy that cannot be recognized as simulated is another data set
+        identity["simulated"] = True
+    return {"fingerprint": _digest(identity)[:16], "settings": placeless, "files": hashes}
+
+
+def _publish(temporary: Path, folder: Path) -> None:
+    """Rename ``temporary`` to ``folder`` unless that holds the same data already."""
+    # The same raw files in another place have another pointer and lock, but the same folder.
+    with file_lock(folder.parent / f".{folder.name}.lock"):
+        if folder.exists() and not _same(folder, temporary):
+            shutil.rmtree(folder)
+        if not folder.exists():
+            os.rename(temporary, folder)
+
+
+def _same(folder: Path, new: Path) -> bool:
+    """Does the folder hold, undamaged, what was prepared into ``new``?"""
+    try:
+        verify(folder)
+        return checksum(folder / "meta.json") == checksum(new / "meta.json")
+    except (RecexpError, OSError, ValueError, KeyError):
+        return False
+
+
+def _return_freed_memory() -> None:
+    """Give memory that preparation freed, about 100 MB, back to the operating system."""
+    with contextlib.suppress(AttributeError, OSError):  # C libraries other than GNU's
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _write_pointer(pointer: Path, folder: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write the file by which ``_cached`` finds the folder and notices changed raw files."""
+    parents = {Path(file).parent for file in records}
+    record = {
+        "folder": folder.name,
+        "meta": checksum(folder / "meta.json"),
+        "files": records,
+        "beside": {str(parent): _file_names(parent) for parent in parents},
+    }
+    write_json(pointer, record)
+
+
+def _cached(pointer: Path, name: str) -> Path | None:
+    """The folder that the pointer names, or None where the data must be prepared (again).
+
+    The folder counts if the raw files are unchanged and every prepared file verifies.
+    """
+    try:
+        record = json.loads(pointer.read_text())
+        folder = pointer.parent / record["folder"]
+        if not _raw_files_unchanged(record):
+            print(
+                f"[data] {name}: raw files changed since they were prepared; preparing again",
+                file=sys.stderr,
+            )
+            return None
+        if checksum(folder / "meta.json") != record["meta"]:
+            raise RecexpError(f"{folder / 'meta.json'} is damaged")
+        verify(folder)
+        return folder
+    except FileNotFoundError:
+        return None
+    except (RecexpError, OSError, ValueError, KeyError) as error:
+        print(f"[data] {name}: prepared data unusable ({error}); preparing again", file=sys.stderr)
+        return None
+
+
+def _raw_files_unchanged(record: Mapping[str, Any]) -> bool:
+    """Are the raw files of a pointer the same, and no files added beside them or removed?"""
+    if not all(_unchanged(Path(file), known) for file, known in record["files"].items()):
+        return False
+    # A new file beside them may be an optional one, such as item features.
+    return all(_file_names(Path(folder)) == names for folder, names in record["beside"].items())
+
+
+def _file_record(path: Path) -> dict[str, Any]:
+    stat = path.stat()
+    return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": checksum(path)}
+
+
+def _unchanged(path: Path, record: Mapping[str, Any]) -> bool:
+    """Is the file as recorded? Its checksum is computed only if its time differs."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return False
+    if stat.st_size != record["size"]:
+        return False
+    return stat.st_mtime_ns == record["mtime_ns"] or checksum(path) == record["sha256"]
+
+
+def _file_names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+
+
+def _settings(dataset: Dataset, split: Split) -> dict[str, Any]:
+    """All settings that decide about the arrays, as plain JSON values."""
+    of_dataset = asdict(dataset)
+    of_dataset["raw_dir"] = str(Path(dataset.raw_dir).resolve())
+    of_dataset["source"] = dict(dataset.source)
+    if isinstance(target := dataset.source.get("_target_"), str):
+        of_dataset["source"]["_target_"] = _original_path(target)
+    settings = {
+        "dataset": _plain(of_dataset),
+        "split": split.identity(),
+        "code": CODE_VERSION,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
+    return plain
+
+
+def _original_path(target: str) -> str:
+    """The reader's name in fingerprints (``_READER_PATHS``)."""
+    for current, original in _READER_PATHS.items():
+        if target.startswith(current):
+            return original + target.removeprefix(current)
+    return target
+
+
+def _plain(value: Any) -> Any:
+    """Mappings and sequences of any type, such as OmegaConf's, as dicts and lists."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,79 @@
+"""The settings of a data set, as its YAML in ``conf/dataset`` gives them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from recexp.errors import RecexpError
+
+MAX_BEHAVIOURS = 31  # each has one bit of an int32 mask
+BadRows = Literal["error", "drop"]
+
+
+@dataclass
+class Dataset:
+    """Where the raw files are, how to read them and which of their events count.
+
+    name: begins the names of prepared folders.
+    raw_dir: folder of the raw files; not part of the fingerprint.
+    source: config of the reader (``_target_``, ``_partial_`` and its options). It is instantiated
+        only when raw files must be read.
+    behaviours: the raw behaviours, weak to strong.
+    explicit: those of them that count as explicit feedback.
+    value_behaviours: behaviour -> least value, to derive behaviours from ratings; they replace
+        ``behaviours``. None: the source's own behaviours.
+    filters: steps as ``filters.apply_filters`` takes them.
+    iterate_filters: repeat the steps until nothing changes (k-core).
+    merge: "pairs" keeps one row per (user, item): its strongest behaviour at its last explicit
+        time. With protocol.split.purge=later, which holds out single events, only rows between two
+        held-out events are merged. "none" keeps all events.
+    window: {start, end} as ISO dates, end excluded; None keeps all times.
+    on_bad_rows: "error" stops at the first bad row of a raw file, "drop" leaves bad rows out.
+    """
+
+    name: str
+    raw_dir: str
+    source: Mapping[str, Any]
+    behaviours: Annotated[Sequence[str], Field(max_length=MAX_BEHAVIOURS)]
+    explicit: Sequence[str]
+    value_behaviours: Mapping[str, float] | None = None
+    filters: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    iterate_filters: bool = False
+    merge: Literal["none", "pairs"] = "none"
+    window: Mapping[str, str] | None = None
+    on_bad_rows: BadRows = "error"
+
+    def __post_init__(self) -> None:
+        if thresholds := self.value_behaviours:
+            self.behaviours = sorted(thresholds, key=lambda name: thresholds[name])
+        self._check()
+
+    def _check(self) -> None:
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise RecexpError(
+                f"dataset.name={self.name!r} names files: use letters, digits, dots, - and _ only."
+            )
+        n_distinct = len(set(self.behaviours))
+        if n_distinct != len(self.behaviours) or not 1 <= n_distinct <= MAX_BEHAVIOURS:
+            raise RecexpError(
+                f"dataset.behaviours must be 1 to {MAX_BEHAVIOURS} distinct names, "
+                f"got {list(self.behaviours)}."
+            )
+        if unknown := set(self.explicit) - set(self.behaviours):
+            raise RecexpError(
+                f"dataset.explicit names {sorted(unknown)}, which is not among "
+                f"dataset.behaviours {list(self.behaviours)}."
+            )
+        check_choice("dataset.merge", self.merge, ("none", "pairs"))
+        check_choice("dataset.on_bad_rows", self.on_bad_rows, ("error", "drop"))
+
+
+def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
+    """Raise RecexpError unless ``value`` is one of ``choices``. key: the setting's full name."""
+    if value not in choices:
+        raise RecexpError(f"{key}={value!r} is unknown; choose one of {', '.join(choices)}.")

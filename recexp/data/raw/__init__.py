@@ -1,0 +1,1 @@
+"""Strict reading of raw text: every bad cell is named by file, row and column."""

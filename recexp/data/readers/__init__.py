@@ -1,0 +1,50 @@
+"""Readers: one module per raw layout, from raw files to one canonical form.
+
+A reader is a function ``read(raw_dir, *, on_bad_rows="error", **options) -> Raw``. It knows file
+names and columns. It filters, splits and indexes nothing; ``recexp.data.build`` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import polars as pl
+
+FeatureKind = Literal["categorical", "multi_label", "numeric"]
+
+
+@dataclass
+class ItemFeature:
+    """Side information about items in long form.
+
+    frame: columns ``item``, ``value`` (integer or string for categorical and multi_label, float for
+        numeric) and, where the value changes over time, ``timestamp`` (int64 milliseconds, valid
+        from). Preparation takes the last value at or before the end of training, else the first.
+    tree: columns ``value``, ``parent`` (null at a root). Preparation adds every ancestor of a value
+        (the category tree of the ITE paper).
+    """
+
+    kind: FeatureKind
+    frame: pl.LazyFrame
+    tree: pl.LazyFrame | None = None
+
+
+@dataclass
+class Raw:
+    """What a reader returns.
+
+    events: columns ``user``, ``item`` (string or int64), ``behavior`` (string), ``timestamp``
+        (int64 milliseconds), optionally ``value`` (float32), in the row order of the source, which
+        breaks ties in time.
+    files: every file that was read, for checksums.
+    item_features: by name.
+    dropped: reason -> (number of rows, first few examples "file:row column value"), filled with
+        ``on_bad_rows="drop"``.
+    """
+
+    events: pl.LazyFrame
+    files: list[Path]
+    item_features: dict[str, ItemFeature] = field(default_factory=dict)
+    dropped: dict[str, tuple[int, list[str]]] = field(default_factory=dict)

@@ -1,0 +1,92 @@
+"""Amazon product reviews of 1996 to 2014, one file per department."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+
+from recexp.data.dataset import BadRows
+from recexp.data.raw.columns import Column
+from recexp.data.raw.folder import Folder
+from recexp.data.raw.records import joined, record_row, split_names
+from recexp.data.raw.text import Row
+from recexp.data.readers import ItemFeature, Raw
+from recexp.errors import RecexpError
+
+
+def read(
+    raw_dir: str | Path, *, on_bad_rows: BadRows = "error", name: str = "Beauty", meta: bool = True
+) -> Raw:
+    """Read ``ratings_<name>.csv``, or else ``reviews_<name>.json.gz``.
+
+    Item features come from ``meta_<name>.json.gz`` where it is present: "category" (every name in
+    ``categories``), "brand" and "price". meta: False leaves them out.
+    Times are whole days: ties keep the order of the file.
+    """
+    origin = f"J. McAuley, UCSD: Amazon product data (2014), department {name}"
+    folder = Folder(raw_dir, origin, on_bad_rows)
+    ratings = f"ratings_{name}.csv"
+    reviews = f"reviews_{name}.json.gz"
+    products = f"meta_{name}.json.gz"
+    if folder.has(ratings):
+        events = folder.delimited(ratings, _columns(0, 1, 2, 3), header=False)
+    elif folder.has(reviews):
+        columns = _columns("reviewerID", "asin", "overall", "unixReviewTime")
+        events = folder.record_table(reviews, columns)
+    else:
+        raise RecexpError(
+            f"{folder.path} holds neither {ratings} nor {reviews}. "
+            f"Get one of them from {folder.origin}, or set dataset.raw_dir."
+        )
+    events = events.with_columns(pl.col("value").cast(pl.Float32), behavior=pl.lit("rating"))
+    features = _features(folder, products) if meta and folder.has(products) else {}
+    return Raw(events.lazy(), folder.files, features, folder.dropped)
+
+
+def _columns(
+    user: str | int, item: str | int, value: str | int, timestamp: str | int
+) -> list[Column]:
+    return [
+        Column("user", user),
+        Column("item", item),
+        Column("value", value, "number"),
+        Column("timestamp", timestamp, "s"),
+    ]
+
+
+def _features(folder: Folder, name: str) -> dict[str, ItemFeature]:
+    """Category, brand and price of the products in the file ``name``."""
+    columns = [
+        Column("item", "asin"),
+        Column("brand", "brand", "text", nullable=True),
+        Column("price", "price", "number", nullable=True),
+        Column("category", "categories", "text", nullable=True),
+    ]
+
+    def rows() -> Iterator[Row]:
+        for line, record in folder.records(name):
+            labels = joined(_flattened(record.get("categories")))
+            if labels is None:
+                yield line, None, "has categories that are not lists of names"
+            else:
+                yield record_row(line, record, columns[:3], labels)
+
+    frame = folder.table(name, columns, rows())
+    brand = frame.lazy().select("item", value="brand").drop_nulls("value")
+    price = frame.lazy().select("item", value="price").drop_nulls("value")
+    return {
+        "category": ItemFeature("multi_label", split_names(frame, "category")),
+        "brand": ItemFeature("categorical", brand),
+        "price": ItemFeature("numeric", price),
+    }
+
+
+def _flattened(paths: object) -> list[object] | None:
+    """The names of a list of category paths; None for anything but a list of lists."""
+    if not paths:
+        return []
+    if not isinstance(paths, list) or not all(isinstance(path, list) for path in paths):
+        return None
+    return [name for path in paths for name in path]

@@ -1,0 +1,1 @@
+"""Simulated data: a shop with planted structure, and small stand-ins for data sets."""

@@ -1,0 +1,99 @@
+"""Atomic writes, checksums, locks between processes, and the wording of disk errors."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from recexp.errors import RecexpError
+
+# A full, read-only or failing disk: the user can correct these, so they get no traceback.
+_DISK_ERRORS = frozenset(
+    {
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.EIO,
+    }
+)
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success, rename it to ``path``.
+
+    Readers see the old file or the complete new one, never a part of it.
+
+    Raises:
+        RecexpError: the file cannot be written; ``path`` is then unchanged, or still absent.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        kept = "What was there before is unharmed. " if path.exists() else ""
+        raise RecexpError(
+            f"{path} cannot be written: {reason(error)}. {kept}"
+            "Make room there, or choose a place that can be written."
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON by ``atomic_write``. Types that JSON lacks are written as text."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def file_lock(path: Path, waiting: str = "") -> Iterator[None]:
+    """Hold an exclusive lock between processes on the file ``path``, which stays there afterwards.
+
+    The operating system releases the lock when its process ends, so a killed process blocks no
+    other. waiting: printed to stderr once if another process holds the lock.
+    """
+    from filelock import FileLock, Timeout  # only where a lock is needed: not at start-up
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if waiting:
+            print(f"[data] {waiting}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def disk_trouble(error: OSError) -> bool:
+    """Is the disk full, read-only or failing, rather than our code wrong?"""
+    return error.errno in _DISK_ERRORS
+
+
+def reason(error: Exception) -> str:
+    """The operating system's message, and the file it concerns if it names one."""
+    if not isinstance(error, OSError):
+        return str(error)
+    text = error.strerror or str(error)
+    return f"{text} ({error.filename})" if error.filename else text

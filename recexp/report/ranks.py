@@ -1,0 +1,139 @@
+"""The metric of every test user of a finished run, from its ``ranks.parquet``.
+
+The formulas are those of ``recexp.evaluation.metrics`` in NumPy, so that reading needs no torch; a
+test holds both to the same digits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from recexp.errors import RecexpError
+
+FILE = "ranks.parquet"
+COLUMNS = ("user", "better", "tied", "candidates")
+TIES = ("expected", "pessimistic", "optimistic")  # the order in which they are tried
+TOLERANCE = 1e-9  # between the recorded MRR and the one of the ranks
+
+Integers = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of U test users, int64 [U] each. better: candidates with a higher score; tied: with the
+    same score. longest: length of the longest ranked list."""
+
+    user_U: Integers
+    better_U: Integers
+    tied_U: Integers
+    longest: int
+
+    def metric(self, name: str, ties: str) -> Floats:
+        """float64 [U]. name: "hr@k", "ndcg@k" or "mrr"; "test/" may stand before it.
+
+        Raises RecexpError for other names.
+        """
+        name = name.removeprefix("test/")
+        if name == "mrr":
+            rank = np.arange(1, self.longest + 1, dtype=np.float64)
+            return self._mean_gain(1 / rank, ties)
+        parsed = re.fullmatch(r"(hr|ndcg)@([1-9]\d*)", name)
+        if not parsed:
+            raise RecexpError(
+                f"metric {name!r} is unknown: choose hr@k, ndcg@k (any k from 1) or mrr."
+            )
+        k = int(parsed[2])
+        if parsed[1] == "hr":
+            first_U, width_U = self._span(ties)
+            return np.minimum((k - first_U).clip(min=0), width_U) / width_U
+        rank = np.arange(1, k + 1, dtype=np.float64)
+        return self._mean_gain(1 / np.log2(rank + 1), ties)
+
+    def _span(self, ties: str) -> tuple[Integers, Integers]:
+        """The ranks to average over: how many lie before them, and how many they are."""
+        if ties == "expected":
+            return self.better_U, self.tied_U + 1
+        first_U = self.better_U if ties == "optimistic" else self.better_U + self.tied_U
+        return first_U, np.ones_like(self.tied_U)
+
+    def _mean_gain(self, gain: Floats, ties: str) -> Floats:
+        """Mean of gain (entry r - 1 for rank r, 0 beyond its end) over the ranks of each user."""
+        first_U, width_U = self._span(ties)
+        n = len(gain)
+        prefix_sum = np.concatenate([[0.0], gain.cumsum()])
+        end_U = (first_U + width_U).clip(max=n)
+        begin_U = first_U.clip(max=n)
+        over_ties_U = (prefix_sum[end_U] - prefix_sum[begin_U]) / width_U
+        # The difference of two prefix sums loses digits of a single gain.
+        single_U = np.concatenate([gain, [0.0]])[begin_U]
+        return np.where(width_U == 1, single_U, over_ties_U)
+
+
+def per_user(folder: str | Path, metric: str = "ndcg@10") -> tuple[Integers, Floats]:
+    """Users, int64 [U] ascending, and the metric of each, float64 [U], on a finished run's test.
+
+    metric: "hr@k" or "ndcg@k" for any k, or "mrr"; "test/" may stand before it. The tie policy is
+    the one that gives the MRR of the run's ``result.json``, so a metric recorded there is the mean
+    of what is returned.
+
+    Raises RecexpError where a file is missing, the metric is unknown, or the ranks are not those
+    that ``result.json`` was computed from.
+    """
+    folder = Path(folder)
+    frame, recorded_mrr = _read_files(folder)
+    ranks = _checked(frame, folder / FILE)
+    for ties in TIES:
+        mrr = float(ranks.metric("mrr", ties).mean())
+        if abs(mrr - recorded_mrr) < TOLERANCE:
+            return ranks.user_U, ranks.metric(metric, ties)
+    raise RecexpError(
+        f"{folder}: the ranks do not give the MRR {recorded_mrr:.6f} of result.json under any tie "
+        "policy. They are of different runs."
+    )
+
+
+def _read_files(folder: Path) -> tuple[pl.DataFrame, float]:
+    """The rows of the test split, sorted by user, and the recorded MRR."""
+    path = folder / FILE
+    try:
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+        if "ranks_sha256" in result and _sha256(path) != result["ranks_sha256"]:
+            raise RecexpError(
+                f"{path} is damaged, or of another run: its checksum is not the one in "
+                "result.json. Run again."
+            )
+        frame = pl.read_parquet(path).filter(pl.col("split") == "test").sort("user")
+        return frame, result["metrics"]["test/mrr"]
+    except FileNotFoundError as error:
+        name = Path(error.filename or FILE).name
+        raise RecexpError(f"{folder}: {name} is missing, so users cannot be compared.") from None
+    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        raise RecexpError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _checked(frame: pl.DataFrame, path: Path) -> Ranks:
+    columns = [frame[name] for name in COLUMNS if name in frame.columns]
+    whole_numbers = all(c.dtype.is_integer() and not c.has_nulls() for c in columns)
+    if len(columns) < len(COLUMNS) or not whole_numbers:
+        raise RecexpError(
+            f"{path} was not written by a run: {', '.join(COLUMNS)} must be whole numbers."
+        )
+    if not len(frame):
+        raise RecexpError(f"{path} has no user of the test split.")
+    user, better, tied, candidates = (c.to_numpy().astype(np.int64) for c in columns)
+    return Ranks(user, better, tied, int(candidates.max()))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

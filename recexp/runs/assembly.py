@@ -1,0 +1,77 @@
+"""From a config to what is trained: module, data and trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+
+from recexp.config.check import build
+from recexp.data.datamodule import RecDataModule, rows_per_step
+from recexp.data.store import Store
+from recexp.evaluation.protocol import Protocol
+from recexp.training.callbacks import ProgressBar
+from recexp.training.checkpoints import AtomicCheckpointIO
+from recexp.training.module import RecModule
+
+
+def assemble(
+    cfg: DictConfig, protocol: Protocol, store: Store, splits: tuple[str, ...]
+) -> tuple[RecModule, RecDataModule]:
+    """Module and data of a config on a store.
+
+    splits: as in ``RecDataModule``. Seeds all random generators with ``cfg.seed`` first. Raises
+    RecexpError where the model, the objective and the data do not go together.
+    """
+    pl.seed_everything(cfg.seed, verbose=False)
+    model = build(cfg.model, schema=store.schema)
+    objective = build(cfg.objective)
+    objective.bind(model, store)
+    module = RecModule(
+        model,
+        objective,
+        protocol,
+        store,
+        optimizer=build(cfg.optimizer),
+        scheduler=build(cfg.scheduler) if cfg.scheduler else None,
+        seed=cfg.seed,
+        splits=splits,
+        store_on=cfg.get("store_on", "auto"),
+    )
+    data = RecDataModule(
+        store,
+        objective,
+        batch_size=rows_per_step(objective, cfg.batch_size, cfg.get("batch_counts", "positives")),
+        eval_batch_size=cfg.eval_batch_size,
+        seed=cfg.seed,
+        splits=splits,
+    )
+    return module, data
+
+
+def build_trainer(
+    cfg: DictConfig, callbacks: Sequence[pl.Callback], max_epochs: int | None
+) -> pl.Trainer:
+    """The config's trainer with these callbacks and the config's loggers.
+
+    max_epochs: unless None, replaces the config's, and every epoch is validated.
+    """
+    callbacks = list(callbacks)
+    if cfg.trainer.get("enable_progress_bar", True):
+        callbacks.append(ProgressBar())
+    loggers = [build(node) for node in (cfg.logger or {}).values() if node]
+    for logger in loggers:
+        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
+    limits = {}
+    if max_epochs is not None:
+        limits = {"max_epochs": max_epochs, "check_val_every_n_epoch": 1}
+    trainer: pl.Trainer = build(
+        cfg.trainer,
+        callbacks=callbacks,
+        logger=loggers or False,
+        plugins=[AtomicCheckpointIO()],
+        default_root_dir=cfg.run_dir,
+        **limits,
+    )
+    return trainer

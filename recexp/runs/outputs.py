@@ -1,0 +1,173 @@
+"""The files that a run leaves in its directory, and the table it prints at its end."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from omegaconf import DictConfig, OmegaConf
+
+from recexp.io import atomic_write, checksum, write_json
+from recexp.runs.convergence import WARNED
+from recexp.runs.identity import PLACES, RAW_FILES, without
+from recexp.runs.result import RunResult
+
+CURVES = (("val/hr@10", "tab:blue"), ("val/ndcg@10", "tab:orange"), ("test/ndcg@10", "tab:red"))
+FEW_EPOCHS = 30  # below this many, curves mark their points
+
+
+def kept_config(cfg: DictConfig) -> dict[str, Any]:
+    """The resolved settings of a run without the places of files, for ``result.json``."""
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    return without(settings, (*PLACES, *RAW_FILES))
+
+
+def plan_lines(cfg: DictConfig, n_parameters: int, device: str) -> list[str]:
+    """What a run will do, in lines for the log."""
+    names = cfg.names
+    parts = [
+        f"model {names.model}",
+        f"objective {names.objective}",
+        f"loss {cfg.objective.get('loss_name')}" if cfg.objective.get("loss_name") else "",
+        f"sampler {names.sampler}" if cfg.objective.get("sampler") else "",
+        f"data {names.dataset}",
+        f"protocol {names.protocol}",
+        f"preset {cfg.preset}" if cfg.get("preset") else "",
+        f"seed {cfg.seed}",
+    ]
+    what = ", ".join(part for part in parts if part)
+    where = f"{n_parameters:,} parameters on {device}, results in {cfg.run_dir}"
+    return [f"[run] {what}", f"[run] {where}"]
+
+
+def save_config(path: Path, cfg: DictConfig) -> None:
+    """``config.yaml``: every setting, resolved."""
+    with atomic_write(path) as temporary:
+        OmegaConf.save(cfg, temporary, resolve=True)
+
+
+def save_result(path: Path, result: RunResult) -> None:
+    """``result.json`` of a finished run."""
+    write_json(path, result.to_dict())
+
+
+def save_interrupted(
+    run_dir: Path, about: Mapping[str, Any], signum: int, record: Mapping[str, Any]
+) -> None:
+    """The ``result.json`` of a run that a signal ended: how far it came, and no metrics."""
+    name = signal.Signals(signum).name
+    end = {"interrupted": name, "stop_reason": f"interrupted by {name}", "metrics": {}}
+    write_json(run_dir / "result.json", {**about, **record, **end})
+
+
+def save_ranks(path: Path, ranks: Mapping[str, Mapping[str, np.ndarray[Any, Any]]]) -> str:
+    """``ranks.parquet``: user, better, tied, candidates, split, one row per evaluated user.
+
+    Returns the checksum for ``result.json``.
+    """
+    import polars as pl
+
+    frames = [
+        pl.DataFrame(dict(columns)).with_columns(split=pl.lit(split))
+        for split, columns in ranks.items()
+    ]
+    with atomic_write(path) as temporary:
+        pl.concat(frames).write_parquet(temporary)
+    return checksum(path)
+
+
+def save_curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> None:
+    """``curves.png``: training loss and validation metrics against epochs."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    marker = "." if len(rows) < FEW_EPOCHS else None
+    epochs = [row["epoch"] + 1 for row in rows]
+    losses = [row.get("train/loss", float("nan")) for row in rows]
+    left.plot(epochs, losses, color="tab:gray", marker=marker)
+    left.set(xlabel="epoch", ylabel="training loss")
+    for key, color in CURVES:
+        validated = [row for row in rows if key in row]
+        if validated:
+            x = [row["epoch"] + 1 for row in validated]
+            y = [row[key] for row in validated]
+            right.plot(x, y, label=key, color=color, marker=marker)
+    right.set(xlabel="epoch", ylim=(0, None))
+    right.legend(frameon=False)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(title)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=120, format="png")
+    plt.close(figure)
+
+
+def show_table(result: RunResult, run_dir: Path) -> None:
+    """Print the result as a small table."""
+    print()
+    print(_title(result))
+    for line in _metric_lines(result.metrics):
+        print(line)
+    if result.metrics.get("test/users/seen"):
+        print(_seen_line(result.metrics))
+    print(_training_line(result, run_dir))
+    convergence = result.convergence or {}
+    if convergence.get("kind") in WARNED:
+        print(f"warning: {convergence['text']}")
+    print()
+
+
+def _title(result: RunResult) -> str:
+    simulated = " (SIMULATED data)" if result.data.simulated else ""
+    parts = (
+        f"{result.model} on {result.dataset}{simulated}",
+        f"{result.protocol} ({result.protocol_id})",
+        f"seed {result.seed}",
+        f"selected on {result.selection}",
+    )
+    return " · ".join(parts)
+
+
+def _metric_lines(metrics: Mapping[str, float]) -> list[str]:
+    prefix = "test/hr@"
+    cutoffs = [key.removeprefix(prefix) for key in metrics if key.startswith(prefix)]
+    ks = sorted(int(cutoff) for cutoff in cutoffs if cutoff.isdigit())
+    names = [f"{name}@{k}" for name in ("hr", "ndcg") for k in ks] + ["mrr"]
+    lines = [" " * 8 + "".join(f"{name.upper():>9}" for name in names)]
+    for split in ("val", "test"):
+        if f"{split}/mrr" in metrics:
+            values = [metrics[f"{split}/{name}"] for name in names]
+            lines.append(f"{split:8}" + "".join(f"{value:9.4f}" for value in values))
+    return lines
+
+
+def _seen_line(metrics: Mapping[str, float]) -> str:
+    n_seen = int(metrics["test/users/seen"])
+    n_new = int(metrics.get("test/users/new", 0))
+    line = (
+        "test targets that the user met before through a weaker behavior: "
+        f"{n_seen} of {n_seen + n_new}; NDCG@10 {metrics['test/ndcg@10/seen']:.4f}"
+    )
+    if n_new:
+        line += f", on new ones {metrics['test/ndcg@10/new']:.4f}"
+    return line
+
+
+def _training_line(result: RunResult, run_dir: Path) -> str:
+    line = f"best epoch {result.best_epoch + 1} of {result.epochs}"
+    if result.updates:
+        line += f", {result.updates:,} updates"
+    line += f" ({result.stop_reason})"
+    if result.wall_time_s is not None:
+        line += f", {result.wall_time_s:.1f} s"
+    n_parts = len(result.parts or [])
+    if n_parts > 1:
+        line += f" in {n_parts} parts"
+    return f"{line}, in {run_dir}"

@@ -1,0 +1,146 @@
+"""``RunResult``: what a run's ``result.json`` holds.
+
+The run writes it, ``evaluate`` and the report read it. This module imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from recexp.errors import RecexpError
+
+LIMIT = 1e15  # no count and no measurement of a run comes near it
+SHOWN = 40  # characters of a bad value that an error message shows
+
+Count = Annotated[int, Field(gt=-LIMIT, lt=LIMIT)]
+Number = Annotated[float, Field(gt=-LIMIT, lt=LIMIT, allow_inf_nan=False)]
+
+
+class _Record(BaseModel):
+    """Values are never converted; keys that other versions wrote are kept."""
+
+    model_config = ConfigDict(strict=True, extra="allow", protected_namespaces=())
+
+
+class DataFacts(_Record):
+    """Facts about the prepared data.
+
+    fingerprint: hash of the raw files, the settings of the preparation and the reader's code.
+    """
+
+    users: Count | None = None
+    items: Count | None = None
+    interactions: Count | None = None
+    fingerprint: str | None = None
+    simulated: bool | None = None
+
+
+class GitState(_Record):
+    """The checkout that the code ran from; both None outside a checkout."""
+
+    commit: str | None = None
+    dirty: bool | None = None
+
+
+class RunResult(_Record):
+    """The content of ``result.json``.
+
+    Keys with the default None may be missing: runs of earlier versions did not write them, or
+    they concern some runs only.
+
+    metrics: "test/<metric>" and "val/<metric>" -> value; "test/mrr" is always there.
+    selection: "val", "refit" or "test_peek (...)"; for an evaluated run also ", by <protocol>".
+    best_epoch: counted from 0. epochs: trained, over all parts of a resumed run.
+    config: the settings without the places of files. overrides: of the command line.
+    updates: optimizer steps, over all parts; 0 for a model without gradients.
+    parts: one entry per process that trained the run, the last one at the end.
+    refit: epochs and updates of the second training under ``selection=refit``.
+    constant_loss: training loss of a model that scores all items equal.
+    convergence: see ``recexp.runs.convergence.judge``.
+    gflops, gops: see ``recexp.runs.costs.scoring_costs``.
+    evaluated: versions, hardware and time of an evaluation under another protocol.
+    ranks_sha256: checksum of ``ranks.parquet``.
+    """
+
+    model: str
+    dataset: str
+    protocol: str
+    protocol_id: str
+    seed: Count
+    selection: str
+    metrics: dict[str, Number]
+    best_epoch: Count
+    epochs: Count
+    stop_reason: str
+    data: DataFacts
+
+    objective: str | None = None
+    sampler: str | None = None
+    overrides: list[str] | None = None
+    config: dict[str, Any] | None = None
+    batch_counts: str | None = None
+    git: GitState | None = None
+    audit: dict[str, Any] | None = None
+    left_out: dict[str, Any] | None = None
+    updates: Count | None = None
+    updates_per_epoch: Count | None = None
+    parts: list[dict[str, Any]] | None = None
+    refit: dict[str, Any] | None = None
+    constant_loss: Number | None = None
+    convergence: dict[str, Any] | None = None
+    wall_time_s: Number | None = None
+    examples_per_s: Number | None = None
+    parameters: Count | None = None
+    gflops: Number | None = None
+    gops: Number | None = None
+    reconstruction: bool | None = None
+    versions: dict[str, Any] | None = None
+    hardware: dict[str, Any] | None = None
+    peak_memory_mb: Number | None = None
+    evaluated: dict[str, Any] | None = None
+    ranks_sha256: str | None = None
+
+    @classmethod
+    def parse(cls, content: object) -> RunResult:
+        """The result that ``content``, read from JSON, stands for.
+
+        Raises RecexpError that names the first wrong key.
+        """
+        try:
+            result = cls.model_validate(content)
+        except ValidationError as error:
+            raise RecexpError(_first_problem(error)) from None
+        if "test/mrr" not in result.metrics:
+            raise RecexpError("its metrics lack test/mrr")
+        return result
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the file: keys that were never set are left out."""
+        return self.model_dump(exclude_unset=True)
+
+
+def find_problem(content: object) -> str:
+    """Why ``content``, read from JSON, is not the result of a finished run; "" if it is one."""
+    try:
+        RunResult.parse(content)
+    except RecexpError as error:
+        return str(error)
+    return ""
+
+
+def _first_problem(error: ValidationError) -> str:
+    problems = error.errors(include_url=False)
+    missing = [str(p["loc"][-1]) for p in problems if p["type"] == "missing"]
+    if missing:
+        return f"it lacks {', '.join(missing)}"
+    problem = problems[0]
+    if not problem["loc"]:
+        return "it is not a JSON object"
+    value = repr(str(problem["input"])[:SHOWN])
+    key = ".".join(str(part) for part in problem["loc"])[:SHOWN]
+    if problem["loc"][0] == "metrics" and len(problem["loc"]) > 1:
+        name = str(problem["loc"][1])[:SHOWN]
+        return f"its metric {name!r} is {value}"
+    return f"its {key} is {value}"

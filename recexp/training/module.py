@@ -1,0 +1,319 @@
+"""The LightningModule of all runs: it joins a model, an objective and a protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
+
+from recexp.contracts import ClosedForm, Objective, Recommender
+from recexp.data.store import Store
+from recexp.distributed import rank_and_world
+from recexp.errors import RecexpError
+from recexp.evaluation.candidate_store import stored_candidates
+from recexp.evaluation.metrics import RankingMetrics
+from recexp.evaluation.protocol import Protocol
+from recexp.rng import mix
+from recexp.training.memory import out_of_memory, too_large, users_at_once
+from recexp.training.nan_report import bad_rows, first_bad_output, first_bad_parameter
+from recexp.types import moved
+
+
+def _seed_everything(device: torch.device, seed: int) -> None:
+    """Seed the CPU and this device.
+
+    torch.manual_seed also seeds devices that do not exist, for each of which it records a stack
+    trace: a millisecond per step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
+class RecModule(pl.LightningModule):
+    """Trains the model by the objective and ranks held-out users by the protocol.
+
+    optimizer: partial of a torch optimizer, called with parameter groups.
+    scheduler: partial of a per-step learning-rate scheduler, called with the optimizer and
+        total_steps, or None.
+    splits: the held-out splits that the validation loop ranks, as in ``RecDataModule``.
+    store_on: "device" gathers batches where the model is; "host" gathers them in the host's memory
+        and moves them; "auto" takes the host where the data would fill more than half of what is
+        free on the device.
+    """
+
+    def __init__(
+        self,
+        model: Recommender,
+        objective: Objective[Any, Any],
+        protocol: Protocol,
+        store: Store,
+        *,
+        optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+        scheduler: Callable[..., Any] | None = None,
+        seed: int = 0,
+        splits: Sequence[str] = ("val",),
+        store_on: str = "auto",
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+        self.protocol = protocol
+        self.store = store
+        self.seed = seed
+        self.splits = tuple(splits)
+        self.store_on = store_on
+        self._optimizer = optimizer
+        self._scheduler = scheduler
+        self.gradient_free = isinstance(model, ClosedForm)
+        self.automatic_optimization = not self.gradient_free
+        if self.gradient_free:
+            # DDP refuses a module without parameters.
+            self.anchor = torch.nn.Parameter(torch.zeros(()))
+        metrics = {s: RankingMetrics(protocol.ks, protocol.ties) for s in self._all_splits}
+        self.metrics = torch.nn.ModuleDict(metrics)
+        self.latest_loss: Tensor | None = None
+        # Latest metrics of each split in full precision, where Lightning logs float32.
+        self.results: dict[str, dict[str, float]] = {}
+        self._candidates: dict[str, Tensor | None] = {}
+        # By name: the sum of a loss over the rows of this epoch, and their number.
+        self._sums: dict[str, tuple[Tensor | float, int]] = {}
+        model.bind(store)
+
+    @property
+    def _all_splits(self) -> set[str]:
+        return {*self.splits, "test"}
+
+    def setup(self, stage: str) -> None:
+        """Map the stored candidates and move the data to the device, before the first batch."""
+        # Candidates are drawn on the host, so this comes before the move.
+        for split in self._all_splits - self._candidates.keys():
+            has_targets = len(self.store.targets(split)) > 0
+            candidates = (
+                stored_candidates(self.store, self.protocol, split) if has_targets else None
+            )
+            self._candidates[split] = candidates
+        on_host = self.store_on == "host" or (
+            self.store_on == "auto" and too_large(self.store, self.device)
+        )
+        if on_host and self.gradient_free and self.device.type != "cpu":
+            raise RecexpError(
+                "This model fits by passes over all data, which does not fit on the device beside "
+                "it: set trainer.accelerator=cpu."
+            )
+        if not on_host:
+            self.store = self.store.to(self.device)
+
+    # ------------------------------------------------------------ training
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer with matrices and other parameters as two groups, and its scheduler."""
+        if self.gradient_free:
+            return None
+        # Decoupled decay spares biases and norms, as BERT's authors do. Coupled decay is an L2
+        # penalty on every parameter, as in the code of Caser and NCF.
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.ndim > 1]
+        others = [p for p in trained if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [{"params": matrices}]
+        if others:
+            groups.append({"params": others, "weight_decay": 0.0})
+        assert self._optimizer is not None
+        optimizer = self._optimizer(groups)
+        if not isinstance(optimizer, torch.optim.AdamW):
+            for group in optimizer.param_groups:
+                group["weight_decay"] = optimizer.defaults.get("weight_decay", 0.0)
+        if self._scheduler is None:
+            return optimizer
+        total_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = self._scheduler(optimizer, total_steps=total_steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def training_step(self, row: Tensor, index: int) -> Tensor | None:
+        # A step's randomness (negatives, masks, dropout) depends on nothing before it, so that a
+        # resumed run equals an uninterrupted one.
+        seed = mix(self.seed, self.current_epoch, rank_and_world()[0], index)
+        _seed_everything(self.device, seed)
+        losses = self.objective.loss(self.model, self._batch(row, seed))
+        if self.gradient_free:
+            self._add(losses, len(row))
+            self._count_step()
+            return None
+        loss = losses["loss"]
+        assert isinstance(loss, Tensor)
+        if not torch.isfinite(loss):
+            raise RecexpError(self._not_finite(row, index, seed))
+        self._add({**losses, **self.model.diagnostics()}, len(row))
+        self.latest_loss = loss.detach()
+        return loss
+
+    def _batch(self, row: Tensor, seed: int) -> Any:
+        """What the objective makes of the rows, on the model's device."""
+        generator = torch.Generator(self.store.device).manual_seed(seed)
+        batch = self.objective.batch(self.store, row, generator)
+        return batch if self.store.device == self.device else moved(batch, self.device)
+
+    def _count_step(self) -> None:
+        """Count a pass as an optimizer step: loggers and checkpoints go by the number of steps."""
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.increment_ready()
+        progress.increment_completed()
+
+    def _not_finite(self, row: Tensor, index: int, seed: int) -> str:
+        """The error for a loss that is NaN or infinite: where, why, and what to do."""
+
+        @torch.no_grad()
+        def loss_of(some: Tensor) -> Tensor:
+            _seed_everything(self.device, seed)
+            loss = self.objective.loss(self.model, self._batch(some, seed))["loss"]
+            assert isinstance(loss, Tensor)
+            return loss
+
+        cause = first_bad_parameter(self.model)
+        if cause is None:
+            name = first_bad_output(self.model, lambda: loss_of(row))
+            if name:
+                cause = f"the first output that is not finite is that of {name}"
+            else:
+                cause = "every layer's output is finite, the loss of them is not"
+            if self.objective.independent_rows:
+                cause += self._bad_users(bad_rows(row, loss_of), seed)
+        return (
+            f"The loss is not finite in step {index + 1} of epoch {self.current_epoch + 1}: "
+            f"{cause}. The last good checkpoint is kept. Lower optimizer.lr or set "
+            "trainer.gradient_clip_val, or look at these rows."
+        )
+
+    def _bad_users(self, row: Tensor, seed: int) -> str:
+        users = self._batch(row, seed).query.user_B.tolist() if len(row) else []
+        if users:
+            return f"; alone already in rows {row.tolist()} of users {users}"
+        return "; no row alone causes it"
+
+    # ------------------------------------------------------------ means over an epoch
+
+    def on_train_epoch_start(self) -> None:
+        """Not called where a run resumes within an epoch: its sums are in the checkpoint."""
+        self._sums = {}
+
+    def _add(self, losses: Mapping[str, Tensor | float], n_rows: int) -> None:
+        # Lightning's own log takes longer than a training step of matrix factorization.
+        for name, value in losses.items():
+            number = value.detach().double() if isinstance(value, Tensor) else float(value)
+            total, n_total = self._sums.get(name, (0.0, 0))
+            self._sums[name] = (total + number * n_rows, n_total + n_rows)
+
+    def train_means(self) -> dict[str, float]:
+        """Loss and diagnostics of the epoch so far, means over its rows."""
+        return {
+            f"train/{name}": float(total) / max(1, n_rows)
+            for name, (total, n_rows) in self._sums.items()
+        }
+
+    def on_train_epoch_end(self) -> None:
+        self.log_dict(self.train_means())
+
+    # ------------------------------------------------------------ checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        sums = {name: (float(total), n_rows) for name, (total, n_rows) in self._sums.items()}
+        checkpoint["train_sums"] = sums
+        checkpoint["data_fingerprint"] = self.store.meta["fingerprint"]
+        state = self.objective.state()
+        if state:
+            checkpoint["objective"] = state
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._sums = dict(checkpoint.get("train_sums", {}))
+        if "objective" in checkpoint:
+            self.objective.load_state(checkpoint["objective"])
+
+    # ------------------------------------------------------------ evaluation
+
+    def validation_step(self, row: Tensor, index: int, dataloader_idx: int = 0) -> None:
+        self._rank(self.splits[dataloader_idx], row)
+
+    def on_validation_epoch_end(self) -> None:
+        for split in self.splits:
+            self._finish(split, prog_bar=True)
+
+    def test_step(self, row: Tensor, index: int) -> None:
+        self._rank("test", row)
+
+    def on_test_epoch_end(self) -> None:
+        self.ranks = {k: v.numpy() for k, v in self._metrics_of("test").ranks().items()}
+        self._finish("test", prog_bar=False)
+
+    def _metrics_of(self, split: str) -> RankingMetrics:
+        metrics = self.metrics[split]
+        assert isinstance(metrics, RankingMetrics)
+        return metrics
+
+    def _rank(self, split: str, row: Tensor) -> None:
+        """Rank the targets of these users, in as many parts as memory allows."""
+        if self._candidates[split] is None:
+            n_at_once = users_at_once(self.device, self.store.schema.n_items)
+            parts = row.split(n_at_once)
+        else:
+            parts = (row,)
+        for part in parts:
+            self._rank_part(split, part)
+
+    def _rank_part(self, split: str, row: Tensor) -> None:
+        """Rank the targets of these users, halving the batch where memory does not suffice."""
+        targets = self.store.targets(split)
+        candidates = self._candidates[split]
+        chosen = None
+        if candidates is not None:
+            chosen = candidates[row.to(candidates.device)].to(self.device)
+        try:
+            # float32 even where training is in bf16, whose scores tie at the target often.
+            with torch.autocast(self.device.type, enabled=False):
+                better, tied, n = self.protocol.ranks(
+                    self.store, targets, row, chosen, self.model, self.device
+                )
+        except RecexpError as error:
+            place = f"Evaluating the {split} split in epoch {self.current_epoch}"
+            raise RecexpError(f"{place}: {error}") from error
+        except RuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            if len(row) == 1:
+                raise RecexpError(
+                    f"Evaluating the {split} split: one user's candidates do not fit into memory. "
+                    "Lower model.num_factors."
+                ) from error
+            rank_zero_warn(
+                f"Out of memory ranking {len(row)} users at once: going on with half as many. "
+                "Lower eval_batch_size to avoid this."
+            )
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            for half in row.tensor_split(2):
+                self._rank_part(split, half)
+            return
+        user = moved(targets.user[row], self.device)
+        seen = moved(targets.seen[row], self.device)
+        self._metrics_of(split).update(user, better, tied, n, seen)
+
+    def _finish(self, split: str, prog_bar: bool) -> None:
+        """Compute the metrics of a split and log them."""
+        metrics = self._metrics_of(split)
+        values = metrics.compute()
+        self.results[split] = values
+        for name, value in values.items():
+            self.log(
+                f"{split}/{name}",
+                value,
+                prog_bar=prog_bar and name in ("hr@10", "ndcg@10"),
+                sync_dist=False,
+                add_dataloader_idx=False,
+            )
+        metrics.reset()

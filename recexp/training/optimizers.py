@@ -1,0 +1,128 @@
+"""Optimizers as the authors of GRU4Rec and BERT run them; torch's own differ in details."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from recexp.errors import RecexpError
+
+
+class GRU4RecAdagrad(torch.optim.Adagrad):
+    """Adagrad of GRU4Rec's official code (Hidasi and Karatzoglou 2018, arXiv:1706.03847).
+
+    acc += g^2; v = momentum * v - lr * g / sqrt(acc + eps); p += v. torch's Adagrad adds its
+    epsilon to the root and has no momentum.
+
+    With momentum, a row of a parameter whose whole gradient is 0 keeps its velocity and stays
+    where it is: the official code updates only the items of the batch. An item that occurs several
+    times in a batch counts with the sum of its gradients. Gradients may be sparse.
+
+    Raises RecexpError unless lr >= 0, 0 <= momentum < 1 and eps > 0.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Annotated[float, Field(ge=0)] = 0.05,
+        momentum: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        eps: Annotated[float, Field(gt=0)] = 1e-6,
+        *,
+        fused: bool | None = None,
+    ):
+        if not (lr >= 0 and 0 <= momentum < 1 and eps > 0):
+            raise RecexpError(
+                f"lr={lr}, momentum={momentum}, eps={eps}: lr must be at least 0, momentum in "
+                "[0, 1) and eps above 0."
+            )
+        # A sum that starts at epsilon is the sum with epsilon inside the root.
+        super().__init__(params, lr=lr, eps=0.0, initial_accumulator_value=eps, fused=fused)
+        self.defaults["momentum"] = momentum
+        for group in self.param_groups:
+            group.setdefault("momentum", momentum)
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of all parameters that have a gradient."""
+        groups = self.param_groups
+        parameters = [p for group in groups for p in group["params"]]
+        has_sparse = any(p.grad is not None and p.grad.is_sparse for p in parameters)
+        has_momentum = any(group["momentum"] != 0 for group in groups)
+        if not has_sparse and not has_momentum:
+            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        with torch.no_grad():
+            for group in groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        self._update_rows(p, p.grad, group["lr"], group["momentum"])
+        return loss
+
+    def _update_rows(self, p: Tensor, grad: Tensor, lr: float, momentum: float) -> None:
+        state = self.state[p]
+        row_R, grad_R = _rows_with_gradient(grad)  # [R], [R, ...]
+        state["step"] += 1
+        acc = state["sum"][row_R].addcmul_(grad_R, grad_R)
+        state["sum"][row_R] = acc
+        change = grad_R.div_(acc.sqrt_()).mul_(-lr)
+        if momentum:
+            if "velocity" not in state:
+                state["velocity"] = torch.zeros_like(p)
+            change = change.add_(state["velocity"][row_R], alpha=momentum)
+            state["velocity"][row_R] = change
+        p.index_add_(0, row_R, change)
+
+
+def _rows_with_gradient(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows that are not all 0, ascending, and a copy of their gradients [R, ...]."""
+    if grad.is_sparse:
+        grad = grad.coalesce()
+        return grad.indices()[0], grad.values().clone()
+    # The largest absolute value of a row; (grad != 0).any(1) takes ten times as long.
+    largest = grad if grad.dim() <= 1 else grad.flatten(1).abs().amax(1)
+    row_R = (largest != 0).nonzero().flatten()
+    return row_R, grad[row_R]
+
+
+class BertAdamW(torch.optim.AdamW):
+    """Adam with decoupled weight decay as BERT's authors run it: moments without bias correction.
+
+    m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; p -= lr (m / (sqrt(v) + eps) + weight_decay p).
+    Devlin et al. 2018, arXiv:1810.04805; used by Sun et al. 2019 (BERT4Rec), arXiv:1904.06690.
+    The first steps are up to (1 - b1) / sqrt(1 - b2) times as long as torch's AdamW's, 3.2 for the
+    usual betas: meant for a warm-up.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Annotated[float, Field(ge=0)] = 1e-4,
+        betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (
+            0.9,
+            0.999,
+        ),
+        eps: Annotated[float, Field(ge=0)] = 1e-6,
+        weight_decay: Annotated[float, Field(ge=0)] = 0.01,
+        *,
+        fused: bool | None = None,
+    ):
+        super().__init__(
+            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=fused
+        )
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of all parameters that have a gradient."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.requires_grad and not self.state[p]:
+                    # After infinitely many steps the corrections 1 - beta^step are exactly 1.
+                    step = torch.tensor(torch.inf, device=p.device if group["fused"] else "cpu")
+                    zeros = {name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")}
+                    self.state[p] = {"step": step, **zeros}
+        return super().step(closure)

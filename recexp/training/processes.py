@@ -1,0 +1,137 @@
+"""Several processes of one run: if one dies, the others end too, and no process is left behind."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import signal
+import subprocess
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import torch.distributed as dist
+from pydantic import Field
+from pytorch_lightning.strategies import DDPStrategy
+
+MAIN = "RECEXP_MAIN_PID"  # environment variable of processes that the first one started
+GRACE = 5.0  # seconds that a process has to end by itself
+POLL = 0.2  # seconds between two looks at the other processes
+
+log = logging.getLogger(__name__)
+
+
+class WatchedDDP(DDPStrategy):
+    """Lightning's DDP, whose processes watch each other.
+
+    If a process dies, the others end within seconds, with a message, also those that wait inside
+    an exchange that will never complete.
+
+    timeout_s: seconds an exchange may wait for a process that lives but does not answer.
+    run_dir: the directory that the message names. threads: of each process; Lightning's launcher
+    would share out the cores instead, whatever was set before.
+    """
+
+    def __init__(
+        self,
+        timeout_s: Annotated[float, Field(gt=0)] = 600,
+        run_dir: str | Path = ".",
+        threads: Annotated[int, Field(ge=1)] | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(timeout=timedelta(seconds=timeout_s), **settings)
+        self.run_dir = Path(run_dir)
+        self.threads = threads
+        os.environ.setdefault(MAIN, str(os.getpid()))
+
+    def setup_environment(self) -> None:
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        children = self._take_children()
+        main_pid = int(os.environ[MAIN])
+        is_child = main_pid != os.getpid() and os.environ.get("LOCAL_RANK", "0") != "0"
+        if children or is_child:
+            _Watch(self.run_dir, children, main_pid if is_child else None).start()
+        super().setup_environment()
+
+    def _take_children(self) -> list[subprocess.Popen[bytes]]:
+        """The processes that Lightning's launcher started, removed from its own list.
+
+        Lightning would watch that list, too, and end this process by SIGKILL without a message.
+        """
+        processes = getattr(self.launcher, "procs", [])
+        children = processes[:]
+        processes.clear()
+        return children
+
+
+class _Watch(threading.Thread):
+    """Ends this process if a child fails or the parent is lost, and the main thread does not.
+
+    parent: process id, None in the first process.
+    """
+
+    def __init__(
+        self, run_dir: Path, children: list[subprocess.Popen[bytes]], parent: int | None
+    ) -> None:
+        super().__init__(daemon=True, name="watch over the other processes")
+        self.run_dir = run_dir
+        self.children = children
+        self.parent = parent
+        if children:
+            atexit.register(self._end_children)
+
+    def run(self) -> None:
+        code = self._exit_code_of_lost_peer()
+        while code is None:
+            time.sleep(POLL)
+            code = self._exit_code_of_lost_peer()
+        time.sleep(GRACE)  # the main thread may notice by itself, and ends the process properly
+        log.error("error: %s", peer_lost_message(self.run_dir))
+        for child in self.children:
+            child.kill()
+        was_signaled = code in (-signal.SIGTERM, -signal.SIGINT)
+        os._exit(128 + abs(code) if was_signaled else 1)
+
+    def _exit_code_of_lost_peer(self) -> int | None:
+        if self.parent is not None and os.getppid() != self.parent:
+            return 1
+        for child in self.children:
+            code = child.poll()
+            if code:
+                return code
+        return None
+
+    def _end_children(self) -> None:
+        deadline = time.monotonic() + GRACE
+        for child in self.children:
+            try:
+                child.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+def is_peer_lost(error: BaseException) -> bool:
+    """Is this how torch says that another process of the run died or does not answer?"""
+    # gloo names its source file in most messages, but not in those of an abandoned exchange.
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError)
+        and any(word in str(error) for word in ("gloo", "pair closure"))
+    )
+
+
+def peer_lost_message(run_dir: Path) -> str:
+    """What the user has to know where another process is lost."""
+    last = run_dir / "checkpoints" / "last.ckpt"
+    advice = "Nothing was saved yet: start again."
+    if last.exists():
+        advice = f"To go on: the same command with ckpt_path={last}"
+    return (
+        "Another process of this run is lost or does not answer; its own message, if there is "
+        f"one, says why. {advice}"
+    )

@@ -1,0 +1,158 @@
+"""What a sweep does again and what it leaves alone.
+
+Jobs are played by a process that writes a result and nothing else.
+"""
+
+import json
+import re
+import signal
+import sys
+
+import pytest
+from omegaconf import OmegaConf
+
+from recexp.cli import launcher
+from recexp.cli.launcher import ProcessLauncher
+from recexp.logs import show_logs
+from tests.config.test_experiments import composed
+
+JOB = "import json, pathlib, sys; pathlib.Path(sys.argv[1], 'result.json').write_text(json.dumps({'metrics': {'val/ndcg@10': 0.25}}))"  # noqa: E501
+KILLED = "import os; os.kill(os.getpid(), 9)"
+SIGNALS_THE_SWEEP = """
+import os, pathlib, signal, sys, time
+def on_sigterm(*signal):
+    pathlib.Path(sys.argv[1], "ended").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, on_sigterm)
+os.kill(os.getppid(), getattr(signal, sys.argv[2]))
+time.sleep(600)
+"""
+
+
+class Loader:
+    """Hydra's config loader as far as the launcher asks it. common: what stands in the YAMLs,
+    unknown to the overrides.
+    """
+
+    def __init__(self, common):
+        self.common = common
+
+    def load_sweep_config(self, master, overrides):
+        config = composed(*self.common, *overrides, return_hydra_config=True)
+        OmegaConf.set_readonly(config.hydra, False)
+        config.hydra.overrides.task = list(overrides)
+        return config
+
+
+class Context:
+    def __init__(self, *common):
+        self.config_loader = Loader(common)
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch):
+    """sweep(jobs, *settings of the YAMLs) -> directories of the jobs that ran; ``sweep.fail`` makes
+    jobs die, ``sweep.scripts`` says how.
+    """
+    show_logs()
+    popen, ran = launcher.subprocess.Popen, []
+
+    def play(command, **how):
+        folder = next(
+            word.split("=", 1)[1] for word in command if word.startswith("hydra.run.dir=")
+        )
+        ran.append(folder.rsplit("/", 1)[-1])
+        script = "raise SystemExit(1)" if go.fail else go.scripts.get(ran[-1], JOB)
+        return popen([sys.executable, "-S", "-c", script, folder, *go.words], **how)
+
+    def go(jobs, *settings):
+        ran.clear()
+        plugin = ProcessLauncher()
+        config = composed(f"hydra.sweep.dir={tmp_path}", return_hydra_config=True)
+        plugin.setup(hydra_context=Context(*settings), task_function=None, config=config)
+        returns = plugin.launch([job.split() for job in jobs], 0)
+        assert all(r.return_value == 0.25 for r in returns)
+        return list(ran)
+
+    go.fail, go.scripts, go.words = False, {}, []
+    monkeypatch.setattr(launcher.subprocess, "Popen", play)
+    return go
+
+
+def test_results_are_kept_and_what_is_missing_is_run(sweep, tmp_path):
+    assert sweep(["model=pop", "model=item_knn"]) == ["0", "1"]
+    assert sweep(["model=pop", "model=item_knn"]) == []
+    (tmp_path / "1" / "result.json").unlink()
+    assert sweep(["model=pop", "model=item_knn"]) == ["1"]
+
+
+def test_failed_jobs_run_again(sweep):
+    sweep.fail = True
+    with pytest.raises(SystemExit):
+        sweep(["model=pop"])
+    sweep.fail = False
+    assert sweep(["model=pop"]) == ["0"]
+
+
+def test_a_job_is_known_by_its_overrides_not_by_its_number(sweep, tmp_path):
+    assert sweep(["model=pop", "model=item_knn"]) == ["0", "1"]
+    assert sweep(["model=item_knn"]) == []
+    assert sweep(["model=replay", "model=pop"]) == ["2"], "and nothing is overwritten"
+    assert json.loads((tmp_path / "1" / "job.json").read_text())["overrides"] == ["model=item_knn"]
+
+
+def test_a_setting_from_a_yaml_counts_like_one_from_the_command_line(sweep, capfd):
+    """As if the experiment's file had been edited between two starts."""
+    assert sweep(["model=pop", "model=item_knn"], "seed=0") == ["0", "1"]
+    assert sweep(["model=pop", "model=item_knn"], "seed=1") == ["0", "1"]
+    assert re.search(
+        r"job 1 runs again, for its config has changed \(seed\)", capfd.readouterr().err
+    )
+    sweep.fail = True
+    with pytest.raises(SystemExit):
+        sweep(["model=pop"], "protocol.candidates.n=50")
+    sweep.fail = False
+    assert sweep(["model=pop"], "protocol.candidates.n=50") == ["0"], (
+        "the old result went with the old config"
+    )
+
+
+def test_what_changes_no_number_does_not_count(sweep):
+    assert sweep(["model=pop", "model=item_knn threads=1"], "cache_dir=a") == ["0", "1"]
+    assert sweep(["model=pop threads=2 logger=none", "model=item_knn"], "cache_dir=b") == []
+
+
+def test_a_killed_job_is_named_with_its_signal_and_the_others_finish(sweep, tmp_path, capfd):
+    sweep.scripts = {"0": KILLED}
+    with pytest.raises(SystemExit) as ended:
+        sweep(["model=pop", "model=item_knn", "model=replay"])
+    said = capfd.readouterr().err
+    assert (
+        ended.value.code == 1
+        and "FAILED job 0 (model=pop): killed by SIGKILL" in said
+        and "1 of 3 jobs failed" in said
+    )
+    assert [(tmp_path / name / "result.json").exists() for name in "012"] == [False, True, True]
+    sweep.scripts = {}
+    assert sweep(["model=pop", "model=item_knn", "model=replay"]) == ["0"]
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_sweep_ended_by_a_signal_ends_its_jobs_first(sweep, tmp_path, capfd, name, code):
+    sweep.scripts, sweep.words = {"0": SIGNALS_THE_SWEEP}, [name]
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # which the tests' own process may ignore
+    try:
+        with pytest.raises(SystemExit) as ended:
+            sweep(["model=pop", "model=item_knn"])
+        assert (
+            ended.value.code == code
+            and (tmp_path / "0" / "ended").exists()
+            and not (tmp_path / "1").exists()
+        )
+        assert f"{name} ends the sweep and its 1 running jobs" in capfd.readouterr().err
+        assert signal.getsignal(signal.SIGTERM) is before[signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGINT, before[signal.SIGINT])

@@ -1,0 +1,179 @@
+"""Whatever number or word a YAML is given: one error that names the key, before any work starts, or
+a run that trains.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from omegaconf import DictConfig, OmegaConf
+
+from recexp.config import CONF
+from recexp.config.check import check_config
+from recexp.errors import RecexpError
+from tests.config.test_check import composed
+from tests.support.running import command
+
+MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+WRONG = (0, -1, 1.5, "abc", 10**12, float("nan"), True)
+OTHERS = (
+    "objective",
+    "optimizer",
+    "trainer",
+    "protocol",
+    "sampler",
+    "scheduler",
+    "seed",
+    "batch_size",
+    "eval_batch_size",
+    "threads",
+    "callbacks",
+)
+DATA = ("dataset=table", "dataset.behaviours=[view,buy]", "dataset.explicit=[buy]")
+
+
+def numbers(node, path: str):
+    """Dotted keys of the numbers below a node, and of what is null and may become one."""
+    if isinstance(node, DictConfig):
+        for key in node:
+            if key != "_target_" and not OmegaConf.is_interpolation(node, key):
+                yield from numbers(node[key], f"{path}.{key}")
+    elif node is None or (isinstance(node, int | float) and not isinstance(node, bool)):
+        yield path
+
+
+def accepted(cfg, key: str) -> list:
+    """The wrong values that pass; the others must be refused by the key's name."""
+    passed, before = [], OmegaConf.select(cfg, key)
+    for value in WRONG:
+        OmegaConf.update(cfg, key, value)
+        try:
+            check_config(cfg)
+            passed.append(value)
+        except RecexpError as error:
+            assert key.rsplit(".", 1)[-1] in str(error), f"{key}={value}: {error}"
+    OmegaConf.update(cfg, key, before)
+    return passed
+
+
+def keys_of(model: str):
+    cfg = composed(f"model={model}", *DATA)
+    return cfg, list(numbers(cfg.model, "model"))
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_numbers_of_a_model_are_refused_by_name_or_make_sense(model):
+    cfg, keys = keys_of(model)
+    for key in keys:
+        passed = accepted(cfg, key)
+        assert -1 not in passed and "abc" not in passed, (key, passed)
+        if not key.endswith(
+            ("alpha", "regularisation", "damping", "popularity", "share")
+        ):  # weights without an upper end
+            assert set(passed) <= {0}, (key, passed)
+
+
+@pytest.mark.parametrize("model", ["bert_ite", "gru4rec_plus", "bpr_mf", "sasrec", "bert4rec"])
+def test_numbers_of_everything_else_are_refused_by_name_or_make_sense(model):
+    cfg = composed(f"model={model}", "scheduler=linear_warmup", *DATA)
+    for key in (key for name in OTHERS for key in numbers(cfg[name], name)):
+        passed = accepted(cfg, key)
+        free = {"trainer.devices": WRONG, "trainer.num_sanity_val_steps": (-1,)}.get(
+            key, ()
+        )  # the machine decides about devices
+        assert -1 not in passed or -1 in free, (key, passed)
+        assert "abc" not in passed or "abc" in free, (key, passed)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (
+            ["model=sasrec", "model.num_heads=3"],
+            r"model\.num_heads=3: does not divide model\.num_factors=64; choose one of 1, 2, 4, 8",
+        ),
+        (["model=bpr_mf", "objective.n_negatives=0"], r"objective\.n_negatives must be at least 1"),
+        (["model=sasrec_softmax", "objective.loss_name=bce"], r"draws negatives, but sampler=none"),
+        (
+            ["model=sasrec", "objective.loss_name=hinge"],
+            r"objective\.loss_name='hinge' is unknown; choose one of ce",
+        ),
+        (["model=nova_bert", "model.fusion=sum"], r"model\.fusion='sum': must be one of add"),
+        (["model=ite", "model.num_factors=7"], r"model: num_factors=7"),
+        (["protocol=full", "protocol.ks=[]"], r"protocol\.ks=\[\] must contain 10"),
+        (
+            ["protocol=full", "protocol.ks=[0,10]"],
+            r"protocol\.ks=\[0, 10\]: must be a list, each entry a whole number at least 1",
+        ),
+        (["protocol=full", "protocol.ks=[5]"], r"protocol\.ks=\[5\] must contain 10"),
+        (["dataset.explicit=[]"], r"tests on explicit feedback, but dataset\.explicit=\[\]"),
+        (["model=pop", "model.behaviours=[like]"], r"model: behaviours=\['like'\]"),
+        (
+            ["seed=4294967296"],
+            r"seed=4294967296: must be a whole number at least 0 and at most 4,294,967,295",
+        ),
+        (["optimizer.lr=null"], r"optimizer\.lr=null: must be a number at least 0"),
+        (["trainer.max_epochs=0"], r"trainer\.max_epochs=0: must be a whole number at least 1"),
+        (["scheduler=3"], r"scheduler"),
+        (["+objective.sampler=3"], r"objective\.sampler=3: must be a NegativeSampler"),
+        (["~callbacks.checkpoint"], r"callbacks\.checkpoint is missing"),
+        (
+            ["logger.wandb.mode=on"],
+            r"logger\.wandb\.mode='on': must be one of auto, online, offline",
+        ),
+    ],
+    ids=" ".join,
+)
+def test_what_is_refused_says_what_was_expected(overrides, text):
+    changes = [o for o in overrides if o.startswith(("scheduler=3", "+objective.sampler"))]
+    model = [] if any(o.startswith("model=") for o in overrides) else ["model=bert_ite"]
+    cfg = composed(*model, *DATA, *(o for o in overrides if o not in changes))
+    for change in changes:
+        key, value = change.lstrip("+").split("=")
+        OmegaConf.update(cfg, key, int(value))
+    with pytest.raises(RecexpError, match=text):
+        check_config(cfg)
+
+
+REFUSED = [
+    ("model=sasrec", "trainer.accelerator=abacus"),
+    ("model=sasrec", "trainer.devices=0"),
+    ("model=sasrec", "trainer.precision=3"),
+    ("model=sasrec", "model=nosuch"),
+    ("model=sasrec", "model.num_facters=3"),
+    ("model=sasrec", "+trainer.limit_val_batches=1.5"),
+    ("model=sasrec", "seed='${nosuch}'"),
+    ("-m", "model=sasrec", "model.num_facters=1,2"),
+    ("-m", "model=nosuch,sasrec", "model.num_heads=3"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", REFUSED, ids=" ".join)
+def test_the_command_line_ends_without_a_traceback_and_before_preparation(tmp_path, words):
+    where = (
+        f"hydra.sweep.dir={tmp_path}/sweep" if "-m" in words else f"hydra.run.dir={tmp_path}/run"
+    )
+    done = command(tmp_path / "x", *words, where)
+    assert done.returncode != 0 and "Traceback" not in done.stdout + done.stderr, done.stderr
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_what_is_accepted_trains_or_is_refused_in_one_line(tmp_path, model):
+    cfg, keys = keys_of(model)
+    taken = [(key, value) for key in keys for value in accepted(cfg, key)]
+    for i, (key, value) in enumerate(taken):
+        run = tmp_path / f"{i}"
+        done = command(
+            run,
+            f"model={model}",
+            f"{key}={json.dumps(value)}",
+            "trainer.max_epochs=1",
+            f"hydra.run.dir={run}",
+        )
+        assert "Traceback" not in done.stderr and (
+            done.returncode == 0 or "error: " in done.stderr
+        ), f"{key}={value}: {done.stderr[-2000:]}"

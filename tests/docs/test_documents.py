@@ -1,0 +1,51 @@
+"""Documents name files that exist, and the notebook runs."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [
+    ROOT / "README.md",
+    *(p for p in sorted((ROOT / "docs").rglob("*.md")) if "site" not in p.parts),
+]
+# Pages that docs/site/hooks.py generates.
+GENERATED = {
+    ROOT / "docs/reference/configuration.md",
+    ROOT / "docs/examples/first_ten_minutes.md",
+}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_relative_links_lead_to_files(document):
+    links = re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", document.read_text())
+    targets = [(document.parent / link).resolve() for link in links if "://" not in link]
+    missing = [str(t) for t in targets if not t.exists() and t not in GENERATED]
+    assert not missing
+
+
+def test_folders_that_the_readme_maps_exist():
+    table = (ROOT / "README.md").read_text().split("## Where things are")[1]
+    folders = re.findall(r"^\| `([\w/]+/)` \|", table, re.M)
+    assert len(folders) > 10
+    assert [folder for folder in folders if not (ROOT / folder).is_dir()] == []
+
+
+def test_folders_of_the_package_are_mapped_by_the_readme():
+    table = (ROOT / "README.md").read_text().split("## Where things are")[1]
+    folders = {p.parent.name for p in (ROOT / "recexp").glob("*/__init__.py")}
+    assert {name for name in folders if f"recexp/{name}/" not in table} == set()
+
+
+@pytest.mark.slow
+def test_the_notebook_runs():
+    pytest.importorskip("nbclient")
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs/examples/execute.py"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

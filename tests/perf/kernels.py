@@ -1,0 +1,121 @@
+"""Time every kernel of ``recexp.nn.cpu`` beside what torch offers for the same result.
+
+    python tests/perf/kernels.py                      all kernels
+    python tests/perf/kernels.py attention lookup     some of them
+
+Prints milliseconds of process time of one forward and backward pass at one thread, the best of
+several, torch first. Needs no data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
+
+from recexp.nn.cpu.attention import block_attention
+from recexp.nn.cpu.dropout import byte_dropout
+from recexp.nn.cpu.linear_cross_entropy import linear_cross_entropy
+from recexp.nn.cpu.lookup import look_up, table_dot
+
+
+def attention() -> None:
+    for shape in ((32, 4, 100, 100, 64), (32, 2, 200, 200, 32), (128, 2, 50, 50, 32)):
+        b, h, q, length, d = shape
+        for dtype, p in ((torch.float32, 0.1), (torch.bfloat16, 0.0)):
+            inputs = [
+                torch.randn(b, h, rows, d, dtype=dtype, requires_grad=True)
+                for rows in (q, length, length)
+            ]
+            mask = torch.ones(b, 1, 1, length, dtype=torch.bool)
+
+            def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor = mask, p: float = p) -> Tensor:
+                return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=p)
+
+            def ours(q: Tensor, k: Tensor, v: Tensor, mask: Tensor = mask, p: float = p) -> Tensor:
+                return block_attention(q, k, v, mask, p)
+
+            show(f"attention {shape} {dtype} dropout {p}", plain, ours, inputs)
+
+
+def dropout() -> None:
+    x = torch.randn(128, 200, 64, requires_grad=True)
+    show("dropout (128, 200, 64)", lambda x: F.dropout(x, 0.2), lambda x: byte_dropout(x, 0.2), [x])
+
+
+def lookup() -> None:
+    table = torch.randn(60_000, 64, requires_grad=True)
+    index = torch.randint(1, 60_000, (16_384, 2))
+    one = torch.randn(16_384, 64, requires_grad=True)
+    show(
+        "gradient of an embedding, 16 384 x 2 rows of 64",
+        lambda table: F.embedding(index, table, padding_idx=0),
+        lambda table: look_up(table, index, 0),
+        [table],
+    )
+    show(
+        "inner products with 16 384 x 2 rows of 64",
+        lambda one, table: (F.embedding(index, table, padding_idx=0) @ one[:, :, None]).squeeze(-1),
+        lambda one, table: table_dot(one, table, index),
+        [one, table],
+    )
+
+
+def cross_entropy() -> None:
+    for n_rows, n_items, width in ((640, 3_416, 64), (2_560, 3_416, 256), (1_280, 40_000, 64)):
+        h = torch.randn(n_rows, width, requires_grad=True)
+        table = torch.randn(n_items, width, requires_grad=True)
+        bias = torch.zeros(n_items, requires_grad=True)
+        target = torch.randint(0, n_items, (n_rows,))
+
+        def plain(h: Tensor, table: Tensor, bias: Tensor, target: Tensor = target) -> Tensor:
+            return F.cross_entropy(F.linear(h, table, bias), target)
+
+        def ours(h: Tensor, table: Tensor, bias: Tensor, target: Tensor = target) -> Tensor:
+            return linear_cross_entropy(h, table, bias, target)
+
+        name = f"softmax loss of {n_rows} rows over {n_items} items, width {width}"
+        show(name, plain, ours, [h, table, bias])
+
+
+def show(name: str, plain: Callable, ours: Callable, inputs: list[Tensor]) -> None:
+    print(f"{name}: {best_ms(plain, inputs):.1f} {best_ms(ours, inputs):.1f}", flush=True)
+
+
+def best_ms(f: Callable[..., Tensor], inputs: list[Tensor], rounds: int = 7) -> float:
+    """Milliseconds of the fastest forward and backward pass."""
+    times = []
+    for _ in range(rounds):
+        start = time.process_time()
+        f(*inputs).sum().backward()
+        times.append(time.process_time() - start)
+    return 1e3 * min(times)
+
+
+KERNELS = {f.__name__: f for f in (attention, dropout, lookup, cross_entropy)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("kernels", nargs="*", metavar="KERNEL", help=", ".join(KERNELS))
+    chosen = parser.parse_args().kernels or list(KERNELS)
+    if unknown := [name for name in chosen if name not in KERNELS]:
+        parser.error(f"unknown: {unknown}; choose from {', '.join(KERNELS)}")
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    for name in chosen:
+        KERNELS[name]()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,323 @@
+"""The whole program: what a run writes, that it repeats, resumes and counts alike on several
+processes.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import sys
+import time
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from recexp.evaluation.metrics import expected_ndcg
+from recexp.models.bert4rec import BERT4Rec
+from recexp.models.nova import SideBERT
+from recexp.runs.costs import scoring_flops, scoring_operations
+from recexp.testing import worlds
+from tests.support.running import command, composed, run_here
+
+MODEL = ["model=bert_ite_si", "model.num_layers=1", "model.num_factors=8", "model.max_len=5"]
+TIMES = ("seconds", "examples_per_s")
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("shop")
+
+
+@pytest.fixture(scope="module")
+def first(shop) -> tuple[Path, dict]:
+    return shop / "first", run_here(shop / "first", *MODEL)
+
+
+def rows(folder: Path) -> list[dict]:
+    with (folder / "metrics.csv").open() as f:
+        return [
+            {k: v for k, v in row.items() if not k.endswith(TIMES)} for row in csv.DictReader(f)
+        ]
+
+
+def test_a_run_leaves_everything_behind(first):
+    folder, result = first
+    assert json.loads((folder / "result.json").read_text())["metrics"] == result["metrics"]
+    for name in (
+        "metrics.csv",
+        "ranks.parquet",
+        "config.yaml",
+        "curves.png",
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+    ):
+        assert (folder / name).stat().st_size > 0, name
+    for key in (
+        "model",
+        "dataset",
+        "protocol",
+        "protocol_id",
+        "objective",
+        "sampler",
+        "seed",
+        "best_epoch",
+        "epochs",
+        "stop_reason",
+        "wall_time_s",
+        "examples_per_s",
+        "parameters",
+        "gflops",
+        "gops",
+        "peak_memory_mb",
+        "git",
+        "versions",
+        "hardware",
+        "data",
+        "selection",
+    ):
+        assert result[key] is not None, key
+    assert (result["model"], result["dataset"], result["objective"]) == (
+        "bert_ite_si",
+        "simulated_shop",
+        "pointwise",
+    )
+    assert len(rows(folder)) == result["epochs"] == 2
+    assert result["data"]["simulated"] is True
+    left = {k: n for k, n in result["left_out"].items() if k.startswith(("removed", "not tested"))}
+    tested = int(result["metrics"]["test/users"])
+    assert sum(left.values()) + tested == 150
+
+
+def test_a_result_holds_its_settings_and_no_places(first):
+    folder, result = first
+    config, written = result["config"], yaml.safe_load((folder / "config.yaml").read_text())
+    for group in (
+        "model",
+        "objective",
+        "optimizer",
+        "protocol",
+        "sampler",
+        "scheduler",
+        "trainer",
+        "batch_size",
+    ):
+        assert config[group] == written[group], group
+    assert len(json.dumps(config)) < 20_000
+    assert str(folder) not in json.dumps(config) and "raw_dir" not in json.dumps(config)
+
+
+def store_of_one_history(length: int, n_items: int = 150):
+    """One user with a history of that length and a held-out item; items have side features."""
+    rows = [(0, 1 + n % n_items, 1) for n in range(length)]
+    return worlds.store(rows, 1, n_items, n_values=5, side=True, held_out=[1])
+
+
+def test_scoring_costs_its_matrix_products_and_its_element_wise_operations():
+    """By hand: a product of 1 x 8 and 8 x 100, then a norm, a product, two sums and a softmax."""
+
+    class Net(torch.nn.Module):
+        history = 2
+
+        def score(self, query, item_BC):
+            x = torch.ones(len(query), 8) @ torch.ones(8, item_BC.shape[1])
+            x = F.layer_norm(x, x.shape[-1:])
+            x = F.gelu(x * 2 + 1).masked_fill(x > 9, 0.0)
+            return x.softmax(-1) + x.sum(-1, keepdim=True)
+
+    costs = scoring_operations(Net(), store_of_one_history(2), "before_target")
+    assert costs.products == 8 * 100
+    assert costs.others == (7 + 1 + 1 + 1 + 4 + 1 + 1) * 100
+    assert scoring_flops(Net(), store_of_one_history(2), "before_target") == 2 * 800 + 1600
+
+
+def test_side_information_tells_the_cost_of_bert4rec_invasive_and_nova_apart():
+    """Liu et al. 2021 (NOVA-BERT), arXiv:2103.03578, Table 5: BERT4Rec < invasive-add < NOVA-add.
+
+    N = 50 positions of width h, L = 3 layers, 100 items and one [MASK] to score. The products are
+    the same. Invasive adds m - 1 sides of an item to the input (BERT4Rec: one token type), NOVA all
+    m in every layer, and norms them.
+    """
+    N, h, L = 50, 64, 3
+    store = store_of_one_history(N)
+    schema = store.schema
+    size = {"num_factors": h, "num_layers": L, "num_heads": 4, "max_len": N}
+    models = {
+        "bert4rec": BERT4Rec(schema, **size),
+        "invasive": SideBERT(schema, fusion="add", invasive=True, **size),
+        "nova": SideBERT(schema, fusion="add", **size),
+    }
+    costs = {k: scoring_operations(m, store, "before_target") for k, m in models.items()}
+    products = {c.products for c in costs.values()}
+    assert products == {L * N * 12 * h * h + L * 2 * N * N * h + h * h}
+    assert costs["bert4rec"].flops < costs["invasive"].flops < costs["nova"].flops
+    m = 1 + len(models["nova"].side)  # the position is a side
+    apart = costs["nova"].others - costs["invasive"].others
+    assert apart == ((L - 1) * m + 7 * m) * N * h
+
+
+def test_epochs_without_validation_have_no_metrics_and_are_never_the_best(shop):
+    result = run_here(
+        shop / "rarely", *MODEL, "trainer.max_epochs=3", "trainer.check_val_every_n_epoch=2"
+    )
+    assert [bool(row["val/ndcg@10"]) for row in rows(shop / "rarely")] == [False, True, False]
+    assert (result["best_epoch"], result["epochs"]) == (1, 3)
+
+
+def test_the_metrics_are_those_of_the_ranks_on_disk(first):
+    folder, result = first
+    ranks = pl.read_parquet(folder / "ranks.parquet")
+    assert ranks["user"].is_unique().all()
+    assert set(ranks["candidates"]) == {51}
+    ndcg = expected_ndcg(
+        torch.from_numpy(ranks["better"].to_numpy()), torch.from_numpy(ranks["tied"].to_numpy()), 10
+    )
+    assert result["metrics"]["test/ndcg@10"] == pytest.approx(float(ndcg.mean()), abs=1e-12)
+
+
+def test_the_reported_validation_is_the_best_epochs(first):
+    folder, result = first
+    best = max(rows(folder), key=lambda r: float(r["val/ndcg@10"]))
+    assert result["best_epoch"] == int(best["epoch"])
+    assert result["metrics"]["val/ndcg@10"] == float(best["val/ndcg@10"])
+
+
+def test_same_seed_same_metrics_other_seed_others(shop, first):
+    again = run_here(shop / "again", *MODEL)
+    assert again["metrics"] == first[1]["metrics"]
+    assert rows(shop / "again") == rows(first[0])
+    assert run_here(shop / "other", *MODEL, "seed=1")["metrics"] != first[1]["metrics"]
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(shop, first):
+    run_here(shop / "parts", *MODEL, "trainer.max_epochs=1")
+    resumed = run_here(
+        shop / "parts", *MODEL, f"ckpt_path={shop / 'parts' / 'checkpoints' / 'last.ckpt'}"
+    )
+    assert rows(shop / "parts") == rows(first[0])
+    assert resumed["metrics"] == first[1]["metrics"]
+
+
+def test_checkpoints_hold_nothing_but_tensors_and_plain_values(first):
+    for name in ("best", "last"):
+        torch.load(first[0] / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def test_peeking_is_labelled_and_refit_keeps_the_protocol(shop, first):
+    peek = run_here(shop / "peek", *MODEL, "selection=test_peek")
+    assert "TEST" in peek["selection"]
+    assert peek["metrics"]["test/ndcg@10"] == max(
+        float(r["test/ndcg@10"]) for r in rows(shop / "peek")
+    )
+    refit = run_here(shop / "refit", *MODEL, "selection=refit")
+    assert refit["protocol_id"] == peek["protocol_id"] == first[1]["protocol_id"]
+    assert refit["best_epoch"] == first[1]["best_epoch"]
+    assert refit["metrics"]["test/ndcg@10"] != first[1]["metrics"]["test/ndcg@10"]
+
+
+def test_another_protocol_has_another_id(shop, first):
+    other = run_here(shop / "exclude", "model=pop", "protocol.candidates.exclude=explicit_only")
+    assert other["protocol_id"] != first[1]["protocol_id"]
+
+
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        "p2_uniform99",
+        "p2_uniform99_later",
+        "p3_popular100",
+        "p5_sasrec100",
+        "full",
+        "full_unseen",
+        "global_time",
+    ],
+)
+def test_every_protocol_runs(shop, protocol):
+    few = ["protocol.candidates.n=20"] if "100" in protocol or "99" in protocol else []
+    result = run_here(shop / protocol, "model=item_knn", f"protocol={protocol}", *few)
+    assert 0 < result["metrics"]["test/ndcg@10"] < 1
+
+
+def test_two_processes_count_every_user_once_and_give_the_same_digits(shop):
+    one = run_here(shop / "one", "model=item_knn")
+    done = command(shop / "two", "model=item_knn", "trainer=ddp_cpu2", f"hydra.run.dir={shop}/two")
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = json.loads((shop / "two" / "result.json").read_text())
+    assert two["metrics"] == one["metrics"]
+
+
+def test_a_sweep_outlives_a_failing_job_and_says_which(shop):
+    jobs = ["-m", "model=pop", "model.behaviours=[no_such],null"]
+    done = command(shop / "sweep", *jobs, f"hydra.sweep.dir={shop}/sweep")
+    assert done.returncode != 0
+    assert "FAILED job 0" in done.stderr and "FAILED job 1" not in done.stderr
+    assert "no_such" in done.stderr
+    assert not (shop / "sweep" / "0" / "result.json").exists()
+    assert (shop / "sweep" / "1" / "result.json").exists()
+
+
+def test_errors_reach_people_without_a_traceback(shop):
+    done = command(
+        shop / "error", "model=bert_ite", "model.num_heads=3", f"hydra.run.dir={shop}/error"
+    )
+    assert done.returncode == 1
+    assert "num_heads" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_wandb_offline_needs_neither_key_nor_network(shop, monkeypatch):
+    for name in ("WANDB_API_KEY", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    result = run_here(shop / "wandb", "model=pop", "logger=wandb_offline", "group=my_sweep")
+    files = list((shop / "wandb").rglob("*.wandb"))
+    assert len(files) == 1
+    wanted = [
+        text.encode()
+        for text in (
+            "val/hr@10",
+            "val/ndcg@10",
+            "test/ndcg@10",
+            "my_sweep",
+            "p1_uniform999",
+            "recexp.models.pop.Pop",
+        )
+    ]
+    deadline = (
+        time.monotonic() + 60
+    )  # W&B's own process writes the file, on a busy machine after we are done
+    while (
+        missing := [text for text in wanted if text not in files[0].read_bytes()]
+    ) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not missing
+    assert result["metrics"]["test/hr@10"] > 0
+
+
+def test_the_readmes_model_works_as_printed(shop, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    code = re.search(r"`recexp/models/history_mean.py`\n\n```python\n(.*?)```", readme, re.S).group(
+        1
+    )
+    config = re.search(r"`conf/model/history_mean.yaml`\n\n```yaml\n(.*?)```", readme, re.S).group(
+        1
+    )
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "history_mean.yaml").write_text(config)
+    (tmp_path / "history_mean.py").write_text(code)
+    import recexp.models
+
+    monkeypatch.setattr(recexp.models, "__path__", [*recexp.models.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "recexp.models.history_mean", raising=False)
+    result = run_here(
+        shop / "readme", "model=history_mean", "trainer.max_epochs=5", searchpath=tmp_path
+    )
+    assert result["metrics"]["test/hr@10"] > 10 / 51
+
+
+def test_a_config_says_what_it_computed(shop):
+    cfg = composed(shop / "x", "model=pop", "selection=test_peek")
+    assert cfg.callbacks.checkpoint.monitor == "test/ndcg@10"
