@@ -269,7 +269,7 @@ def test_a_loss_is_a_class_and_its_name(workshop, monkeypatch):
 
 
 def test_a_metric_is_one_function(workshop, monkeypatch):
-    """It stands in recexp/evaluation/metrics.py, where ``METRICS_WITHOUT_CUTOFF`` holds its name."""
+    """It stands in ``METRICS_WITHOUT_CUTOFF`` of recexp/evaluation/metrics.py."""
     from recexp.evaluation import metrics
 
     def rank(better, tied, n, ties="expected"):
