@@ -48,4 +48,4 @@ def _optimizer(cfg: DictConfig) -> str:
     name = cfg.optimizer["_target_"].rpartition(".")[2]
     counts = cfg.get("batch_counts", "positives")
     epochs = cfg.trainer.get("max_epochs")
-    return f"{name}, lr={cfg.optimizer.lr}, batches of {cfg.batch_size} {counts}, {epochs} epochs"
+    return f"{name}, lr={cfg.optimizer.lr}, batches of {cfg.batch_size} {counts}, at most {epochs} epochs"

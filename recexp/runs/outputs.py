@@ -25,24 +25,6 @@ def kept_config(cfg: DictConfig) -> dict[str, Any]:
     return without(settings, (*PLACES, *RAW_FILES))
 
 
-def plan_lines(cfg: DictConfig, n_parameters: int, device: str) -> list[str]:
-    """What a run will do, in lines for the log."""
-    names = cfg.names
-    parts = [
-        f"model {names.model}",
-        f"objective {names.objective}",
-        f"loss {cfg.objective.get('loss_name')}" if cfg.objective.get("loss_name") else "",
-        f"sampler {names.sampler}" if cfg.objective.get("sampler") else "",
-        f"data {names.dataset}",
-        f"protocol {names.protocol}",
-        f"preset {cfg.preset}" if cfg.get("preset") else "",
-        f"seed {cfg.seed}",
-    ]
-    what = ", ".join(part for part in parts if part)
-    where = f"{n_parameters:,} parameters on {device}, results in {cfg.run_dir}"
-    return [f"[run] {what}", f"[run] {where}"]
-
-
 def save_config(path: Path, cfg: DictConfig) -> None:
     """``config.yaml``: every setting, resolved."""
     with atomic_write(path) as temporary:

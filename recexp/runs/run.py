@@ -30,7 +30,6 @@ from recexp.runs.environment import describe, git_state
 from recexp.runs.failures import failures_explained
 from recexp.runs.outputs import (
     kept_config,
-    plan_lines,
     save_config,
     save_curves,
     save_interrupted,
@@ -47,8 +46,6 @@ from recexp.training.module import RecModule
 from recexp.training.parts import Parts
 from recexp.training.signals import Interruption
 from recexp.training.silence import silence_lightning
-
-log = logging.getLogger(__name__)
 
 DATA_FACTS = ("users", "items", "interactions", "fingerprint", "simulated")  # into result.json
 TEST_PEEK = "test_peek (epoch chosen on the TEST set: optimistic)"
@@ -95,7 +92,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     configured = [build(node) for node in cfg.callbacks.values() if node]
     callbacks = [table, parts, stop, ValidateAtLastStep(), *configured]
     trainer = build_trainer(cfg, callbacks, _n_passes(module))
-    _log_plan(cfg, module, trainer)
+    _log_size(module, trainer)
 
     def save_progress(signum: int) -> None:
         save_interrupted(run_dir, about, signum, table.record() | parts.record())
@@ -175,13 +172,11 @@ def _adopt_checkpoint(cfg: DictConfig, module: RecModule, store: Store) -> None:
         adopt_best(path, content, Path(cfg.run_dir) / "checkpoints")
 
 
-def _log_plan(cfg: DictConfig, module: RecModule, trainer: pl.Trainer) -> None:
-    """Log what the run will do."""
+def _log_size(module: RecModule, trainer: pl.Trainer) -> None:
+    """Log what ``summary`` cannot know: the parameters, which depend on the data."""
     if is_first_process():
-        device = str(trainer.strategy.root_device)
         n_parameters = sum(p.numel() for p in module.model.parameters())
-        for line in plan_lines(cfg, n_parameters, device):
-            log.info(line)
+        log.info("parameters: %s on %s", f"{n_parameters:,}", trainer.strategy.root_device)
 
 
 def _about(cfg: DictConfig, prepared: Prepared, git: Mapping[str, Any]) -> dict[str, Any]:
