@@ -48,4 +48,5 @@ def _optimizer(cfg: DictConfig) -> str:
     name = cfg.optimizer["_target_"].rpartition(".")[2]
     counts = cfg.get("batch_counts", "positives")
     epochs = cfg.trainer.get("max_epochs")
-    return f"{name}, lr={cfg.optimizer.lr}, batches of {cfg.batch_size} {counts}, at most {epochs} epochs"
+    batches = f"batches of {cfg.batch_size} {counts}"
+    return f"{name}, lr={cfg.optimizer.lr}, {batches}, at most {epochs} epochs"
