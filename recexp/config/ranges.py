@@ -93,6 +93,7 @@ THEIRS: dict[str, Range] = {
     "check_val_every_n_epoch": Range(1, 2**31, whole=True, required=True),
     "num_sanity_val_steps": Range(-1, whole=True),
     "num_nodes": COUNT,
+    "max_steps": Range(-1, whole=True),  # -1: no limit
     "min_steps": INDEX,
     "log_every_n_steps": INDEX,
     "gradient_clip_val": WEIGHT,

@@ -47,6 +47,8 @@ def _loss(objective: DictConfig) -> str | None:
 def _optimizer(cfg: DictConfig) -> str:
     name = cfg.optimizer["_target_"].rpartition(".")[2]
     counts = cfg.get("batch_counts", "positives")
-    epochs = cfg.trainer.get("max_epochs")
+    limits = {"steps": cfg.trainer.get("max_steps"), "epochs": cfg.trainer.get("max_epochs")}
+    until = [f"{n:,} {unit}" for unit, n in limits.items() if n is not None and n >= 0]
     batches = f"batches of {cfg.batch_size} {counts}"
-    return f"{name}, lr={cfg.optimizer.lr}, {batches}, at most {epochs} epochs"
+    limit = f"at most {' or '.join(until)}" if until else "no limit"
+    return f"{name}, lr={cfg.optimizer.lr}, {batches}, {limit}"

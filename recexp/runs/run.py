@@ -123,7 +123,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     }
     metrics = _metrics(module, table.rows, best_epoch)
     result = _write_result(run_dir, module, about | training | {"metrics": metrics})
-    save_curves(run_dir / "curves.png", table.rows, _title(cfg))
+    save_curves(run_dir / "curves.png", table.rows, _title(about))
     _log_test_metrics(trainer, metrics)
     show_table(result, run_dir)
     return result.to_dict()
@@ -275,8 +275,9 @@ def _write_result(run_dir: Path, module: RecModule, content: Mapping[str, Any]) 
     return result
 
 
-def _title(cfg: DictConfig) -> str:
-    return f"{cfg.names.model} on {cfg.names.dataset}, {cfg.names.protocol}"
+def _title(about: Mapping[str, Any]) -> str:
+    simulated = " (simulated)" if about["data"]["simulated"] else ""
+    return f"{about['model']} on {about['dataset']}{simulated}, {about['protocol']}"
 
 
 def _log_test_metrics(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:

@@ -64,3 +64,10 @@ def test_a_summary_names_what_will_run(debug):
 def test_the_quickstart_says_first_how_it_differs_from_the_paper():
     cfg = started("experiment=quickstart", "run_dir=here")
     assert summary(cfg)[0].startswith("quickstart: BERT-ITE-Si on SIMULATED data. Unlike the ITE")
+
+
+def test_a_summary_says_what_limits_the_training():
+    cfg = started("model=sasrec", "dataset=ml_1m", "trainer.max_steps=40000", "run_dir=here")
+    assert "at most 40,000 steps or 30 epochs" in "\n".join(summary(cfg))
+    cfg.trainer.max_steps, cfg.trainer.max_epochs = -1, -1
+    assert "no limit" in "\n".join(summary(cfg))

@@ -79,9 +79,12 @@ def test_numbers_of_everything_else_are_refused_by_name_or_make_sense(model):
     cfg = composed(f"model={model}", "scheduler=linear_warmup", *DATA)
     for key in (key for name in OTHERS for key in numbers(cfg[name], name)):
         passed = accepted(cfg, key)
-        free = {"trainer.devices": WRONG, "trainer.num_sanity_val_steps": (-1,)}.get(
-            key, ()
-        )  # the machine decides about devices
+        # The machine decides about devices; -1 means "no limit" or "all" for the others.
+        free = {
+            "trainer.devices": WRONG,
+            "trainer.num_sanity_val_steps": (-1,),
+            "trainer.max_steps": (-1,),
+        }.get(key, ())
         assert -1 not in passed or -1 in free, (key, passed)
         assert "abc" not in passed or "abc" in free, (key, passed)
 

@@ -20,6 +20,7 @@ import yaml
 from recexp.evaluation.metrics import expected_ndcg
 from recexp.models.bert4rec import BERT4Rec
 from recexp.models.nova import SideBERT
+from recexp.runs import run as run_module
 from recexp.runs.costs import scoring_flops, scoring_operations
 from recexp.testing import worlds
 from tests.support.running import command, composed, run_here
@@ -166,6 +167,13 @@ def test_epochs_without_validation_have_no_metrics_and_are_never_the_best(shop):
     )
     assert [bool(row["val/ndcg@10"]) for row in rows(shop / "rarely")] == [False, True, False]
     assert (result["best_epoch"], result["epochs"]) == (1, 3)
+
+
+def test_curves_of_simulated_data_say_so(shop, first, monkeypatch):
+    titles = []
+    monkeypatch.setattr(run_module, "save_curves", lambda path, rows, title: titles.append(title))
+    run_here(shop / "titled", "model=pop")
+    assert titles == ["pop on simulated_shop (simulated), p1_uniform999"]
 
 
 def test_the_metrics_are_those_of_the_ranks_on_disk(first):

@@ -231,6 +231,8 @@ def _plain(node: DictConfig, key: str) -> Any:
 
 
 def _has_effect(key: str, found: Mapping[str, Any]) -> bool:
+    if key == "trainer.max_steps" and found[key] == -1:  # no limit
+        return False
     if key in EFFECT_REQUIRES:
         other, values = EFFECT_REQUIRES[key]
         if found.get(other) not in values:
