@@ -6,8 +6,8 @@ can do, and a method that is missing is reported by name (``require``).
 
 Models: ``Recommender`` scores items. Its subclasses add what an objective may need:
 
-    MultiBehaviour   one logit per behavior and candidate     (pointwise)
-    BranchMasked     a MultiBehaviour that masks branches     (pointwise, pairwise)
+    MultiBehavior   one logit per behavior and candidate     (pointwise)
+    BranchMasked     a MultiBehavior that masks branches     (pointwise, pairwise)
     Encoder          a state per position of a history        (next_item, cloze)
     SideEncoder      an Encoder that reads side information   (cloze with hide_side=false)
     SessionState     an Encoder that advances event by event  (session_parallel)
@@ -62,10 +62,10 @@ class Recommender(nn.Module, ABC):
         return {}
 
 
-class MultiBehaviour(Recommender):
+class MultiBehavior(Recommender):
     """Predicts K behaviors per (user, item)."""
 
-    n_behaviours: int
+    n_behaviors: int
     """K."""
 
     @abstractmethod
@@ -73,7 +73,7 @@ class MultiBehaviour(Recommender):
         """Logits z_BCK, behaviors weak to strong."""
 
 
-class BranchMasked(MultiBehaviour):
+class BranchMasked(MultiBehavior):
     """Has a branch per behavior of the data, of which a training example may mask some."""
 
     @abstractmethod

@@ -9,7 +9,7 @@ Shape suffixes are part of the names: ``h_BLD`` is a batch of histories of hidde
     n  negatives per positive              F  features fused into one vector
     T  behaviors of the data               N  positions or states of a batch in one row
 
-Item ids are 1..V-1, 0 is padding. User ids are 0..U-1. Behavior codes are 1..len(behaviours), 0 is
+Item ids are 1..V-1, 0 is padding. User ids are 0..U-1. Behavior codes are 1..len(behaviors), 0 is
 padding. Histories are ordered oldest to newest, padding on the left.
 """
 
@@ -54,7 +54,7 @@ class Schema:
 
     n_users: int
     n_items: int  # real items, without the padding row
-    behaviours: tuple[str, ...]  # weak to strong
+    behaviors: tuple[str, ...]  # weak to strong
     explicit: tuple[bool, ...]  # per behavior: does it count as explicit feedback?
     n_values: int = 0  # distinct levels of the event's value (ratings), 0 where events carry none
     item_features: dict[str, Feature] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class Query:
 
     user_B: Tensor  # int64
     item_BL: Tensor  # int64, left-padded with 0; L may be 0
-    behaviour_BL: Tensor  # int64
+    behavior_BL: Tensor  # int64
     time_BL: Tensor  # int64 milliseconds
     value_BL: Tensor | None = None  # int64 level ids 1..n_values, 0: padding or unknown
     # int64: one training item per row that must not count in the user's side features

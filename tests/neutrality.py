@@ -42,7 +42,7 @@ FIRST_STEP = ["trainer.max_epochs=1", "+trainer.limit_train_batches=1"]
 # What a model needs beyond the defaults on the shop.
 EXTRA = {
     "mfpr": ["objective.levels=[1,2,3]"],
-    "nmtr": ["model.n_behaviours=2"],
+    "nmtr": ["model.n_behaviors=2"],
     **{name: ["preset=tuned"] for name in ("ite", "bert_ite", "bert_ite_si")},
 }
 REAL = {
@@ -67,7 +67,7 @@ REAL = {
         "retailrocket-2174",
         "model=bert_ite",
         "protocol=p1_uniform999",
-        "model.num_layers=1",
+        "model.n_layers=1",
     ],
     "taobao mf_mmlp p2": [
         "experiment=real/taobao_31882",

@@ -93,11 +93,11 @@ MODEL = """
     import torch
     from torch import nn
 
-    from recexp.contracts import MultiBehaviour
+    from recexp.contracts import MultiBehavior
 
 
-    class Scaled(MultiBehaviour):
-        n_behaviours = 1
+    class Scaled(MultiBehavior):
+        n_behaviors = 1
 
         def __init__(self, schema, *, temperature: float = 1.0):
             super().__init__()
@@ -168,7 +168,7 @@ def test_a_data_set_is_two_files(workshop, home):
           _target_: {module}.read
           _partial_: true
           first_time: 100
-        behaviours: [seen]
+        behaviors: [seen]
         explicit: [seen]
         """,
     )
@@ -263,7 +263,7 @@ def test_a_loss_is_a_class_and_its_name(workshop, monkeypatch):
     monkeypatch.setitem(losses.SAMPLED_LOSSES, "hinge", Hinge)
     names = ("ce", *losses.SAMPLED_LOSSES)
     monkeypatch.setattr(sequence, "LOSSES", names, raising=False)
-    words = ["model=sasrec", "model.max_len=5", "model.num_factors=8", "model.num_heads=1"]
+    words = ["model=sasrec", "model.max_len=5", "model.n_factors=8", "model.n_heads=1"]
     result = workshop.run("inside", *words, "objective.loss_name=hinge")
     assert result["metrics"]["test/users"] == 30
 
@@ -288,13 +288,13 @@ def test_an_experiment_is_one_file(workshop):
         defaults:
           - override /model: bpr_mf
           - override /sampler: popularity
-        model: {num_factors: 4}
+        model: {n_factors: 4}
         batch_size: 32
         """,
     )
     cfg = workshop.config("inside", "experiment=mine")
     check_config(cfg)
-    assert (cfg.model.num_factors, cfg.batch_size) == (4, 32)
+    assert (cfg.model.n_factors, cfg.batch_size) == (4, 32)
     assert (cfg.names.model, cfg.names.sampler) == ("bpr_mf", "popularity")
 
 

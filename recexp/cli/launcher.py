@@ -37,6 +37,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from recexp.config.presets import apply_preset
 from recexp.errors import RecexpError
 from recexp.io import atomic_write
+from recexp.renamed import with_new_keys, with_new_words
 from recexp.runs.identity import differences, material_overrides
 
 POLL = 0.2  # seconds between two checks of the running jobs
@@ -230,7 +231,9 @@ def _known_jobs(sweep: Path) -> dict[tuple[str, ...], _Earlier]:
     for path in sorted(sweep.glob("**/job.json"), key=lambda path: path.stat().st_mtime):
         try:
             job = json.loads(path.read_text())
-            known[material_overrides(job["overrides"])] = _Earlier(path.parent, job["config"])
+            words = with_new_words(job["overrides"])
+            config = with_new_keys(job["config"])
+            known[material_overrides(words)] = _Earlier(path.parent, config)
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # written by another program: the job gets a directory of its own
     return known

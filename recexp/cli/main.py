@@ -24,6 +24,7 @@ from recexp.config.presets import apply_preset, with_quickstart
 from recexp.errors import RecexpError
 from recexp.io import disk_trouble, reason
 from recexp.logs import show_logs
+from recexp.renamed import warn_of_renamed, with_new_words
 
 if TYPE_CHECKING:
     from recexp.training.signals import Interrupted
@@ -36,7 +37,9 @@ KEYBOARD_INTERRUPT_CODE = 130  # as shells report a process that Ctrl-C ended
 def main() -> None:
     """Entry point of ``python -m recexp`` and of the command ``recexp``."""
     show_logs()
-    sys.argv[1:] = with_quickstart(arguments_of_rank(sys.argv[1:], os.environ))
+    warn_of_renamed(sys.argv[1:])
+    words = with_new_words(sys.argv[1:])
+    sys.argv[1:] = with_quickstart(arguments_of_rank(words, os.environ))
     register_resolvers()
     register_plugins()
     # Hydra then raises its errors, for instance of a full disk, instead of printing them.

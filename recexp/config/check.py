@@ -204,7 +204,7 @@ def _rehearse(cfg: DictConfig) -> None:
     if protocol.split.target == "explicit" and not dataset.explicit:
         raise RecexpError(
             f"protocol={protocol.name} tests on explicit feedback, but dataset.explicit=[]: name "
-            f"some of {list(dataset.behaviours)} there, or choose a protocol whose "
+            f"some of {list(dataset.behaviors)} there, or choose a protocol whose "
             "protocol.split.target is any, such as full."
         )
     rows_per_step(build(cfg.objective), cfg.batch_size, cfg.get("batch_counts", "positives"))
@@ -214,8 +214,8 @@ def _rehearse(cfg: DictConfig) -> None:
                 build(DictConfig(node))
     with _errors_name("optimizer"):
         build(cfg.optimizer)([torch.nn.Parameter(torch.zeros(1))])
-    explicit = tuple(name in dataset.explicit for name in dataset.behaviours)
-    schema = Schema(2, 2, tuple(dataset.behaviours), explicit)
+    explicit = tuple(name in dataset.explicit for name in dataset.behaviors)
+    schema = Schema(2, 2, tuple(dataset.behaviors), explicit)
     with _errors_name("model"), torch.device("meta"):
         model = cfg.model.copy()
         model.merge_with(_without_data(cfg.model))

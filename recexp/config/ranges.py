@@ -2,7 +2,7 @@
 
 Two kinds stand here: parameters of torch's and Lightning's classes, which cannot be annotated, and
 those of our classes that have no annotation yet. A limit on the constructor replaces the entry:
-``num_layers: Annotated[int, Field(ge=1)]``.
+``n_layers: Annotated[int, Field(ge=1)]``.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ SHARE = Range(0, 1)
 INSIDE = Range(0, 1, open_low=True, open_high=True)
 POSITIVE = Range(0, open_low=True)
 WEIGHT = Range(0)
-BEHAVIOURS = Range(1, 31, whole=True)
+BEHAVIORS = Range(1, 31, whole=True)
 
 # torch's optimizers, Lightning's trainer and callbacks
 THEIRS: dict[str, Range] = {
@@ -104,16 +104,16 @@ THEIRS: dict[str, Range] = {
 # Ours, as long as their constructors declare no limits
 OURS: dict[str, Range] = {
     # models
-    **dict.fromkeys(("num_factors", "num_inner", "num_heads"), SIZE),
-    **dict.fromkeys(("num_horizontal", "num_vertical"), SIZE),
+    **dict.fromkeys(("n_factors", "n_inner", "n_heads"), SIZE),
+    **dict.fromkeys(("n_horizontal", "n_vertical"), SIZE),
     **dict.fromkeys(("dropout", "attention_dropout", "embedding_dropout"), RATE),
     **dict.fromkeys(("alpha", "init_std", "history_damping", "item_damping"), WEIGHT),
     **dict.fromkeys(("popularity", "implicit_share"), WEIGHT),
-    **dict.fromkeys(("chunk", "window", "neighbours"), COUNT),
-    **dict.fromkeys(("elu_alpha", "regularisation"), POSITIVE),
-    "num_layers": Range(1, 256, whole=True),
+    **dict.fromkeys(("chunk", "window", "neighbors"), COUNT),
+    **dict.fromkeys(("elu_alpha", "regularization"), POSITIVE),
+    "n_layers": Range(1, 256, whole=True),
     "max_len": Range(0, 1_000_000, whole=True),
-    "n_behaviours": BEHAVIOURS,
+    "n_behaviors": BEHAVIORS,
     "user_dropout": SHARE,
     "decay": Range(0, 1, open_low=True),
     # objectives and samplers

@@ -1,6 +1,6 @@
 """Values of a config, checked against the type hints of the parameters that they are for.
 
-A constructor says what it takes: ``num_layers: Annotated[int, Field(ge=1)]``,
+A constructor says what it takes: ``n_layers: Annotated[int, Field(ge=1)]``,
 ``norm: Literal["pre", "post"]``. Values pass as strict JSON would: ``true`` is no number and
 ``"3"`` is no whole number, but 1 is a number.
 """
@@ -56,12 +56,12 @@ def _check_limit(path: str, key: str, value: Any, parameter: Parameter | None) -
 
 
 def _check_heads(path: str, values: Mapping[str, Any]) -> None:
-    heads = values.get("num_heads")
-    width = values.get("num_factors")
+    heads = values.get("n_heads")
+    width = values.get("n_factors")
     if isinstance(heads, int) and isinstance(width, int) and width % heads:
         fitting = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
         raise RecexpError(
-            f"{path}.num_heads={heads}: does not divide {path}.num_factors={width}; "
+            f"{path}.n_heads={heads}: does not divide {path}.n_factors={width}; "
             f"choose one of {fitting}."
         )
 

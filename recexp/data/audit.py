@@ -63,7 +63,7 @@ def audit_leaks(rows: Rows, code: np.ndarray, seen: np.ndarray) -> dict[str, flo
 
 
 def weaker_only_share(
-    train_pairs: dict[str, np.ndarray], user: np.ndarray, item: np.ndarray, n_behaviours: int
+    train_pairs: dict[str, np.ndarray], user: np.ndarray, item: np.ndarray, n_behaviors: int
 ) -> float:
     """Share of targets whose pair is in training, but without the strongest behavior.
 
@@ -75,21 +75,21 @@ def weaker_only_share(
     n_users = 1 + max(int(user.max()), int(train_pairs["user"].max()))
     target_U = np.zeros(n_users, dtype=train_pairs["item"].dtype)
     target_U[user] = item
-    lacks_strongest = (train_pairs["mask"] >> (n_behaviours - 1)) & 1 == 0
+    lacks_strongest = (train_pairs["mask"] >> (n_behaviors - 1)) & 1 == 0
     is_target = train_pairs["item"] == target_U[train_pairs["user"]]
     return float((lacks_strongest & is_target).sum() / len(user))
 
 
-def audit_line(audit: dict[str, float], behaviours: Sequence[str]) -> str:
+def audit_line(audit: dict[str, float], behaviors: Sequence[str]) -> str:
     """The audit as one line of the report."""
     return (
         "audit of leaks: "
         f"{audit['tied_targets']:.1%} of test targets share their time with another event of the "
         "user; "
-        f"{audit['seen_targets']:.1%} were seen before through a weaker behaviour; "
+        f"{audit['seen_targets']:.1%} were seen before through a weaker behavior; "
         f"{audit['future_events']:.1%} of training events happened after their user's test event; "
         f"{audit['test_targets_weaker_only']:.1%} of test and "
         f"{audit['val_targets_weaker_only']:.1%} of validation targets stand "
-        f"in training through behaviours weaker than {behaviours[-1]} only, so that "
+        f"in training through behaviors weaker than {behaviors[-1]} only, so that "
         "sampler=supportive_only draws them as negatives for their own user"
     )

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from recexp.data.audit import Report, audit_leaks, audit_line, weaker_only_share
 from recexp.data.features import build_features
-from recexp.data.filters import apply_filters, behaviour_codes, count_events, within_window
+from recexp.data.filters import apply_filters, behavior_codes, count_events, within_window
 from recexp.data.index import index_events
 from recexp.data.readers import Raw
 from recexp.data.rows import Rows
@@ -41,7 +41,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         RecexpError: faulty raw files, no event left, or no user with a test target.
     """
     report = Report()
-    explicit = [name in dataset.explicit for name in dataset.behaviours]
+    explicit = [name in dataset.explicit for name in dataset.behaviors]
     with _Stages(dataset.name, total=8) as stages:
         raw = _read(dataset, report, stages)
         events, n_users_unfiltered = _select(raw, dataset, report, stages)
@@ -54,7 +54,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         items.write_parquet(out / "items.parquet")
         report.leave_out("removed by dataset.filters", n_users_unfiltered - n_users)
         simulated = is_simulated(raw.files, Path(dataset.raw_dir), rows.time)
-        n_events_K = np.bincount(rows.behaviour, minlength=1 + len(explicit))[1:].tolist()
+        n_events_K = np.bincount(rows.behavior, minlength=1 + len(explicit))[1:].tolist()
 
         stages.start("counting pairs")
         _write_pairs(out, "all_pairs", rows.pairs(), n_users)
@@ -85,7 +85,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         f"train, {len(seen['val']):,} validation and {len(seen['test']):,} test targets"
     )
     report.add(report.left_out_line())
-    report.add(audit_line(audit, dataset.behaviours))
+    report.add(audit_line(audit, dataset.behaviors))
     if simulated:
         report.lines.insert(1, "SIMULATED data: figures on them say nothing about real users")
     meta = {
@@ -97,8 +97,8 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         "simulated": simulated,
         "left_out": report.left_out,
         # Per behavior, after the filters and before the split.
-        "events": dict(zip(dataset.behaviours, n_events_K, strict=True)),
-        "behaviours": list(dataset.behaviours),
+        "events": dict(zip(dataset.behaviors, n_events_K, strict=True)),
+        "behaviors": list(dataset.behaviors),
         "explicit": explicit,
         "levels": levels,
         "features": features,
@@ -145,7 +145,7 @@ def _select(
 
     Without filters that number is 0.
     """
-    events = behaviour_codes(raw.events, dataset, raw.files[0], report).collect(engine="streaming")
+    events = behavior_codes(raw.events, dataset, raw.files[0], report).collect(engine="streaming")
     stages.start("filtering")
     events = within_window(events, dataset, report)
     if not dataset.filters:
@@ -241,7 +241,7 @@ def _merge_between_targets(rows: Rows, code: np.ndarray, explicit: list[bool]) -
     train = rows[is_train].merged(explicit, stretch[is_train])
     code[np.setdiff1d(np.flatnonzero(is_train), train.origin)] = DROPPED
     rows.mask[train.origin] = train.mask
-    rows.behaviour[train.origin] = train.behaviour
+    rows.behavior[train.origin] = train.behavior
     return train
 
 
@@ -256,7 +256,7 @@ def _write_histories(
         _save(out, f"{name}_user", target.user.astype(np.int64))
         _save(out, f"{name}_item", target.item.astype(np.int64))
         _save(out, f"{name}_time", target.time)
-        _save(out, f"{name}_behaviour", target.behaviour.astype(np.int8))
+        _save(out, f"{name}_behavior", target.behavior.astype(np.int8))
         _save(out, f"{name}_seen", seen[name])
         # A target's history is the range start..end of the ``past`` arrays.
         _save(out, f"{name}_start", ptr_U[target.user])
@@ -278,7 +278,7 @@ def _write_events(out: Path, name: str, rows: Rows, n_users: int) -> np.ndarray:
     ptr = _ptr(rows.user, n_users)
     _save(out, f"{name}_ptr", ptr)
     _save(out, f"{name}_item", rows.item.astype(np.int32, copy=False))
-    _save(out, f"{name}_behaviour", rows.behaviour.astype(np.int8, copy=False))
+    _save(out, f"{name}_behavior", rows.behavior.astype(np.int8, copy=False))
     _save(out, f"{name}_time", rows.time)
     _save(out, f"{name}_mask", rows.mask.astype(np.int32, copy=False))
     if rows.value is not None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from recexp.errors import RecexpError
 from recexp.io import checksum, file_lock, reason, write_json
+from recexp.renamed import with_first_keys
 
 if TYPE_CHECKING:
     from recexp.data.dataset import Dataset
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 CODE_VERSION = 2
 # Raise it whenever meta.json gets other content for the same arrays: cached data are then prepared
 # again, while fingerprints and protocol ids stay.
-META_VERSION = 2
+META_VERSION = 3
 
 # Fingerprints name a reader by the module path it first had, so that moving a module changes no
 # fingerprint and no protocol id. Current path -> path in fingerprints.
@@ -242,7 +243,7 @@ def _settings(dataset: Dataset, split: Split) -> dict[str, Any]:
     if isinstance(target := dataset.source.get("_target_"), str):
         of_dataset["source"]["_target_"] = _original_path(target)
     settings = {
-        "dataset": _plain(of_dataset),
+        "dataset": with_first_keys(_plain(of_dataset)),
         "split": split.identity(),
         "code": CODE_VERSION,
     }

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from recexp.errors import RecexpError
 
-MAX_BEHAVIOURS = 31  # each has one bit of an int32 mask
+MAX_BEHAVIORS = 31  # each has one bit of an int32 mask
 BadRows = Literal["error", "drop"]
 
 
@@ -23,13 +23,13 @@ class Dataset:
     raw_dir: folder of the raw files; not part of the fingerprint.
     source: config of the reader (``_target_``, ``_partial_`` and its options). It is instantiated
         only when raw files must be read.
-    behaviours: the raw behaviours, weak to strong.
+    behaviors: the raw behaviors, weak to strong.
     explicit: those of them that count as explicit feedback.
-    value_behaviours: behaviour -> least value, to derive behaviours from ratings; they replace
-        ``behaviours``. None: the source's own behaviours.
+    value_behaviors: behavior -> least value, to derive behaviors from ratings; they replace
+        ``behaviors``. None: the source's own behaviors.
     filters: steps as ``filters.apply_filters`` takes them.
     iterate_filters: repeat the steps until nothing changes (k-core).
-    merge: "pairs" keeps one row per (user, item): its strongest behaviour at its last explicit
+    merge: "pairs" keeps one row per (user, item): its strongest behavior at its last explicit
         time. With protocol.split.purge=later, which holds out single events, only rows between two
         held-out events are merged. "none" keeps all events.
     window: {start, end} as ISO dates, end excluded; None keeps all times.
@@ -39,9 +39,9 @@ class Dataset:
     name: str
     raw_dir: str
     source: Mapping[str, Any]
-    behaviours: Annotated[Sequence[str], Field(max_length=MAX_BEHAVIOURS)]
+    behaviors: Annotated[Sequence[str], Field(max_length=MAX_BEHAVIORS)]
     explicit: Sequence[str]
-    value_behaviours: Mapping[str, float] | None = None
+    value_behaviors: Mapping[str, float] | None = None
     filters: Sequence[Mapping[str, Any]] = field(default_factory=list)
     iterate_filters: bool = False
     merge: Literal["none", "pairs"] = "none"
@@ -49,8 +49,8 @@ class Dataset:
     on_bad_rows: BadRows = "error"
 
     def __post_init__(self) -> None:
-        if thresholds := self.value_behaviours:
-            self.behaviours = sorted(thresholds, key=lambda name: thresholds[name])
+        if thresholds := self.value_behaviors:
+            self.behaviors = sorted(thresholds, key=lambda name: thresholds[name])
         self._check()
 
     def _check(self) -> None:
@@ -58,16 +58,16 @@ class Dataset:
             raise RecexpError(
                 f"dataset.name={self.name!r} names files: use letters, digits, dots, - and _ only."
             )
-        n_distinct = len(set(self.behaviours))
-        if n_distinct != len(self.behaviours) or not 1 <= n_distinct <= MAX_BEHAVIOURS:
+        n_distinct = len(set(self.behaviors))
+        if n_distinct != len(self.behaviors) or not 1 <= n_distinct <= MAX_BEHAVIORS:
             raise RecexpError(
-                f"dataset.behaviours must be 1 to {MAX_BEHAVIOURS} distinct names, "
-                f"got {list(self.behaviours)}."
+                f"dataset.behaviors must be 1 to {MAX_BEHAVIORS} distinct names, "
+                f"got {list(self.behaviors)}."
             )
-        if unknown := set(self.explicit) - set(self.behaviours):
+        if unknown := set(self.explicit) - set(self.behaviors):
             raise RecexpError(
                 f"dataset.explicit names {sorted(unknown)}, which is not among "
-                f"dataset.behaviours {list(self.behaviours)}."
+                f"dataset.behaviors {list(self.behaviors)}."
             )
         check_choice("dataset.merge", self.merge, ("none", "pairs"))
         check_choice("dataset.on_bad_rows", self.on_bad_rows, ("error", "drop"))

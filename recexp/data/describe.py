@@ -113,7 +113,7 @@ def facts(store: Store) -> dict[str, float]:
         "events": sum(meta["events"].values()),
         "pairs": len(pairs),
         "explicit pairs": int(((pairs.mask & explicit) != 0).sum()),
-        "kinds of behaviour": len(schema.behaviours),
+        "kinds of behavior": len(schema.behaviors),
         "labels": sum(f.cardinality - 1 for f in labels),
         "density": len(pairs) / n_cells,
         "sparsity": 1 - len(pairs) / n_cells,
@@ -146,7 +146,7 @@ def describe(store: Store, protocol: str = "") -> list[Table]:
     rows = printed(meta["dataset"])
     if rows and not meta["simulated"]:
         tables.append(_beside_papers(rows, found))
-    tables.append(_behaviours(store))
+    tables.append(_behaviors(store))
     if store.schema.item_features:
         tables.append(_features(store))
     split = meta["settings"]["split"]
@@ -206,7 +206,7 @@ def _beside_papers(rows: list[Printed], found: dict[str, float]) -> Table:
     return Table("Beside the papers' data set tables", "", head, tuple(body))
 
 
-def _behaviours(store: Store) -> Table:
+def _behaviors(store: Store) -> Table:
     schema = store.schema
     n_events = store.meta["events"]
     all_bits = 0
@@ -214,7 +214,7 @@ def _behaviours(store: Store) -> Table:
     explicit_names = []
     # Name, feedback, bits of the mask, number of events.
     kinds: list[tuple[str, str, int, int]] = []
-    for i, (name, is_explicit) in enumerate(zip(schema.behaviours, schema.explicit, strict=True)):
+    for i, (name, is_explicit) in enumerate(zip(schema.behaviors, schema.explicit, strict=True)):
         all_bits |= 1 << i
         if is_explicit:
             explicit_bits |= 1 << i
@@ -223,7 +223,7 @@ def _behaviours(store: Store) -> Table:
     if len(explicit_names) > 1:
         n_explicit = sum(n_events[name] for name in explicit_names)
         kinds.append(("any explicit", "", explicit_bits, n_explicit))
-    if len(schema.behaviours) > 1:
+    if len(schema.behaviors) > 1:
         kinds.append(("any", "", all_bits, sum(n_events.values())))
     rows = []
     for name, feedback, bits, n in kinds:
@@ -232,9 +232,9 @@ def _behaviours(store: Store) -> Table:
         counts = (n, int(occurs_P.sum()), n_users)
         rows.append((Cell(name), Cell(feedback), *(Cell(f"{x:,}", x) for x in counts)))
     return Table(
-        title="Kinds of behaviour",
+        title="Kinds of behavior",
         caption="Weak to strong, before the split.",
-        head=("behaviour", "feedback", "events", "pairs", "users"),
+        head=("behavior", "feedback", "events", "pairs", "users"),
         rows=tuple(rows),
     )
 
@@ -267,7 +267,7 @@ def _evaluated(store: Store, under: str) -> Table:
     tied = f"{audit['tied_targets']:.1%}"
     rows.append((Cell("time shared with another event of the user"), Cell(""), Cell(tied)))
     notes = (
-        "pair in training through weaker behaviours only: sampler=supportive_only draws these "
+        "pair in training through weaker behaviors only: sampler=supportive_only draws these "
         "targets as negatives for their own user",
         f"{audit['future_events']:.1%} of training events happened after their user's test event",
     )
@@ -286,10 +286,10 @@ def _target_texts(store: Store, split: str) -> dict[str, str]:
         "without a history": _share(length_Q == 0),
         "item without a training event": _share(train_count_V[targets.item] == 0),
         "pair in training": _share(store.train_pairs.contain(targets.user, targets.item)),
-        "seen before through a weaker behaviour": _share(targets.seen),
+        "seen before through a weaker behavior": _share(targets.seen),
     }
     weaker_only = store.meta["audit"][f"{split}_targets_weaker_only"]
-    texts["pair in training through weaker behaviours only"] = f"{weaker_only:.1%}"
+    texts["pair in training through weaker behaviors only"] = f"{weaker_only:.1%}"
     if not len(targets):
         return {title: text if title == "users" else "" for title, text in texts.items()}
     return texts

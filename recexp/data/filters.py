@@ -1,4 +1,4 @@
-"""Which events count: known behaviours, the time window, and enough data per user and item."""
+"""Which events count: known behaviors, the time window, and enough data per user and item."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from recexp.errors import RecexpError
 STEP_KEYS = {"user_min", "item_min", "user_max", "count"}
 
 
-def behaviour_codes(
+def behavior_codes(
     events: pl.LazyFrame, dataset: Dataset, file: Path, report: Report
 ) -> pl.LazyFrame:
-    """Replace column ``behavior`` (names) by ``behaviour`` (int8 codes 1..K, weak to strong).
+    """Replace the names in column ``behavior`` by int8 codes 1..K, weak to strong.
 
-    With ``dataset.value_behaviours`` the codes come from the column ``value``. file: for errors.
+    With ``dataset.value_behaviors`` the codes come from the column ``value``. file: for errors.
 
     Raises:
         RecexpError: an unknown behavior (unless on_bad_rows="drop"), or no event is left.
     """
-    if dataset.value_behaviours:
-        return _codes_from_values(events, dataset, dataset.value_behaviours, report)
-    known = _known_behaviours(events, dataset, file, report)
+    if dataset.value_behaviors:
+        return _codes_from_values(events, dataset, dataset.value_behaviors, report)
+    known = _known_behaviors(events, dataset, file, report)
     code = pl.lit(None, dtype=pl.Int8)
     # A chain of conditions: replace_strict would gather all events before it replaces.
-    for number, name in enumerate(dataset.behaviours, 1):
+    for number, name in enumerate(dataset.behaviors, 1):
         code = pl.when(pl.col("behavior") == name).then(_int8(number)).otherwise(code)
-    return known.with_columns(behaviour=code).drop("behavior")
+    return known.with_columns(behavior=code)
 
 
 def within_window(events: pl.DataFrame, dataset: Dataset, report: Report) -> pl.DataFrame:
@@ -132,66 +132,65 @@ def _codes_from_values(
     """The strongest behavior whose threshold the value reaches; events below all are dropped."""
     if "value" not in events.collect_schema():
         raise RecexpError(
-            "dataset.value_behaviours is set, but the events carry no value to read behaviours "
-            "from."
+            "dataset.value_behaviors is set, but the events carry no value to read behaviors from."
         )
     code = _int8(0)
-    for number, name in enumerate(dataset.behaviours, 1):  # ascending thresholds
+    for number, name in enumerate(dataset.behaviors, 1):  # ascending thresholds
         reaches = pl.col("value") >= thresholds[name]
         code = pl.when(reaches).then(_int8(number)).otherwise(code)
-    events = events.with_columns(behaviour=code)
-    n_below = count_events(events.filter(pl.col("behaviour") == 0))
+    events = events.with_columns(behavior=code)
+    n_below = count_events(events.filter(pl.col("behavior") == 0))
     n_events = count_events(events)
     if n_below:
         report.add(
             f"{n_below:,} events dropped: their value is missing or below every threshold of "
-            "dataset.value_behaviours"
+            "dataset.value_behaviors"
         )
     if n_below == n_events:
         raise RecexpError(
             f"{dataset.name}: no event's value reaches a threshold of "
-            f"dataset.value_behaviours {dict(thresholds)}."
+            f"dataset.value_behaviors {dict(thresholds)}."
         )
-    kept = events.filter(pl.col("behaviour") > 0)
+    kept = events.filter(pl.col("behavior") > 0)
     if n_below:
         n_removed = _count_users(events) - _count_users(kept)
-        report.leave_out("removed by dataset.value_behaviours", n_removed)
-    return kept.drop("behavior")
+        report.leave_out("removed by dataset.value_behaviors", n_removed)
+    return kept
 
 
-def _known_behaviours(
+def _known_behaviors(
     events: pl.LazyFrame, dataset: Dataset, file: Path, report: Report
 ) -> pl.LazyFrame:
-    """Events whose behavior ``dataset.behaviours`` lists; others are an error, or dropped."""
+    """Events whose behavior ``dataset.behaviors`` lists; others are an error, or dropped."""
     distinct = events.select(pl.col("behavior").unique()).collect(engine="streaming")
-    unknown = sorted(set(distinct.to_series()) - set(dataset.behaviours))
+    unknown = sorted(set(distinct.to_series()) - set(dataset.behaviors))
     if not unknown:
         return events
     if dataset.on_bad_rows == "error":
-        raise _unknown_behaviour(events, unknown, dataset, file)
-    kept = events.filter(pl.col("behavior").is_in(list(dataset.behaviours)))
+        raise _unknown_behavior(events, unknown, dataset, file)
+    kept = events.filter(pl.col("behavior").is_in(list(dataset.behaviors)))
     n_kept = count_events(kept)
     n_removed = _count_users(events) - _count_users(kept)
-    report.leave_out("removed by dataset.behaviours", n_removed)
+    report.leave_out("removed by dataset.behaviors", n_removed)
     n_dropped = count_events(events) - n_kept
-    report.add(f"{n_dropped:,} events dropped: behaviour among {unknown}")
+    report.add(f"{n_dropped:,} events dropped: behavior among {unknown}")
     if n_kept == 0:
         raise RecexpError(
-            f"{dataset.name}: no event has one of the behaviours {list(dataset.behaviours)}."
+            f"{dataset.name}: no event has one of the behaviors {list(dataset.behaviors)}."
         )
     return kept
 
 
-def _unknown_behaviour(
+def _unknown_behavior(
     events: pl.LazyFrame, unknown: list[str], dataset: Dataset, file: Path
 ) -> RecexpError:
     """The error that names the first event with an unknown behavior."""
     of_unknown = events.with_row_index("row").filter(pl.col("behavior").is_in(unknown))
     row = of_unknown.head(1).collect(engine="streaming").row(0, named=True)
     return RecexpError(
-        f"{file}: unknown behaviour {row['behavior']!r} in event {row['row'] + 1} "
+        f"{file}: unknown behavior {row['behavior']!r} in event {row['row'] + 1} "
         f"(user {row['user']}, item {row['item']}). "
-        f"dataset.behaviours lists {list(dataset.behaviours)}: add it there, "
+        f"dataset.behaviors lists {list(dataset.behaviors)}: add it there, "
         "or use dataset.on_bad_rows=drop."
     )
 

@@ -17,7 +17,7 @@ def index_events(
 ) -> tuple[pl.DataFrame, pl.DataFrame, Rows, list[float]]:
     """Number users and items and sort the events by user and time.
 
-    events: columns user, item, behaviour (int8 codes), timestamp (int64 ms), optionally value. The
+    events: columns user, item, behavior (int8 codes), timestamp (int64 ms), optionally value. The
     columns are removed from the frame as they are read, to free their memory.
 
     Returns:
@@ -29,22 +29,22 @@ def index_events(
     value, levels = _level_ids(events)
     users, user = _indexed(events.drop_in_place("user"), first=0)
     items, item = _indexed(events.drop_in_place("item"), first=1)
-    behaviour = events.drop_in_place("behaviour").to_numpy()
+    behavior = events.drop_in_place("behavior").to_numpy()
     time = events.drop_in_place("timestamp").to_numpy()
 
     order = _by_user_and_time(user, time)
     # Reassigned a column at a time, so that each unsorted column is freed before the next.
     user = user[order]
     item = item[order]
-    behaviour = behaviour[order]
+    behavior = behavior[order]
     time = time[order]
     if value is not None:
         value = value[order]
 
-    bits = np.int8 if behaviour.max() < 8 else np.int32
-    mask = np.left_shift(bits(1), behaviour - 1, dtype=bits)
+    bits = np.int8 if behavior.max() < 8 else np.int32
+    mask = np.left_shift(bits(1), behavior - 1, dtype=bits)
     origin = np.arange(len(user), dtype=_row_number_type(len(user)))
-    rows = Rows(user, item, behaviour, time, mask, origin, value)
+    rows = Rows(user, item, behavior, time, mask, origin, value)
     return users, items, rows, levels
 
 

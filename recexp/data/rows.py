@@ -19,9 +19,9 @@ class Rows:
 
     user: np.ndarray  # int32 [E], 0..U-1
     item: np.ndarray  # int32 [E], 1..V-1
-    behaviour: np.ndarray  # int8 [E], codes 1..K, weak to strong
+    behavior: np.ndarray  # int8 [E], codes 1..K, weak to strong
     time: np.ndarray  # int64 [E], milliseconds
-    mask: np.ndarray  # int8 or int32 [E], bit b-1 set: the row stands for behaviour code b
+    mask: np.ndarray  # int8 or int32 [E], bit b-1 set: the row stands for behavior code b
     origin: np.ndarray  # int32 [E], int64 from 2^31 rows on: the row's number before any merging
     value: np.ndarray | None = None  # int16 [E], level ids 1.., 0 unknown; None: events carry none
 
@@ -32,7 +32,7 @@ class Rows:
         return Rows(
             user=self.user[at],
             item=self.item[at],
-            behaviour=self.behaviour[at],
+            behavior=self.behavior[at],
             time=self.time[at],
             mask=self.mask[at],
             origin=self.origin[at],
@@ -43,7 +43,7 @@ class Rows:
         """As ``self[at]``, in place, a column at a time: two complete copies might not fit."""
         self.user = self.user[at]
         self.item = self.item[at]
-        self.behaviour = self.behaviour[at]
+        self.behavior = self.behavior[at]
         self.time = self.time[at]
         self.mask = self.mask[at]
         self.origin = self.origin[at]
@@ -60,16 +60,16 @@ class Rows:
         is_explicit = np.asarray([False, *explicit])  # by behavior code
         parts = []
         for order, starts in self._by_pair(self.user if stretch is None else stretch):
-            explicit_row = np.where(is_explicit[self.behaviour[order]], order, -1)
+            explicit_row = np.where(is_explicit[self.behavior[order]], order, -1)
             last_explicit = np.maximum.reduceat(explicit_row, starts)
             last = np.maximum.reduceat(order, starts)
             kept = np.where(last_explicit < 0, last, last_explicit)
             mask = np.bitwise_or.reduceat(self.mask[order], starts)
-            behaviour = np.maximum.reduceat(self.behaviour[order], starts)
+            behavior = np.maximum.reduceat(self.behavior[order], starts)
             in_time = np.argsort(kept)
-            parts.append((kept[in_time], mask[in_time], behaviour[in_time]))
-        kept, mask, behaviour = (np.concatenate(part) for part in zip(*parts, strict=True))
-        return replace(self[kept], mask=mask, behaviour=behaviour)
+            parts.append((kept[in_time], mask[in_time], behavior[in_time]))
+        kept, mask, behavior = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return replace(self[kept], mask=mask, behavior=behavior)
 
     def pairs(self) -> dict[str, np.ndarray]:
         """Unique (user, item), sorted: "user", "item", "mask" of behaviors, "count" of events."""
@@ -95,7 +95,7 @@ class Rows:
         target_E = target_U[self.user]
         is_earlier = np.arange(len(self), dtype=target_E.dtype) < target_E
         same_item = self.item == self.item[target_E]
-        is_weaker = self.behaviour < self.behaviour[target_E]
+        is_weaker = self.behavior < self.behavior[target_E]
         return np.isin(self.user[at], self.user[is_earlier & same_item & is_weaker])
 
     def _by_pair(self, stretch: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -103,7 +103,7 @@ class Split:
             other = "other" if self.test_without_history else "earlier"
             raise RecexpError(
                 f"No user has a test target: the split wants {self.target!r} events with at least "
-                f"one {other} training event each. Check dataset.behaviours and dataset.explicit, "
+                f"one {other} training event each. Check dataset.behaviors and dataset.explicit, "
                 "loosen dataset.filters, or choose another protocol."
             )
         return code

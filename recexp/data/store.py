@@ -29,9 +29,9 @@ class Events:
 
     ptr: Tensor  # int64 [U+1]
     item: Tensor  # int32 [E]
-    behaviour: Tensor  # int8 [E], codes 1..K
+    behavior: Tensor  # int8 [E], codes 1..K
     time: Tensor  # int64 [E], milliseconds
-    mask: Tensor  # int32 [E], bit b-1 set: the row stands for behaviour code b (several if merged)
+    mask: Tensor  # int32 [E], bit b-1 set: the row stands for behavior code b (several if merged)
     value: Tensor | None = None  # int16 [E], level ids, 0 unknown
 
     def __len__(self) -> int:
@@ -46,7 +46,7 @@ class Events:
         return Events(
             ptr=self.ptr.to(device),
             item=self.item.to(device),
-            behaviour=self.behaviour.to(device),
+            behavior=self.behavior.to(device),
             time=self.time.to(device),
             mask=self.mask.to(device),
             value=None if self.value is None else self.value.to(device),
@@ -59,7 +59,7 @@ class Pairs:
 
     ptr: Tensor  # int64 [U+1]
     item: Tensor  # int32 [P]
-    mask: Tensor  # int32 [P], bit b-1 set: behaviour code b occurred
+    mask: Tensor  # int32 [P], bit b-1 set: behavior code b occurred
     count: Tensor  # int32 [P], number of events
 
     def __len__(self) -> int:
@@ -137,8 +137,8 @@ class Targets:
     user: Tensor  # int64 [Q], ascending
     item: Tensor  # int64 [Q]
     time: Tensor  # int64 [Q], milliseconds
-    behaviour: Tensor  # int8 [Q]
-    seen: Tensor  # bool [Q]: the user met the item before through a weaker behaviour
+    behavior: Tensor  # int8 [Q]
+    seen: Tensor  # bool [Q]: the user met the item before through a weaker behavior
     start: Tensor  # int64 [Q]
     end: Tensor  # int64 [Q]
 
@@ -150,7 +150,7 @@ class Targets:
             user=self.user.to(device),
             item=self.item.to(device),
             time=self.time.to(device),
-            behaviour=self.behaviour.to(device),
+            behavior=self.behavior.to(device),
             seen=self.seen.to(device),
             start=self.start.to(device),
             end=self.end.to(device),
@@ -260,7 +260,7 @@ class Store:
         return Query(
             user_B=user_B,
             item_BL=gather(events.item),
-            behaviour_BL=gather(events.behaviour),
+            behavior_BL=gather(events.behavior),
             time_BL=gather(events.time),
             value_BL=None if events.value is None else gather(events.value),
         )
@@ -301,7 +301,7 @@ def _schema(folder: Path, meta: dict[str, Any]) -> Schema:
     return Schema(
         n_users=meta["users"],
         n_items=meta["items"],
-        behaviours=tuple(meta["behaviours"]),
+        behaviors=tuple(meta["behaviors"]),
         explicit=tuple(meta["explicit"]),
         n_values=len(meta["levels"]),
         item_features=features,

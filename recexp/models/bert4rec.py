@@ -42,7 +42,7 @@ class BERT4Rec(SequenceModel):
     score_i = head(state of [MASK]) . E_i + b_i, head(h) = LN(GELU(W h + b)), where [MASK] (item V)
     is appended to the history. Inputs are the sum of item and position vectors.
 
-    num_factors: width D. num_inner: inner width of the feed-forward nets, 4 D where None.
+    n_factors: width D. n_inner: inner width of the feed-forward nets, 4 D where None.
     max_len: events that are read, [MASK] included.
 
     In the authors' code (https://github.com/FeiSun/BERT4Rec) but not in the paper:
@@ -67,10 +67,10 @@ class BERT4Rec(SequenceModel):
         self,
         schema: Schema,
         *,
-        num_factors: Width = 64,
-        num_layers: Depth = 2,
-        num_heads: Width = 2,
-        num_inner: Width | None = None,
+        n_factors: Width = 64,
+        n_layers: Depth = 2,
+        n_heads: Width = 2,
+        n_inner: Width | None = None,
         max_len: MaskedLength = 200,
         dropout: Rate = 0.2,
         attention_dropout: Rate = 0.2,
@@ -93,21 +93,21 @@ class BERT4Rec(SequenceModel):
         self.max_len = checked_length(max_len, least=2)
         self.history = max_len - 1  # the last place is that of [MASK]
         self.V = schema.V
-        self.width = num_factors
-        self.item = nn.Embedding(schema.V + 1, num_factors, padding_idx=0)
+        self.width = n_factors
+        self.item = nn.Embedding(schema.V + 1, n_factors, padding_idx=0)
         self.position: PositionEmbedding | None = None
         if positions != "none":
-            self.position = PositionEmbedding(max_len, num_factors, positions)
-        self.token_type = nn.Parameter(torch.empty(num_factors)) if token_type else None
+            self.position = PositionEmbedding(max_len, n_factors, positions)
+        self.token_type = nn.Parameter(torch.empty(n_factors)) if token_type else None
         norm_kind = layer_norm if isinstance(layer_norm, str) else "variance"
         with_norm = bool(layer_norm)
-        self.input_norm = _norm_or_identity(embedding_norm and with_norm, norm_kind, num_factors)
+        self.input_norm = _norm_or_identity(embedding_norm and with_norm, norm_kind, n_factors)
         self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             TransformerLayer(
-                num_factors,
-                num_heads,
-                num_inner=num_inner,
+                n_factors,
+                n_heads,
+                n_inner=n_inner,
                 dropout=dropout,
                 attention_dropout=attention_dropout,
                 norm=norm if with_norm else "none",
@@ -118,13 +118,13 @@ class BERT4Rec(SequenceModel):
                 activation=activation,
                 more_dropout=more_dropout,
             )
-            for _ in range(num_layers)
+            for _ in range(n_layers)
         )
-        self.projection = nn.Linear(num_factors, num_factors) if projection else None
+        self.projection = nn.Linear(n_factors, n_factors) if projection else None
         with_head_norm = projection and head_norm and with_norm
-        self.head_norm = _norm_or_identity(with_head_norm, norm_kind, num_factors)
+        self.head_norm = _norm_or_identity(with_head_norm, norm_kind, n_factors)
         self.approximate = "tanh" if activation == "gelu_tanh" else "none"
-        self.output = None if tied else nn.Embedding(schema.V, num_factors, padding_idx=0)
+        self.output = None if tied else nn.Embedding(schema.V, n_factors, padding_idx=0)
         self.output_bias = nn.Parameter(torch.zeros(schema.V)) if output_bias else None
         self._init(one_of("init", init, Init))
 

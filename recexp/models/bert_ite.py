@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from recexp.contracts import MultiBehaviour
+from recexp.contracts import MultiBehavior
 from recexp.errors import RecexpError
 from recexp.models.ite import (
     ImplicitToExplicit,
@@ -28,13 +28,13 @@ from recexp.types import Query, Schema
 Pad = Literal["mask", "random"]
 
 
-class BertITE(MultiBehaviour):
+class BertITE(MultiBehavior):
     """Ranks by P(implicit) * P(explicit | implicit) from phi = u * e.
 
     u is the last state of the user's row of a Transformer over [user; history; target], without
     positions, and e is the target's embedding.
 
-    num_factors: width K of everything; num_heads must divide it.
+    n_factors: width K of everything; n_heads must divide it.
     max_len: how many of the newest events are read. Their order has no effect.
     norm: "post" (paper) or "pre" (authors' code; no final norm).
     target_in_sequence: whether the candidate is a row of the sequence (paper), or the sequence is
@@ -66,15 +66,15 @@ class BertITE(MultiBehaviour):
     Extra shape symbol: m rows of the context, the user and the events read.
     """
 
-    n_behaviours = 2
+    n_behaviors = 2
 
     def __init__(
         self,
         schema: Schema,
         *,
-        num_factors: Width = 64,
-        num_layers: Depth = 2,
-        num_heads: Width = 2,
+        n_factors: Width = 64,
+        n_layers: Depth = 2,
+        n_heads: Width = 2,
         max_len: Annotated[int, Field(ge=0, le=1_000_000)] = 20,
         norm: NormPlace = "post",
         target_in_sequence: bool = True,
@@ -92,7 +92,7 @@ class BertITE(MultiBehaviour):
         brute_force: bool = False,
     ):
         super().__init__()
-        K = num_factors
+        K = n_factors
         self.random_pad = one_of("pad", pad, Pad) == "random"
         one_of("tower", tower, Variant)
         one_of("init", init, Variant)
@@ -109,8 +109,8 @@ class BertITE(MultiBehaviour):
         self.items = ItemEncoder(schema, K, side=item_side, scale=side_scale)
         self.transformer = SharedContextTransformer(
             K,
-            num_layers,
-            num_heads,
+            n_layers,
+            n_heads,
             norm=norm,
             dropout=dropout,
             attention_dropout=attention_dropout,

@@ -25,8 +25,8 @@ class Caser(SequenceModel):
 
     ``encode`` returns one state per history, [B, 1, 2D], which serves all targets of the window.
 
-    num_factors: width D. max_len: items of the window, the Markov order L of the paper.
-    num_horizontal: filters per height. num_vertical: vertical filters.
+    n_factors: width D. max_len: items of the window, the Markov order L of the paper.
+    n_horizontal: filters per height. n_vertical: vertical filters.
 
     Tang and Wang 2018, sec. 3, arXiv:1809.07426. Initial values and the learned vector of padding
     (item 0, left of shorter histories) are those of the authors' code,
@@ -37,24 +37,24 @@ class Caser(SequenceModel):
         self,
         schema: Schema,
         *,
-        num_factors: Width = 50,
+        n_factors: Width = 50,
         max_len: Length = 5,
-        num_horizontal: Width = 16,
-        num_vertical: Width = 4,
+        n_horizontal: Width = 16,
+        n_vertical: Width = 4,
         dropout: Rate = 0.5,
     ):
         super().__init__()
         self.max_len = checked_length(max_len)
         self.history = max_len
-        self.user = Embedding(schema.n_users, num_factors)
-        self.item = Embedding(schema.V, num_factors)
+        self.user = Embedding(schema.n_users, n_factors)
+        self.item = Embedding(schema.V, n_factors)
         self.horizontal = nn.ModuleList(
-            nn.Conv1d(num_factors, num_horizontal, height) for height in range(1, max_len + 1)
+            nn.Conv1d(n_factors, n_horizontal, height) for height in range(1, max_len + 1)
         )
-        self.vertical = nn.Linear(max_len, num_vertical)
+        self.vertical = nn.Linear(max_len, n_vertical)
         self.dropout = Dropout(dropout)
-        self.inner = nn.Linear(num_vertical * num_factors + num_horizontal * max_len, num_factors)
-        self.output = Embedding(schema.V, 2 * num_factors)
+        self.inner = nn.Linear(n_vertical * n_factors + n_horizontal * max_len, n_factors)
+        self.output = Embedding(schema.V, 2 * n_factors)
         self.output_bias = nn.Parameter(torch.zeros(schema.V))
         for table in (self.user, self.item, self.output):
             nn.init.normal_(table.weight, std=1 / table.embedding_dim)

@@ -19,7 +19,7 @@ from recexp.types import Query, Schema
 if TYPE_CHECKING:
     from recexp.data.store import Store
 
-COLUMNS = ("item_BL", "behaviour_BL", "time_BL", "value_BL")
+COLUMNS = ("item_BL", "behavior_BL", "time_BL", "value_BL")
 # Positions that a CPU encodes together: 16 rows at length 200, 320 at length 10. Histories of ten
 # train 1.5 times as fast as in groups of a fixed number of rows.
 TOKENS = 3200
@@ -207,32 +207,32 @@ def mean_square(*vectors: Tensor) -> Tensor:
 # Choice of events
 
 
-def behaviour_codes(schema: Schema, behaviours: list[str] | str | None) -> list[int] | None:
+def behavior_codes(schema: Schema, behaviors: list[str] | str | None) -> list[int] | None:
     """Codes of the behaviors that count; None where all count.
 
-    behaviours: names, "explicit" (those that the data set calls explicit), "strongest", or None.
+    behaviors: names, "explicit" (those that the data set calls explicit), "strongest", or None.
     Raises RecexpError for names that the data set does not have.
     """
-    if behaviours is None:
+    if behaviors is None:
         return None
-    if behaviours == "strongest":
-        return [len(schema.behaviours)]
-    if behaviours == "explicit":
-        flags = zip(schema.behaviours, schema.explicit, strict=True)
+    if behaviors == "strongest":
+        return [len(schema.behaviors)]
+    if behaviors == "explicit":
+        flags = zip(schema.behaviors, schema.explicit, strict=True)
         chosen = [name for name, explicit in flags if explicit]
     else:
-        chosen = [behaviours] if isinstance(behaviours, str) else list(behaviours)
+        chosen = [behaviors] if isinstance(behaviors, str) else list(behaviors)
     wrong = ""
-    if unknown := [name for name in chosen if name not in schema.behaviours]:
-        wrong = f"{unknown[0]!r} is not a behaviour of this data set"
+    if unknown := [name for name in chosen if name not in schema.behaviors]:
+        wrong = f"{unknown[0]!r} is not a behavior of this data set"
     elif not chosen:
-        wrong = "this data set has no such behaviour"
+        wrong = "this data set has no such behavior"
     if wrong:
         raise RecexpError(
-            f"behaviours={behaviours!r}: {wrong}. "
-            f"Choose from {list(schema.behaviours)}, 'explicit', 'strongest', null (all)."
+            f"behaviors={behaviors!r}: {wrong}. "
+            f"Choose from {list(schema.behaviors)}, 'explicit', 'strongest', null (all)."
         )
-    return sorted(schema.behaviours.index(name) + 1 for name in chosen)
+    return sorted(schema.behaviors.index(name) + 1 for name in chosen)
 
 
 def select_events(store: Store, codes: list[int] | None) -> tuple[Tensor, Tensor]:

@@ -34,13 +34,13 @@ class GRULayer(nn.Module):
     The reset gate r acts before the matrix product. In torch.nn.GRU it acts after it, which is a
     different model. The columns of W and b stand side by side, [r; z; c].
 
-    num_inputs: width of x; None: the input already is x W, a row of a table 3 D wide.
+    n_inputs: width of x; None: the input already is x W, a row of a table 3 D wide.
     """
 
-    def __init__(self, num_inputs: int | None, width: int):
+    def __init__(self, n_inputs: int | None, width: int):
         super().__init__()
         self.input = (
-            nn.Identity() if num_inputs is None else nn.Linear(num_inputs, 3 * width, bias=False)
+            nn.Identity() if n_inputs is None else nn.Linear(n_inputs, 3 * width, bias=False)
         )
         self.gates = nn.Linear(width, 2 * width, bias=False)
         self.candidate = nn.Linear(width, width, bias=False)
@@ -58,7 +58,7 @@ class GRULayer(nn.Module):
 class GRU4Rec(SequenceModel, SessionState):
     """A recurrent state per history, zero before its first event; score_i = state . E_i + b_i.
 
-    num_factors: width D of the states. num_layers: of GRUs.
+    n_factors: width D of the states. n_layers: of GRUs.
     max_len: how many of the newest events are read; None: the whole history, as
         objective=session_parallel trains.
     cell: "official" is the authors' GRU (see ``GRULayer``); "torch" is torch.nn.GRU, for training
@@ -81,8 +81,8 @@ class GRU4Rec(SequenceModel, SessionState):
         self,
         schema: Schema,
         *,
-        num_factors: Width = 100,
-        num_layers: Depth = 1,
+        n_factors: Width = 100,
+        n_layers: Depth = 1,
         max_len: Length | None = None,
         cell: Cell = "official",
         input_table: InputTable = "one_hot",
@@ -95,8 +95,8 @@ class GRU4Rec(SequenceModel, SessionState):
         super().__init__()
         self.max_len = WHOLE_HISTORY if max_len is None else checked_length(max_len)
         self.history = self.max_len
-        self.width = num_factors
-        self.num_layers = num_layers
+        self.width = n_factors
+        self.n_layers = n_layers
         self.cell = one_of("cell", cell, Cell)
         self.input_table = one_of("input_table", input_table, InputTable)
         self.activation = one_of("final_activation", final_activation, FinalActivation)
@@ -106,25 +106,25 @@ class GRU4Rec(SequenceModel, SessionState):
             raise RecexpError(
                 "cell: torch reads item vectors; choose input_table: separate or constrained."
             )
-        self.item = Embedding(schema.V, num_factors, padding_idx=0)
+        self.item = Embedding(schema.V, n_factors, padding_idx=0)
         self.item_bias = nn.Parameter(torch.zeros(schema.V)) if output_bias else None
         self.input: Embedding | None = None
         if input_table != "constrained":
-            self.input = Embedding(schema.V, (3 if one_hot else 1) * num_factors, padding_idx=0)
+            self.input = Embedding(schema.V, (3 if one_hot else 1) * n_factors, padding_idx=0)
         self.embedding_dropout = Dropout(embedding_dropout)
         self.dropout = Dropout(dropout)
         if cell == "torch":
             self.gru = nn.GRU(
-                num_factors,
-                num_factors,
-                num_layers,
+                n_factors,
+                n_factors,
+                n_layers,
                 batch_first=True,
-                dropout=dropout if num_layers > 1 else 0.0,
+                dropout=dropout if n_layers > 1 else 0.0,
             )
         else:
-            first = None if one_hot else num_factors
-            widths = [first, *[num_factors] * (num_layers - 1)]
-            self.layers = nn.ModuleList(GRULayer(width, num_factors) for width in widths)
+            first = None if one_hot else n_factors
+            widths = [first, *[n_factors] * (n_layers - 1)]
+            self.layers = nn.ModuleList(GRULayer(width, n_factors) for width in widths)
         self._init()
 
     @torch.no_grad()
@@ -210,7 +210,7 @@ class GRU4Rec(SequenceModel, SessionState):
         n_left_L = torch.arange(item_BL.shape[1], 0, -1, device=item_BL.device)
         # Per column, how many rows have begun: those at least as long as the columns left.
         n_begun_L = torch.searchsorted(-length_B, -n_left_L, right=True).tolist()
-        hidden = [self.item.weight.new_zeros(0, self.width)] * self.num_layers
+        hidden = [self.item.weight.new_zeros(0, self.width)] * self.n_layers
         for item_B, n_begun in zip(item_BL.T.contiguous(), n_begun_L, strict=True):
             n_new = n_begun - len(hidden[0])
             if n_new > 0:
@@ -231,7 +231,7 @@ class GRU4Rec(SequenceModel, SessionState):
     # Event by event
 
     def initial_state(self, batch_size: int) -> Tensor:
-        return self.item.weight.new_zeros(self.num_layers, batch_size, self.width)
+        return self.item.weight.new_zeros(self.n_layers, batch_size, self.width)
 
     def step(self, item_B: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Read one event per session.

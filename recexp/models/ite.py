@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from recexp.contracts import MultiBehaviour
+from recexp.contracts import MultiBehavior
 from recexp.errors import RecexpError
 from recexp.nn.embeddings import ItemEncoder, SideScale, UserEncoder
 from recexp.nn.init import normal_embeddings, xavier_linears
@@ -59,10 +59,10 @@ class ImplicitToExplicit(nn.Module):
         return torch.cat([self.implicit(phi), self.explicit(self.tower(phi))], -1)
 
 
-class ITE(MultiBehaviour):
+class ITE(MultiBehavior):
     """Ranks by P(implicit) * P(explicit | implicit) from phi = [p^G * q^G; tower([p^M; q^M])].
 
-    num_factors: K. The paper gives the width of phi, the authors' code of the GMF vectors.
+    n_factors: K. The paper gives the width of phi, the authors' code of the GMF vectors.
     width: "paper" is phi K wide: GMF vectors K/2, MLP vectors K, tower 2K-K-K/2, explicit tower
         K-K/2-1, ReLU. "authors" is phi 2K wide: GMF vectors K, MLP vectors 2K, tower 4K-2K-K,
         explicit tower 2K-K-1, LeakyReLU(0.2).
@@ -80,13 +80,13 @@ class ITE(MultiBehaviour):
     table for each.
     """
 
-    n_behaviours = 2
+    n_behaviors = 2
 
     def __init__(
         self,
         schema: Schema,
         *,
-        num_factors: Width = 64,
+        n_factors: Width = 64,
         width: Variant = "paper",
         init: Variant = "paper",
         item_side: str | Sequence[str] = (),
@@ -97,11 +97,11 @@ class ITE(MultiBehaviour):
         super().__init__()
         one_of("width", width, Variant)
         one_of("init", init, Variant)
-        if num_factors < 2 or num_factors % 2:
+        if n_factors < 2 or n_factors % 2:
             raise RecexpError(
-                f"num_factors={num_factors}: ITE halves it, so it must be even and at least 2."
+                f"n_factors={n_factors}: ITE halves it, so it must be even and at least 2."
             )
-        K = num_factors if width == "authors" else num_factors // 2
+        K = n_factors if width == "authors" else n_factors // 2
         self.gmf_width = K
         self.chunk = checked_chunk(chunk)
         activation = nn.LeakyReLU(0.2) if width == "authors" else nn.ReLU()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recexp.contracts import ClosedForm
 from recexp.errors import RecexpError
-from recexp.models.common import behaviour_codes, select_events
+from recexp.models.common import behavior_codes, select_events
 from recexp.nn.parameters import Count, Length, NonNegative, require_positive
 from recexp.types import Query, Schema
 
@@ -30,16 +30,16 @@ class ItemKNN(ClosedForm):
     from i in a user's training sequence. prior(c) orders items without a common neighbor: it is
     ``popularity`` times c's count over the largest count.
 
-    neighbours: how many most similar items are kept per item.
+    neighbors: how many most similar items are kept per item.
     directed: j counts only where it stands after i.
-    behaviours: which events count, in training and in the history; as in ``Pop``.
+    behaviors: which events count, in training and in the history; as in ``Pop``.
 
     A baseline without learned parameters. Item-based neighbors follow Sarwar et al. 2001,
     https://doi.org/10.1145/371920.372071; distances, damping and decay are our choice.
     """
 
     n_passes = 1
-    neighbour_Vn: Tensor
+    neighbor_Vn: Tensor
     similarity_Vn: Tensor
     prior_V: Tensor
 
@@ -48,17 +48,17 @@ class ItemKNN(ClosedForm):
         schema: Schema,
         *,
         window: Count = 10,
-        neighbours: Count = 200,
+        neighbors: Count = 200,
         max_len: Length = 50,
         decay: Annotated[float, Field(gt=0, le=1)] = 0.8,
         history_damping: NonNegative = 0.5,
         item_damping: NonNegative = 0.25,
         popularity: NonNegative = 1e-6,
         directed: bool = False,
-        behaviours: list[str] | str | None = None,
+        behaviors: list[str] | str | None = None,
     ) -> None:
         super().__init__()
-        require_positive(window=window, neighbours=neighbours, max_len=max_len)
+        require_positive(window=window, neighbors=neighbors, max_len=max_len)
         if not 0 < decay <= 1:
             raise RecexpError(f"decay={decay}: must lie in (0, 1].")
         self.history = max_len
@@ -68,9 +68,9 @@ class ItemKNN(ClosedForm):
         self.item_damping = item_damping
         self.popularity = popularity
         self.directed = directed
-        self.codes = behaviour_codes(schema, behaviours)
-        self.register_buffer("neighbour_Vn", torch.zeros(schema.V, neighbours, dtype=torch.int32))
-        self.register_buffer("similarity_Vn", torch.zeros(schema.V, neighbours))
+        self.codes = behavior_codes(schema, behaviors)
+        self.register_buffer("neighbor_Vn", torch.zeros(schema.V, neighbors, dtype=torch.int32))
+        self.register_buffer("similarity_Vn", torch.zeros(schema.V, neighbors))
         self.register_buffer("prior_V", torch.zeros(schema.V))
 
     def fit_pass(self, store: Store) -> dict[str, float]:
@@ -79,7 +79,7 @@ class ItemKNN(ClosedForm):
         Extra shape symbol: P distinct pairs (left, right) of items.
         """
         user_E, item_E = select_events(store, self.codes)
-        V, n_neighbours = self.neighbour_Vn.shape
+        V, n_neighbors = self.neighbor_Vn.shape
         count_V = torch.bincount(item_E, minlength=V).to(self.prior_V.dtype)
         left_P, right_P, cov_P = self._co_visits(user_E, item_E, V, count_V.dtype)
         damping_P = count_V[left_P] ** self.history_damping * count_V[right_P] ** self.item_damping
@@ -94,13 +94,13 @@ class ItemKNN(ClosedForm):
         n_pairs_V = torch.bincount(left_P, minlength=V)
         first_V = torch.cumsum(n_pairs_V, 0) - n_pairs_V
         rank_P = torch.arange(len(left_P), device=left_P.device) - first_V[left_P]
-        keep_P = rank_P < n_neighbours
+        keep_P = rank_P < n_neighbors
 
-        self.neighbour_Vn.zero_()
+        self.neighbor_Vn.zero_()
         self.similarity_Vn.zero_()
         device = self.prior_V.device
         place = (left_P[keep_P].to(device), rank_P[keep_P].to(device))
-        self.neighbour_Vn[place] = right_P[keep_P].to(self.neighbour_Vn)
+        self.neighbor_Vn[place] = right_P[keep_P].to(self.neighbor_Vn)
         self.similarity_Vn[place] = sim_P[keep_P].to(self.similarity_Vn)
         self.prior_V.copy_(self.popularity * count_V / count_V.max().clamp_min(1))
         return {"pairs": float(len(left_P)), "kept": float(keep_P.sum())}
@@ -152,15 +152,15 @@ class ItemKNN(ClosedForm):
         return _coalesce(torch.cat(keys), torch.cat(weights)) if keys else None
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        V, n_neighbours = self.neighbour_Vn.shape
+        V, n_neighbors = self.neighbor_Vn.shape
         item_BL = query.item_BL[:, -self.history :]
         if self.codes is not None:
-            behaviour_BL = query.behaviour_BL[:, -self.history :]
+            behavior_BL = query.behavior_BL[:, -self.history :]
             codes = torch.tensor(self.codes, device=item_BL.device)
-            item_BL = item_BL * torch.isin(behaviour_BL, codes)
+            item_BL = item_BL * torch.isin(behavior_BL, codes)
         if len(query) == 0:
             return self.prior_V.new_empty(0, V - 1 if item_BC is None else item_BC.shape[1])
-        n_rows = max(1, _SCORED // max(V, item_BL.shape[1] * n_neighbours))
+        n_rows = max(1, _SCORED // max(V, item_BL.shape[1] * n_neighbors))
         parts = []
         for start in range(0, len(query), n_rows):
             rows = slice(start, start + n_rows)
@@ -175,7 +175,7 @@ class ItemKNN(ClosedForm):
         weight_BL = self.decay ** age_BL.to(self.prior_V.dtype) * real_BL
         s_BV = self.prior_V.repeat(len(item_BL), 1)
         term_BLn = self.similarity_Vn[item_BL] * weight_BL.unsqueeze(-1)
-        s_BV.scatter_add_(1, self.neighbour_Vn[item_BL].flatten(1).long(), term_BLn.flatten(1))
+        s_BV.scatter_add_(1, self.neighbor_Vn[item_BL].flatten(1).long(), term_BLn.flatten(1))
         return s_BV[:, 1:] if item_BC is None else s_BV.gather(1, item_BC)
 
 

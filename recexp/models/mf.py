@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from recexp.contracts import MultiBehaviour
+from recexp.contracts import MultiBehavior
 from recexp.models.common import mean_square, table_scores
 from recexp.nn.init import normal_embeddings
 from recexp.nn.lookup import Embedding
@@ -13,10 +13,10 @@ from recexp.nn.parameters import NonNegative, Width, require_positive
 from recexp.types import Query, Schema
 
 
-class MF(MultiBehaviour):
+class MF(MultiBehavior):
     """s_ui = p_u . q_i (+ b_i).
 
-    num_factors: width of p and q.
+    n_factors: width of p and q.
     item_bias: whether there is a b_i; usual in BPR-MF, left out in the MF of the multi-feedback
         paper (MF + multi-branch MLP).
     init_std: p, q ~ N(0, init_std^2).
@@ -25,20 +25,20 @@ class MF(MultiBehaviour):
     BPR-MF, Rendle et al. 2009, arXiv:1205.2618.
     """
 
-    n_behaviours = 1
+    n_behaviors = 1
 
     def __init__(
         self,
         schema: Schema,
         *,
-        num_factors: Width = 64,
+        n_factors: Width = 64,
         item_bias: bool = False,
         init_std: NonNegative = 0.01,
     ) -> None:
         super().__init__()
-        require_positive(num_factors=num_factors)
-        self.user = Embedding(schema.n_users, num_factors)
-        self.item = Embedding(schema.V, num_factors, padding_idx=0)
+        require_positive(n_factors=n_factors)
+        self.user = Embedding(schema.n_users, n_factors)
+        self.item = Embedding(schema.V, n_factors, padding_idx=0)
         self.item_bias = nn.Parameter(torch.zeros(schema.V)) if item_bias else None
         normal_embeddings(self, init_std)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from recexp.contracts import MultiBehaviour
+from recexp.contracts import MultiBehavior
 from recexp.errors import RecexpError
 from recexp.models.common import mean_square, table_scores
 from recexp.nn.cpu.lookup import row_dot
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from recexp.data.store import Store
 
 
-class MFPR(MultiBehaviour):
+class MFPR(MultiBehavior):
     """s_ui = b_i + q_i . (p_u + sum_t w_t |N_t(u)|^(-1/2) sum over j in N_t(u) of y_j^t).
 
     N_t(u) are the items that u showed behavior t on in training. In training mode the scored item
     itself is taken out of every N_t(u), since its presence would tell the label.
 
-    num_factors: width of p, q and y, which start at N(0, init_std^2). w_t is learned from 1 on.
+    n_factors: width of p, q and y, which start at N(0, init_std^2). w_t is learned from 1 on.
 
     Liu et al. 2017, https://doi.org/10.1007/978-3-319-57529-2_11, and 2018,
     https://doi.org/10.1145/3216368; a baseline of the multi-feedback paper, which uses the implicit
@@ -36,7 +36,7 @@ class MFPR(MultiBehaviour):
     Extra shape symbol: T behaviors of the data.
     """
 
-    n_behaviours = 1
+    n_behaviors = 1
     reconstruction = True
     size_UT: Tensor
     start_UT: Tensor
@@ -45,16 +45,16 @@ class MFPR(MultiBehaviour):
     pair_mask: Tensor
 
     def __init__(
-        self, schema: Schema, *, num_factors: Width = 64, init_std: NonNegative = 0.01
+        self, schema: Schema, *, n_factors: Width = 64, init_std: NonNegative = 0.01
     ) -> None:
         super().__init__()
-        require_positive(num_factors=num_factors)
-        self.n_kinds = len(schema.behaviours)
+        require_positive(n_factors=n_factors)
+        self.n_kinds = len(schema.behaviors)
         self.V = schema.V
         self.bound = False
-        self.user = nn.Embedding(schema.n_users, num_factors)
-        self.item = nn.Embedding(schema.V, num_factors, padding_idx=0)
-        self.implicit = nn.Embedding(self.n_kinds * schema.V, num_factors)  # y_j^t in row t * V + j
+        self.user = nn.Embedding(schema.n_users, n_factors)
+        self.item = nn.Embedding(schema.V, n_factors, padding_idx=0)
+        self.implicit = nn.Embedding(self.n_kinds * schema.V, n_factors)  # y_j^t in row t * V + j
         self.weight_T = nn.Parameter(torch.ones(self.n_kinds))
         self.item_bias = nn.Parameter(torch.zeros(schema.V))
         normal_embeddings(self, init_std)

@@ -18,14 +18,14 @@ class MMLP(BranchMasked):
 
     phi^ML = W_M [o_1; ...; o_T] + b_M over the branch outputs o_t, weak to strong; the last one is
     the target's. Without mf_part (M-MLP) phi^ML is the logit. With it (MF+M-MLP) the logit is
-    W_f [p^MF * q^MF; phi^ML] + b_f, and phi^ML is num_factors wide.
+    W_f [p^MF * q^MF; phi^ML] + b_f, and phi^ML is n_factors wide.
 
     A branch learns only from pairs on which the user showed its behavior: ``logits`` stops the
     gradient at the outputs of the other branches. The target's branch always learns. Values do not
     depend on the mask.
 
-    num_factors: width d of the embeddings.
-    num_layers: of a branch: 2d wide, then half of the previous one (2 layers: 2d -> 2d -> d).
+    n_factors: width d of the embeddings.
+    n_layers: of a branch: 2d wide, then half of the previous one (2 layers: 2d -> 2d -> d).
     init_std: all weights and biases start at N(0, init_std^2).
 
     The multi-feedback paper (MF + multi-branch MLP). It leaves the widths open.
@@ -33,22 +33,22 @@ class MMLP(BranchMasked):
     Extra shape symbol: T behaviors of the data.
     """
 
-    n_behaviours = 1
+    n_behaviors = 1
 
     def __init__(
         self,
         schema: Schema,
         *,
-        num_factors: Width = 4,
-        num_layers: Depth = 2,
+        n_factors: Width = 4,
+        n_layers: Depth = 2,
         mf_part: bool = True,
         init_std: NonNegative = 0.01,
     ) -> None:
         super().__init__()
-        require_positive(num_factors=num_factors, num_layers=num_layers)
-        d = num_factors
-        widths = [2 * d, *(max(1, 2 * d >> k) for k in range(num_layers))]
-        n_branches = len(schema.behaviours)
+        require_positive(n_factors=n_factors, n_layers=n_layers)
+        d = n_factors
+        widths = [2 * d, *(max(1, 2 * d >> k) for k in range(n_layers))]
+        n_branches = len(schema.behaviors)
         self.n_items = schema.n_items
         self.user = Embedding(schema.n_users, d)
         self.item = Embedding(schema.V, d, padding_idx=0)

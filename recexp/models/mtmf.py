@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from recexp.contracts import MultiBehaviour
+from recexp.contracts import MultiBehavior
 from recexp.models.common import mean_square, table_scores
 from recexp.nn.init import normal_embeddings
 from recexp.nn.parameters import NonNegative, Width, one_of, require_positive
@@ -16,10 +16,10 @@ from recexp.types import Query, Schema
 ScoreBy = Literal["explicit", "sum"]
 
 
-class MTMF(MultiBehaviour):
+class MTMF(MultiBehavior):
     """r^t_ui = p_u . q_i^t + b_u^t + b_i^t for t in (implicit, explicit), with one p_u for both.
 
-    num_factors: width of p and q, which start at N(0, init_std^2).
+    n_factors: width of p and q, which start at N(0, init_std^2).
     score_by: "explicit" ranks by r^explicit, "sum" by r^explicit + implicit_share * r^implicit.
 
     Shi et al. 2017, CSCWD,
@@ -29,28 +29,28 @@ class MTMF(MultiBehaviour):
     choice. The original predicts ratings; its squared error is objective.loss_name=mse.
     """
 
-    n_behaviours = 2
+    n_behaviors = 2
     reconstruction = True
 
     def __init__(
         self,
         schema: Schema,
         *,
-        num_factors: Width = 64,
+        n_factors: Width = 64,
         score_by: ScoreBy = "explicit",
         implicit_share: NonNegative = 1.0,
         init_std: NonNegative = 0.01,
     ) -> None:
         super().__init__()
-        require_positive(num_factors=num_factors)
+        require_positive(n_factors=n_factors)
         one_of("score_by", score_by, ScoreBy)
         self.share = (implicit_share, 1.0) if score_by == "sum" else (0.0, 1.0)
-        self.user = nn.Embedding(schema.n_users, num_factors)
+        self.user = nn.Embedding(schema.n_users, n_factors)
         self.items = nn.ModuleList(
-            nn.Embedding(schema.V, num_factors, padding_idx=0) for _ in range(self.n_behaviours)
+            nn.Embedding(schema.V, n_factors, padding_idx=0) for _ in range(self.n_behaviors)
         )
-        self.user_bias = nn.Parameter(torch.zeros(schema.n_users, self.n_behaviours))
-        self.item_bias = nn.Parameter(torch.zeros(schema.V, self.n_behaviours))
+        self.user_bias = nn.Parameter(torch.zeros(schema.n_users, self.n_behaviors))
+        self.item_bias = nn.Parameter(torch.zeros(schema.V, self.n_behaviors))
         normal_embeddings(self, init_std)
 
     def logits(self, query: Query, item_BC: Tensor | None) -> Tensor:

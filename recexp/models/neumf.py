@@ -9,7 +9,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from recexp.contracts import MultiBehaviour
+from recexp.contracts import MultiBehavior
 from recexp.errors import RecexpError
 from recexp.models.common import mean_square, score_in_chunks
 from recexp.nn.init import normal_embeddings, xavier_linears
@@ -21,15 +21,15 @@ from recexp.types import Query, Schema
 InteractionKind = Literal["gmf", "mlp", "neumf"]
 
 
-class NeuMF(MultiBehaviour):
+class NeuMF(MultiBehavior):
     """One logit per user and item, read from one or two vectors:
 
         gmf: p^G_u * q^G_i            mlp: tower([p^M_u; q^M_i])            logit = h . vector + b
 
     interaction: "gmf", "mlp", or "neumf" for the concatenation of both vectors. Each has embeddings
         of its own.
-    num_factors: width f of either vector.
-    num_layers: of the tower, each half as wide as the one before: for 3 layers [8f, 4f, 2f, f],
+    n_factors: width f of either vector.
+    n_layers: of the tower, each half as wide as the one before: for 3 layers [8f, 4f, 2f, f],
         8f being two embeddings of 4f.
     dropout: on the input of every layer of the tower.
     init_std: embeddings start at N(0, init_std^2).
@@ -40,25 +40,25 @@ class NeuMF(MultiBehaviour):
     https://github.com/hexiangnan/neural_collaborative_filtering; dropout is ours.
     """
 
-    n_behaviours = 1
+    n_behaviors = 1
 
     def __init__(
         self,
         schema: Schema,
         *,
         interaction: InteractionKind = "neumf",
-        num_factors: Width = 8,
-        num_layers: Depth = 3,
+        n_factors: Width = 8,
+        n_layers: Depth = 3,
         dropout: Rate = 0.0,
         init_std: NonNegative = 0.01,
         pretrained: Mapping[str, str] | None = None,
         alpha: Share = 0.5,
     ) -> None:
         super().__init__()
-        widths = interaction_widths(interaction, num_factors, num_layers)
+        widths = interaction_widths(interaction, n_factors, n_layers)
         self.n_items = schema.n_items
         self.user, self.item = pair_tables(schema, widths)
-        self.interact = Interaction(widths, num_factors, num_layers, dropout=dropout)
+        self.interact = Interaction(widths, n_factors, n_layers, dropout=dropout)
         normal_embeddings(self, init_std)
         if pretrained:
             self._start_from(pretrained, {"gmf": alpha, "mlp": 1 - alpha})
@@ -105,7 +105,7 @@ class NeuMF(MultiBehaviour):
             if name not in own or own[name].shape != value.shape:
                 raise RecexpError(
                     f"{path}: weight {name} {tuple(value.shape)} does not fit this neumf. "
-                    f"Train the {part} with the same data, num_factors and num_layers."
+                    f"Train the {part} with the same data, n_factors and n_layers."
                 )
             own[name].copy_(value)
 
@@ -119,28 +119,28 @@ class Interaction(nn.Module):
     def __init__(
         self,
         widths: Mapping[str, int],
-        num_factors: int,
-        num_layers: int,
+        n_factors: int,
+        n_layers: int,
         *,
         dropout: float = 0.0,
         bias: bool = True,
     ) -> None:
         super().__init__()
-        self.num_factors = num_factors
-        self.widest = num_factors  # of the vectors computed per pair
+        self.n_factors = n_factors
+        self.widest = n_factors  # of the vectors computed per pair
         self.tower: PairMLP | None = None
         if "mlp" in widths:
-            tower = [num_factors << k for k in range(num_layers, -1, -1)]
+            tower = [n_factors << k for k in range(n_layers, -1, -1)]
             self.tower = PairMLP(tower, dropout=dropout)
             self.widest = tower[1]
-        self.head = nn.Linear(num_factors * len(widths), 1, bias=bias)
+        self.head = nn.Linear(n_factors * len(widths), 1, bias=bias)
         xavier_linears(self)
         limit = (3.0 / self.head.in_features) ** 0.5  # LeCun uniform
         nn.init.uniform_(self.head.weight, -limit, limit)
 
     def forward(self, user: Mapping[str, Rows], item: Mapping[str, Rows]) -> Tensor:
         """Logits [B, C] of users [B] and items [B, C], or items [C] shared by all rows, by part."""
-        weights = self.head.weight.squeeze(0).split(self.num_factors)
+        weights = self.head.weight.squeeze(0).split(self.n_factors)
         z: Tensor | float = 0.0 if self.head.bias is None else self.head.bias
         if "gmf" in user:
             z = z + item["gmf"].dot(user["gmf"].vectors * weights[0])
@@ -155,11 +155,11 @@ class Interaction(nn.Module):
         return tower.join(user.through(tower.left).unsqueeze(1), item.through(tower.right))
 
 
-def interaction_widths(interaction: str, num_factors: int, num_layers: int) -> dict[str, int]:
+def interaction_widths(interaction: str, n_factors: int, n_layers: int) -> dict[str, int]:
     """Embedding width per part. Raises RecexpError for an unknown interaction or sizes below 1."""
-    require_positive(num_factors=num_factors, num_layers=num_layers)
+    require_positive(n_factors=n_factors, n_layers=n_layers)
     one_of("interaction", interaction, InteractionKind)
-    width = {"gmf": num_factors, "mlp": num_factors << (num_layers - 1)}
+    width = {"gmf": n_factors, "mlp": n_factors << (n_layers - 1)}
     return width if interaction == "neumf" else {interaction: width[interaction]}
 
 

@@ -8,7 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from recexp.contracts import MultiBehaviour
+from recexp.contracts import MultiBehavior
 from recexp.errors import RecexpError
 from recexp.models.common import score_in_chunks
 from recexp.models.neumf import (
@@ -26,18 +26,18 @@ from recexp.types import Query, Schema
 Carry = Literal["logit", "prob"]
 
 
-class NMTR(MultiBehaviour):
+class NMTR(MultiBehavior):
     """z_1 = f_1(u, i) + b_i^1 and z_r = carry(z_{r-1}) + f_r(u, i) + b_i^r.
 
     Embeddings are shared; f_r and b^r are per level. The levels are nested, from any interaction to
     the explicit ones, and the score is the last z.
 
-    n_behaviours: number of levels.
+    n_behaviors: number of levels.
     interaction: the form of f_r, see ``recexp.models.neumf``.
     carry: "logit" carries z_{r-1} on, "prob" carries sigmoid(z_{r-1}).
-    num_factors: width of the vector that a level's logit is read from. With interaction "neumf",
+    n_factors: width of the vector that a level's logit is read from. With interaction "neumf",
         one half comes from the products and one half from the tower.
-    num_layers, dropout: of the tower. init_std: embeddings start at N(0, init_std^2).
+    n_layers, dropout: of the tower. init_std: embeddings start at N(0, init_std^2).
 
     Gao et al. 2019, https://doi.org/10.1109/ICDE.2019.00140; a baseline of the ITE paper.
     Reconstruction: neither the text nor code was available. The abstract confirms the order of
@@ -51,31 +51,31 @@ class NMTR(MultiBehaviour):
         self,
         schema: Schema,
         *,
-        n_behaviours: Annotated[int, Field(ge=1, le=31)] = 2,
+        n_behaviors: Annotated[int, Field(ge=1, le=31)] = 2,
         interaction: InteractionKind = "neumf",
         carry: Carry = "logit",
-        num_factors: Width = 64,
-        num_layers: Depth = 2,
+        n_factors: Width = 64,
+        n_layers: Depth = 2,
         dropout: Rate = 0.0,
         init_std: NonNegative = 0.01,
     ) -> None:
         super().__init__()
-        if n_behaviours < 1:
-            raise RecexpError(f"n_behaviours={n_behaviours}: at least 1 level is needed.")
-        if interaction == "neumf" and num_factors % 2:
+        if n_behaviors < 1:
+            raise RecexpError(f"n_behaviors={n_behaviors}: at least 1 level is needed.")
+        if interaction == "neumf" and n_factors % 2:
             raise RecexpError(
-                f"num_factors={num_factors}: must be even, as each half of neumf gives one half."
+                f"n_factors={n_factors}: must be even, as each half of neumf gives one half."
             )
-        part_width = num_factors // 2 if interaction == "neumf" else num_factors
-        widths = interaction_widths(interaction, part_width, num_layers)
-        self.n_behaviours = n_behaviours
+        part_width = n_factors // 2 if interaction == "neumf" else n_factors
+        widths = interaction_widths(interaction, part_width, n_layers)
+        self.n_behaviors = n_behaviors
         self.carry = one_of("carry", carry, Carry)
         self.user, self.item = pair_tables(schema, widths)
         self.levels = nn.ModuleList(
-            Interaction(widths, part_width, num_layers, dropout=dropout, bias=False)
-            for _ in range(n_behaviours)
+            Interaction(widths, part_width, n_layers, dropout=dropout, bias=False)
+            for _ in range(n_behaviors)
         )
-        self.item_bias = nn.Parameter(torch.zeros(schema.V, n_behaviours))
+        self.item_bias = nn.Parameter(torch.zeros(schema.V, n_behaviors))
         normal_embeddings(self, init_std)
 
     def _level_logits(self, query: Query, item: Tensor) -> list[Tensor]:

@@ -67,7 +67,7 @@ class EventSide(nn.Module):
 
     def codes(self, query: Query, mask_id: int) -> Tensor | None:
         """int64 [B, L], or None where the query does not have the column."""
-        return query.value_BL if self.column == "value_BL" else query.behaviour_BL
+        return query.value_BL if self.column == "value_BL" else query.behavior_BL
 
 
 class TimeSide(EventSide):
@@ -95,7 +95,7 @@ class TimeSide(EventSide):
 class SideVectors(nn.Module):
     """One vector per event and side feature.
 
-    side: names of item features, "value" (rating levels), "behaviour" (its type), "time" (see
+    side: names of item features, "value" (rating levels), "behavior" (its type), "time" (see
     ``TimeSide``). "all" takes what the data has except the time, since some data sets give only the
     order of events. Raises RecexpError for what the data does not have.
     """
@@ -105,8 +105,8 @@ class SideVectors(nn.Module):
         columns = {}
         if schema.n_values:
             columns["value"] = ("value_BL", schema.n_values)
-        if len(schema.behaviours) > 1:
-            columns["behaviour"] = ("behaviour_BL", len(schema.behaviours))
+        if len(schema.behaviors) > 1:
+            columns["behavior"] = ("behavior_BL", len(schema.behaviors))
         names = _chosen_names(side, [*schema.item_features, *columns])
         self.mask_id = schema.V
         features = [schema.item_features[name] for name in names if name in schema.item_features]
@@ -158,7 +158,7 @@ class SideBERT(BERT4Rec, SideEncoder):
     shared_fusion: one F for all layers. The paper does not say.
     position_in_sides: false adds the position to H instead, where it enters the values as in
         BERT4Rec.
-    num_factors: the width h of the paper.
+    n_factors: the width h of the paper.
     embedding_norm: layer norm on the input sum as in BERT4Rec, for NOVA on H, and a second one on
         every side vector, with dropout after both. Not in the paper.
     All other parameters: see ``BERT4Rec``.
@@ -180,10 +180,10 @@ class SideBERT(BERT4Rec, SideEncoder):
         invasive: bool = False,
         shared_fusion: bool = False,
         position_in_sides: bool = True,
-        num_factors: Width = 256,
-        num_layers: Depth = 3,
-        num_heads: Width = 4,
-        num_inner: Width | None = None,
+        n_factors: Width = 256,
+        n_layers: Depth = 3,
+        n_heads: Width = 4,
+        n_inner: Width | None = None,
         max_len: MaskedLength = 200,
         dropout: Rate = 0.1,
         attention_dropout: Rate = 0.1,
@@ -193,10 +193,10 @@ class SideBERT(BERT4Rec, SideEncoder):
     ):
         super().__init__(
             schema,
-            num_factors=num_factors,
-            num_layers=num_layers,
-            num_heads=num_heads,
-            num_inner=num_inner,
+            n_factors=n_factors,
+            n_layers=n_layers,
+            n_heads=n_heads,
+            n_inner=n_inner,
             max_len=max_len,
             dropout=dropout,
             attention_dropout=attention_dropout,
@@ -211,17 +211,17 @@ class SideBERT(BERT4Rec, SideEncoder):
                 "drop them or set invasive: false."
             )
         self.invasive = invasive
-        self.side = SideVectors(schema, num_factors, side)
+        self.side = SideVectors(schema, n_factors, side)
         bert_init(self.side)
         self.position_fused = self.position is not None and position_in_sides
         n_fused = 1 + self.position_fused + len(self.side)
-        n_fusions = 1 if invasive or shared_fusion else num_layers
+        n_fusions = 1 if invasive or shared_fusion else n_layers
         self.fusions = nn.ModuleList(
-            Fusion(fusion, n_fused, num_factors, gate=gate) for _ in range(n_fusions)
+            Fusion(fusion, n_fused, n_factors, gate=gate) for _ in range(n_fusions)
         )
         self.side_norm: nn.Module = nn.Identity()
         if embedding_norm and not invasive and n_fused > 1:
-            self.side_norm = nn.LayerNorm(num_factors, EPS)
+            self.side_norm = nn.LayerNorm(n_factors, EPS)
 
     def encode(
         self, query: Query, last_only: bool = False, side_item_BL: Tensor | None = None

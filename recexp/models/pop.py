@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recexp.contracts import ClosedForm
-from recexp.models.common import behaviour_codes, select_events
+from recexp.models.common import behavior_codes, select_events
 from recexp.types import Query, Schema
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Pop(ClosedForm):
     """score(i) = number of training events of item i, the same for all users.
 
-    behaviours: which events count: names of behaviors, "explicit" (those that the data set calls
+    behaviors: which events count: names of behaviors, "explicit" (those that the data set calls
         explicit), "strongest", or None for all.
 
     POP is the unpersonalized baseline of Sun et al. 2019 (BERT4Rec), arXiv:1904.06690.
@@ -27,9 +27,9 @@ class Pop(ClosedForm):
     n_passes = 1
     count_V: Tensor
 
-    def __init__(self, schema: Schema, *, behaviours: list[str] | str | None = None) -> None:
+    def __init__(self, schema: Schema, *, behaviors: list[str] | str | None = None) -> None:
         super().__init__()
-        self.codes = behaviour_codes(schema, behaviours)
+        self.codes = behavior_codes(schema, behaviors)
         self.register_buffer("count_V", torch.zeros(schema.V))
 
     def fit_pass(self, store: Store) -> dict[str, float]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recexp.contracts import ClosedForm
-from recexp.models.common import behaviour_codes
+from recexp.models.common import behavior_codes
 from recexp.nn.parameters import Length, require_positive
 from recexp.types import Query, Schema
 
@@ -35,7 +35,7 @@ class Replay(ClosedForm):
         super().__init__()
         require_positive(max_len=max_len)
         self.history = max_len
-        self.strong = behaviour_codes(schema, "explicit" if any(schema.explicit) else "strongest")
+        self.strong = behavior_codes(schema, "explicit" if any(schema.explicit) else "strongest")
         self.register_buffer("prior_V", torch.zeros(schema.V))
 
     def fit_pass(self, store: Store) -> dict[str, float]:
@@ -56,8 +56,8 @@ class Replay(ClosedForm):
 
     def _score_rows(self, query: Query, item_BC: Tensor | None) -> Tensor:
         item_BL = query.item_BL[:, -self.history :]
-        behaviour_BL = query.behaviour_BL[:, -self.history :]
-        strong_BL = torch.isin(behaviour_BL, torch.tensor(self.strong, device=item_BL.device))
+        behavior_BL = query.behavior_BL[:, -self.history :]
+        strong_BL = torch.isin(behavior_BL, torch.tensor(self.strong, device=item_BL.device))
 
         # Steps end at ``history``, so that padding on the left does not change them.
         first = self.history - item_BL.shape[1]

@@ -28,13 +28,11 @@ class SASRecLayer(nn.Module):
     """
 
     def __init__(
-        self, width: int, num_heads: int, *, dropout: float, attention_dropout: float, residual: str
+        self, width: int, n_heads: int, *, dropout: float, attention_dropout: float, residual: str
     ):
         super().__init__()
         self.plain = residual == "plain"
-        self.attention = MultiHeadAttention(
-            width, num_heads, dropout=attention_dropout, output=False
-        )
+        self.attention = MultiHeadAttention(width, n_heads, dropout=attention_dropout, output=False)
         self.norm1 = nn.LayerNorm(width, EPS)
         self.norm2 = nn.LayerNorm(width, EPS)
         self.inner = nn.Linear(width, width)
@@ -66,7 +64,7 @@ class SASRec(SequenceModel):
     Inputs are sqrt(D) E[item] + P[position], zero at padding; P counts from the newest event.
     score_i = state . E[i], with the same table E for input and output.
 
-    num_factors: width D. max_len: newest events that are read.
+    n_factors: width D. max_len: newest events that are read.
     attention_dropout: of the attention weights; as ``dropout`` where None.
     residual: "normed" is the authors' code, "plain" the paper's text; see ``SASRecLayer``.
 
@@ -78,9 +76,9 @@ class SASRec(SequenceModel):
         self,
         schema: Schema,
         *,
-        num_factors: Width = 50,
-        num_layers: Depth = 2,
-        num_heads: Width = 1,
+        n_factors: Width = 50,
+        n_layers: Depth = 2,
+        n_heads: Width = 1,
         max_len: Length = 200,
         dropout: Rate = 0.2,
         attention_dropout: Rate | None = None,
@@ -90,20 +88,20 @@ class SASRec(SequenceModel):
         self.max_len = checked_length(max_len)
         self.history = max_len
         one_of("residual", residual, Residual)
-        self.item = Embedding(schema.V, num_factors, padding_idx=0)
-        self.position = PositionEmbedding(max_len, num_factors, "right")
+        self.item = Embedding(schema.V, n_factors, padding_idx=0)
+        self.position = PositionEmbedding(max_len, n_factors, "right")
         self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
             SASRecLayer(
-                num_factors,
-                num_heads,
+                n_factors,
+                n_heads,
                 dropout=dropout,
                 attention_dropout=dropout if attention_dropout is None else attention_dropout,
                 residual=residual,
             )
-            for _ in range(num_layers)
+            for _ in range(n_layers)
         )
-        self.norm = nn.LayerNorm(num_factors, EPS)
+        self.norm = nn.LayerNorm(n_factors, EPS)
         # Glorot uniform is TensorFlow's default, which the authors' code keeps everywhere.
         xavier_linears(self)
         with torch.no_grad():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from recexp.contracts import ClosedForm
 from recexp.errors import RecexpError
-from recexp.models.common import behaviour_codes, select_events, table_scores
+from recexp.models.common import behavior_codes, select_events, table_scores
 from recexp.nn.parameters import NonNegative, Positive, Width, require_positive
 from recexp.types import Query, Schema
 
@@ -24,12 +24,12 @@ class WMF(ClosedForm):
     """s_ui = x_u . y_i, fitted to observed and unobserved pairs with different confidence.
 
     Minimizes sum over all u, i of c_ui (p_ui - x_u . y_i)^2
-        + regularisation * (sum |x_u|^2 + sum |y_i|^2),
+        + regularization * (sum |x_u|^2 + sum |y_i|^2),
     where p_ui says whether u interacted with i, and c_ui = 1 + alpha * (number of training events).
     One pass solves exactly for all users and then for all items.
 
-    num_factors: width D of x and y. init_std: y starts at N(0, init_std^2).
-    behaviours: which events count, as in ``Pop``.
+    n_factors: width D of x and y. init_std: y starts at N(0, init_std^2).
+    behaviors: which events count, as in ``Pop``.
 
     Hu, Koren and Volinsky 2008, eq. 3-5, https://doi.org/10.1109/ICDM.2008.22.
     """
@@ -41,23 +41,23 @@ class WMF(ClosedForm):
         self,
         schema: Schema,
         *,
-        num_factors: Width = 64,
+        n_factors: Width = 64,
         alpha: Positive = 40.0,
-        regularisation: Positive = 0.1,
+        regularization: Positive = 0.1,
         init_std: NonNegative = 0.1,
-        behaviours: list[str] | str | None = None,
+        behaviors: list[str] | str | None = None,
     ) -> None:
         super().__init__()
-        require_positive(num_factors=num_factors)
-        if regularisation <= 0 or alpha <= 0:
+        require_positive(n_factors=n_factors)
+        if regularization <= 0 or alpha <= 0:
             raise RecexpError(
-                f"alpha={alpha}, regularisation={regularisation}: both must be above 0."
+                f"alpha={alpha}, regularization={regularization}: both must be above 0."
             )
         self.alpha = alpha
-        self.regularisation = regularisation
-        self.codes = behaviour_codes(schema, behaviours)
-        self.register_buffer("user_UD", torch.zeros(schema.n_users, num_factors))
-        self.register_buffer("item_VD", torch.randn(schema.V, num_factors) * init_std)
+        self.regularization = regularization
+        self.codes = behavior_codes(schema, behaviors)
+        self.register_buffer("user_UD", torch.zeros(schema.n_users, n_factors))
+        self.register_buffer("item_VD", torch.randn(schema.V, n_factors) * init_std)
         self.item_VD[0] = 0.0
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
@@ -103,7 +103,7 @@ class WMF(ClosedForm):
         lengths = length_R[rank_R].tolist()
         n_rows = int((length_R > 0).sum())
         identity_DD = torch.eye(width, dtype=fixed_SD.dtype, device=fixed_SD.device)
-        gram_DD = fixed_SD.T @ fixed_SD + self.regularisation * identity_DD
+        gram_DD = fixed_SD.T @ fixed_SD + self.regularization * identity_DD
         out_RD.zero_()
         first = 0
         while first < n_rows:
@@ -128,7 +128,7 @@ class WMF(ClosedForm):
         norms = x_UD.square().sum() + y_VD.square().sum()
         # The sum of squared scores over all pairs takes p = 0 and c = 1 for every pair; the loop
         # corrects the observed ones.
-        total = (x_UD.T @ x_UD * (y_VD.T @ y_VD)).sum() + self.regularisation * norms
+        total = (x_UD.T @ x_UD * (y_VD.T @ y_VD)).sum() + self.regularization * norms
         block = max(1, _BLOCK // x_UD.shape[1])
         for start in range(0, len(user_P), block):
             part = slice(start, start + block)

@@ -46,17 +46,17 @@ class MultiHeadAttention(nn.Module):
 
     dropout: of the attention weights. output: whether a linear map follows the heads.
     Keys have no bias: it would add the same number to every logit of a softmax.
-    Raises RecexpError where num_heads does not divide width.
+    Raises RecexpError where n_heads does not divide width.
     """
 
-    def __init__(self, width: int, num_heads: int, *, dropout: float = 0.0, output: bool = True):
+    def __init__(self, width: int, n_heads: int, *, dropout: float = 0.0, output: bool = True):
         super().__init__()
-        if num_heads < 1 or width % num_heads:
+        if n_heads < 1 or width % n_heads:
             raise RecexpError(
-                f"num_heads={num_heads} does not divide the width num_factors={width}: "
+                f"n_heads={n_heads} does not divide the width n_factors={width}: "
                 "choose another of the two."
             )
-        self.num_heads = num_heads
+        self.n_heads = n_heads
         self.p = checked_rate(dropout, "attention_dropout")
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width, bias=False)
@@ -72,4 +72,4 @@ class MultiHeadAttention(nn.Module):
 
     def _heads(self, x_BLD: Tensor) -> Tensor:
         """[B, L, D] -> [B, H, L, d]"""
-        return x_BLD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        return x_BLD.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)

@@ -26,12 +26,12 @@ class Fusion(nn.Module):
     The paper writes the gate as a sigma, which it uses for the softmax elsewhere.
     """
 
-    def __init__(self, kind: FusionKind, num_features: int, width: int, *, gate: Gate = "softmax"):
+    def __init__(self, kind: FusionKind, n_features: int, width: int, *, gate: Gate = "softmax"):
         super().__init__()
         self.kind = one_of("fusion", kind, FusionKind)
         self.gate = one_of("gate", gate, Gate)
         if kind == "concat":
-            self.mix = nn.Linear(num_features * width, width)
+            self.mix = nn.Linear(n_features * width, width)
         elif kind == "gating":
             self.mix = nn.Linear(width, 1, bias=False)
         bert_init(self)

@@ -42,14 +42,14 @@ class SharedContextLayer(nn.Module):
     def __init__(
         self,
         width: int,
-        num_heads: int,
+        n_heads: int,
         *,
         norm: str = "post",
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
     ):
         super().__init__()
-        self.num_heads = num_heads
+        self.n_heads = n_heads
         self.pre = norm == "pre"
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width, bias=False)
@@ -141,7 +141,7 @@ class SharedContextLayer(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., h, d]"""
-        return x.unflatten(-1, (self.num_heads, -1))
+        return x.unflatten(-1, (self.n_heads, -1))
 
     def _projections(self, x_BND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Scaled queries, keys and values per head, each [B, h, N, d]."""
@@ -151,7 +151,7 @@ class SharedContextLayer(nn.Module):
         return query, key, value
 
     def _scaled_query(self, x: Tensor) -> Tensor:
-        return self.query(x) * math.sqrt(self.num_heads / x.shape[-1])
+        return self.query(x) * math.sqrt(self.n_heads / x.shape[-1])
 
     def _folded_query(self, x: Tensor) -> Tensor:
         """Queries times W_K^T per head, [..., h, D].
@@ -161,7 +161,7 @@ class SharedContextLayer(nn.Module):
         return torch.einsum(
             "...hd,hde->...he",
             self._heads(self._scaled_query(x)),
-            self.key.weight.unflatten(0, (self.num_heads, -1)),
+            self.key.weight.unflatten(0, (self.n_heads, -1)),
         )
 
     def _values(self, weights: Tensor, x: Tensor) -> Tensor:
@@ -169,8 +169,8 @@ class SharedContextLayer(nn.Module):
 
         Averages the rows first and projects the average.
         """
-        matrix_hdD = self.value.weight.unflatten(0, (self.num_heads, -1))
-        bias_hd = self.value.bias.unflatten(0, (self.num_heads, -1))
+        matrix_hdD = self.value.weight.unflatten(0, (self.n_heads, -1))
+        bias_hd = self.value.bias.unflatten(0, (self.n_heads, -1))
         # Under dropout the weights do not sum to 1, so the bias is weighted by their sum.
         projected = torch.einsum("...he,hde->...hd", weights @ x, matrix_hdD)
         return projected + weights.sum(-1, keepdim=True) * bias_hd
@@ -204,8 +204,8 @@ class SharedContextTransformer(nn.Module):
     def __init__(
         self,
         width: int,
-        num_layers: int,
-        num_heads: int,
+        n_layers: int,
+        n_heads: int,
         *,
         norm: str = "post",
         dropout: float = 0.0,
@@ -213,19 +213,19 @@ class SharedContextTransformer(nn.Module):
         brute_force: bool = False,
     ):
         super().__init__()
-        if num_layers < 1:
-            raise RecexpError(f"num_layers={num_layers}: at least one layer is needed.")
-        if num_heads < 1 or width % num_heads:
+        if n_layers < 1:
+            raise RecexpError(f"n_layers={n_layers}: at least one layer is needed.")
+        if n_heads < 1 or width % n_heads:
             raise RecexpError(
-                f"num_factors={width} is not a multiple of num_heads={num_heads}; "
+                f"n_factors={width} is not a multiple of n_heads={n_heads}; "
                 "choose heads that divide the width."
             )
         one_of("norm", norm, NormPlace)
         self.layers = nn.ModuleList(
             SharedContextLayer(
-                width, num_heads, norm=norm, dropout=dropout, attention_dropout=attention_dropout
+                width, n_heads, norm=norm, dropout=dropout, attention_dropout=attention_dropout
             )
-            for _ in range(num_layers)
+            for _ in range(n_layers)
         )
         self.brute_force = brute_force
 

@@ -30,7 +30,7 @@ class StdNorm(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         if width < 2:
-            raise RecexpError("layer_norm=std needs num_factors of at least 2.")
+            raise RecexpError("layer_norm=std needs n_factors of at least 2.")
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width))
 
@@ -48,7 +48,7 @@ def make_norm(kind: str, width: int, eps: float) -> nn.Module:
 class TransformerLayer(nn.Module):
     """Attention and a feed-forward net with GELU, each a residual step.
 
-    num_inner: inner width of the feed-forward net, 4 D where None.
+    n_inner: inner width of the feed-forward net, 4 D where None.
     norm: "post" is LN(x + Drop(f(x))), "pre" is x + Drop(f(LN(x))), "none" is x + Drop(f(x)).
     residual: where false, a step is Drop(f(x)) without "x +".
     ffn: where false, the layer is attention alone. Both are ablations of BERT4Rec's Table 5.
@@ -60,9 +60,9 @@ class TransformerLayer(nn.Module):
     def __init__(
         self,
         width: int,
-        num_heads: int,
+        n_heads: int,
         *,
-        num_inner: int | None = None,
+        n_inner: int | None = None,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         norm: str = "post",
@@ -78,11 +78,11 @@ class TransformerLayer(nn.Module):
         self.residual = residual
         one_of("activation", activation, Activation)
         self.approximate = "tanh" if activation == "gelu_tanh" else "none"
-        self.attention = MultiHeadAttention(width, num_heads, dropout=attention_dropout)
+        self.attention = MultiHeadAttention(width, n_heads, dropout=attention_dropout)
         self.norm1 = nn.Identity() if norm == "none" else make_norm(layer_norm, width, eps)
         if ffn:
-            self.inner = nn.Linear(width, num_inner or 4 * width)
-            self.outer = nn.Linear(num_inner or 4 * width, width)
+            self.inner = nn.Linear(width, n_inner or 4 * width)
+            self.outer = nn.Linear(n_inner or 4 * width, width)
             self.norm2 = nn.Identity() if norm == "none" else make_norm(layer_norm, width, eps)
         self.ffn = ffn
         self.dropout = Dropout(dropout)

@@ -80,7 +80,7 @@ def behaviors_on(store: Store, user: Tensor, item: Tensor) -> Tensor:
     pairs = store.train_pairs
     place = pairs.find(user, item)
     mask = torch.where(place >= 0, pairs.mask[place], 0)
-    bit_T = torch.arange(len(store.schema.behaviours), device=mask.device)
+    bit_T = torch.arange(len(store.schema.behaviors), device=mask.device)
     return (mask[..., None] >> bit_T) % 2 == 1
 
 
@@ -100,10 +100,8 @@ def positive_rows(store: Store, positives: Positives) -> Tensor:
     """
     if positives == "any":
         return torch.arange(len(store.train))
-    if positives == "explicit":
-        bits = explicit_bits(store)
-    else:
-        bits = 1 << (len(store.schema.behaviours) - 1)
+    strongest = 1 << (len(store.schema.behaviors) - 1)
+    bits = explicit_bits(store) if positives == "explicit" else strongest
     rows = torch.nonzero(store.train.mask & bits).flatten()
     if len(rows) == 0:
         raise RecexpError(

@@ -159,7 +159,7 @@ def _hide_side(query: Query, hidden_BL: Tensor) -> Query:
     value_BL = query.value_BL
     return replace(
         query,
-        behaviour_BL=query.behaviour_BL.masked_fill(hidden_BL, 0),
+        behavior_BL=query.behavior_BL.masked_fill(hidden_BL, 0),
         time_BL=query.time_BL.masked_fill(hidden_BL, 0),
         value_BL=None if value_BL is None else value_BL.masked_fill(hidden_BL, 0),
     )

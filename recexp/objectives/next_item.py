@@ -91,7 +91,7 @@ def _columns(query: Query, part: slice) -> Query:
     return Query(
         query.user_B,
         query.item_BL[:, part],
-        query.behaviour_BL[:, part],
+        query.behavior_BL[:, part],
         query.time_BL[:, part],
         None if value_BL is None else value_BL[:, part],
     )

@@ -84,11 +84,11 @@ class Pairwise(Objective[Recommender, PairwiseBatch]):
         super().check(model, store)
         check_negatives(store)
         self.rows(store)
-        behaviors = list(store.schema.behaviours)
+        behaviors = list(store.schema.behaviors)
         levels = self.levels
         if levels is not None and (len(levels) != len(behaviors) or min(levels) < 1):
             raise RecexpError(
-                f"objective.levels={list(levels)} must give each of the behaviours {behaviors} a "
+                f"objective.levels={list(levels)} must give each of the behaviors {behaviors} a "
                 "level >= 1."
             )
 
@@ -165,7 +165,7 @@ class Pairwise(Objective[Recommender, PairwiseBatch]):
         """The levels of the store's training pairs, computed once."""
         pairs = store.train_pairs
         if self._levels is None or self._levels.pairs is not pairs:
-            T = len(store.schema.behaviours)
+            T = len(store.schema.behaviors)
             device = pairs.mask.device
             level_T = torch.tensor(self.levels or range(1, T + 1), device=device)
             did_PT = (pairs.mask[:, None] >> torch.arange(T, device=device)) % 2 == 1

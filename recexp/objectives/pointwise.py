@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from recexp.contracts import BranchMasked, MultiBehaviour, NegativeSampler, Objective
+from recexp.contracts import BranchMasked, MultiBehavior, NegativeSampler, Objective
 from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.objectives.base import (
@@ -35,7 +35,7 @@ LossName = Literal["bce", "mse"]
 
 
 @dataclass
-class Pointwise(Objective[MultiBehaviour, PointwiseBatch]):
+class Pointwise(Objective[MultiBehavior, PointwiseBatch]):
     """A row is a training event; its positive and ``n_negatives`` drawn items get labels per level.
 
     positives: the training events to learn from: "any", "explicit" ones or those of the
@@ -74,7 +74,7 @@ class Pointwise(Objective[MultiBehaviour, PointwiseBatch]):
     leave_target_out: bool = False
     shuffle_targets: bool = False
 
-    needs = MultiBehaviour
+    needs = MultiBehavior
 
     def __post_init__(self) -> None:
         check_choice("positives", self.positives, Positives)
@@ -89,22 +89,22 @@ class Pointwise(Objective[MultiBehaviour, PointwiseBatch]):
             )
         self._loss = PAIR_LOSSES[self.loss_name]()
 
-    def check(self, model: MultiBehaviour, store: Store) -> None:
+    def check(self, model: MultiBehavior, store: Store) -> None:
         super().check(model, store)
         check_negatives(store)
         self.rows(store)
         self._level_bits(model, store)
 
-    def bind(self, model: MultiBehaviour, store: Store) -> None:
+    def bind(self, model: MultiBehavior, store: Store) -> None:
         super().bind(model, store)
         self._bits_K = self._level_bits(model, store)
         self._history = model.history
         self._has_branches = isinstance(model, BranchMasked)
 
-    def _level_bits(self, model: MultiBehaviour, store: Store) -> Tensor:
+    def _level_bits(self, model: MultiBehavior, store: Store) -> Tensor:
         """Bit mask of each level over the behaviors, int64 [K]."""
-        behaviors = store.schema.behaviours
-        K = model.n_behaviours
+        behaviors = store.schema.behaviors
+        K = model.n_behaviors
         name = type(model).__name__
         bits = {behavior: 1 << t for t, behavior in enumerate(behaviors)}
         bits["any"] = (1 << len(behaviors)) - 1
@@ -120,9 +120,9 @@ class Pointwise(Objective[MultiBehaviour, PointwiseBatch]):
         if "explicit" in levels and bits["explicit"] in (0, bits["any"]) and K > 1:
             amount = "every" if bits["explicit"] else "no"
             raise RecexpError(
-                f"{name} learns implicit and explicit feedback, but here {amount} behaviour of "
+                f"{name} learns implicit and explicit feedback, but here {amount} behavior of "
                 f"{list(behaviors)} counts as explicit. Set dataset.explicit, or read ratings as "
-                "behaviours: 'dataset.value_behaviours={rated: 0, liked: 4}' "
+                "behaviors: 'dataset.value_behaviors={rated: 0, liked: 4}' "
                 "'dataset.explicit=[liked]'."
             )
         if self.weights is not None and len(self.weights) != K:
@@ -215,7 +215,7 @@ class Pointwise(Objective[MultiBehaviour, PointwiseBatch]):
             w_BCK[:, 1:, 1:] = 0
         return y_BCK, w_BCK
 
-    def loss(self, model: MultiBehaviour, batch: PointwiseBatch) -> dict[str, Tensor]:
+    def loss(self, model: MultiBehavior, batch: PointwiseBatch) -> dict[str, Tensor]:
         if batch.did_BCT is None:
             z_BCK = model.logits(batch.query, batch.item_BC)
         else:

@@ -315,7 +315,7 @@ class SupportiveOnly:
         """The users' items without the strongest behavior in CSR form, [U+1] and [nnz]; cached."""
         pairs = store.train_pairs
         if self._of is not pairs:
-            strongest = 1 << (len(store.schema.behaviours) - 1)
+            strongest = 1 << (len(store.schema.behaviors) - 1)
             keep_P = (pairs.mask & strongest) == 0
             n_users = len(pairs.ptr) - 1
             n_kept_U = torch.zeros(n_users, dtype=torch.int64, device=keep_P.device)

@@ -86,7 +86,7 @@ def mean_weights(model: nn.Module, batches: Sequence[Query], last: int) -> NDArr
             f"{type(model).__name__} has no self-attention over a history, so there are no weights "
             "to show."
         )
-    total = np.zeros((len(layers), layers[0].num_heads, last, last))
+    total = np.zeros((len(layers), layers[0].n_heads, last, last))
     n_users = 0
     was_training = model.training
     model.eval()
@@ -114,8 +114,8 @@ def weights(layer: MultiHeadAttention, query: Tensor, key: Tensor, mask: Tensor)
 
     query [B, Q, D], key [B, K, D]; mask as the layer's.
     """
-    q_BHQd = layer.query(query).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
-    k_BHKd = layer.key(key).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
+    q_BHQd = layer.query(query).unflatten(-1, (layer.n_heads, -1)).transpose(1, 2)
+    k_BHKd = layer.key(key).unflatten(-1, (layer.n_heads, -1)).transpose(1, 2)
     scale = q_BHQd.shape[-1] ** -0.5
     logits_BHQK = (q_BHQd @ k_BHKd.transpose(-1, -2)).float() * scale
     return logits_BHQK.masked_fill(~mask, float("-inf")).softmax(-1)

@@ -13,7 +13,7 @@ from recexp.report.comparison import Comparison, compare
 from recexp.report.formats import DASH, Cell, Table
 from recexp.report.papers.claims import Claim, Pick, epochs_to_near_best
 from recexp.report.significance import holm
-from recexp.report.statistics import ALPHA, labelled
+from recexp.report.statistics import ALPHA, labeled
 from recexp.report.tables import About, System, by_protocol
 from recexp.report.validation import by_validation
 
@@ -101,7 +101,7 @@ def _test(claim: Claim, about: About, runs: Sequence[Result]) -> _Test:
 
     Where several systems meet a pick, the one chosen on validation stands for it.
     """
-    found, label = labelled(runs)
+    found, label = labeled(runs)
     left = _chosen(found, claim.left)
     right = _chosen(found, claim.right)
     for system, pick in ((left, claim.left), (right, claim.right)):

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recexp.config import CONF
 from recexp.errors import RecexpError
+from recexp.renamed import with_new_keys, with_new_words
 from recexp.runs.identity import IMMATERIAL, RAW_FILES, is_material, key_of
 from recexp.runs.result import find_problem
 
@@ -62,7 +63,7 @@ def collect(folders: Iterable[str | Path]) -> tuple[list[Result], list[str]]:
 
 
 def setting(result: Mapping[str, Any], key: str, default: Any = None) -> Any:
-    """The value of a dotted key such as ``model.num_factors`` in the run's config."""
+    """The value of a dotted key such as ``model.n_factors`` in the run's config."""
     node: Any = result.get("config") or {}
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
@@ -191,6 +192,8 @@ def _read(run: Path) -> Result:
         raise _WithoutMetrics(f"no metrics ({reason})")
     if problem := find_problem(result):
         raise ValueError(problem)
+    overrides = with_new_words(result.get("overrides", []))
+    result = result | {"overrides": overrides}
     added = _config(run, result) | _training(run, result) | {"folder": str(run)}
     return DEFAULTS | result | added
 
@@ -198,12 +201,13 @@ def _read(run: Path) -> Result:
 def _config(run: Path, result: Result) -> Result:
     """The settings of the run, and whether they were recorded when it ran."""
     if result.get("config"):
-        return {"config": result["config"], "recorded": True}
+        return {"config": with_new_keys(result["config"]), "recorded": True}
     folders = [run, run.parent] if "evaluated" in result else [run]
     for folder in folders:
         path = folder / "config.yaml"
         if path.is_file():
-            return {"config": OmegaConf.to_container(OmegaConf.load(path)), "recorded": True}
+            config = with_new_keys(OmegaConf.to_container(OmegaConf.load(path)))
+            return {"config": config, "recorded": True}
     return {"config": config_from_overrides(result), "recorded": False}
 
 

@@ -40,16 +40,16 @@ MAX_LABEL = 56  # characters in a legend
 ATTENTION_FIGURES = (("bert4rec", "fig2"), ("nova_bert", "fig5"))
 # Settings that the papers sweep, and the text of the axis.
 SWEPT = {
-    "model.num_factors": "width K (num_factors)",
+    "model.n_factors": "width K (n_factors)",
     "objective.weights": "weight of the implicit loss",
-    "model.num_layers": "layers",
+    "model.n_layers": "layers",
     "model.max_len": "sequence length",
     "objective.mask_prob": "share of masked items",
     "objective.n_negatives": "negatives per positive",
 }
 # Settings that may change along a curve: the budget, and with the width what must fit it.
 MAY_VARY = frozenset({"trainer.max_epochs", "batch_size", "optimizer.lr", "eval_batch_size"})
-MAY_VARY_WITH_WIDTH = frozenset({"model.num_inner", "model.num_heads"})
+MAY_VARY_WITH_WIDTH = frozenset({"model.n_inner", "model.n_heads"})
 _STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -176,7 +176,7 @@ def _sweeps(results: Sequence[Result], key: str, metric: str) -> list[list[tuple
 def _same_along(result: Result, key: str) -> tuple[Any, ...]:
     """What stays the same along a curve over the setting ``key``."""
     varying = MAY_VARY | {key}
-    if key == "model.num_factors":
+    if key == "model.n_factors":
         varying |= MAY_VARY_WITH_WIDTH
     config = {k: v for k, v in flat_config(result).items() if k not in varying}
     return result["model"], str(result["selection"]), tuple(sorted(config.items()))
@@ -231,7 +231,7 @@ def _by_width(found: Sequence[System]) -> dict[Any, list[System]]:
     """The systems by width; all under None where there is nothing to compare within a width."""
     widths: dict[Any, list[System]] = {}
     for system in found:
-        widths.setdefault(setting(system.first, "model.num_factors"), []).append(system)
+        widths.setdefault(setting(system.first, "model.n_factors"), []).append(system)
     if min(map(len, widths.values())) < 2 or len(widths) > MAX_WIDTHS:
         return {None: [system for members in widths.values() for system in members]}
     return widths

@@ -47,7 +47,7 @@ BUDGET_HEAD = (
 )
 
 
-def labelled(results: Sequence[Result]) -> tuple[list[System], Labeler]:
+def labeled(results: Sequence[Result]) -> tuple[list[System], Labeler]:
     """The systems of one protocol id, and the function that gives a run's name in the tables."""
     found = systems(results)
     names = {run["folder"]: row_name(system) for system in found for run in system.runs}
@@ -66,7 +66,7 @@ def comparisons(results: Sequence[Result], metric: str = "ndcg@10") -> list[Tabl
     """
     made = []
     for about, runs in by_protocol(results).items():
-        _, label = labelled(runs)
+        _, label = labeled(runs)
         ranked, notes = _with_ranks(runs)
         pairs: list[Comparison] = []
         try:
@@ -89,7 +89,7 @@ def spreads(results: Sequence[Result], metric: str = "ndcg@10") -> list[Table]:
     """Per system how far the metric moves with the seed, and how far it would with other users."""
     made = []
     for about, runs in by_protocol(results).items():
-        found, label = labelled(runs)
+        found, label = labeled(runs)
         ranked, notes = _with_ranks(runs)
         rows = []
         for system in found:
@@ -113,7 +113,7 @@ def convergence(results: Sequence[Result]) -> list[Table]:
     """A verdict on every trained run: see ``recexp.runs.convergence``."""
     made = []
     for about, runs in by_protocol(_trained(results)).items():
-        found, _ = labelled(runs)
+        found, _ = labeled(runs)
         rows = []
         for system in found:
             for run in system.runs:
@@ -130,7 +130,7 @@ def budgets(results: Sequence[Result]) -> list[Table]:
     """What was spent on each system, and where another got more than twice as much."""
     made = []
     for about, runs in by_protocol(_trained(results)).items():
-        _, label = labelled(runs)
+        _, label = labeled(runs)
         rows = tuple(_budget_row(budget) for budget in ledger(runs, label=label))
         caption = (
             "Means over a system's trials. A flag where another system got more than twice as much."

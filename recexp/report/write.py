@@ -142,7 +142,7 @@ def _attention_maps(results: Sequence[Result], of_all: bool) -> tuple[list[Pictu
     maps: list[Picture] = []
     without: list[str] = []
     for about, runs in by_protocol(wanted).items():
-        found, _ = statistics.labelled(runs)
+        found, _ = statistics.labeled(runs)
         weights: dict[str, NDArray[np.float64]] = {}
         for system in found:
             try:

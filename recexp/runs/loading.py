@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from recexp.errors import RecexpError
+from recexp.renamed import with_new_keys
 from recexp.runs.result import RunResult
 
 
@@ -48,7 +49,7 @@ def read_config(path: Path) -> DictConfig:
     Raises RecexpError for anything that would be computed while reading it (``${...}``, YAML tags).
     """
     try:
-        cfg = OmegaConf.create(yaml.safe_load(path.read_text()))
+        cfg = OmegaConf.create(with_new_keys(yaml.safe_load(path.read_text())))
     except FileNotFoundError:
         raise RecexpError(f"{path} is missing: it says what was trained.") from None
     except (

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recexp.contracts import ClosedForm, Encoder, MultiBehaviour, Objective, Recommender
+from recexp.contracts import ClosedForm, Encoder, MultiBehavior, Objective, Recommender
 from recexp.data.datamodule import RecDataModule
 from recexp.data.store import Store, Targets
 from recexp.objectives.closed_form import FitPass
@@ -44,7 +44,7 @@ class ModelContract:
     model: makes the model for a schema, small sizes, any initialization; wrap a function in
     ``staticmethod``.
     objective: makes the objective that trains it. Default: the model's own passes where it fits in
-    closed form, pointwise for a ``MultiBehaviour``, else pairwise, which trains any model by its
+    closed form, pointwise for a ``MultiBehavior``, else pairwise, which trains any model by its
     score. Name the objective where the model is trained by another one, such as a causal encoder
     by ``NextItem``: some tests depend on it.
     store: the training data, the default being a toy store with one item feature of each kind,
@@ -202,9 +202,9 @@ class ModelContract:
 
     def _one_target(self) -> Targets:
         """One held-out event of user 3."""
-        user, item, time, behaviour, seen = (torch.tensor([x]) for x in (3, 1, 0, 1, False))
+        user, item, time, behavior, seen = (torch.tensor([x]) for x in (3, 1, 0, 1, False))
         ptr = self.store.past.ptr
-        return Targets(user, item, time, behaviour, seen, ptr[3:4], ptr[4:5])
+        return Targets(user, item, time, behavior, seen, ptr[3:4], ptr[4:5])
 
     def test_loading_a_state_dict_gives_the_same_scores(self) -> None:
         """All that scoring needs is in the state dict or follows from ``bind``."""
@@ -286,6 +286,6 @@ def default_objective(model: Recommender) -> Objective:
     """An objective that can train the model: see ``ModelContract``."""
     if isinstance(model, ClosedForm):
         return FitPass()
-    if isinstance(model, MultiBehaviour):
+    if isinstance(model, MultiBehavior):
         return Pointwise(Uniform())
     return Pairwise(Uniform())

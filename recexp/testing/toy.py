@@ -73,7 +73,7 @@ def training_items(
 def schema(
     n_users: int = N_USERS, n_items: int = N_ITEMS, *, side: bool = True, seed: int = 0
 ) -> Schema:
-    """Two behaviours, view (implicit) and buy (explicit). side: with side features."""
+    """Two behaviors, view (implicit) and buy (explicit). side: with side features."""
     item_features = features(n_items, torch.Generator().manual_seed(seed)) if side else {}
     items_of_users = training_items(n_users, n_items, seed)
     return Schema(
@@ -90,7 +90,7 @@ def schema(
 def query(users: list[int], histories: list[list[int]], n_values: int = 5) -> Query:
     """Histories as ragged lists of items, left-padded here.
 
-    Behaviours, times and values are made up, and never 0 at a real event.
+    Behaviors, times and values are made up, and never 0 at a real event.
     """
     B = len(users)
     L = max((len(history) for history in histories), default=0)
@@ -100,7 +100,7 @@ def query(users: list[int], histories: list[list[int]], n_values: int = 5) -> Qu
     return Query(
         user_B=torch.tensor(users),
         item_BL=item_BL,
-        behaviour_BL=(1 + item_BL % 2) * real_BL,
+        behavior_BL=(1 + item_BL % 2) * real_BL,
         time_BL=1000 * torch.arange(L) * real_BL,
         value_BL=(1 + item_BL % n_values) * real_BL,
     )
@@ -111,7 +111,7 @@ def padded(query: Query, extra: int) -> Query:
     padding = torch.zeros(len(query), extra, dtype=torch.int64)
     wider = {
         name: torch.cat([padding, getattr(query, name)], dim=1)
-        for name in ("item_BL", "behaviour_BL", "time_BL", "value_BL")
+        for name in ("item_BL", "behavior_BL", "time_BL", "value_BL")
     }
     return Query(query.user_B, **wider, without_B=query.without_B)
 

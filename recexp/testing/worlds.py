@@ -13,7 +13,7 @@ from recexp.data.store import Events, Pairs, Store, Targets
 from recexp.testing import toy
 from recexp.types import Schema
 
-BEHAVIOURS = ("view", "buy")
+BEHAVIORS = ("view", "buy")
 EXPLICIT = (False, True)
 _ITEM_BITS = 32  # a (user, item) pair as one integer: user << 32 | item
 
@@ -23,7 +23,7 @@ def store(
     n_users: int,
     n_items: int,
     *,
-    behaviours: tuple[str, ...] = BEHAVIOURS,
+    behaviors: tuple[str, ...] = BEHAVIORS,
     explicit: tuple[bool, ...] = EXPLICIT,
     n_values: int = 0,
     side: bool = False,
@@ -31,7 +31,7 @@ def store(
 ) -> Store:
     """A store of the given training events.
 
-    rows: (user, item, behaviour code[, value id]) in time order; the value id defaults to 1.
+    rows: (user, item, behavior code[, value id]) in time order; the value id defaults to 1.
     side: with one item feature of each kind. held_out: the item of each user's validation target,
     which comes after all of the user's events; the test targets are the same.
     """
@@ -42,13 +42,13 @@ def store(
 
     target_Q2 = torch.tensor(list(enumerate(held_out or ())), dtype=torch.int64).view(-1, 2)
     ones_Q1 = torch.ones(len(target_Q2), 1, dtype=torch.int64)
-    target_event_Q4 = torch.cat([target_Q2, len(behaviours) * ones_Q1, ones_Q1], dim=1)
+    target_event_Q4 = torch.cat([target_Q2, len(behaviors) * ones_Q1, ones_Q1], dim=1)
     past = _events(_sorted_by_user(torch.cat([event_E4, target_event_Q4])), n_users, n_values)
 
     pairs = _pairs(event_E4, n_users)
     targets = _targets(target_Q2, past)
     return Store(
-        _schema(user_E, item_E, n_users, n_items, behaviours, explicit, n_values, side),
+        _schema(user_E, item_E, n_users, n_items, behaviors, explicit, n_values, side),
         {"fingerprint": "world", "users": n_users, "items": n_items},
         Path(),
         _events(event_E4, n_users, n_values),
@@ -66,7 +66,7 @@ def random_store(
     n_items: int = 30,
     *,
     seed: int = 0,
-    behaviours: tuple[str, ...] = BEHAVIOURS,
+    behaviors: tuple[str, ...] = BEHAVIORS,
     **more: Any,
 ) -> Store:
     """Histories of all lengths, with repeated items.
@@ -78,11 +78,11 @@ def random_store(
     rows: list[list[int]] = []
     for user, size in enumerate(sizes):
         item = torch.randint(1, n_items + 1, (size,), generator=generator)
-        code = torch.randint(1, len(behaviours) + 1, (size,), generator=generator)
+        code = torch.randint(1, len(behaviors) + 1, (size,), generator=generator)
         value = torch.randint(1, 6, (size,), generator=generator)
         events = torch.stack([item, code, value], dim=1).tolist()
         rows += [[user, *event] for event in events]
-    return store(rows, n_users, n_items, behaviours=behaviours, n_values=5, **more)
+    return store(rows, n_users, n_items, behaviors=behaviors, n_values=5, **more)
 
 
 def planted(
@@ -125,17 +125,17 @@ def _schema(
     item_E: Tensor,
     n_users: int,
     n_items: int,
-    behaviours: tuple[str, ...],
+    behaviors: tuple[str, ...],
     explicit: tuple[bool, ...],
     n_values: int,
     side: bool,
 ) -> Schema:
     if not side:
-        return Schema(n_users, n_items, behaviours, explicit, n_values)
+        return Schema(n_users, n_items, behaviors, explicit, n_values)
     item_features = toy.features(n_items, torch.Generator().manual_seed(0))
     items_of_users = [item_E[user_E == user].unique().tolist() for user in range(n_users)]
     user_features = toy.bags(item_features, items_of_users)
-    return Schema(n_users, n_items, behaviours, explicit, n_values, item_features, user_features)
+    return Schema(n_users, n_items, behaviors, explicit, n_values, item_features, user_features)
 
 
 def _sorted_by_user(event_E4: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ def _events(event_E4: Tensor, n_users: int, n_values: int) -> Events:
 
 
 def _pairs(event_E4: Tensor, n_users: int) -> Pairs:
-    """Distinct (user, item) pairs with the bits of their behaviours and their number of events."""
+    """Distinct (user, item) pairs with the bits of their behaviors and their number of events."""
     user, item, code, _ = event_E4.T
     key, at, count = ((user << _ITEM_BITS) + item).unique(return_inverse=True, return_counts=True)
     mask = torch.zeros(len(key), dtype=torch.int64)
@@ -171,6 +171,6 @@ def _targets(target_Q2: Tensor, past: Events) -> Targets:
     """The last event of each target's user; the history is every event before it."""
     user, item = target_Q2[:, 0], target_Q2[:, 1]
     last = past.ptr[user + 1] - 1
-    behaviour = torch.ones(len(user), dtype=torch.int8)
+    behavior = torch.ones(len(user), dtype=torch.int8)
     repeated = torch.zeros(len(user), dtype=torch.bool)
-    return Targets(user, item, past.time[last], behaviour, repeated, past.ptr[user], last)
+    return Targets(user, item, past.time[last], behavior, repeated, past.ptr[user], last)

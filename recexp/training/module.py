@@ -288,7 +288,7 @@ class RecModule(pl.LightningModule):
             if len(row) == 1:
                 raise RecexpError(
                     f"Evaluating the {split} split: one user's candidates do not fit into memory. "
-                    "Lower model.num_factors."
+                    "Lower model.n_factors."
                 ) from error
             rank_zero_warn(
                 f"Out of memory ranking {len(row)} users at once: going on with half as many. "

@@ -71,7 +71,7 @@ def test_models_open_with_their_run_line():
 @pytest.mark.parametrize(
     ("overrides", "text"),
     [
-        (["+model.num_facters=3"], r"Unknown key model\.num_facters: SASRec knows .*num_factors"),
+        (["+model.num_facters=3"], r"Unknown key model\.num_facters: SASRec knows .*n_factors"),
         (["+objective.n_negative=3"], r"Unknown key objective\.n_negative"),
         (["+dataset.behavours=[x]"], r"Unknown key dataset\.behavours"),
         (["+dataset.source.seperator=x"], r"Unknown key dataset\.source\.seperator"),
@@ -152,7 +152,7 @@ def test_a_missing_group_is_named(default):
         (
             "sasrec",
             "pointwise",
-            r"objective=Pointwise needs a model that implements MultiBehaviour .*, which SASRec does not",  # noqa: E501
+            r"objective=Pointwise needs a model that implements MultiBehavior .*, which SASRec does not",  # noqa: E501
         ),
         (
             "bpr_mf",
@@ -194,15 +194,13 @@ def test_settings_left_over_from_the_models_own_objective_say_how_to_drop_them()
 
 @pytest.mark.parametrize("model", ["bert4rec", "sasrec", "bert_ite", "nova_bert"])
 def test_heads_that_do_not_divide_the_width_are_refused(model):
-    cfg = composed(f"model={model}", "model.num_factors=64", "model.num_heads=7")
+    cfg = composed(f"model={model}", "model.n_factors=64", "model.n_heads=7")
     with pytest.raises(
         RecexpError,
-        match=r"model\.num_heads=7: does not divide model\.num_factors=64; choose one of 1, 2, 4, 8, 16, 32, 64\.",  # noqa: E501
+        match=r"model\.n_heads=7: does not divide model\.n_factors=64; choose one of 1, 2, 4, 8, 16, 32, 64\.",  # noqa: E501
     ):
         check_config(cfg)
-    with pytest.raises(
-        RecexpError, match=r"num_heads=7.*num_factors=64|num_factors=64.*num_heads=7"
-    ):
+    with pytest.raises(RecexpError, match=r"n_heads=7.*n_factors=64|n_factors=64.*n_heads=7"):
         build(cfg.model, schema=toy.schema())
 
 

@@ -141,7 +141,7 @@ def test_what_the_papers_say_of_a_data_set_reaches_the_job():
         return composed("experiment=bert4rec/table5_ablation", "model=bert4rec", *overrides)
 
     beauty, films = job("dataset=amazon_beauty"), job("dataset=ml_1m")
-    assert (beauty.model.max_len, beauty.objective.mask_prob, beauty.model.num_factors) == (
+    assert (beauty.model.max_len, beauty.objective.mask_prob, beauty.model.n_factors) == (
         50,
         0.6,
         64,
@@ -149,7 +149,7 @@ def test_what_the_papers_say_of_a_data_set_reaches_the_job():
     assert (films.model.max_len, films.objective.mask_prob) == (200, 0.2)
     assert job("dataset=amazon_beauty", "model.max_len=7").model.max_len == 7
     wide = composed("experiment=bert4rec/table2_systems", "model=bert4rec", "dataset=ml_1m")
-    assert (wide.model.num_factors, wide.model.num_heads, wide.model.dropout, wide.selection) == (
+    assert (wide.model.n_factors, wide.model.n_heads, wide.model.dropout, wide.selection) == (
         256,
         8,
         0.5,
@@ -159,11 +159,11 @@ def test_what_the_papers_say_of_a_data_set_reaches_the_job():
     choices = ["model=bert4rec", "dataset=ml_1m", "optimizer=sgd", "scheduler=none"]
     other = composed("experiment=bert4rec/table2_systems", *choices)
     assert (other.optimizer._target_, other.scheduler) == ("torch.optim.SGD", None)
-    assert (other.model.num_factors, other.objective.copies) == (256, 10)
+    assert (other.model.n_factors, other.objective.copies) == (256, 10)
     nova = composed("experiment=nova/table3_fusion", "model=bert4rec")
     assert (
-        nova.model.num_factors,
-        nova.model.num_layers,
+        nova.model.n_factors,
+        nova.model.n_layers,
         nova.dataset.filters,
         nova.optimizer.lr,
     ) == (512, 3, [], 1e-4)
@@ -260,7 +260,7 @@ def smoke(folder, name, *overrides):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "behaviours", "features", "values"),
+    ("dataset", "behaviors", "features", "values"),
     [
         ("retailrocket", ["view", "addtocart", "transaction"], ["category"], []),
         ("recobell", ["view", "order"], ["category"], []),
@@ -270,7 +270,7 @@ def smoke(folder, name, *overrides):
     ],
 )
 def test_a_stand_in_has_the_form_of_the_data_it_stands_for(
-    tmp_path_factory, dataset, behaviours, features, values
+    tmp_path_factory, dataset, behaviors, features, values
 ):
     import numpy as np
 
@@ -284,19 +284,19 @@ def test_a_stand_in_has_the_form_of_the_data_it_stands_for(
         prepare(build(cfg.dataset, _recursive_=False), build(cfg.protocol).split, cfg.cache_dir)
     )
     assert store.meta["dataset"] == f"simulated_{dataset}"
-    assert list(store.schema.behaviours) == behaviours
+    assert list(store.schema.behaviors) == behaviors
     assert sorted(store.schema.item_features) == features
     assert store.meta["levels"] == values
-    counts = np.bincount(store.train.behaviour.numpy(), minlength=len(behaviours) + 1)
-    assert (counts[1:] > 20).all(), "every behaviour occurs"
+    counts = np.bincount(store.train.behavior.numpy(), minlength=len(behaviors) + 1)
+    assert (counts[1:] > 20).all(), "every behavior occurs"
 
 
-def test_more_behaviours_than_a_shop_has_are_refused(tmp_path):
+def test_more_behaviors_than_a_shop_has_are_refused(tmp_path):
     from recexp.data.simulation import stand_in
     from recexp.errors import RecexpError
 
-    with pytest.raises(RecexpError, match="1 to 4 behaviours"):
-        stand_in.read(tmp_path, behaviours=list("abcde"))
+    with pytest.raises(RecexpError, match="1 to 4 behaviors"):
+        stand_in.read(tmp_path, behaviors=list("abcde"))
 
 
 @pytest.mark.slow
@@ -318,7 +318,7 @@ LINE = [
     "scale=smoke",
     "model=mtmf,nmtr",
     "dataset=retailrocket",
-    "model.num_factors=8",
+    "model.n_factors=8",
     "trainer.max_epochs=1",
 ]
 

@@ -113,7 +113,7 @@ def test_the_quickstart_runs_only_where_nothing_is_chosen():
     for word in ("model=ite", "dataset=ml_1m", "preset=none", "experiment=ite/fig5_factors"):
         assert with_quickstart([word]) == [word]
     cfg = compose_config(with_quickstart([]))
-    assert (cfg.preset, cfg.model.num_layers) == ("tuned", 1) and "Unlike the ITE paper" in cfg.note
+    assert (cfg.preset, cfg.model.n_layers) == ("tuned", 1) and "Unlike the ITE paper" in cfg.note
 
 
 def test_a_sweep_takes_each_models_own_entry(tmp_path):

@@ -30,7 +30,7 @@ OTHERS = (
     "threads",
     "callbacks",
 )
-DATA = ("dataset=table", "dataset.behaviours=[view,buy]", "dataset.explicit=[buy]")
+DATA = ("dataset=table", "dataset.behaviors=[view,buy]", "dataset.explicit=[buy]")
 
 
 def numbers(node, path: str):
@@ -69,7 +69,7 @@ def test_numbers_of_a_model_are_refused_by_name_or_make_sense(model):
         passed = accepted(cfg, key)
         assert -1 not in passed and "abc" not in passed, (key, passed)
         if not key.endswith(
-            ("alpha", "regularisation", "damping", "popularity", "share")
+            ("alpha", "regularization", "damping", "popularity", "share")
         ):  # weights without an upper end
             assert set(passed) <= {0}, (key, passed)
 
@@ -93,8 +93,8 @@ def test_numbers_of_everything_else_are_refused_by_name_or_make_sense(model):
     ("overrides", "text"),
     [
         (
-            ["model=sasrec", "model.num_heads=3"],
-            r"model\.num_heads=3: does not divide model\.num_factors=64; choose one of 1, 2, 4, 8",
+            ["model=sasrec", "model.n_heads=3"],
+            r"model\.n_heads=3: does not divide model\.n_factors=64; choose one of 1, 2, 4, 8",
         ),
         (["model=bpr_mf", "objective.n_negatives=0"], r"objective\.n_negatives must be at least 1"),
         (["model=sasrec_softmax", "objective.loss_name=bce"], r"draws negatives, but sampler=none"),
@@ -103,7 +103,7 @@ def test_numbers_of_everything_else_are_refused_by_name_or_make_sense(model):
             r"objective\.loss_name='hinge' is unknown; choose one of ce",
         ),
         (["model=nova_bert", "model.fusion=sum"], r"model\.fusion='sum': must be one of add"),
-        (["model=ite", "model.num_factors=7"], r"model: num_factors=7"),
+        (["model=ite", "model.n_factors=7"], r"model: n_factors=7"),
         (["protocol=full", "protocol.ks=[]"], r"protocol\.ks=\[\] must contain 10"),
         (
             ["protocol=full", "protocol.ks=[0,10]"],
@@ -111,7 +111,7 @@ def test_numbers_of_everything_else_are_refused_by_name_or_make_sense(model):
         ),
         (["protocol=full", "protocol.ks=[5]"], r"protocol\.ks=\[5\] must contain 10"),
         (["dataset.explicit=[]"], r"tests on explicit feedback, but dataset\.explicit=\[\]"),
-        (["model=pop", "model.behaviours=[like]"], r"model: behaviours=\['like'\]"),
+        (["model=pop", "model.behaviors=[like]"], r"model: behaviors=\['like'\]"),
         (
             ["seed=4294967296"],
             r"seed=4294967296: must be a whole number at least 0 and at most 4,294,967,295",
@@ -148,7 +148,7 @@ REFUSED = [
     ("model=sasrec", "+trainer.limit_val_batches=1.5"),
     ("model=sasrec", "seed='${nosuch}'"),
     ("-m", "model=sasrec", "model.num_facters=1,2"),
-    ("-m", "model=nosuch,sasrec", "model.num_heads=3"),
+    ("-m", "model=nosuch,sasrec", "model.n_heads=3"),
 ]
 
 

@@ -131,7 +131,7 @@ def test_a_limit_on_the_parameter_replaces_the_table_of_ranges():
 
 def test_heads_must_divide_the_width():
     with pytest.raises(RecexpError, match="choose one of 1, 2, 4, 8"):
-        check_values("model", {"num_heads": 3, "num_factors": 8}, Model)
+        check_values("model", {"n_heads": 3, "n_factors": 8}, Model)
 
 
 def test_a_hint_is_described_in_words():

@@ -69,11 +69,11 @@ def small_config(
     dropout: False sets every dropout to 0. objective: options to set where the objective has them.
     """
     cfg = config(f"model={name}", *overrides).copy()
-    small = {"num_factors": width, "num_inner": 2 * width, "max_len": max_len}
+    small = {"n_factors": width, "n_inner": 2 * width, "max_len": max_len}
     for key, value in cfg.model.items():
         if key in small and value is not None:
             cfg.model[key] = small[key]
-        if key == "num_layers":
+        if key == "n_layers":
             cfg.model[key] = min(2, value)
         if "dropout" in key and not dropout:
             cfg.model[key] = 0.0

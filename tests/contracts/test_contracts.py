@@ -30,7 +30,7 @@ class TestModelsOfTheConfig(ModelContract):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_to_be_predicted_is_not_in_the_input(name):
-    """Other items (so other side information), behaviours and values at the events to predict leave
+    """Other items (so other side information), behaviors and values at the events to predict leave
     what the model reads as it was.
     """
     entry = contestant(name, STORE)
@@ -80,7 +80,7 @@ def other_at(rows):
     train, n_items = STORE.train, STORE.schema.n_items
     changed = {
         "item": 1 + train.item % n_items,
-        "behaviour": 3 - train.behaviour,
+        "behavior": 3 - train.behavior,
         "value": 1 + train.value % 5,
     }
     hit = torch.zeros(len(train), dtype=torch.bool)

@@ -10,7 +10,7 @@ from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.protocol import Candidates, Protocol
 from recexp.testing import toy
 from tests.contracts.harness import MODELS, contestant
-from tests.support.events import BEHAVIOURS, P1, Event, names, store
+from tests.support.events import BEHAVIORS, P1, Event, names, store
 
 N_ITEMS = 15
 
@@ -18,7 +18,7 @@ N_ITEMS = 15
 def world() -> list[Event]:
     """Users with histories; and "first" and "second", whose purchase no other pair precedes."""
     users = [
-        Event(f"u{u}", f"i{(3 * u + n) % N_ITEMS}", BEHAVIOURS[n % 3], 1000 * n, 1 + n % 5)
+        Event(f"u{u}", f"i{(3 * u + n) % N_ITEMS}", BEHAVIORS[n % 3], 1000 * n, 1 + n % 5)
         for u in range(6)
         for n in range(4 + u)
     ]

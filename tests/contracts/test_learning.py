@@ -40,7 +40,7 @@ def train_hit_rate(model) -> float:
     from the events before.
     """
     rows = (
-        torch.nonzero(PLANTED.train.behaviour == 2).flatten()
+        torch.nonzero(PLANTED.train.behavior == 2).flatten()
         if model.history == 0
         else PLANTED.train.ptr[1:] - 1
     )
@@ -74,7 +74,7 @@ def enough(model) -> bool:
 
 
 def in_the_open(name: str, **options) -> Contestant:
-    """Without regularisation. Negatives that come from the user's own items only come
+    """Without regularization. Negatives that come from the user's own items only come
     from all items here, as those are what the test ranks. Histories are cropped, so
     that no place of the held-out histories is new to a model that learns places.
     """

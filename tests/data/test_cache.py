@@ -16,7 +16,7 @@ from recexp.data.split import Split
 from recexp.data.store import Store
 from recexp.errors import RecexpError
 from tests.support.events import (
-    BEHAVIOURS,
+    BEHAVIORS,
     GLOBAL,
     P1,
     P2,
@@ -79,7 +79,7 @@ def test_a_second_run_reads_neither_raw_files_nor_polars(tmp_path, shop, builds,
         {"filters": [{"user_min": 2}]},
         {"merge": "pairs"},
         {"explicit": ["buy"]},
-        {"behaviours": BEHAVIOURS[::-1]},
+        {"behaviors": BEHAVIORS[::-1]},
         {"window": {"start": "1970-01-01", "end": "1970-01-02"}},
         {"value": "value"},
         {"name": "other"},

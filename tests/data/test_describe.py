@@ -44,7 +44,7 @@ def test_counts_of_a_small_world(tmp_path):
         "events": 9,
         "pairs": 6,
         "explicit pairs": 3,
-        "kinds of behaviour": 3,
+        "kinds of behavior": 3,
         "density": 0.5,
         "sparsity": 0.5,
         "mean length": 3,
@@ -53,7 +53,7 @@ def test_counts_of_a_small_world(tmp_path):
     }
     assert {k: found[k] for k in expected} == expected
     tables = describe(opened, "p1_uniform999")
-    kinds = table(tables, "Kinds of behaviour")
+    kinds = table(tables, "Kinds of behavior")
     assert {k: (v["events"], v["pairs"], v["users"]) for k, v in kinds.items()} == {
         "view": ("5", "4", "3"),
         "cart": ("2", "2", "1"),
@@ -81,7 +81,7 @@ def test_counts_of_a_small_world(tmp_path):
     assert held["users"] == {"validation": "1", "test": "2"}
     assert held["without a history"]["test"] == "50.0%"
     assert held["item without a training event"] == {"validation": "100.0%", "test": "100.0%"}
-    assert held["seen before through a weaker behaviour"]["test"] == "50.0%"
+    assert held["seen before through a weaker behavior"]["test"] == "50.0%"
     left = table(tables, "Users left out")
     assert left["not tested: no event that can be a target"] == {"users": "1"}
 
@@ -89,7 +89,7 @@ def test_counts_of_a_small_world(tmp_path):
 def test_what_supportive_only_may_draw_is_shown(tmp_path):
     opened = store(tmp_path, random_events(5), P2_LATER)
     shown = table(describe(opened), "Held-out targets")[
-        "pair in training through weaker behaviours only"
+        "pair in training through weaker behaviors only"
     ]
     assert shown["test"] == f"{opened.meta['audit']['test_targets_weaker_only']:.1%}" != "0.0%"
 

@@ -124,22 +124,22 @@ def test_users_lost_before_the_split(tmp_path):
     )
 
 
-def test_users_lost_with_their_behaviours(tmp_path):
+def test_users_lost_with_their_behaviors(tmp_path):
     events = [*random_events(4), Event("sharer", "i1", "share", 5, 1)]
     opened = store(tmp_path / "a", events, P3, on_bad_rows="drop")
-    assert opened.meta["left_out"]["removed by dataset.behaviours"] == 1
+    assert opened.meta["left_out"]["removed by dataset.behaviors"] == 1
     events = [e._replace(value=1 if e.user == "u3" else 5) for e in random_events(4)]
-    changes = {"value": "value", "value_behaviours": {"liked": 4}, "explicit": ["liked"]}
+    changes = {"value": "value", "value_behaviors": {"liked": 4}, "explicit": ["liked"]}
     opened = store(tmp_path / "b", events, P3, **changes)
-    assert opened.meta["left_out"]["removed by dataset.value_behaviours"] == 1
+    assert opened.meta["left_out"]["removed by dataset.value_behaviors"] == 1
 
 
-def test_events_by_behaviour_are_those_after_filters(tmp_path):
+def test_events_by_behavior_are_those_after_filters(tmp_path):
     events = random_events(5)
     for merge in ("none", "pairs"):
         meta = store(tmp_path / merge, events, P1, merge=merge).meta
         assert meta["events"] == {
-            b: sum(e.behaviour == b for e in events) for b in ("view", "cart", "buy")
+            b: sum(e.behavior == b for e in events) for b in ("view", "cart", "buy")
         }
 
 

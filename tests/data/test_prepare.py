@@ -8,7 +8,7 @@ import pytest
 from recexp.data.cache import prepare, read_meta
 from recexp.errors import RecexpError
 from tests.support.events import (
-    BEHAVIOURS,
+    BEHAVIORS,
     GLOBAL,
     P1,
     P2,
@@ -32,14 +32,14 @@ def test_arrays_hold_the_events(tmp_path, merge):
     events = random_events(1)
     opened = store(tmp_path, events, P3, merge=merge)
     own = {
-        user: merged(e) if merge == "pairs" else [(x, {x.behaviour}) for x in e]
+        user: merged(e) if merge == "pairs" else [(x, {x.behavior}) for x in e]
         for user, e in in_order(events).items()
     }
     assert listed(opened, opened.past) == {user: [e for e, _ in rows] for user, rows in own.items()}
     bits = [
-        sum(1 << BEHAVIOURS.index(b) for b in behaviours)
+        sum(1 << BEHAVIORS.index(b) for b in behaviors)
         for rows in own.values()
-        for _, behaviours in rows
+        for _, behaviors in rows
     ]
     assert opened.past.mask.tolist() == bits
     assert names(opened, "user") == sorted(own) and names(opened, "item")[1:] == sorted(
@@ -47,10 +47,10 @@ def test_arrays_hold_the_events(tmp_path, merge):
     )
     counts = Counter(e.item for rows in own.values() for e, _ in rows)
     assert opened.item_count.tolist() == [0] + [counts[i] for i in names(opened, "item")[1:]]
-    assert (opened.schema.n_users, opened.schema.n_items, opened.schema.behaviours) == (
+    assert (opened.schema.n_users, opened.schema.n_items, opened.schema.behaviors) == (
         len(own),
         len(counts),
-        BEHAVIOURS,
+        BEHAVIORS,
     )
     assert opened.schema.explicit == (False, True, True)
 
@@ -72,8 +72,8 @@ def test_pairs_hold_masks_and_counts(tmp_path, split):
         )
         count = Counter((e.user, e.item) for e in own)
         mask = Counter(
-            (u, i, 1 << BEHAVIOURS.index(b))
-            for u, i, b in {(e.user, e.item, e.behaviour) for e in own}
+            (u, i, 1 << BEHAVIORS.index(b))
+            for u, i, b in {(e.user, e.item, e.behavior) for e in own}
         )
         expected = sorted(
             (u, i, sum(b for (x, y, b) in mask if (x, y) == (u, i)), n)
@@ -87,7 +87,7 @@ def test_pairs_hold_masks_and_counts(tmp_path, split):
 @pytest.mark.parametrize("merge", ["none", "pairs"])
 @pytest.mark.parametrize("split", [P1, P2, P2_LATER, P3, GLOBAL])
 def test_seen_and_audit(tmp_path, split, merge):
-    """A target was seen if a weaker behaviour on its item stands before it; a merged pair stands
+    """A target was seen if a weaker behavior on its item stands before it; a merged pair stands
     where its last explicit event stood.
     """
     events = random_events(3, n_times=15)
@@ -101,12 +101,12 @@ def test_seen_and_audit(tmp_path, split, merge):
     for user, (target, _) in tests.items():
         own = in_order(events)[user]
         pair = [n for n, e in enumerate(own) if e.item == target.item]
-        explicit = [n for n in pair if own[n].behaviour != "view"]
+        explicit = [n for n in pair if own[n].behavior != "view"]
         single = merge == "none" or split is P2_LATER
         at = own.index(target) if single else max(explicit or pair)
         expected.append(
             any(
-                BEHAVIOURS.index(own[n].behaviour) < BEHAVIOURS.index(own[at].behaviour)
+                BEHAVIORS.index(own[n].behavior) < BEHAVIORS.index(own[at].behavior)
                 for n in pair
                 if n < at
             )
@@ -155,23 +155,23 @@ def test_the_report_accounts_for_every_event(tmp_path, capsys):
     )
 
 
-def test_ratings_as_behaviours(tmp_path):
+def test_ratings_as_behaviors(tmp_path):
     events = [
         Event("u", f"i{n}", "rating", n, value)
         for n, value in enumerate([5, 0.5, None, 3, 4, 2.9, 3.5])
     ]
     changes = {
         "value": "value",
-        "value_behaviours": {"liked": 4, "rated": 1, "known": 3},
+        "value_behaviors": {"liked": 4, "rated": 1, "known": 3},
         "explicit": ["liked"],
     }
     opened = store(tmp_path, events, P3, **changes)
-    assert opened.schema.behaviours == ("rated", "known", "liked") and opened.schema.explicit == (
+    assert opened.schema.behaviors == ("rated", "known", "liked") and opened.schema.explicit == (
         False,
         False,
         True,
     )
-    assert opened.past.behaviour.tolist() == [3, 2, 3, 1, 2]  # 0.5 and the missing one are gone
+    assert opened.past.behavior.tolist() == [3, 2, 3, 1, 2]  # 0.5 and the missing one are gone
     assert "2 events dropped: their value is missing or below every threshold" in "\n".join(
         opened.meta["report"]
     )
@@ -194,17 +194,17 @@ def test_values_have_levels(tmp_path):
     assert store(tmp_path / "prices", prices, P3, value="value").schema.n_values == 0
 
 
-def test_unknown_behaviours(tmp_path):
+def test_unknown_behaviors(tmp_path):
     events = [*random_events(0), Event("u1", "i1", "wishlist", 1), Event("u1", "i2", "share", 1)]
     with pytest.raises(
         RecexpError,
-        match=r"events\.csv: unknown behaviour 'wishlist' in event 251 "
+        match=r"events\.csv: unknown behavior 'wishlist' in event 251 "
         r"\(user u1, item i1\).*on_bad_rows=drop",
     ):
         store(tmp_path, events)
     opened = store(tmp_path, events, on_bad_rows="drop")
     assert len(opened.past) == 250
-    assert "2 events dropped: behaviour among ['share', 'wishlist']" in "\n".join(
+    assert "2 events dropped: behavior among ['share', 'wishlist']" in "\n".join(
         opened.meta["report"]
     )
 
@@ -223,8 +223,8 @@ def test_bad_rows_are_dropped_and_listed(tmp_path):
     ("changes", "message"),
     [
         (
-            {"behaviours": ["purchase"], "explicit": [], "on_bad_rows": "drop"},
-            "no event has one of the behaviours",
+            {"behaviors": ["purchase"], "explicit": [], "on_bad_rows": "drop"},
+            "no event has one of the behaviors",
         ),
         (
             {"window": {"start": "2020-01-01", "end": "2021-01-01"}},
@@ -235,14 +235,14 @@ def test_bad_rows_are_dropped_and_listed(tmp_path):
             "dataset.window.start must be an ISO date",
         ),
         ({"window": {"start": "2020-01-01"}}, "dataset.window.end must be an ISO date"),
-        ({"value_behaviours": {"buy": 4, "cart": 0}}, "the events carry no value"),
+        ({"value_behaviors": {"buy": 4, "cart": 0}}, "the events carry no value"),
         (
-            {"value_behaviours": {"buy": 4, "cart": 0}, "value": "value"},
+            {"value_behaviors": {"buy": 4, "cart": 0}, "value": "value"},
             "no event's value reaches a threshold",
         ),
         ({"filters": [{"user_min": 1000}]}, "left no event"),
-        ({"behaviours": ["view", "view"], "explicit": []}, "distinct names"),
-        ({"behaviours": ["view"]}, "dataset.explicit names"),
+        ({"behaviors": ["view", "view"], "explicit": []}, "distinct names"),
+        ({"behaviors": ["view"]}, "dataset.explicit names"),
         ({"merge": "all"}, "dataset.merge='all'"),
         ({"on_bad_rows": "skip"}, "dataset.on_bad_rows='skip'"),
         ({"name": "my/shop"}, "dataset.name='my/shop'"),

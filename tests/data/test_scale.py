@@ -24,7 +24,7 @@ SOURCE = {"_target_": "recexp.data.readers.taobao.read", "_partial_": True}
 
 
 def prepared(raw, cache, **options):
-    settings = {"behaviours": ["pv", "fav", "cart", "buy"], "explicit": ["buy"]} | options
+    settings = {"behaviors": ["pv", "fav", "cart", "buy"], "explicit": ["buy"]} | options
     split = Split(target="strongest", purge="later", fallback="any")
     return read_meta(prepare(Dataset("taobao", str(raw), SOURCE, **settings), split, cache))[
         "arrays"

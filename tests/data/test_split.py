@@ -10,7 +10,7 @@ from recexp.config import CONF
 from recexp.data.split import Split
 from recexp.errors import RecexpError
 from tests.support.events import (
-    BEHAVIOURS,
+    BEHAVIORS,
     GLOBAL,
     P1,
     P2,
@@ -46,8 +46,8 @@ CASES = list(product(SPLITS, ("none", "pairs"), (False, True)))
 def own(text, user="u"):
     """ "view a 1, buy b 2" -> events of one user, times in seconds."""
     return [
-        Event(user, item, behaviour, int(time) * 1000)
-        for behaviour, item, time in (part.split() for part in text.split(", "))
+        Event(user, item, behavior, int(time) * 1000)
+        for behavior, item, time in (part.split() for part in text.split(", "))
     ]
 
 
@@ -61,7 +61,7 @@ def split_of(tmp_path, text, split, **changes):
     opened = store(tmp_path, own(text) + OTHERS, split, **changes)
 
     def say(event):
-        return f"{event.behaviour} {event.item} {event.time // 1000}"
+        return f"{event.behavior} {event.item} {event.time // 1000}"
 
     held = [held_out(opened, name).get("u") for name in ("val", "test")]
     return ", ".join(map(say, listed(opened, opened.train)["u"])), *(
@@ -126,7 +126,7 @@ def test_the_splits_of_these_tests_are_those_of_the_protocols(name, split):
 
 
 def test_p1_on_pairs(tmp_path):
-    """The ITE paper: the pair's time is its last explicit time, its behaviour the strongest."""
+    """The ITE paper: the pair's time is its last explicit time, its behavior the strongest."""
     text = "view a 1, buy a 2, view b 3, buy c 4, cart c 5, view a 6, view d 7"
     assert split_of(tmp_path / "first", text, P1, merge="pairs") == (
         "buy a 2, view d 7",
@@ -202,7 +202,7 @@ def test_p2_later_on_pairs(tmp_path):
         P2_LATER,
         merge="pairs",
     )
-    assert [(e.item, e.behaviour, e.time // 1000) for e in listed(opened, opened.past)["u"]] == [
+    assert [(e.item, e.behavior, e.time // 1000) for e in listed(opened, opened.past)["u"]] == [
         *(("b", "buy", 2), ("a", "view", 3)),
         ("c", "view", 4),  # validates
         *(("b", "buy", 5), ("d", "view", 6)),
@@ -259,11 +259,11 @@ def reference(events, split, merge):
     time.
     """
 
-    def eligible(behaviours):
-        wanted = {"any": BEHAVIOURS, "explicit": BEHAVIOURS[1:], "strongest": BEHAVIOURS[2:]}[
+    def eligible(behaviors):
+        wanted = {"any": BEHAVIORS, "explicit": BEHAVIORS[1:], "strongest": BEHAVIORS[2:]}[
             split.target
         ]
-        return any(b in wanted for b in behaviours)
+        return any(b in wanted for b in behaviors)
 
     def remaining(rows, left, target, anywhere=False):
         """Training rows once the target is held out, None where none is left before it (or
@@ -281,7 +281,7 @@ def reference(events, split, merge):
 
     out = {}
     everything = {
-        user: merged(own) if merge else [(e, {e.behaviour}) for e in own]
+        user: merged(own) if merge else [(e, {e.behavior}) for e in own]
         for user, own in in_order(events).items()
     }
     times = sorted(e.time for own in everything.values() for e, _ in own)

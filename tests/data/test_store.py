@@ -7,7 +7,7 @@ import torch
 
 from recexp.data.store import Events, Pairs, Store
 from tests.support.events import (
-    BEHAVIOURS,
+    BEHAVIORS,
     GLOBAL,
     P1,
     P2,
@@ -29,7 +29,7 @@ def shop(tmp_path_factory) -> Store:
 
 
 def rows_of(opened, query):
-    """A query as lists of (item, behaviour, time) per row, padding left out; fails where padding is
+    """A query as lists of (item, behavior, time) per row, padding left out; fails where padding is
     not all on the left.
     """
     items = names(opened, "item")
@@ -37,12 +37,12 @@ def rows_of(opened, query):
     for row in range(len(query)):
         real = query.mask_BL[row]
         assert real.tolist() == sorted(real.tolist())
-        for column in (query.behaviour_BL, query.time_BL, query.value_BL):
+        for column in (query.behavior_BL, query.time_BL, query.value_BL):
             assert column is None or not column[row][~real].any()
-        columns = (query.item_BL, query.behaviour_BL, query.time_BL)
+        columns = (query.item_BL, query.behavior_BL, query.time_BL)
         out.append(
             [
-                (items[i], BEHAVIOURS[b - 1], t)
+                (items[i], BEHAVIORS[b - 1], t)
                 for i, b, t in zip(*(c[row][real].tolist() for c in columns), strict=True)
             ]
         )
@@ -50,7 +50,7 @@ def rows_of(opened, query):
 
 
 def plain(events):
-    return [(e.item, e.behaviour, e.time) for e in events]
+    return [(e.item, e.behavior, e.time) for e in events]
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 1000])
@@ -67,7 +67,7 @@ def test_query_is_the_past_strictly_before(shop, length):
     assert query.item_BL.shape[1] == max(map(len, expected))  # cropped to the longest of the batch
     assert {
         t.dtype
-        for t in (query.user_B, query.item_BL, query.behaviour_BL, query.time_BL, query.value_BL)
+        for t in (query.user_B, query.item_BL, query.behavior_BL, query.time_BL, query.value_BL)
     } == {torch.int64}
 
 

@@ -70,7 +70,7 @@ def test_a_viewed_target_is_never_among_its_candidates(tmp_path):
     drawn = stored_candidates(
         opened, Protocol("p", P3, Candidates(n=4, exclude="explicit_only")), "test"
     )
-    assert (opened.test.behaviour == 1).any() and not (drawn == opened.test.item[:, None]).any()
+    assert (opened.test.behavior == 1).any() and not (drawn == opened.test.item[:, None]).any()
 
 
 def test_drawn_once_and_shared(shop, monkeypatch):

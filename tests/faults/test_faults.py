@@ -29,8 +29,8 @@ from recexp.training.nan_report import bad_rows, first_bad_output, first_bad_par
 from recexp.training.signals import Interrupted
 from tests.support.running import arguments, command, run_here
 
-SMALL = ["model=bpr_mf", "model.num_factors=8", "trainer.max_epochs=3"]
-SESSIONS = ["model=gru4rec", "model.num_factors=8", "batch_size=20", "trainer.max_epochs=2"]
+SMALL = ["model=bpr_mf", "model.n_factors=8", "trainer.max_epochs=3"]
+SESSIONS = ["model=gru4rec", "model.n_factors=8", "batch_size=20", "trainer.max_epochs=2"]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from recexp.training.checkpoints import verify_checkpoint
 from recexp.training.processes import is_peer_lost
 from tests.support.running import arguments
 
-TWO = ["trainer=ddp_cpu2", "model=bpr_mf", "model.num_factors=8"]
+TWO = ["trainer=ddp_cpu2", "model=bpr_mf", "model.n_factors=8"]
 LONG = [*TWO, "trainer.max_epochs=5000", "callbacks.early_stopping=null"]
 GONE = "Another process of this run is lost"
 
@@ -191,7 +191,7 @@ def test_what_two_processes_left_goes_on_to_the_same_metrics(shop, how):
 @slow
 @pytest.mark.parametrize(
     "model",
-    [["model=item_knn"], ["model=bpr_mf", "model.num_factors=8", "optimizer.lr=1e-30"]],
+    [["model=item_knn"], ["model=bpr_mf", "model.n_factors=8", "optimizer.lr=1e-30"]],
     ids=["knn", "mf"],
 )
 def test_one_two_and_three_processes_give_the_same_digits(shop, model):

@@ -9,7 +9,7 @@ import sys
 from recexp.cli.main import arguments_of_rank
 from tests.support.running import arguments
 
-TWO = ["trainer=ddp_cpu2", "model=bpr_mf", "model.num_factors=8"]
+TWO = ["trainer=ddp_cpu2", "model=bpr_mf", "model.n_factors=8"]
 
 
 def metrics(folder):

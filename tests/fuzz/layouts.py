@@ -393,9 +393,9 @@ def write_recobell(rng: random.Random, world: World) -> Files:
 
 def expect_recobell(files: Files) -> Expected:
     expected = Expected([])
-    for behaviour, name in RB_FILES.items():
+    for behavior, name in RB_FILES.items():
         expected.events += [
-            (r["user"], r["item"], behaviour, r["ms"])
+            (r["user"], r["item"], behavior, r["ms"])
             for r in expected.take(name, RB_LOG.rows(files[name]))
         ]
     expected.events = [

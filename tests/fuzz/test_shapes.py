@@ -10,14 +10,14 @@ from recexp.data.store import Store
 from recexp.errors import RecexpError
 
 
-def opened(folder, reader, files, behaviours=("interaction",), **options):
+def opened(folder, reader, files, behaviors=("interaction",), **options):
     raw = folder / "raw"
     raw.mkdir()
     for name, text in files.items():
         (raw / name).write_text(text)
     source = {"_target_": f"recexp.data.readers.{reader}.read", "_partial_": True, **options}
     return Store.open(
-        prepare(Dataset("x", str(raw), source, behaviours, behaviours), Split(), folder / "cache")
+        prepare(Dataset("x", str(raw), source, behaviors, behaviors), Split(), folder / "cache")
     )
 
 

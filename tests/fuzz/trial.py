@@ -87,8 +87,8 @@ def check(
         name="fuzz",
         raw_dir=str(folder),
         source={"_target_": f"{module}.{function}", "_partial_": True, **layout.options},
-        behaviours=layout.behaviours,
-        explicit=layout.behaviours[-1:],
+        behaviors=layout.behaviors,
+        explicit=layout.behaviors[-1:],
         merge=rng.choice(["none", "none", "pairs"]),
         on_bad_rows=policy,
         filters=rng.choice(FILTERS),
@@ -198,12 +198,12 @@ def check_arrays(
     found: object, expected: Expected, dataset: Dataset, split: Split, layout: Layout, out: Path
 ) -> None:
     """The prepared arrays with the events. found: what ``build`` returned, or its RecexpError."""
-    known = set(layout.behaviours)
+    known = set(layout.behaviors)
     if any(
         e[2] not in known for e in expected.events
-    ):  # a table's behaviours are known to preparation only
+    ):  # a table's behaviors are known to preparation only
         if dataset.on_bad_rows == "error":
-            same("unknown behaviour refused", isinstance(found, RecexpError), True)
+            same("unknown behavior refused", isinstance(found, RecexpError), True)
             return
         expected.events = [e for e in expected.events if e[2] in known]
     events = filtered(expected.events, dataset.filters, dataset.iterate_filters)
@@ -230,9 +230,9 @@ def check_arrays(
         return np.load(out / f"{name}.npy").tolist()
 
     if plain:
-        codes = {name: code for code, name in enumerate(layout.behaviours, 1)}
+        codes = {name: code for code, name in enumerate(layout.behaviors, 1)}
         history = [event for mine in own.values() for event in mine]
-        columns = [load(f"past_{name}") for name in ("item", "behaviour", "time")]
+        columns = [load(f"past_{name}") for name in ("item", "behavior", "time")]
         same(
             "past",
             list(zip(*columns, strict=True)),

@@ -18,7 +18,7 @@ NAMES = ["Action", "Drama", "Children's", "A, B", 'the "best"', "ÄÖ", "日本"
 
 @dataclass
 class World:
-    """Random events to write: (user number, item number, behaviour number, seconds)."""
+    """Random events to write: (user number, item number, behavior number, seconds)."""
 
     users: int
     items: int
@@ -45,7 +45,7 @@ class World:
 
 @dataclass
 class Expected:
-    """What must be read: event rows (user, item, behaviour, ms[, value]), rows per feature, the
+    """What must be read: event rows (user, item, behavior, ms[, value]), rows per feature, the
     tree, bad rows per file.
     """
 
@@ -68,7 +68,7 @@ class Layout:
     """reader: below recexp.data.readers. kinds: feature -> its kind."""
 
     reader: str
-    behaviours: tuple[str, ...]
+    behaviors: tuple[str, ...]
     write: Callable[[random.Random, World], Files]
     expect: Callable[[Files], Expected]
     options: dict = field(default_factory=dict)

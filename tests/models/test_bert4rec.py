@@ -14,7 +14,7 @@ FULL = (V + 1) * D + N * D + D + 2 * D + 2 * LAYER + (D * D + D) + 2 * D + V
 
 
 def size(**options):
-    m = BERT4Rec(SCHEMA, **({"num_factors": D, "max_len": N} | options))
+    m = BERT4Rec(SCHEMA, **({"n_factors": D, "max_len": N} | options))
     return sum(p.numel() for p in m.parameters())
 
 
@@ -33,9 +33,9 @@ def size(**options):
         ({"projection": False}, -(D * D + D) - 2 * D),
         ({"tied": False}, V * D),
         ({"output_bias": False}, -V),
-        ({"num_inner": 2 * D}, -2 * (4 * D * D + 2 * D)),
-        ({"num_layers": 3}, LAYER),
-        ({"num_heads": 4}, 0),
+        ({"n_inner": 2 * D}, -2 * (4 * D * D + 2 * D)),
+        ({"n_layers": 3}, LAYER),
+        ({"n_heads": 4}, 0),
         ({"layer_norm": "std"}, 0),
         ({"activation": "gelu_tanh"}, 0),
         ({"more_dropout": True}, 0),
@@ -48,12 +48,12 @@ def test_every_switch_moves_the_parameters_it_names(options, change):
 def test_switches_without_parameters_change_the_scores():
     query = toy.query([0, 1], [[1, 2, 9, 4, 7], [4]])
     plain, *others = (
-        toy.randomise(BERT4Rec(SCHEMA, num_factors=D, max_len=N, **options)).score(query)
+        toy.randomise(BERT4Rec(SCHEMA, n_factors=D, max_len=N, **options)).score(query)
         for options in (
             {},
             {"residual": False},
             {"norm": "pre"},
-            {"num_heads": 1},
+            {"n_heads": 1},
             {"positions": "right"},
             {"layer_norm": "std"},
             {"activation": "gelu_tanh"},
@@ -64,7 +64,7 @@ def test_switches_without_parameters_change_the_scores():
 
 
 def test_no_score_is_left_for_padding_and_mask():
-    m = toy.randomise(BERT4Rec(SCHEMA, num_factors=D, max_len=N))
+    m = toy.randomise(BERT4Rec(SCHEMA, n_factors=D, max_len=N))
     with torch.no_grad():
         before = m.score(toy.query([0], [[1, 2]]))
         m.output_bias[0] = 1e6
@@ -79,24 +79,22 @@ def test_dropouts_act_in_training_only():
         {"dropout": 0.0, "attention_dropout": 0.5},
     ):
         torch.manual_seed(0)
-        m = toy.randomise(BERT4Rec(SCHEMA, num_factors=D, max_len=N, **options))
+        m = toy.randomise(BERT4Rec(SCHEMA, n_factors=D, max_len=N, **options))
         assert torch.equal(m.score(query), m.score(query))
         assert not torch.allclose(m.train().score(query), m.score(query))
-    m = toy.randomise(
-        BERT4Rec(SCHEMA, num_factors=D, max_len=N, dropout=0.0, attention_dropout=0.0)
-    )
+    m = toy.randomise(BERT4Rec(SCHEMA, n_factors=D, max_len=N, dropout=0.0, attention_dropout=0.0))
     assert torch.equal(m.train().score(query), m.eval().score(query))
 
 
 def test_bad_options_are_explained():
     for options, message in (
-        ({"num_heads": 3}, "num_heads=3"),
+        ({"n_heads": 3}, "n_heads=3"),
         ({"positions": "both"}, "positions"),
         ({"dropout": 1.5}, "dropout"),
         ({"layer_norm": "variances"}, "layer_norm"),
-        ({"layer_norm": "std", "num_factors": 1, "num_heads": 1}, "num_factors"),
+        ({"layer_norm": "std", "n_factors": 1, "n_heads": 1}, "n_factors"),
         ({"activation": "relu"}, "activation"),
         ({"init": "zeros"}, "init"),
     ):
         with pytest.raises(RecexpError, match=message):
-            BERT4Rec(SCHEMA, **({"num_factors": D} | options))
+            BERT4Rec(SCHEMA, **({"n_factors": D} | options))

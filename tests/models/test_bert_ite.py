@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from recexp.contracts import MultiBehaviour
+from recexp.contracts import MultiBehavior
 from recexp.errors import RecexpError
 from recexp.models.bert_ite import BertITE
 from recexp.models.ite import joint_logit
@@ -12,30 +12,30 @@ SCHEMA = toy.schema()
 QUERY = toy.query([0, 3, 6, 5], [[1, 2, 9, 4, 7], [4], [], [3, 3, 8]])
 EVERY = torch.arange(1, SCHEMA.V).expand(4, -1)
 FORMS = [
-    {"num_layers": 1},
-    {"num_layers": 2},
-    {"num_layers": 3, "norm": "pre"},
-    {"num_layers": 2, "target_in_sequence": False},
+    {"n_layers": 1},
+    {"n_layers": 2},
+    {"n_layers": 3, "norm": "pre"},
+    {"n_layers": 2, "target_in_sequence": False},
     {
-        "num_layers": 1,
+        "n_layers": 1,
         "target_in_sequence": False,
         "norm": "pre",
         "tower": "authors",
         "init": "authors",
     },
-    {"num_layers": 2, "pad": "random"},
-    {"num_layers": 2, "item_side": "all", "user_side": "all"},
+    {"n_layers": 2, "pad": "random"},
+    {"n_layers": 2, "item_side": "all", "user_side": "all"},
 ]
 
 
 def model(**options):
-    return toy.randomise(BertITE(SCHEMA, **({"num_factors": 8, "max_len": 6} | options)))
+    return toy.randomise(BertITE(SCHEMA, **({"n_factors": 8, "max_len": 6} | options)))
 
 
 @pytest.mark.parametrize("options", FORMS)
 def test_scores_do_not_depend_on_how_they_are_asked(options):
     m = model(**options)
-    assert isinstance(m, MultiBehaviour) and m.history == 6
+    assert isinstance(m, MultiBehavior) and m.history == 6
     item_BC = torch.tensor([[5, 1, 5], [2, 12, 3], [7, 8, 9], [3, 1, 10]])
     s = m.score(QUERY, item_BC)
     assert torch.allclose(s, joint_logit(m.logits(QUERY, item_BC)))
@@ -79,12 +79,12 @@ def test_only_the_most_recent_events_are_read():
 
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
-@pytest.mark.parametrize("num_layers", [1, 2, 3])
-@pytest.mark.parametrize("num_heads", [1, 2, 4])
-def test_shared_context_equals_brute_force(num_layers, norm, num_heads):
+@pytest.mark.parametrize("n_layers", [1, 2, 3])
+@pytest.mark.parametrize("n_heads", [1, 2, 4])
+def test_shared_context_equals_brute_force(n_layers, norm, n_heads):
     """Scores and every gradient, in float64, by chunks of a few rows."""
-    fast = model(num_layers=num_layers, norm=norm, num_heads=num_heads, chunk=1500)
-    slow = model(num_layers=num_layers, norm=norm, num_heads=num_heads, brute_force=True)
+    fast = model(n_layers=n_layers, norm=norm, n_heads=n_heads, chunk=1500)
+    slow = model(n_layers=n_layers, norm=norm, n_heads=n_heads, brute_force=True)
     for m in (fast, slow):
         m.score(QUERY).sin().sum().backward()
     assert torch.allclose(fast.score(QUERY), slow.score(QUERY), atol=1e-10)
@@ -93,7 +93,7 @@ def test_shared_context_equals_brute_force(num_layers, norm, num_heads):
 
 
 def test_shared_context_equals_brute_force_in_single_precision_with_extreme_attention():
-    fast, slow = model(num_layers=2), model(num_layers=2, brute_force=True)
+    fast, slow = model(n_layers=2), model(n_layers=2, brute_force=True)
     for m in (fast, slow):
         m.float()
         with torch.no_grad():
@@ -123,7 +123,7 @@ def test_repeating_the_candidate_in_the_history_matters_only_inside_the_sequence
 @pytest.mark.parametrize("options", FORMS)
 def test_gradient_reaches_every_parameter(options):
     torch.manual_seed(0)
-    m = BertITE(SCHEMA, num_factors=8, max_len=6, **options).train()
+    m = BertITE(SCHEMA, n_factors=8, max_len=6, **options).train()
     users = toy.query(
         list(range(SCHEMA.n_users)), [[1, 2, 3], [4], [], [5, 6], [7, 8, 9], [10], [11, 12]]
     )
@@ -134,19 +134,19 @@ def test_gradient_reaches_every_parameter(options):
 
 def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
-    m = BertITE(SCHEMA, num_factors=8, dropout=0.5, attention_dropout=0.5)
+    m = BertITE(SCHEMA, n_factors=8, dropout=0.5, attention_dropout=0.5)
     assert not torch.equal(m.logits(QUERY, EVERY), m.logits(QUERY, EVERY))
     m.eval()
     assert torch.equal(m.logits(QUERY, EVERY), m.logits(QUERY, EVERY))
 
 
-@pytest.mark.parametrize("num_layers", [1, 2])
-def test_shared_attention_dropout_has_the_mean_of_plain_dropout(num_layers):
+@pytest.mark.parametrize("n_layers", [1, 2])
+def test_shared_attention_dropout_has_the_mean_of_plain_dropout(n_layers):
     """Value projections pass straight through: without norm and nonlinearity the expectation is the
     undropped output.
     """
     torch.manual_seed(0)
-    m = model(num_layers=num_layers, attention_dropout=0.4, dropout=0.0)
+    m = model(n_layers=n_layers, attention_dropout=0.4, dropout=0.0)
     layer = m.transformer.layers[0]
     layer._finish = lambda x, attended: attended
     x, e, mask = (
@@ -154,7 +154,7 @@ def test_shared_attention_dropout_has_the_mean_of_plain_dropout(num_layers):
         torch.randn(1, 2, 8).double(),
         torch.ones(1, 5, dtype=torch.bool),
     )
-    part = layer.read_shared if num_layers == 1 else layer.expand
+    part = layer.read_shared if n_layers == 1 else layer.expand
     expected = part(x, mask, e)
     m.train()
     with torch.no_grad():
@@ -216,16 +216,16 @@ def test_only_the_authors_configurations_take_their_penalty():
 
 def test_starting_values_are_finite_and_scores_single_precision():
     for options in FORMS:
-        s = BertITE(SCHEMA, num_factors=8, **options).score(QUERY)
+        s = BertITE(SCHEMA, n_factors=8, **options).score(QUERY)
         assert s.isfinite().all() and s.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_factors": 9}, "num_factors=9.*num_heads=2"),
-        ({"num_heads": 0}, "num_heads=0"),
-        ({"num_layers": 0}, "num_layers=0"),
+        ({"n_factors": 9}, "n_factors=9.*n_heads=2"),
+        ({"n_heads": 0}, "n_heads=0"),
+        ({"n_layers": 0}, "n_layers=0"),
         ({"norm": "both"}, "norm"),
         ({"pad": "zeros"}, "pad"),
         ({"tower": "high"}, "tower"),

@@ -10,7 +10,7 @@ def model(**options):
     return toy.randomise(
         Caser(
             SCHEMA,
-            **({"num_factors": 4, "max_len": 3, "num_horizontal": 2, "num_vertical": 2} | options),
+            **({"n_factors": 4, "max_len": 3, "n_horizontal": 2, "n_vertical": 2} | options),
         )
     )
 
@@ -39,7 +39,7 @@ def test_size_is_that_of_the_authors():
 
 def test_starting_deviations_are_the_inverse_widths():
     torch.manual_seed(0)
-    m = Caser(toy.schema(300, 400, side=False), num_factors=20)
+    m = Caser(toy.schema(300, 400, side=False), n_factors=20)
     for table, std in ((m.user, 1 / 20), (m.item, 1 / 20), (m.output, 1 / 40)):
         assert 0.97 * std < table.weight.std() < 1.03 * std
     assert not m.output_bias.any()

@@ -1,4 +1,4 @@
-"""Pop, item neighbours, replay and WMF against brute force."""
+"""Pop, item neighbors, replay and WMF against brute force."""
 
 from collections import defaultdict
 from itertools import pairwise
@@ -19,9 +19,7 @@ from tests.models.test_collaborative import QUERY, SCHEMA, STORE, events, random
 
 def rows_of(store):
     train = store.train
-    return list(
-        zip(train.user.tolist(), train.item.tolist(), train.behaviour.tolist(), strict=True)
-    )
+    return list(zip(train.user.tolist(), train.item.tolist(), train.behavior.tolist(), strict=True))
 
 
 def test_pop_counts_training_events():
@@ -33,8 +31,8 @@ def test_pop_counts_training_events():
 
 
 @pytest.mark.parametrize("choice", [["buy"], "explicit", "strongest"])
-def test_pop_of_chosen_behaviours(choice):
-    model = Pop(SCHEMA, behaviours=choice)
+def test_pop_of_chosen_behaviors(choice):
+    model = Pop(SCHEMA, behaviors=choice)
     model.fit_pass(STORE)
     bought = [i for _, i, b in rows_of(STORE) if b == 2]
     assert model.score(QUERY)[0].tolist() == [bought.count(i) for i in range(1, SCHEMA.V)]
@@ -45,7 +43,7 @@ def brute_force_knn(
     query,
     *,
     window,
-    neighbours,
+    neighbors,
     max_len,
     decay,
     history_damping,
@@ -69,12 +67,12 @@ def brute_force_knn(
     similar = defaultdict(list)
     for (i, j), c in cov.items():
         similar[i].append((-c / (count[i] ** history_damping * count[j] ** item_damping), j))
-    kept = {i: sorted(js)[:neighbours] for i, js in similar.items()}
+    kept = {i: sorted(js)[:neighbors] for i, js in similar.items()}
     most = max(count.values())
     scores = []
-    for items, behaviours in zip(query.item_BL.tolist(), query.behaviour_BL.tolist(), strict=True):
+    for items, behaviors in zip(query.item_BL.tolist(), query.behavior_BL.tolist(), strict=True):
         s = [popularity * count[c] / most for c in range(SCHEMA.V)]
-        window_of_history = list(zip(items, behaviours, strict=True))[-max_len:]
+        window_of_history = list(zip(items, behaviors, strict=True))[-max_len:]
         past = [i for i, b in window_of_history if i != 0 and b in codes]
         for age, h in enumerate(reversed(past)):
             for negative_sim, j in kept.get(h, []):
@@ -85,7 +83,7 @@ def brute_force_knn(
 
 KNOBS = dict(
     window=3,
-    neighbours=4,
+    neighbors=4,
     max_len=5,
     decay=0.7,
     history_damping=0.4,
@@ -101,8 +99,8 @@ KNOBS = dict(
         {},
         {"directed": True},
         {"window": 100},
-        {"neighbours": 50, "window": 1},
-        {"behaviours": ["view"]},
+        {"neighbors": 50, "window": 1},
+        {"behaviors": ["view"]},
         {"decay": 1.0, "max_len": 2},
     ],
 )
@@ -112,9 +110,9 @@ def test_item_knn_against_loops(changed, block, monkeypatch):
     store = random_store(n_events=150, seed=3)
     model = ItemKNN(SCHEMA, **{**KNOBS, **changed}).double()
     model.fit_pass(store)
-    plain = {k: v for k, v in {**KNOBS, **changed}.items() if k != "behaviours"}
+    plain = {k: v for k, v in {**KNOBS, **changed}.items() if k != "behaviors"}
     expected = brute_force_knn(
-        rows_of(store), QUERY, codes=[1] if "behaviours" in changed else [1, 2], **plain
+        rows_of(store), QUERY, codes=[1] if "behaviors" in changed else [1, 2], **plain
     )
     torch.testing.assert_close(model.score(QUERY), expected, rtol=1e-10, atol=1e-12)
 
@@ -128,7 +126,7 @@ def test_item_knn_of_a_single_event():
 def test_item_knn_does_not_overflow_large_item_ids():
     # int32 ids multiplied by the number of items pass 2^31 from about 46 000 items on
     big = Schema(2, 100_000, ("view",), (False,))
-    model = ItemKNN(big, neighbours=2)
+    model = ItemKNN(big, neighbors=2)
     model.fit_pass(events([(0, 99_998, 1), (0, 99_999, 1), (1, 5, 1)], 2))
     score = model.score(toy.query([0], [[99_999]]))
     assert score[0].argmax() == 99_998 - 1
@@ -138,20 +136,20 @@ def test_replay_offers_open_items_latest_first_then_the_popular():
     model = Replay(SCHEMA, max_len=5)
     model.fit_pass(events([(0, i, 1) for i in [9, 9, 9, 8, 8, 2, 1]], SCHEMA.n_users))
     query = toy.query([0], [[10, 1, 2, 3, 2, 4]])  # item 10 lies before the window
-    query.behaviour_BL = torch.tensor([[1, 1, 1, 1, 1, 1]])
+    query.behavior_BL = torch.tensor([[1, 1, 1, 1, 1, 1]])
     assert model.score(query)[0].argsort(descending=True)[:6].tolist() == [3, 1, 2, 0, 8, 7]
-    query.behaviour_BL = torch.tensor(
+    query.behavior_BL = torch.tensor(
         [[1, 1, 2, 1, 1, 2]]
     )  # 2 and 4 were bought, 2 before being viewed again
     order = model.score(query)[0].argsort(descending=True)[:5].tolist()
     assert order == [2, 0, 8, 7, 1]
 
 
-def test_replay_without_a_weaker_behaviour_is_popularity():
+def test_replay_without_a_weaker_behavior_is_popularity():
     one = Schema(toy.N_USERS, toy.N_ITEMS, ("rating",), (True,))
     model, pop = Replay(one), Pop(one)
     query = toy.query([0], [[1, 2, 3]])
-    query.behaviour_BL = torch.ones_like(query.item_BL)
+    query.behavior_BL = torch.ones_like(query.item_BL)
     for m in (model, pop):
         m.fit_pass(STORE)
     assert torch.equal(
@@ -166,21 +164,19 @@ def dense(store, codes=(1, 2)):
     return count
 
 
-def objective(count, x, y, alpha, regularisation):
+def objective(count, x, y, alpha, regularization):
     c, p = 1 + alpha * count, count > 0
-    return (c * (p - x @ y.T) ** 2).sum() + regularisation * ((x**2).sum() + (y**2).sum())
+    return (c * (p - x @ y.T) ** 2).sum() + regularization * ((x**2).sum() + (y**2).sum())
 
 
 @pytest.mark.parametrize("block", [1, 1 << 25])
-@pytest.mark.parametrize("behaviours", [None, "strongest"])
-def test_wmf_solves_the_normal_equations_exactly(block, behaviours, monkeypatch):
+@pytest.mark.parametrize("behaviors", [None, "strongest"])
+def test_wmf_solves_the_normal_equations_exactly(block, behaviors, monkeypatch):
     monkeypatch.setattr(wmf, "_BLOCK", block)
     torch.manual_seed(0)
     d, alpha, reg = 3, 5.0, 0.2
-    model = WMF(
-        SCHEMA, num_factors=d, alpha=alpha, regularisation=reg, behaviours=behaviours
-    ).double()
-    count = dense(STORE, (2,) if behaviours else (1, 2))
+    model = WMF(SCHEMA, n_factors=d, alpha=alpha, regularization=reg, behaviors=behaviors).double()
+    count = dense(STORE, (2,) if behaviors else (1, 2))
     y = model.item_VD.numpy().copy()
     reported = model.fit_pass(STORE)["objective"]
     x = np.stack(
@@ -208,14 +204,14 @@ def test_wmf_solves_the_normal_equations_exactly(block, behaviours, monkeypatch)
 
 def test_wmf_objective_falls_with_every_sweep():
     torch.manual_seed(0)
-    model = WMF(SCHEMA, num_factors=3).double()
+    model = WMF(SCHEMA, n_factors=3).double()
     reached = [model.fit_pass(STORE)["objective"] for _ in range(8)]
     assert all(b <= a + 1e-9 for a, b in pairwise(reached)) and reached[-1] < reached[0]
 
 
 def test_wmf_in_single_precision_survives_large_confidence():
     torch.manual_seed(0)
-    model = WMF(SCHEMA, num_factors=8, alpha=1e4, regularisation=1e-3)
+    model = WMF(SCHEMA, n_factors=8, alpha=1e4, regularization=1e-3)
     for _ in range(5):
         model.fit_pass(STORE)
     assert model.score(QUERY).isfinite().all()

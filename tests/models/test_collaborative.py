@@ -1,4 +1,4 @@
-"""What every collaborative and several-behaviour model must do, whatever its formula."""
+"""What every collaborative and several-behavior model must do, whatever its formula."""
 
 import inspect
 from types import SimpleNamespace
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recexp.config.check import build as build_config
-from recexp.contracts import ClosedForm, MultiBehaviour, Recommender
+from recexp.contracts import ClosedForm, MultiBehavior, Recommender
 from recexp.errors import RecexpError
 from recexp.models import common
 from recexp.models.fpmc import FPMC
@@ -29,8 +29,8 @@ SCHEMA = toy.schema(side=False)
 QUERY = toy.query([0, 1, 4, 3, 0], [[1, 2, 5], [7], [], [3, 3, 9, 2, 12, 4], [1, 2, 6]])
 
 
-def events(rows, n_users, behaviour=None):
-    """A store with the training events only: rows of (user, item, behaviour code), in time order
+def events(rows, n_users, behavior=None):
+    """A store with the training events only: rows of (user, item, behavior code), in time order
     within a user.
     """
     rows = sorted(rows, key=lambda row: row[0])
@@ -42,7 +42,7 @@ def events(rows, n_users, behaviour=None):
         ptr=ptr,
         user=user,
         item=item.int(),
-        behaviour=code.to(torch.int8),
+        behavior=code.to(torch.int8),
         mask=(1 << (code - 1)).int(),
     )
     sets = {}
@@ -71,25 +71,25 @@ def random_store(n_users=toy.N_USERS, n_items=toy.N_ITEMS, n_events=60, seed=0):
 
 STORE = random_store()
 TRAINED = {
-    "mf": (MF, dict(num_factors=4)),
-    "bpr_mf": (MF, dict(num_factors=4, item_bias=True)),
-    "gmf": (NeuMF, dict(num_factors=4, interaction="gmf")),
-    "mlp": (NeuMF, dict(num_factors=2, interaction="mlp")),
-    "neumf": (NeuMF, dict(num_factors=2)),
-    "fpmc": (FPMC, dict(num_factors=4)),
+    "mf": (MF, dict(n_factors=4)),
+    "bpr_mf": (MF, dict(n_factors=4, item_bias=True)),
+    "gmf": (NeuMF, dict(n_factors=4, interaction="gmf")),
+    "mlp": (NeuMF, dict(n_factors=2, interaction="mlp")),
+    "neumf": (NeuMF, dict(n_factors=2)),
+    "fpmc": (FPMC, dict(n_factors=4)),
     "mmlp": (MMLP, dict(mf_part=False)),
     "mf_mmlp": (MMLP, dict()),
-    "mfpr": (MFPR, dict(num_factors=4)),
-    "nmtr": (NMTR, dict(num_factors=4)),
-    "nmtr_prob_gmf": (NMTR, dict(num_factors=4, carry="prob", interaction="gmf")),
-    "mtmf": (MTMF, dict(num_factors=4)),
-    "mtmf_sum": (MTMF, dict(num_factors=4, score_by="sum", implicit_share=0.3)),
+    "mfpr": (MFPR, dict(n_factors=4)),
+    "nmtr": (NMTR, dict(n_factors=4)),
+    "nmtr_prob_gmf": (NMTR, dict(n_factors=4, carry="prob", interaction="gmf")),
+    "mtmf": (MTMF, dict(n_factors=4)),
+    "mtmf_sum": (MTMF, dict(n_factors=4, score_by="sum", implicit_share=0.3)),
 }
 SWEPT = {
     "pop": (Pop, dict()),
     "item_knn": (ItemKNN, dict()),
     "replay": (Replay, dict(max_len=4)),
-    "wmf": (WMF, dict(num_factors=4)),
+    "wmf": (WMF, dict(n_factors=4)),
 }
 ALL = {**TRAINED, **SWEPT}
 
@@ -154,7 +154,7 @@ def test_padding_and_float32(name):
 def test_protocols_and_state(name, tmp_path):
     model, other = ready(name), build(name)
     assert isinstance(model, Recommender)
-    assert isinstance(model, ClosedForm if name in SWEPT else MultiBehaviour)
+    assert isinstance(model, ClosedForm if name in SWEPT else MultiBehavior)
     torch.save(model.state_dict(), tmp_path / "state.pt")
     other.double().eval().load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     other.bind(STORE)
@@ -166,7 +166,7 @@ def test_logits_agree_with_the_ranking_and_reach_every_parameter(name):
     model = ready(name)
     candidates = torch.tensor([[1, 2, 3], [4, 5, 6], [7, 8, 9], [10, 11, 12], [2, 4, 6]])
     z_BCK = model.logits(QUERY, candidates)
-    assert z_BCK.shape == (5, 3, model.n_behaviours)
+    assert z_BCK.shape == (5, 3, model.n_behaviors)
     if name != "mtmf_sum":
         torch.testing.assert_close(
             z_BCK[..., -1], model.score(QUERY, candidates), rtol=1e-10, atol=1e-12
@@ -232,7 +232,7 @@ def test_overfits_a_toy_shop(name):
     own training items first.
     """
     torch.manual_seed(0)
-    model = build(name, Schema(20, 60, ("view", "buy"), (False, True)), num_factors=8, init_std=0.1)
+    model = build(name, Schema(20, 60, ("view", "buy"), (False, True)), n_factors=8, init_std=0.1)
     likes = torch.stack([torch.randperm(60)[:3] + 1 for _ in range(20)])
     model.bind(events([(u, int(i), 2) for u in range(20) for i in likes[u]], 20))
     query = toy.query(list(range(20)), [[]] * 20)
@@ -255,17 +255,17 @@ def test_overfits_a_toy_shop(name):
 @pytest.mark.parametrize(
     ("build", "word"),
     [
-        (lambda: MF(SCHEMA, num_factors=0), "num_factors"),
+        (lambda: MF(SCHEMA, n_factors=0), "n_factors"),
         (lambda: NeuMF(SCHEMA, interaction="dot"), "interaction"),
-        (lambda: NeuMF(SCHEMA, num_layers=0), "num_layers"),
+        (lambda: NeuMF(SCHEMA, n_layers=0), "n_layers"),
         (lambda: NMTR(SCHEMA, carry="sum"), "carry"),
-        (lambda: NMTR(SCHEMA, num_factors=5), "even"),
-        (lambda: NMTR(SCHEMA, n_behaviours=0), "level"),
+        (lambda: NMTR(SCHEMA, n_factors=5), "even"),
+        (lambda: NMTR(SCHEMA, n_behaviors=0), "level"),
         (lambda: MTMF(SCHEMA, score_by="implicit"), "score_by"),
         (lambda: WMF(SCHEMA, alpha=0.0), "alpha"),
         (lambda: ItemKNN(SCHEMA, decay=1.5), "decay"),
-        (lambda: Pop(SCHEMA, behaviours=["cart"]), "cart"),
-        (lambda: Pop(Schema(1, 1, ("view",), (False,)), behaviours="explicit"), "explicit"),
+        (lambda: Pop(SCHEMA, behaviors=["cart"]), "cart"),
+        (lambda: Pop(Schema(1, 1, ("view",), (False,)), behaviors="explicit"), "explicit"),
         (lambda: MFPR(SCHEMA).score(QUERY), "bind"),
     ],
 )
@@ -275,7 +275,7 @@ def test_wrong_knobs_are_named(build, word):
 
 
 def test_dead_branches_are_counted():
-    m = MMLP(SCHEMA, num_factors=4).train()
+    m = MMLP(SCHEMA, n_factors=4).train()
     with torch.no_grad():
         last = [layer for layer in m.branches[0].modules() if isinstance(layer, torch.nn.Linear)][
             -1
@@ -284,12 +284,12 @@ def test_dead_branches_are_counted():
         last.bias.fill_(-1.0)
     m.score(QUERY, torch.tensor([[1, 2]]).expand(len(QUERY), -1))
     shares = m.diagnostics()
-    assert shares["active_branch_0"] == 0 and len(shares) == len(SCHEMA.behaviours)
+    assert shares["active_branch_0"] == 0 and len(shares) == len(SCHEMA.behaviors)
     assert all(0 <= float(x) <= 1 for x in shares.values()) and max(map(float, shares.values())) > 0
 
 
-def test_nmtr_draws_each_behaviours_negatives_for_its_own_positives():
-    """Items met through weaker behaviours alone are no negatives of the stronger ones."""
+def test_nmtr_draws_each_behaviors_negatives_for_its_own_positives():
+    """Items met through weaker behaviors alone are no negatives of the stronger ones."""
     cfg = composed("model=nmtr", "dataset=table")
     opened, task = worlds.random_store(), build_config(cfg.objective)
     task.bind(build_config(cfg.model, schema=opened.schema), opened)

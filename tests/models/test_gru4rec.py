@@ -10,14 +10,14 @@ from recexp.testing import toy, worlds
 SCHEMA = toy.schema()
 FORMS = [
     {},
-    {"input_table": "separate", "num_layers": 2},
+    {"input_table": "separate", "n_layers": 2},
     {"input_table": "constrained"},
-    {"cell": "torch", "input_table": "constrained", "num_layers": 2},
+    {"cell": "torch", "input_table": "constrained", "n_layers": 2},
 ]
 
 
 def model(**options):
-    return toy.randomise(GRU4Rec(SCHEMA, **({"num_factors": 4} | options)))
+    return toy.randomise(GRU4Rec(SCHEMA, **({"n_factors": 4} | options)))
 
 
 @pytest.mark.parametrize("options", FORMS)
@@ -112,7 +112,7 @@ def test_starting_values_are_uniform_with_the_fans_of_each_gate():
     torch.manual_seed(0)
     schema, D = toy.schema(n_items=500, side=False), 64
     V = schema.V
-    m = GRU4Rec(schema, num_factors=D)
+    m = GRU4Rec(schema, n_factors=D)
     layer = m.layers[0]
     for weight, fans in (
         (m.item.weight, V + D),

@@ -6,7 +6,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from recexp.config.check import build
-from recexp.contracts import MultiBehaviour
+from recexp.contracts import MultiBehavior
 from recexp.errors import RecexpError
 from recexp.models.ite import ITE, joint_logit
 from recexp.testing import toy
@@ -23,7 +23,7 @@ EVERY = torch.arange(1, SCHEMA.V).expand(3, -1)
 
 
 def model(**options):
-    return toy.randomise(ITE(SCHEMA, num_factors=8, **options))
+    return toy.randomise(ITE(SCHEMA, n_factors=8, **options))
 
 
 def test_logit_of_the_product():
@@ -45,7 +45,7 @@ def test_saturated_logits_still_rank():
 @pytest.mark.parametrize("options", FORMS)
 def test_scores_do_not_depend_on_how_they_are_asked(options):
     m = model(**options)
-    assert isinstance(m, MultiBehaviour) and m.history == 0
+    assert isinstance(m, MultiBehavior) and m.history == 0
     item_BC = torch.tensor([[5, 1, 5], [2, 12, 3], [7, 8, 9]])
     s = m.score(QUERY, item_BC)
     assert torch.allclose(s, joint_logit(m.logits(QUERY, item_BC)))
@@ -57,7 +57,7 @@ def test_scores_do_not_depend_on_how_they_are_asked(options):
 
 
 def test_scores_are_single_precision():
-    m = ITE(SCHEMA, num_factors=8)
+    m = ITE(SCHEMA, n_factors=8)
     assert m.score(QUERY).dtype == torch.float32
     assert m.bfloat16().score(QUERY).dtype == torch.float32
 
@@ -65,7 +65,7 @@ def test_scores_are_single_precision():
 @pytest.mark.parametrize("options", FORMS)
 def test_gradient_reaches_every_parameter(options):
     torch.manual_seed(0)
-    m = ITE(SCHEMA, num_factors=8, **options)
+    m = ITE(SCHEMA, n_factors=8, **options)
     users = toy.query(list(range(SCHEMA.n_users)), [[] for _ in range(SCHEMA.n_users)])
     item_BC = torch.arange(1, SCHEMA.V).expand(SCHEMA.n_users, -1)
     (m.logits(users, item_BC).square().sum() + m.penalty(users, item_BC)).backward()
@@ -74,7 +74,7 @@ def test_gradient_reaches_every_parameter(options):
 
 def test_published_sizes():
     """K=16: phi is K wide in the paper (GMF 8, MLP 2K-K-8), 2K wide in the authors' code."""
-    paper, authors = ITE(SCHEMA, num_factors=16), ITE(SCHEMA, num_factors=16, width="authors")
+    paper, authors = ITE(SCHEMA, n_factors=16), ITE(SCHEMA, n_factors=16, width="authors")
 
     def shapes(m):
         linears = (*m.tower.layers, *m.head.tower.layers, m.head.explicit)
@@ -93,8 +93,8 @@ def test_starting_values():
     torch.manual_seed(0)
     big = toy.schema(2000, 2000, side=False)
     paper, authors = (
-        ITE(big, num_factors=32),
-        ITE(big, num_factors=32, width="authors", init="authors"),
+        ITE(big, n_factors=32),
+        ITE(big, n_factors=32, width="authors", init="authors"),
     )
     assert paper.users.id.weight.std() == pytest.approx(0.01, rel=0.05)
     assert not paper.tower.layers[0].bias.any()
@@ -137,10 +137,10 @@ def test_leaving_the_target_out_changes_only_models_with_user_side():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_factors": 7}, "even"),
+        ({"n_factors": 7}, "even"),
         ({"width": "wide"}, "paper, authors"),
         ({"init": "none"}, "paper, authors"),
-        ({"item_side": ["colour"]}, "colour"),
+        ({"item_side": ["color"]}, "color"),
         ({"chunk": 0}, "chunk"),
     ],
 )

@@ -11,7 +11,7 @@ from recexp.nn.attention import key_mask
 from recexp.testing import toy
 
 SCHEMA = toy.schema()
-SMALL = dict(num_factors=8, num_layers=2, num_heads=2, max_len=6)
+SMALL = dict(n_factors=8, n_layers=2, n_heads=2, max_len=6)
 QUERY = toy.query([0, 3, 6, 5], [[1, 2, 9, 4, 7], [4], [], [3, 3, 8]])
 
 
@@ -41,7 +41,7 @@ def test_nova_without_positions_and_side_information_is_bert4rec():
 
 def test_nova_layer_whose_values_and_residual_are_the_fused_stream_is_an_invasive_layer():
     nova, invasive = (
-        model(embedding_norm=False, invasive=invasive, num_layers=1) for invasive in (False, True)
+        model(embedding_norm=False, invasive=invasive, n_layers=1) for invasive in (False, True)
     )
     invasive.load_state_dict(nova.state_dict())
     item_BL, mask = QUERY.item_BL, key_mask(QUERY.mask_BL)
@@ -56,7 +56,7 @@ def test_nova_keeps_side_information_out_of_the_values():
     invasively they do.
     """
     one, other = toy.query([0], [[4]]), toy.query([0], [[4]])
-    other.value_BL, other.behaviour_BL = other.value_BL % 5 + 1, 3 - other.behaviour_BL
+    other.value_BL, other.behavior_BL = other.value_BL % 5 + 1, 3 - other.behavior_BL
     nova, invasive = model(), model(invasive=True)
     assert torch.allclose(nova.encode(one), nova.encode(other), atol=1e-12)
     assert not torch.allclose(invasive.encode(one), invasive.encode(other))
@@ -106,7 +106,7 @@ def test_wanted_states_are_those_among_all_states(invasive, leak, monkeypatch):
 
 
 @pytest.mark.parametrize("invasive", [False, True])
-@pytest.mark.parametrize("name", ["category", "genres", "price", "value", "behaviour", "time"])
+@pytest.mark.parametrize("name", ["category", "genres", "price", "value", "behavior", "time"])
 def test_each_feature_alone_counts(invasive, name):
     m = model(invasive=invasive, side=name)
     assert len(m.side) == 1
@@ -146,7 +146,7 @@ def test_time_is_an_age_by_powers_of_two_and_hidden_where_masked():
 
 
 def test_time_counts_where_it_is_named_only():
-    assert len(model(side=[*SCHEMA.item_features, "value", "behaviour"]).side) == len(model().side)
+    assert len(model(side=[*SCHEMA.item_features, "value", "behavior"]).side) == len(model().side)
     later = dataclasses.replace(QUERY, time_BL=QUERY.time_BL * 7)
     assert torch.equal(model().score(later), model().score(QUERY))
     named = model(side=["time"])
@@ -172,7 +172,7 @@ def test_sizes_of_the_variants():
     assert (
         size(invasive=True) + 2 * 8 == size()
     )  # add has no weights; NOVA has a norm for the second stream (spec 7.4)
-    features = 7  # item, position, category, genres, price, value, behaviour
+    features = 7  # item, position, category, genres, price, value, behavior
     concat = features * 8 * 8 + 8
     assert size(fusion="concat") - size() == 2 * concat
     assert size(fusion="concat", shared_fusion=True) - size() == concat
@@ -181,14 +181,14 @@ def test_sizes_of_the_variants():
 
 def test_side_information_the_data_has_not_is_refused():
     bare = dataclasses.replace(
-        toy.schema(side=False), n_values=0, behaviours=("view",), explicit=(False,)
+        toy.schema(side=False), n_values=0, behaviors=("view",), explicit=(False,)
     )
     with pytest.raises(RecexpError, match="no side information"):
         SideBERT(bare, **SMALL)
     with pytest.raises(RecexpError, match=r"\['year'\].*category"):
         SideBERT(SCHEMA, side=["category", "year"], **SMALL)
-    with pytest.raises(RecexpError, match=r"\['behaviour'\]"):
-        SideBERT(bare, side="behaviour", **SMALL)
+    with pytest.raises(RecexpError, match=r"\['behavior'\]"):
+        SideBERT(bare, side="behavior", **SMALL)
     with pytest.raises(RecexpError, match="shared_fusion"):
         SideBERT(SCHEMA, invasive=True, shared_fusion=True, **SMALL)
     assert SideBERT(bare, side=[], **SMALL).score(QUERY).shape == (4, bare.n_items)

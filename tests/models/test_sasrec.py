@@ -10,21 +10,21 @@ QUERY = toy.query([0, 1], [[1, 2, 9, 4, 7], [4]])
 
 
 def test_one_table_serves_both_ends_and_its_padding_stays_zero():
-    m = SASRec(SCHEMA, num_factors=8, max_len=6)
+    m = SASRec(SCHEMA, n_factors=8, max_len=6)
     vectors, bias = m.item_vectors()
     assert bias is None and vectors.data_ptr() == m.item.weight[1:].data_ptr()
-    optimiser = torch.optim.Adam(m.parameters(), lr=0.1)
+    optimizer = torch.optim.Adam(m.parameters(), lr=0.1)
     for _ in range(3):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         m.score(QUERY).square().sum().backward()
-        optimiser.step()
+        optimizer.step()
     assert not m.item.weight[0].any()
 
 
 def test_without_dropout_training_and_evaluation_agree():
-    m = toy.randomise(SASRec(SCHEMA, num_factors=8, max_len=6, dropout=0.0))
+    m = toy.randomise(SASRec(SCHEMA, n_factors=8, max_len=6, dropout=0.0))
     assert torch.equal(m.train().score(QUERY), m.eval().score(QUERY))
-    m = toy.randomise(SASRec(SCHEMA, num_factors=8, max_len=6, dropout=0.0, attention_dropout=0.5))
+    m = toy.randomise(SASRec(SCHEMA, n_factors=8, max_len=6, dropout=0.0, attention_dropout=0.5))
     torch.manual_seed(0)
     assert not torch.allclose(m.train().score(QUERY), m.eval().score(QUERY))
 
@@ -46,7 +46,7 @@ def test_size_is_that_of_the_paper():
 
 def test_starting_values_are_glorot_uniform():
     torch.manual_seed(0)
-    m = SASRec(SCHEMA, num_factors=64)
+    m = SASRec(SCHEMA, n_factors=64)
     for weight, fans in ((m.layers[0].inner.weight, 128), (m.position.table.weight, 264)):
         bound = (6 / fans) ** 0.5
         assert 0.95 * bound < weight.abs().max() <= bound

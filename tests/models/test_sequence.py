@@ -19,7 +19,7 @@ SCHEMA, N = toy.schema(), 6
 QUERY = toy.query(
     [0, 3, 6, 5, 2], [[1, 2, 9, 4, 7], [4], [], [3, 3, 8], [5, 6, 1, 2, 10, 11, 12, 9, 1]]
 )
-SMALL = dict(num_factors=8, num_layers=2, num_heads=2, max_len=N)
+SMALL = dict(n_factors=8, n_layers=2, n_heads=2, max_len=N)
 PORT = dict(
     norm="pre",
     embedding_norm=False,
@@ -48,18 +48,18 @@ FORMS = {
     "nova concat": (SideBERT, SMALL | {"fusion": "concat", "positions": "right"}),
     "nova gating": (SideBERT, SMALL | {"fusion": "gating", "shared_fusion": True}),
     "nova no position": (SideBERT, SMALL | {"position_in_sides": False}),
-    "caser": (Caser, {"num_factors": 8, "max_len": N}),
-    "gru4rec": (GRU4Rec, {"num_factors": 8, "max_len": N}),
+    "caser": (Caser, {"n_factors": 8, "max_len": N}),
+    "gru4rec": (GRU4Rec, {"n_factors": 8, "max_len": N}),
     "gru4rec constrained": (
         GRU4Rec,
-        {"num_factors": 8, "max_len": N, "num_layers": 2, "input_table": "constrained"},
+        {"n_factors": 8, "max_len": N, "n_layers": 2, "input_table": "constrained"},
     ),
     "gru4rec torch": (
         GRU4Rec,
         {
-            "num_factors": 8,
+            "n_factors": 8,
             "max_len": N,
-            "num_layers": 2,
+            "n_layers": 2,
             "cell": "torch",
             "input_table": "separate",
         },
@@ -224,8 +224,8 @@ def test_states_see_both_sides_and_nothing_of_what_is_masked(name):
         other.item_BL[0, 2] = SCHEMA.V
         other.item_BL[0, place] = 12
         assert not torch.allclose(m.encode(other)[0, 2], state)
-    # Codes of behaviour and value left at the masked event do not show.
-    masked.behaviour_BL[0, 2], masked.value_BL[0, 2] = 0, 0
+    # Codes of behavior and value left at the masked event do not show.
+    masked.behavior_BL[0, 2], masked.value_BL[0, 2] = 0, 0
     assert torch.allclose(m.encode(masked)[0, 2], state)
 
 
@@ -235,7 +235,7 @@ def test_scoring_reads_a_mask_after_the_history(name):
     asked = append_item(latest(QUERY, m.history), SCHEMA.V)
     assert (
         asked.item_BL[:, -1].eq(SCHEMA.V).all()
-        and not asked.behaviour_BL[:, -1].any()
+        and not asked.behavior_BL[:, -1].any()
         and not asked.value_BL[:, -1].any()
     )
     vectors, bias = m.item_vectors()

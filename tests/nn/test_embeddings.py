@@ -65,7 +65,7 @@ def user_reference(encoder, name, u, items):
     return (a / a.sum() if a.sum() > 0 else a) @ table
 
 
-def test_user_vector_is_id_plus_normalised_bags():
+def test_user_vector_is_id_plus_normalized_bags():
     encoder = toy.randomise(UserEncoder(SCHEMA, 4, side="all"))
     items = toy.training_items()
     user_B = torch.tensor([3, 6, 0, 5, 3])
@@ -119,8 +119,8 @@ def test_side_values_are_not_saved_with_the_weights():
 
 @pytest.mark.parametrize("make", [ItemEncoder, UserEncoder])
 def test_unknown_and_missing_features_are_named(make):
-    with pytest.raises(RecexpError, match=r"colour.*category"):
-        make(SCHEMA, 4, side=["colour"])
+    with pytest.raises(RecexpError, match=r"color.*category"):
+        make(SCHEMA, 4, side=["color"])
     with pytest.raises(RecexpError, match="no side features"):
         make(toy.schema(side=False), 4, side="all")
     with pytest.raises(RecexpError, match="scale='third'"):

@@ -120,13 +120,13 @@ def test_attention_dropout_keeps_the_mean():
 
 
 def test_heads_must_divide_the_width():
-    with pytest.raises(RecexpError, match="num_heads=3"):
+    with pytest.raises(RecexpError, match="n_heads=3"):
         MultiHeadAttention(8, 3)
 
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"norm": "pre"}, {"norm": "none"}, {"residual": False}, {"ffn": False}, {"num_inner": 5}],
+    [{}, {"norm": "pre"}, {"norm": "none"}, {"residual": False}, {"ffn": False}, {"n_inner": 5}],
 )
 @pytest.mark.parametrize("two_streams", [False, True])
 def test_the_last_row_alone_is_the_last_of_all_rows(options, two_streams):

@@ -76,7 +76,7 @@ def test_targets_are_the_hidden_items_and_nothing_of_them_shows():
     hidden, query = batch.target_BL != 0, batch.query
     original = {
         "item_BL": STORE.train.item,
-        "behaviour_BL": STORE.train.behaviour,
+        "behavior_BL": STORE.train.behavior,
         "time_BL": STORE.train.time,
         "value_BL": STORE.train.value,
     }
@@ -149,7 +149,7 @@ def test_hidden_items_are_masked_replaced_or_kept():
         batch = batch_of(task, seed)
         hidden = batch.target_BL != 0
         item, target = batch.query.item_BL[hidden], batch.target_BL[hidden]
-        assert ((batch.query.behaviour_BL[hidden] == 0) == (item == MASK)).all()
+        assert ((batch.query.behavior_BL[hidden] == 0) == (item == MASK)).all()
         assert (item >= 1).all()
         total, masked, kept = (
             total + len(item),
@@ -175,7 +175,7 @@ def test_copies_fix_the_masks_once_and_for_all():
     assert torch.equal(one.target_BL, again.target_BL) and torch.equal(
         one.query.item_BL, again.query.item_BL
     )
-    # A row's masks depend neither on its neighbours nor on the padding they bring.
+    # A row's masks depend neither on its neighbors nor on the padding they bring.
     alone = batch_of(task, rows=rows[:1])
     width = alone.target_BL.shape[1]
     assert torch.equal(alone.target_BL[0], one.target_BL[0, -width:])
@@ -209,7 +209,7 @@ def test_side_information_of_hidden_items_shows_only_where_it_is_to_leak():
             else torch.equal(model.shown[hidden], batch.target_BL[hidden])
         )
         assert torch.equal(model.shown[~hidden], batch.query.item_BL[~hidden])
-        assert batch.query.behaviour_BL[hidden].any() == (not hide)
+        assert batch.query.behavior_BL[hidden].any() == (not hide)
     with pytest.raises(RecexpError, match="takes none"):
         objective(hide_side=False)
 

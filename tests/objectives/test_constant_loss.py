@@ -21,7 +21,7 @@ from recexp.testing import worlds
 from tests.support.stub_models import PairScores, RunningSum
 
 STORE = worlds.random_store(
-    n_users=23, n_items=40, behaviours=("view", "cart", "buy"), explicit=(False, True, True)
+    n_users=23, n_items=40, behaviors=("view", "cart", "buy"), explicit=(False, True, True)
 )
 SCORES = torch.linspace(-6, 6, 481)
 

@@ -19,14 +19,14 @@ from recexp.contracts import Recommender
 from recexp.data.split import Split
 from recexp.objectives.pairwise import Pairwise
 from recexp.objectives.samplers import Uniform
-from tests.support.events import BEHAVIOURS, Event, listed, names, random_events, store, without
+from tests.support.events import BEHAVIORS, Event, listed, names, random_events, store, without
 
 PROTOCOLS = sorted(path.stem for path in (CONF / "protocol").glob("*.yaml"))
 SAMPLERS = sorted(path.stem for path in (CONF / "sampler").glob("*.yaml") if path.stem != "none")
 LEVELS = "lower levels"  # not a sampler: objective.pairs=levels
 N_ITEMS, DRAWS = 12, 600
 LATE = 10**6
-STRONGEST = 1 << (len(BEHAVIOURS) - 1)
+STRONGEST = 1 << (len(BEHAVIORS) - 1)
 # Under these no event of a held-out pair stays in training.
 WHOLE_PAIR = {"p1_uniform999", "p2_uniform99"}
 

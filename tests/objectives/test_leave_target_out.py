@@ -76,14 +76,14 @@ def by_brute_force(opened, folder, raw, user_B, item_B):
 def batch_of(opened, rows=None, **options):
     task = Pointwise(Uniform(), n_negatives=1, leave_target_out=True, **options)
     task.bind(
-        PairScores(opened.schema.n_users, opened.schema.V, len(opened.schema.behaviours)), opened
+        PairScores(opened.schema.n_users, opened.schema.V, len(opened.schema.behaviors)), opened
     )
     rows = task.rows(opened) if rows is None else rows
     return task.batch(opened, rows, torch.Generator().manual_seed(0))
 
 
 def shop(folder, split=P1, **changes):
-    """Repeated pairs of three behaviours; items with up to three genres, some without a brand."""
+    """Repeated pairs of three behaviors; items with up to three genres, some without a brand."""
     genres = {f"i{n}": [f"g{n % 3}", f"g{n % 5}", f"g{n % 7}"] for n in range(10)}
     (folder / "raw").mkdir(parents=True)
     lines = [

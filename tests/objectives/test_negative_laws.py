@@ -16,7 +16,7 @@ from recexp.objectives.cloze import Cloze
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.samplers import InBatch, Mixed, Popularity, SupportiveOnly, Uniform
 from recexp.objectives.session_parallel import SessionParallel
-from tests.support.events import BEHAVIOURS, P3, Event, store
+from tests.support.events import BEHAVIORS, P3, Event, store
 from tests.support.stub_models import RunningSum
 
 HISTORY = 8
@@ -41,12 +41,12 @@ def shop_events(seed: int = 0, n_users: int = 24, n_items: int = 40) -> list[Eve
     """Skewed popularity; users with 4 to 60 events; the first of them owns the popular half."""
     rng = random.Random(seed)
     weights = [1 / (1 + i) for i in range(n_items)]
-    events = [Event("u0", f"i{i}", BEHAVIOURS[i % 3], 1000 * i) for i in range(n_items // 2)]
+    events = [Event("u0", f"i{i}", BEHAVIORS[i % 3], 1000 * i) for i in range(n_items // 2)]
     for user in range(1, n_users):
         for time in range(4 + 7 * user % 57):
             item = rng.choices(range(n_items), weights)[0]
-            behaviour = rng.choices(BEHAVIOURS, (5, 2, 1))[0]
-            events.append(Event(f"u{user}", f"i{item}", behaviour, 1000 * time))
+            behavior = rng.choices(BEHAVIORS, (5, 2, 1))[0]
+            events.append(Event(f"u{user}", f"i{item}", behavior, 1000 * time))
     events += [Event(f"u{1 + i % 3}", f"i{i}", "view", 0) for i in range(n_items)]
     return events
 
@@ -122,11 +122,11 @@ def law(sampler, store: Store, pool: torch.Tensor, user: int | None = None) -> t
     free[0] = 0
     if user is not None:
         rows = slice(int(store.train.ptr[user]), int(store.train.ptr[user + 1]))
-        item, code = store.train.item[rows].long(), store.train.behaviour[rows]
+        item, code = store.train.item[rows].long(), store.train.behavior[rows]
         free[item] = 0
         if isinstance(sampler, SupportiveOnly):
             weight[item] = 1
-            weight[item[code == len(store.schema.behaviours)]] = 0
+            weight[item[code == len(store.schema.behaviors)]] = 0
             return weight / weight.sum() if weight.any() else free / free.sum()
     weight = weight * free
     weight = weight if weight.any() else free

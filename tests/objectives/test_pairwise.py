@@ -1,5 +1,5 @@
 """Pairs of a positive and what it should beat, against loops; branches learn only from their
-behaviour.
+behavior.
 """
 
 from collections import Counter
@@ -15,8 +15,8 @@ from recexp.objectives.samplers import InBatch, SupportiveOnly, Uniform
 from recexp.testing import worlds
 from tests.support.stub_models import PairScores
 
-BEHAVIOURS = dict(behaviours=("click", "cart", "fav", "buy"), explicit=(False, False, True, True))
-STORE = worlds.random_store(n_users=14, **BEHAVIOURS)
+BEHAVIORS = dict(behaviors=("click", "cart", "fav", "buy"), explicit=(False, False, True, True))
+STORE = worlds.random_store(n_users=14, **BEHAVIORS)
 PAIRS = {
     (u, i): m
     for u, i, m in zip(
@@ -51,7 +51,7 @@ def batch_of(task, store=STORE, rows=None, seed=0):
 )
 def test_positives_are_the_events_of_the_wanted_strength(positives, codes):
     task, _ = objective(positives=positives)
-    rows = [r for r, b in enumerate(STORE.train.behaviour.tolist()) if b in codes]
+    rows = [r for r, b in enumerate(STORE.train.behavior.tolist()) if b in codes]
     assert task.rows(STORE).tolist() == rows
     assert torch.equal(batch_of(task).positive_B, STORE.train.item[rows].long())
 
@@ -66,7 +66,7 @@ def test_uniform_negatives_are_items_the_user_has_not():
     )
 
 
-def test_supportive_negatives_were_met_only_through_weaker_behaviours():
+def test_supportive_negatives_were_met_only_through_weaker_behaviors():
     batch = batch_of(objective(SupportiveOnly(), positives="strongest", n_negatives=4)[0])
     for user, row in zip(batch.query.user_B.tolist(), batch.negative_Bn.tolist(), strict=True):
         some = any(u == user and not m >> 3 & 1 for (u, _), m in PAIRS.items())
@@ -105,8 +105,8 @@ def test_lower_levels_that_the_user_has_are_equally_likely():
         (0, 3, 1),
         (0, 4, 1),
         (0, 5, 3),
-    ]  # bought 1; clicked 2, 3, 4; favourite 5
-    store = worlds.store(rows, n_users=1, n_items=40, **BEHAVIOURS)
+    ]  # bought 1; clicked 2, 3, 4; favorite 5
+    store = worlds.store(rows, n_users=1, n_items=40, **BEHAVIORS)
     task, _ = objective(store=store, pairs="levels", n_negatives=6000)
     count = Counter(batch_of(task, store, rows=torch.tensor([0])).negative_Bn[0].tolist())
     for share in (
@@ -154,7 +154,7 @@ def test_shuffled_targets_say_nothing_about_the_user(pairs):
     assert sum(own_negative) > 0.1 * len(own_negative)
 
 
-def test_branches_learn_only_where_the_user_showed_their_behaviour():
+def test_branches_learn_only_where_the_user_showed_their_behavior():
     torch.manual_seed(0)
     model = MMLP(STORE.schema, init_std=0.5).double()
     task = Pairwise(SupportiveOnly(), positives="strongest", n_negatives=2)
@@ -200,6 +200,6 @@ def test_wrong_options_are_named(options, text):
 
 
 def test_no_event_of_the_wanted_strength_is_an_error():
-    store = worlds.random_store(behaviours=("click",), explicit=(False,))
+    store = worlds.random_store(behaviors=("click",), explicit=(False,))
     with pytest.raises(RecexpError, match="positives=explicit"):
         objective(store=store, positives="explicit")

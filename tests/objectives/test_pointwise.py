@@ -11,11 +11,11 @@ from recexp.objectives.samplers import Uniform
 from recexp.testing import worlds
 from tests.support.stub_models import PairScores
 
-THREE = dict(behaviours=("view", "cart", "buy"), explicit=(False, True, True))
+THREE = dict(behaviors=("view", "cart", "buy"), explicit=(False, True, True))
 
 
-def labelled(store):
-    """(user, item, behaviours the user ever showed on the item in training, as bits) per training
+def labeled(store):
+    """(user, item, behaviors the user ever showed on the item in training, as bits) per training
     event.
     """
     events = list(
@@ -33,7 +33,7 @@ def labelled(store):
 
 
 STORE = worlds.random_store(**THREE)
-EVENTS = labelled(STORE)
+EVENTS = labeled(STORE)
 OWN = {u: {i for v, i, _ in EVENTS if v == u} for u in range(STORE.schema.n_users)}
 
 
@@ -200,7 +200,7 @@ class Branches(PairScores, BranchMasked):
         return super().logits(query, item_BC)
 
 
-def test_behaviours_on_the_candidates_for_models_with_branches():
+def test_behaviors_on_the_candidates_for_models_with_branches():
     task = Pointwise(Uniform(), n_negatives=2)
     model = Branches(STORE.schema.n_users, STORE.schema.V, 1)
     task.bind(model, STORE)
@@ -234,7 +234,7 @@ def test_wrong_options_are_named(options, text):
 
 
 @pytest.mark.parametrize(
-    ("explicit", "text"), [((False, False), "no behaviour"), ((True, True), "every behaviour")]
+    ("explicit", "text"), [((False, False), "no behavior"), ((True, True), "every behavior")]
 )
 def test_two_levels_need_both_kinds_of_feedback(explicit, text):
     with pytest.raises(RecexpError, match=text):

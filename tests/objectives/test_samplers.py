@@ -220,7 +220,7 @@ def test_in_batch_draws_what_the_batch_predicts():
 
 
 def test_supportive_only():
-    """Uniform over what the user touched through weaker behaviours only, uniform unseen for those
+    """Uniform over what the user touched through weaker behaviors only, uniform unseen for those
     who have no such item.
     """
     owned = [{1: 1, 2: 3, 7: 1}, {}, {9: 2}, {4: 1, 5: 1, 6: 2}]

@@ -25,7 +25,7 @@ def objective(sampler=None, **options):
     torch.manual_seed(0)
     task, model = (
         SessionParallel(sampler or InBatch(), **options),
-        toy.randomise(GRU4Rec(STORE.schema, num_factors=6, max_len=50)),
+        toy.randomise(GRU4Rec(STORE.schema, n_factors=6, max_len=50)),
     )
     task.bind(model, STORE)
     return task, model

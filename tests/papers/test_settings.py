@@ -127,7 +127,7 @@ def test_what_differs_is_found():
             name, ("dataset=ml_1m", "model=nova_bert", "preset=paper_nova")
         )
         wrong = differences(name, model, dataset, composed_settings(cfg))
-        assert {"model.fusion", "model.num_heads", "batch_size"} <= wrong.keys()
+        assert {"model.fusion", "model.n_heads", "batch_size"} <= wrong.keys()
 
 
 PRINTED = {
@@ -149,7 +149,7 @@ PRINTED = {
     },
     ("bert4rec/table5_ablation", "bert4rec", "steam"): {
         "model.dropout": (0.1, 0.0),
-        "model.num_factors": 64,
+        "model.n_factors": 64,
     },
     ("bert4rec/table2_systems", "sasrec", "ml_1m"): {
         "objective.loss_name": "bce",

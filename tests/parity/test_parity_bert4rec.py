@@ -25,9 +25,7 @@ def inputs(items, w, positions):
 
 @pytest.mark.parametrize("positions", ["left", "right"])
 def test_scores_follow_the_formulas(positions):
-    model = BERT4Rec(
-        SCHEMA, num_factors=8, num_layers=2, num_heads=2, max_len=N, positions=positions
-    )
+    model = BERT4Rec(SCHEMA, n_factors=8, n_layers=2, n_heads=2, max_len=N, positions=positions)
     w = weights(toy.randomise(model))
     expected = []
     for row in ROWS:
@@ -81,7 +79,7 @@ def port(items, w, heads, drop):
 def test_the_port_follows_the_formulas(factor, monkeypatch):
     """With a factor for every dropout: they are where the port has them."""
     monkeypatch.setattr(Dropout, "forward", lambda self, x: factor * x)
-    model = BERT4Rec(SCHEMA, num_factors=8, num_layers=2, num_heads=4, max_len=N, **PORT)
+    model = BERT4Rec(SCHEMA, n_factors=8, n_layers=2, n_heads=4, max_len=N, **PORT)
     w = weights(toy.randomise(model))
     expected = [port(row, w, 4, lambda x: factor * x) for row in ROWS]
     assert np.allclose(
@@ -95,14 +93,14 @@ def test_the_configuration_of_the_port_sets_all_of_it():
     assert (cfg.batch_size, cfg.optimizer.lr, cfg.optimizer.weight_decay) == (128, 1e-3, 0.0)
     assert (cfg.objective.mask_prob, cfg.objective.last_prob) == (0.15, 0.0)
     assert list(cfg.objective.replace) == [0.8, 0.1, 0.1]
-    assert (cfg.model.max_len, cfg.model.num_layers, cfg.model.num_heads) == (100, 2, 4)
+    assert (cfg.model.max_len, cfg.model.n_layers, cfg.model.n_heads) == (100, 2, 4)
     assert cfg.model.dropout == cfg.model.attention_dropout == 0.1
 
 
 def test_the_port_starts_from_torchs_values():
     torch.manual_seed(0)
     D = 64
-    model = BERT4Rec(toy.schema(n_items=400, side=False), num_factors=D, **PORT)
+    model = BERT4Rec(toy.schema(n_items=400, side=False), n_factors=D, **PORT)
     for table in (model.item.weight[1:], model.position.table.weight):
         assert abs(float(table.detach().std()) - 1) < 0.03 and not model.item.weight[0].any()
     for name, p in model.named_parameters():

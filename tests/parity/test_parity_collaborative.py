@@ -1,4 +1,4 @@
-"""Collaborative and several-behaviour models against their formulas, term by term, on the same
+"""Collaborative and several-behavior models against their formulas, term by term, on the same
 weights in float64.
 """
 
@@ -65,7 +65,7 @@ def interaction(w, prefix, u, i):
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_mf(bias):
-    model = toy.randomise(MF(SCHEMA, num_factors=3, item_bias=bias))
+    model = toy.randomise(MF(SCHEMA, n_factors=3, item_bias=bias))
     w = weights(model)
     check(
         model.score(QUERY, ITEMS),
@@ -77,7 +77,7 @@ def test_mf(bias):
 
 @pytest.mark.parametrize("kind", ["gmf", "mlp", "neumf"])
 def test_neumf(kind):
-    model = toy.randomise(NeuMF(SCHEMA, interaction=kind, num_factors=2))
+    model = toy.randomise(NeuMF(SCHEMA, interaction=kind, n_factors=2))
     w = weights(model)
     check(
         model.score(QUERY, ITEMS),
@@ -88,7 +88,7 @@ def test_neumf(kind):
 def test_neumf_has_the_published_layout():
     shapes = {
         name: tuple(p.shape)
-        for name, p in NeuMF(SCHEMA, num_factors=8, num_layers=3).named_parameters()
+        for name, p in NeuMF(SCHEMA, n_factors=8, n_layers=3).named_parameters()
     }
     assert shapes["user.gmf.weight"] == (SCHEMA.n_users, 8) and shapes["item.mlp.weight"] == (
         SCHEMA.V,
@@ -104,7 +104,7 @@ def test_neumf_has_the_published_layout():
 
 def test_neumf_starts():
     torch.manual_seed(0)
-    model = NeuMF(toy.schema(400, 400, side=False), num_factors=16)
+    model = NeuMF(toy.schema(400, 400, side=False), n_factors=16)
     assert model.user["mlp"].weight.std().item() == pytest.approx(0.01, rel=0.05)
     bound = math.sqrt(3 / 32)  # LeCun uniform
     assert 0.7 * bound < model.interact.head.weight.abs().max() <= bound
@@ -116,7 +116,7 @@ def test_neumf_starts():
 
 def test_neumf_from_two_pretrained_parts_averages_their_logits(tmp_path):
     parts = {
-        k: toy.randomise(NeuMF(SCHEMA, interaction=k, num_factors=2), seed=s)
+        k: toy.randomise(NeuMF(SCHEMA, interaction=k, n_factors=2), seed=s)
         for s, k in enumerate(("gmf", "mlp"))
     }
     torch.save(
@@ -125,19 +125,19 @@ def test_neumf_from_two_pretrained_parts_averages_their_logits(tmp_path):
     )
     torch.save(parts["mlp"].state_dict(), tmp_path / "mlp.pt")
     paths = {"gmf": str(tmp_path / "gmf.ckpt"), "mlp": str(tmp_path / "mlp.pt")}
-    joined = NeuMF(SCHEMA, num_factors=2, pretrained=paths, alpha=0.3).eval()
+    joined = NeuMF(SCHEMA, n_factors=2, pretrained=paths, alpha=0.3).eval()
     expected = 0.3 * parts["gmf"].score(QUERY) + 0.7 * parts["mlp"].score(QUERY)
     torch.testing.assert_close(joined.score(QUERY), expected.float(), rtol=1e-5, atol=1e-5)
     with pytest.raises(RecexpError, match=r"mlp\.pt.*does not fit"):
-        NeuMF(SCHEMA, num_factors=2, num_layers=2, pretrained=paths)
+        NeuMF(SCHEMA, n_factors=2, n_layers=2, pretrained=paths)
     with pytest.raises(RecexpError, match="one checkpoint for each"):
-        NeuMF(SCHEMA, num_factors=2, pretrained={"gmf": paths["gmf"]})
+        NeuMF(SCHEMA, n_factors=2, pretrained={"gmf": paths["gmf"]})
     with pytest.raises(RecexpError, match="no such checkpoint"):
-        NeuMF(SCHEMA, num_factors=2, pretrained={**paths, "mlp": "missing.pt"})
+        NeuMF(SCHEMA, n_factors=2, pretrained={**paths, "mlp": "missing.pt"})
 
 
 def test_fpmc():
-    model = toy.randomise(FPMC(SCHEMA, num_factors=3))
+    model = toy.randomise(FPMC(SCHEMA, n_factors=3))
     w = weights(model)
     last = [5, 0, 4]
 
@@ -149,7 +149,7 @@ def test_fpmc():
 
 
 def test_fpmc_without_transitions_is_bpr_mf_without_bias():
-    model, mf = toy.randomise(FPMC(SCHEMA, num_factors=3)), MF(SCHEMA, num_factors=3).double()
+    model, mf = toy.randomise(FPMC(SCHEMA, n_factors=3)), MF(SCHEMA, n_factors=3).double()
     with torch.no_grad():
         model.item_last.weight.zero_()
         mf.user.weight.copy_(model.user_item.weight)
@@ -159,7 +159,7 @@ def test_fpmc_without_transitions_is_bpr_mf_without_bias():
 
 @pytest.mark.parametrize("mf_part", [False, True])
 def test_mmlp(mf_part):
-    model = toy.randomise(MMLP(SCHEMA, num_factors=4, mf_part=mf_part))
+    model = toy.randomise(MMLP(SCHEMA, n_factors=4, mf_part=mf_part))
     w = weights(model)
 
     def formula(b, u, i):
@@ -182,7 +182,7 @@ def test_mmlp(mf_part):
 
 @pytest.mark.parametrize("mf_part", [False, True])
 def test_mmlp_supportive_branch_learns_only_from_its_own_pairs(mf_part):
-    model = toy.randomise(MMLP(SCHEMA, num_factors=4, mf_part=mf_part))
+    model = toy.randomise(MMLP(SCHEMA, n_factors=4, mf_part=mf_part))
     mask = torch.tensor(
         [[[1, 1], [0, 1], [1, 0]], [[0, 0], [1, 1], [0, 1]], [[1, 0], [0, 0], [1, 1]]]
     )
@@ -201,7 +201,7 @@ def test_mmlp_supportive_branch_learns_only_from_its_own_pairs(mf_part):
     for name, gradient in got.items():
         if name.startswith(
             "branches.0."
-        ):  # the weaker behaviour's branch: as if only its own pairs existed
+        ):  # the weaker behavior's branch: as if only its own pairs existed
             torch.testing.assert_close(gradient, own_pairs[name])
         elif name.startswith("branches.1.") or name.split(".")[0] in (
             "fusion",
@@ -211,14 +211,14 @@ def test_mmlp_supportive_branch_learns_only_from_its_own_pairs(mf_part):
         ):
             torch.testing.assert_close(
                 gradient, all_pairs[name]
-            )  # even where the pair lacks the target behaviour
+            )  # even where the pair lacks the target behavior
         else:
             assert not torch.allclose(gradient, all_pairs[name]) and gradient.any()
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_mfpr(training):
-    model = toy.randomise(MFPR(SCHEMA, num_factors=3)).train(training)
+    model = toy.randomise(MFPR(SCHEMA, n_factors=3)).train(training)
     model.bind(STORE)
     w = weights(model)
     pairs = STORE.train_pairs
@@ -247,9 +247,7 @@ def test_mfpr(training):
 @pytest.mark.parametrize("carry", ["logit", "prob"])
 @pytest.mark.parametrize("kind", ["gmf", "mlp", "neumf"])
 def test_nmtr(carry, kind):
-    model = toy.randomise(
-        NMTR(SCHEMA, n_behaviours=3, interaction=kind, carry=carry, num_factors=4)
-    )
+    model = toy.randomise(NMTR(SCHEMA, n_behaviors=3, interaction=kind, carry=carry, n_factors=4))
     w = weights(model)
 
     def formula(b, u, i):
@@ -264,11 +262,11 @@ def test_nmtr(carry, kind):
 
 def test_nmtr_num_factors_is_the_width_read_by_each_level():
     for kind in ("gmf", "mlp", "neumf"):
-        assert NMTR(SCHEMA, interaction=kind, num_factors=8).levels[0].head.in_features == 8
+        assert NMTR(SCHEMA, interaction=kind, n_factors=8).levels[0].head.in_features == 8
 
 
 def test_mtmf():
-    model = toy.randomise(MTMF(SCHEMA, num_factors=3))
+    model = toy.randomise(MTMF(SCHEMA, n_factors=3))
     w = weights(model)
 
     def formula(b, u, i):
@@ -280,7 +278,7 @@ def test_mtmf():
         ]
 
     check(model.logits(QUERY, ITEMS), formula)
-    both = MTMF(SCHEMA, num_factors=3, score_by="sum", implicit_share=0.25).double()
+    both = MTMF(SCHEMA, n_factors=3, score_by="sum", implicit_share=0.25).double()
     both.load_state_dict(model.state_dict())
     check(
         both.score(QUERY, ITEMS), lambda b, u, i: formula(b, u, i)[1] + 0.25 * formula(b, u, i)[0]

@@ -35,7 +35,7 @@ def torch_like(items, w):
 
 @pytest.mark.parametrize("table", ["one_hot", "separate", "constrained"])
 def test_official_scores_follow_the_formulas(table):
-    model = GRU4Rec(toy.schema(), num_factors=D, num_layers=2, input_table=table)
+    model = GRU4Rec(toy.schema(), n_factors=D, n_layers=2, input_table=table)
     w = weights(toy.randomise(model))
     expected = [w["item.weight"][1:] @ official(row, w, table) + w["item_bias"][1:] for row in ROWS]
     assert np.allclose(
@@ -44,7 +44,7 @@ def test_official_scores_follow_the_formulas(table):
 
 
 def test_torch_scores_follow_the_formulas():
-    model = GRU4Rec(toy.schema(), num_factors=D, cell="torch", input_table="constrained")
+    model = GRU4Rec(toy.schema(), n_factors=D, cell="torch", input_table="constrained")
     w = weights(toy.randomise(model))
     expected = [w["item.weight"][1:] @ torch_like(row, w) + w["item_bias"][1:] for row in ROWS]
     assert np.allclose(

@@ -28,7 +28,7 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-def normalised(x, w, name):
+def normalized(x, w, name):
     return (x - x.mean()) / np.sqrt(x.var() + 1e-5) * w[name + ".weight"] + w[name + ".bias"]
 
 
@@ -99,7 +99,7 @@ def test_ite(width, item_side, user_side, half):
         "user_side": "all" if user_side else (),
         "side_scale": "half" if half else "sum",
     }
-    model = toy.randomise(ITE(SCHEMA, num_factors=K, width=width, **sides))
+    model = toy.randomise(ITE(SCHEMA, n_factors=K, width=width, **sides))
     w, f = weights(model), K if width == "authors" else K // 2
     slope = 0.2 if width == "authors" else 0.0
     activation = lambda x: np.where(x > 0, x, slope * x)  # noqa: E731
@@ -117,7 +117,7 @@ def test_ite(width, item_side, user_side, half):
 
 def transformer_layer(rows, w, prefix, heads, norm):
     """Every row attends to every row."""
-    inputs = [normalised(x, w, prefix + "norm1") if norm == "pre" else x for x in rows]
+    inputs = [normalized(x, w, prefix + "norm1") if norm == "pre" else x for x in rows]
     q, k, v = ([linear(x, w, prefix + name) for x in inputs] for name in ("query", "key", "value"))
     d, out = len(rows[0]) // heads, []
     for j, x in enumerate(rows):
@@ -128,17 +128,17 @@ def transformer_layer(rows, w, prefix, heads, norm):
             attended.append(sum(e[i] / e.sum() * v[i][part] for i in range(len(rows))))
         a = x + linear(np.concatenate(attended), w, prefix + "out")
         if norm == "post":
-            a = normalised(a, w, prefix + "norm1")
+            a = normalized(a, w, prefix + "norm1")
         ffn = linear(
             gelu(
                 linear(
-                    normalised(a, w, prefix + "norm2") if norm == "pre" else a, w, prefix + "inner"
+                    normalized(a, w, prefix + "norm2") if norm == "pre" else a, w, prefix + "inner"
                 )
             ),
             w,
             prefix + "outer",
         )
-        out.append(a + ffn if norm == "pre" else normalised(a + ffn, w, prefix + "norm2"))
+        out.append(a + ffn if norm == "pre" else normalized(a + ffn, w, prefix + "norm2"))
     return out
 
 
@@ -146,14 +146,14 @@ def transformer_layer(rows, w, prefix, heads, norm):
 @pytest.mark.parametrize("side", [False, True])
 @pytest.mark.parametrize("target_in_sequence", [False, True])
 @pytest.mark.parametrize("norm", ["post", "pre"])
-@pytest.mark.parametrize("num_layers", [1, 2, 3])
-def test_bert_ite(num_layers, norm, target_in_sequence, side, brute_force):
+@pytest.mark.parametrize("n_layers", [1, 2, 3])
+def test_bert_ite(n_layers, norm, target_in_sequence, side, brute_force):
     n, tower = 4, "authors" if norm == "pre" else "paper"
     sides = {"item_side": "all", "user_side": "all"} if side else {}
     model = BertITE(
         SCHEMA,
-        num_factors=8,
-        num_layers=num_layers,
+        n_factors=8,
+        n_layers=n_layers,
         max_len=n,
         norm=norm,
         target_in_sequence=target_in_sequence,
@@ -173,7 +173,7 @@ def test_bert_ite(num_layers, norm, target_in_sequence, side, brute_force):
                 *(item_vector(w, i, side, False) for i in history[-n:]),
             ]
             rows += [target] if target_in_sequence else []
-            for layer in range(num_layers):
+            for layer in range(n_layers):
                 rows = transformer_layer(rows, w, f"transformer.layers.{layer}.", 2, norm)
             expected[-1].append(outputs(w, rows[0] * target, activation))
     compare(model, expected)

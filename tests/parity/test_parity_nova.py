@@ -7,7 +7,7 @@ from tests.support.numpy_ops import bert_layer, gelu, layer_norm, linear, sigmoi
 
 ROWS = [[1, 2, 9, 4, 7, 5, 3], [4], [3, 3, 8], []]
 SCHEMA, N, EPS = toy.schema(), 5, 1e-12
-NAMES = ["genres", "price", "value", "behaviour"]
+NAMES = ["genres", "price", "value", "behavior"]
 
 
 def item_feature(v, feature, table):
@@ -53,7 +53,7 @@ def scores(query, b, w, *, fusion, gate, invasive, shared, position_in_sides):
                 ]
             )
         )
-    for i, (column, n) in enumerate((("value_BL", 5), ("behaviour_BL", 2))):
+    for i, (column, n) in enumerate((("value_BL", 5), ("behavior_BL", 2))):
         codes = [*getattr(query, column)[b, events].tolist(), n + 2]
         sides.append(w[f"side.events.{i}.table.weight"][codes])
     if invasive:
@@ -93,7 +93,7 @@ def scores(query, b, w, *, fusion, gate, invasive, shared, position_in_sides):
 )
 def test_scores_follow_the_formulas(fusion, gate, where):
     options = dict(
-        fusion=fusion, gate=gate, side=NAMES, num_factors=8, num_layers=2, num_heads=2, max_len=N
+        fusion=fusion, gate=gate, side=NAMES, n_factors=8, n_layers=2, n_heads=2, max_len=N
     )
     model = toy.randomise(SideBERT(SCHEMA, **options, **where))
     query = toy.query([0, 1, 2, 3], ROWS)

@@ -35,7 +35,7 @@ def state(items, w, layers, heads, residual):
 @pytest.mark.parametrize("residual", ["normed", "plain"])
 def test_scores_follow_the_formulas(residual, heads):
     model = SASRec(
-        toy.schema(), num_factors=8, num_layers=2, num_heads=heads, max_len=N, residual=residual
+        toy.schema(), n_factors=8, n_layers=2, n_heads=heads, max_len=N, residual=residual
     )
     w = weights(toy.randomise(model))
     expected = np.stack([w["item.weight"][1:] @ state(row, w, 2, heads, residual) for row in ROWS])

@@ -22,23 +22,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from tests.perf.shapes import overrides, write_events
 from tests.perf.versus_peers import BERT4REC, SASREC, store, worker
 
-D256 = ["model.num_factors=256", "model.num_heads=4"]
+D256 = ["model.n_factors=256", "model.n_heads=4"]
 CASES = {
     "bpr_mf": ["model=bpr_mf", "batch_size=16384"],
     "fpmc": ["model=fpmc", "batch_size=16384"],
     "neumf": [
         "model=neumf",
-        "model.num_factors=64",
-        "model.num_layers=2",
+        "model.n_factors=64",
+        "model.n_layers=2",
         "objective.n_negatives=1",
         "batch_size=4096",
         "batch_counts=positives",
     ],
-    "ite": ["model=ite", "model.num_factors=32", "batch_size=4096", "batch_counts=positives"],
+    "ite": ["model=ite", "model.n_factors=32", "batch_size=4096", "batch_counts=positives"],
     # all items as candidates of a Transformer each are no protocol of this family
     "bert_ite": [
         "model=bert_ite",
-        "model.num_factors=32",
+        "model.n_factors=32",
         "batch_size=256",
         "batch_counts=positives",
         "protocol.candidates.kind=uniform",
@@ -53,9 +53,9 @@ CASES = {
     "bert4rec d256": [*BERT4REC, *D256, "batch_size=128"],
     "nova_bert": [
         "model=nova_bert",
-        "model.num_factors=64",
-        "model.num_layers=2",
-        "model.num_heads=2",
+        "model.n_factors=64",
+        "model.n_layers=2",
+        "model.n_heads=2",
         "objective.step=1000000",
         "batch_size=128",
     ],
@@ -159,8 +159,8 @@ def data_for(name: str, data: list[str]) -> list[str]:
     if real and ite:
         return [
             *data,
-            "dataset.value_behaviours={rated: 0, liked: 4}",
-            "dataset.behaviours=[rated,liked]",
+            "dataset.value_behaviors={rated: 0, liked: 4}",
+            "dataset.behaviors=[rated,liked]",
             "dataset.explicit=[liked]",
         ]
     return (

@@ -24,8 +24,8 @@ sys.path.insert(0, str(ROOT))
 from tests.perf.shapes import overrides, write_events  # noqa: E402
 from tests.perf.versus_peers import store, worker  # noqa: E402
 
-SASREC = ["model=sasrec_softmax", "model.num_factors=64", "model.num_layers=2"]
-SASREC += ["model.num_heads=1", "batch_size=128"]
+SASREC = ["model=sasrec_softmax", "model.n_factors=64", "model.n_layers=2"]
+SASREC += ["model.n_heads=1", "batch_size=128"]
 SAMPLED = [
     "objective.loss_name=sampled_softmax",
     "objective.n_negatives=256",
@@ -160,7 +160,7 @@ def draw(axis: str, points: list[dict], path: Path) -> None:
         y = [p[key] for p in points]
         plot.plot(x, y, "o-")
         plot.plot(
-            x, [y[0] * (v / x[0]) ** slope for v in x], "--", color="grey", label="in proportion"
+            x, [y[0] * (v / x[0]) ** slope for v in x], "--", color="gray", label="in proportion"
         )
         plot.set(xscale="log", yscale="log", xlabel=axis, title=name)
         plot.set_ylim(min(y) / 2, max(y) * 2)

@@ -18,7 +18,7 @@ import polars as pl
 from recexp.data.simulation.simulator import SETTING_FILE
 
 EVENTS, USERS, ITEMS, CATEGORIES = 100_150_807, 987_994, 4_162_024, 9_439
-BEHAVIOURS, SHARES = ("pv", "fav", "cart", "buy"), (0.8958, 0.0288, 0.0553, 0.0201)
+BEHAVIORS, SHARES = ("pv", "fav", "cart", "buy"), (0.8958, 0.0288, 0.0553, 0.0201)
 START, DAYS = 1_511_539_200, 9  # 2017-11-25
 CHUNK = 4_000_000
 
@@ -37,9 +37,9 @@ def make(folder: Path, events: int = EVENTS, seed: int = 0) -> Path:
             frame = pl.DataFrame(
                 {"user": user + 1, "item": item + 1, "category": item * 7919 % CATEGORIES + 1}
             )
-            code = rng.choice(len(BEHAVIOURS), len(row), p=SHARES)
+            code = rng.choice(len(BEHAVIORS), len(row), p=SHARES)
             frame = frame.with_columns(
-                behavior=pl.Series(np.asarray(BEHAVIOURS)[code]),
+                behavior=pl.Series(np.asarray(BEHAVIORS)[code]),
                 timestamp=pl.Series(START + rng.integers(0, DAYS * 86_400, len(row))),
             )
             frame.write_csv(file, include_header=False)

@@ -69,9 +69,9 @@ def flops(action) -> int:
 
 
 SEQUENCE = [
-    "model.num_factors=32",
-    "model.num_layers=2",
-    "model.num_heads=2",
+    "model.n_factors=32",
+    "model.n_layers=2",
+    "model.n_heads=2",
     "model.max_len=20",
     "protocol=full_unseen",
     "batch_size=64",
@@ -138,7 +138,7 @@ def test_ranking_a_large_catalogue_holds_few_users_scores_at_once(tmp_path, monk
     alone = run_here(
         tmp_path / "whole",
         "model=bpr_mf",
-        "model.num_factors=8",
+        "model.n_factors=8",
         "protocol=full_unseen",
         "trainer.max_epochs=1",
     )
@@ -151,7 +151,7 @@ def test_ranking_a_large_catalogue_holds_few_users_scores_at_once(tmp_path, monk
     parts = run_here(
         tmp_path / "parts",
         "model=bpr_mf",
-        "model.num_factors=8",
+        "model.n_factors=8",
         "protocol=full_unseen",
         "trainer.max_epochs=1",
     )
@@ -164,7 +164,7 @@ def test_a_step_allocates_in_proportion_to_its_rows(tmp_path, name):
     """Twice the rows, at most about twice the bytes, apart from the gradients of the tables."""
     words = [
         "protocol=full_unseen",
-        "model.num_factors=16",
+        "model.n_factors=16",
         *(["objective=next_item", "sampler=none"] if name == "gru4rec" else []),
     ]
     module, data = module_of(tmp_path / "run", f"model={name}", *words, "batch_size=128")

@@ -32,7 +32,7 @@ PEERS = {
     "recbole": [[TORCH], ["recbole==1.2.1"], ["setuptools<81", "numpy<2", "pandas<3"]],
 }
 
-TRANSFORMER = ["model.num_factors=64", "model.num_layers=2", "model.num_heads=2"]
+TRANSFORMER = ["model.n_factors=64", "model.n_layers=2", "model.n_heads=2"]
 SASREC = ["model=sasrec_softmax", "model.max_len=200", *TRANSFORMER]
 BERT4REC = [
     "model=bert4rec",
@@ -103,8 +103,8 @@ CASES: dict[str, dict] = {
             "model=gru4rec",
             "model.cell=torch",
             "model.input_table=constrained",
-            "model.num_factors=64",
-            "model.num_layers=1",
+            "model.n_factors=64",
+            "model.n_layers=1",
             "model.max_len=200",
             "objective=next_item",
             "sampler=none",
@@ -127,10 +127,10 @@ CASES: dict[str, dict] = {
     "recbole/caser": {
         "ours": [
             "model=caser",
-            "model.num_factors=64",
+            "model.n_factors=64",
             "model.max_len=5",
-            "model.num_horizontal=8",
-            "model.num_vertical=4",
+            "model.n_horizontal=8",
+            "model.n_vertical=4",
             "objective.targets=1",
             "objective.loss_name=bpr",
         ],
@@ -152,14 +152,14 @@ CASES: dict[str, dict] = {
         "targets": {"epoch": 3},
     },
     "recbole/bpr": {
-        "ours": ["model=bpr_mf", "model.num_factors=64", "model.item_bias=false"],
+        "ours": ["model=bpr_mf", "model.n_factors=64", "model.item_bias=false"],
         "batch": 2048,
         "best": (65536, 16384),
         "peer": {"model": "BPR", "settings": {"embedding_size": 64}},
         "targets": {"epoch": 2, "epoch, own best": 4, "rank": 5},
     },
     "recbole/fpmc": {
-        "ours": ["model=fpmc", "model.num_factors=64"],
+        "ours": ["model=fpmc", "model.n_factors=64"],
         "batch": 2048,
         "best": (16384, 16384),
         "peer": {"model": "FPMC", "length": 200, "settings": {"embedding_size": 64}},
@@ -168,8 +168,8 @@ CASES: dict[str, dict] = {
     "recbole/neumf": {
         "ours": [
             "model=neumf",
-            "model.num_factors=64",
-            "model.num_layers=2",
+            "model.n_factors=64",
+            "model.n_layers=2",
             "objective.n_negatives=1",
             "batch_counts=positives",
         ],
@@ -217,7 +217,7 @@ RACES: dict[str, dict] = {
         "peer": {"model": "BPR", "batch": 2048, "settings": {}, "epochs": 62},
         "ahead": 2,
         "epochs": 100,
-        "ours": ["model=bpr_mf", "model.num_factors=64", "batch_size=2048", "optimizer.lr=0.005"],
+        "ours": ["model=bpr_mf", "model.n_factors=64", "batch_size=2048", "optimizer.lr=0.005"],
     },
 }
 

@@ -138,7 +138,7 @@ def main() -> None:
 
 def counted(module, data, batches: int = 3) -> dict[str, float]:
     """Floating-point operations of the matrix products of a training step and of ranking all
-    validation users, and the bytes that a step of the optimiser must move: weights, gradients and
+    validation users, and the bytes that a step of the optimizer must move: weights, gradients and
     its two moments read, and all but the gradients written.
     """
     import torch

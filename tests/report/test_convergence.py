@@ -292,7 +292,7 @@ def test_ledger_of_models_shows_unequal_tuning(tmp_path):
         write_run(
             tmp_path / f"ours{n}",
             model="ite",
-            overrides=(f"model.num_factors={n}",),
+            overrides=(f"model.n_factors={n}",),
             curve=[0.1] * 4,
         )
     for n in range(2):

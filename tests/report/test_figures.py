@@ -37,11 +37,11 @@ def test_a_sweep_is_a_line_per_system_with_the_published_one_dashed(tmp_path):
                     factor * k / 100 + change,
                     model=model,
                     seed=seed,
-                    config={"model.num_factors": k},
+                    config={"model.n_factors": k},
                     **RR,
                 )
     write_run(tmp_path / "pop", 0.02, model="pop", **RR)
-    lines = sweep_lines(collect([tmp_path])[0], "model.num_factors", "ndcg@10")
+    lines = sweep_lines(collect([tmp_path])[0], "model.n_factors", "ndcg@10")
     ours = {line.label: line for line in lines if not line.dashed}
     assert ours.keys() == {"ite", "nmtr"}
     assert ours["ite"].x == (8, 16, 32, 64) and ours["ite"].y == pytest.approx(
@@ -61,12 +61,12 @@ def test_a_grid_of_two_settings_gives_a_line_per_value_of_the_other(tmp_path):
                 tmp_path / f"{k}{layers}",
                 k * layers / 1000,
                 model="bert_ite",
-                config={"model.num_factors": k, "model.num_layers": layers},
+                config={"model.n_factors": k, "model.n_layers": layers},
             )
-    lines = sweep_lines(collect([tmp_path])[0], "model.num_layers", "ndcg@10")
+    lines = sweep_lines(collect([tmp_path])[0], "model.n_layers", "ndcg@10")
     assert {line.label: line.y for line in lines} == {
-        "bert_ite num_factors=32": (0.032, 0.064),
-        "bert_ite num_factors=64": (0.064, 0.128),
+        "bert_ite n_factors=32": (0.032, 0.064),
+        "bert_ite n_factors=64": (0.064, 0.128),
     }
 
 
@@ -80,7 +80,7 @@ def test_the_first_weight_counts_and_one_value_is_no_sweep(tmp_path):
         )
     results, _ = collect([tmp_path])
     assert sweep_lines(results, "objective.weights", "ndcg@10")[0].x == (0.1, 2.0)
-    assert sweep_lines(results, "model.num_factors", "ndcg@10") == []
+    assert sweep_lines(results, "model.n_factors", "ndcg@10") == []
     assert swept(results[:1]) == []
 
 
@@ -140,7 +140,7 @@ def test_pictures_are_well_formed_whatever_a_setting_says(tmp_path):
             tmp_path / str(k),
             k / 100,
             model=nasty,
-            config={"model.num_factors": k},
+            config={"model.n_factors": k},
             curve=[0.1, 0.2],
         )
     made = swept(collect([tmp_path])[0]) + epoch_curves(collect([tmp_path])[0])
@@ -172,7 +172,7 @@ def test_mean_weights_over_users_and_positions(users):
     """A uniform layer (no query) attends to every event alike: 1 / (events + [MASK]); more users
     than a group change nothing.
     """
-    model = BERT4Rec(toy.schema(), num_factors=8, num_layers=2, num_heads=2, max_len=6).train()
+    model = BERT4Rec(toy.schema(), n_factors=8, n_layers=2, n_heads=2, max_len=6).train()
     for layer in model.layers:
         torch.nn.init.zeros_(layer.attention.query.weight)
         torch.nn.init.zeros_(layer.attention.query.bias)
@@ -187,11 +187,11 @@ def test_mean_weights_over_users_and_positions(users):
 
 
 def test_causal_models_never_attend_ahead_and_models_without_attention_are_refused():
-    model = SASRec(toy.schema(), num_factors=8, num_layers=1, num_heads=1, max_len=6)
+    model = SASRec(toy.schema(), n_factors=8, n_layers=1, n_heads=1, max_len=6)
     found = mean_weights(model, [toy.query([0, 1], [[1, 2, 3], [4, 5, 6]])], last=3)[0, 0]
     assert np.triu(found, 1).max() == 0 and found[2].sum() == pytest.approx(1)
     with pytest.raises(RecexpError, match="no self-attention"):
-        mean_weights(MF(toy.schema(), num_factors=4), [], last=3)
+        mean_weights(MF(toy.schema(), n_factors=4), [], last=3)
     about = About("shop", "full", "aaa")
     picture = heat_maps(found[None, None], "sasrec", about)
     shared = heat_maps(found[None, None] / 8, "sasrec", about, limits=(0.0, 1.0))

@@ -68,10 +68,10 @@ def written(tmp_path_factory):
     for model, base in (("sasrec", 3), ("pop", 20)):
         for seed in (0, 1):
             better = [(base + 7 * u + 3 * seed) % 40 for u in range(60)]
-            config = {"model.num_factors": 8 + 8 * seed, "model.note": NASTY}
+            config = {"model.n_factors": 8 + 8 * seed, "model.note": NASTY}
             name, overrides = (
                 f"{model}{seed}",
-                (f"model.num_factors={8 + 8 * seed}", f"model.note={NASTY}"),
+                (f"model.n_factors={8 + 8 * seed}", f"model.note={NASTY}"),
             )
             write_run(
                 runs / name,

@@ -69,7 +69,7 @@ def test_table_2_has_data_by_metric_rows_systems_and_the_gain_over_the_best(tmp_
     models = ("pop", "bpr_mf", "ncf", "fpmc", "gru4rec", "gru4rec_plus", "caser", "sasrec")
     for n, model in enumerate(models):
         write_run(tmp_path / model, 0.1 + n / 100, model=model, **ML)
-    wide = {"model.num_factors": 256, "model.num_heads": 8}
+    wide = {"model.n_factors": 256, "model.n_heads": 8}
     write_run(tmp_path / "b", 0.204, model="bert4rec", config=wide, **ML)
     (table,) = paper_tables(collect([tmp_path])[0], "bert4rec/table2_systems")
     assert table.head[:5] == ("data", "metric", "from", "POP", "BPR-MF")
@@ -88,7 +88,7 @@ def test_table_2_has_data_by_metric_rows_systems_and_the_gain_over_the_best(tmp_
 
 def test_no_gain_is_claimed_over_the_best_of_some_systems(tmp_path):
     write_run(tmp_path / "s", 0.1, model="sasrec", **ML)
-    wide = {"model.num_factors": 256, "model.num_heads": 8}
+    wide = {"model.n_factors": 256, "model.n_heads": 8}
     write_run(tmp_path / "b", 0.2, model="bert4rec", config=wide, **ML)
     (table,) = paper_tables(collect([tmp_path])[0], "bert4rec/table2_systems")
     assert lines(table)["ML-1m", "MRR", "ours"]["improvement, %"] == "–"
@@ -108,7 +108,7 @@ def test_table_4_is_a_mean_of_runs_with_its_standard_error(tmp_path):
 
 def test_tables_of_settings_have_the_papers_two_sides(tmp_path):
     for factors, ndcg in ((4, 0.11), (8, 0.12)):
-        config = {"model.num_factors": factors, "objective.n_negatives": 2}
+        config = {"model.n_factors": factors, "objective.n_negatives": 2}
         write_run(tmp_path / f"{factors}", ndcg, model="mf_mmlp", config=config, **TAOBAO)
     (table,) = paper_tables(collect([tmp_path])[0], "multi_feedback/table3_negatives")
     assert table.head[2:5] == tuple(f"HR@10 factors={d}" for d in (4, 8, 16))

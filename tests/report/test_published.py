@@ -88,13 +88,13 @@ def test_a_figure_printed_twice_is_refused(tmp_path):
         ("bert4rec", {"model.layer_norm": False}, "w/o LN"),
         ("bert4rec", {"model.residual": False}, "w/o residual"),
         ("bert4rec", {"model.dropout": 0.0, "model.attention_dropout": 0.0}, "w/o dropout"),
-        ("bert4rec", {"model.num_layers": 3}, "L=3"),
-        ("bert4rec", {"model.num_heads": 8}, "h=8"),
+        ("bert4rec", {"model.n_layers": 3}, "L=3"),
+        ("bert4rec", {"model.n_heads": 8}, "h=8"),
         ("bert4rec", {"model.max_len": 50}, "max_len=50"),
-        ("bert4rec", {"model.num_factors": 256, "model.num_heads": 8}, "best"),
+        ("bert4rec", {"model.n_factors": 256, "model.n_heads": 8}, "best"),
         ("sasrec", {}, "best"),
-        ("bert4rec", {"model.num_factors": 32}, None),
-        ("bert4rec", {"model.num_layers": 3, "model.ffn": False}, None),
+        ("bert4rec", {"model.n_factors": 32}, None),
+        ("bert4rec", {"model.n_layers": 3, "model.ffn": False}, None),
         ("bert4rec", {"objective.mask_prob": 0.6}, None),
         ("bert4rec", {"objective.shuffle_targets": True}, None),
         ("item_knn", {}, None),
@@ -118,16 +118,16 @@ def test_protocol_and_data_decide_the_paper(run):
 
 
 def test_ite_settings(run):
-    found = match(run("ite", {"model.num_factors": 64}, **RR))
+    found = match(run("ite", {"model.n_factors": 64}, **RR))
     assert (found["hr@10"].table, found["hr@20"].table) == ("fig5", "fig12")
     in_fig12 = match(
-        run("ite", {"model.num_factors": 64}, overrides=("experiment=ite/fig12_topk",), **RR)
+        run("ite", {"model.n_factors": 64}, overrides=("experiment=ite/fig12_topk",), **RR)
     )
     assert in_fig12["hr@10"].value == published("ite", "fig12", "retailrocket", "ite", "", "HR@10")
-    assert match(run("ite", {"model.num_factors": 16}, **RR)).keys() == {"hr@10", "ndcg@10"}
+    assert match(run("ite", {"model.n_factors": 16}, **RR)).keys() == {"hr@10", "ndcg@10"}
     assert match(run("ite", {"objective.weights": [2.0, 1.0]}, **RR)) == {}
-    assert match(run("bert_ite_si", {"model.num_layers": 1}, **RR)) == {}
-    epochs = curve(run("ite", {"model.num_factors": 64}, **RR), "hr@10")
+    assert match(run("bert_ite_si", {"model.n_layers": 1}, **RR)) == {}
+    epochs = curve(run("ite", {"model.n_factors": 64}, **RR), "hr@10")
     assert [e for e, _ in epochs] == list(range(20, 201, 20)) and epochs[-1][1] == pytest.approx(
         0.554, abs=1e-3
     )
@@ -142,7 +142,7 @@ def test_nova_and_multi_feedback_settings(run):
     )
     taobao = {"dataset": "taobao_31882", "protocol": "p2_uniform99"}
     assert (
-        match(run("mf_mmlp", {"model.num_factors": 8, "objective.n_negatives": 2}, **taobao))[
+        match(run("mf_mmlp", {"model.n_factors": 8, "objective.n_negatives": 2}, **taobao))[
             "hr@10"
         ].value
         == 0.2643
@@ -150,7 +150,7 @@ def test_nova_and_multi_feedback_settings(run):
     two = match(
         run(
             "mf_mmlp",
-            {"model.num_factors": 32},
+            {"model.n_factors": 32},
             overrides=("experiment=multi_feedback/table2_factors",),
             **taobao,
         )
@@ -286,4 +286,4 @@ def test_names_of_experiments():
     assert paper_table("bert4rec/table5_ablation") == ("bert4rec", "table5")
     assert paper_table("ite/fig11_epochs") == ("ite", "fig10_11")
     assert paper_table("nova/table3") == ("nova_bert", "table3")
-    assert paper_table("real/ml_1m_behaviours") == ("", "")
+    assert paper_table("real/ml_1m_behaviors") == ("", "")

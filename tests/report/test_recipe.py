@@ -26,9 +26,9 @@ STATED = {
     "scheduler._target_": ("recexp.training.schedules.linear_warmup", None),
     "batch_size": ("256", 64),
     "batch_counts": ("positives", "instances"),
-    "model.num_layers": ("2", 3),
-    "model.num_factors": ("64", 32),
-    "model.num_heads": ("2", 4),
+    "model.n_layers": ("2", 3),
+    "model.n_factors": ("64", 32),
+    "model.n_heads": ("2", 4),
     "model.max_len": ("200", 50),
     "model.norm": ("post", "pre"),
     "model.dropout": ("0.2", 0.5),
@@ -167,9 +167,9 @@ def test_a_batch_is_what_one_update_sees(run, settings):
 
 def test_what_was_not_recorded_is_no_agreement(run, settings):
     """Of an old result without config only the command line is known, not the defaults of today."""
-    wanted = settings("batch_size,256", "model.num_layers,2", "model.dropout,0.1")
+    wanted = settings("batch_size,256", "model.n_layers,2", "model.dropout,0.1")
     result = run(overrides=("batch_size=256", "model.dropout=.5")) | {"recorded": False}
-    assert setting(result, "model.num_layers") == 2
+    assert setting(result, "model.n_layers") == 2
     assert told(differences(result, wanted)) == [
         "dropout 0.5 (paper 0.1)",
         "its other settings are not on record",
@@ -192,14 +192,14 @@ def test_how_a_short_training_ended_is_said(run, settings):
 
 def test_where_the_paper_leaves_the_length_open_training_must_have_ended(run, settings):
     rising = {"convergence": {"kind": "rising", "text": ""}}
-    assert told(differences(run(**rising), settings("model.num_layers,2"))) == [
+    assert told(differences(run(**rising), settings("model.n_layers,2"))) == [
         "still rising when it ended"
     ]
     assert (
         differences(run(**rising), settings("trainer.max_epochs,4")) == []
     )  # as long as the paper's
     ended = {"convergence": {"kind": "converged", "text": ""}}
-    assert differences(run(**ended), settings("model.num_layers,2")) == []
+    assert differences(run(**ended), settings("model.n_layers,2")) == []
 
 
 def test_the_budget_is_that_of_the_model_tested(run, settings):

@@ -34,7 +34,7 @@ def settings(tmp_path_factory, monkeypatch):
     rows = (
         "bert4rec,*,sasrec|caser,*,objective.loss_name,bce,paper: 4,true",
         "bert4rec,*,bert4rec,*,model.max_len,200,paper: 4,true",
-        "nova,*,*,*,model.num_layers,3,paper: 4,true",
+        "nova,*,*,*,model.n_layers,3,paper: 4,true",
         "multi_feedback,*,*,*,optimizer.lr,1e-3,paper: 4,true",
     )
     set_papers(monkeypatch, tmp_path_factory.mktemp("papers"), *rows)
@@ -319,18 +319,18 @@ def planted(tmp_path, model, shift, *, users=400, seed=0, **more):
 
 def test_claims_are_held_reversed_or_undecided_as_planted(tmp_path):
     for model, shift in (("bert_ite_si", 0), ("bert_ite", 3), ("ite", 6), ("nmtr", 2)):
-        planted(tmp_path, model, shift, config={"model.num_factors": 64})
-    planted(tmp_path, "bert4rec_vae", 3, seed=5, config={"model.num_factors": 64})
+        planted(tmp_path, model, shift, config={"model.n_factors": 64})
+    planted(tmp_path, "bert4rec_vae", 3, seed=5, config={"model.n_factors": 64})
     table = scorecard("ite/fig5_factors", collect([tmp_path])[0])[-1]
     verdict = {
-        r["claim"].replace(" num_factors=64", ""): (r["verdict"], r["came out"])
+        r["claim"].replace(" n_factors=64", ""): (r["verdict"], r["came out"])
         for r in records(table)
     }
     assert verdict["bert_ite_si > bert_ite"][0] == "held"
     assert verdict["bert_ite > ite"][0] == "held"
     assert verdict["bert_ite > bert4rec"][0] == OPEN  # the control: planted alike, 400 users
     assert verdict["ite > nmtr"][0] == "not held: the other way round"
-    assert verdict["ite > mtmf"] == ("not tested", "no run of mtmf num_factors=64")
+    assert verdict["ite > mtmf"] == ("not tested", "no run of mtmf n_factors=64")
     reverse = next(
         r for r in records(table) if r["claim"].startswith("ite") and "nmtr" in r["claim"]
     )
@@ -347,10 +347,10 @@ def test_who_converges_first_is_told_in_epochs(tmp_path):
             curve=curve,
             protocol="p1_uniform999",
             dataset="retailrocket",
-            config={"model.num_factors": 64},
+            config={"model.n_factors": 64},
         )
     table = scorecard("ite/fig10_epochs", collect([tmp_path])[0])[-1]
-    found = {r["claim"].replace(" num_factors=64", ""): r for r in records(table)}
+    found = {r["claim"].replace(" n_factors=64", ""): r for r in records(table)}
     line = found["bert_ite_si sooner than ite"]
     assert line["verdict"] == "not tested"
     assert line["came out"] == "no test of epochs: near the best after [2] and [3]"
@@ -408,7 +408,7 @@ def test_unknown_experiments_and_other_protocols_are_refused(tmp_path):
     write_run(tmp_path / "a", model="sasrec", **ML)
     results, _ = collect([tmp_path])
     with pytest.raises(RecexpError, match="no scorecard"):
-        scorecard("real/ml_1m_behaviours", results)
+        scorecard("real/ml_1m_behaviors", results)
     with pytest.raises(RecexpError, match="p1_uniform999"):
         scorecard("ite/fig5_factors", results)
 

@@ -343,7 +343,7 @@ def test_systems_are_told_apart_by_settings_alone():
         "model": "ite",
         "seed": 0,
         "selection": "val",
-        "overrides": ["model=ite", "seed=0", "threads=1", "model.num_factors=8", "batch_size=64"],
+        "overrides": ["model=ite", "seed=0", "threads=1", "model.n_factors=8", "batch_size=64"],
     }
     same = {
         **run,
@@ -353,10 +353,10 @@ def test_systems_are_told_apart_by_settings_alone():
             "seed=1",
             "dataset.raw_dir=x",
             "logger.wandb.name=y",
-            "model.num_factors=8",
+            "model.n_factors=8",
         ],
     }
-    assert system_name(run) == system_name(same) == "ite batch_size=64 model.num_factors=8"
+    assert system_name(run) == system_name(same) == "ite batch_size=64 model.n_factors=8"
     assert system_name({**run, "overrides": []}) == "ite"
     assert system_name(
         {**run, "selection": "test_peek (epoch chosen on the TEST set: optimistic)"}

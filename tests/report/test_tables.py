@@ -26,14 +26,14 @@ def test_seeds_are_joined_and_other_settings_are_not(tmp_path):
             tmp_path / f"a{seed}",
             ndcg,
             seed=seed,
-            overrides=(f"seed={seed}", "model.num_layers=1", "cache_dir=c"),
+            overrides=(f"seed={seed}", "model.n_layers=1", "cache_dir=c"),
         )
-    write_run(tmp_path / "b", 0.5, overrides=("model.num_layers=2", "cache_dir=c"))
+    write_run(tmp_path / "b", 0.5, overrides=("model.n_layers=2", "cache_dir=c"))
     results, _ = collect([tmp_path])
     found = systems(results)
     assert [(s.label, len(s.runs)) for s in found] == [
-        ("pop num_layers=2", 1),
-        ("pop num_layers=1", 3),
+        ("pop n_layers=2", 1),
+        ("pop n_layers=1", 3),
     ]
     table = tables(results)[0]
     assert column(table, "test/ndcg@10", 1).text == "0.2000 ± 0.1000"  # known: mean .2, s.d. .1

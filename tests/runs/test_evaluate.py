@@ -12,7 +12,7 @@ from tests.support.running import run_here
 
 MODEL = [
     "model=bpr_mf",
-    "model.num_factors=8",
+    "model.n_factors=8",
     "protocol.candidates.n=100",
     "dataset.source.items=500",
 ]

@@ -25,7 +25,7 @@ from recexp.runs.costs import scoring_flops, scoring_operations
 from recexp.testing import worlds
 from tests.support.running import command, composed, run_here
 
-MODEL = ["model=bert_ite_si", "model.num_layers=1", "model.num_factors=8", "model.max_len=5"]
+MODEL = ["model=bert_ite_si", "model.n_layers=1", "model.n_factors=8", "model.max_len=5"]
 TIMES = ("seconds", "examples_per_s")
 
 
@@ -146,7 +146,7 @@ def test_side_information_tells_the_cost_of_bert4rec_invasive_and_nova_apart():
     N, h, L = 50, 64, 3
     store = store_of_one_history(N)
     schema = store.schema
-    size = {"num_factors": h, "num_layers": L, "num_heads": 4, "max_len": N}
+    size = {"n_factors": h, "n_layers": L, "n_heads": 4, "max_len": N}
     models = {
         "bert4rec": BERT4Rec(schema, **size),
         "invasive": SideBERT(schema, fusion="add", invasive=True, **size),
@@ -215,7 +215,7 @@ def test_checkpoints_hold_nothing_but_tensors_and_plain_values(first):
         torch.load(first[0] / "checkpoints" / f"{name}.ckpt", weights_only=True)
 
 
-def test_peeking_is_labelled_and_refit_keeps_the_protocol(shop, first):
+def test_peeking_is_labeled_and_refit_keeps_the_protocol(shop, first):
     peek = run_here(shop / "peek", *MODEL, "selection=test_peek")
     assert "TEST" in peek["selection"]
     assert peek["metrics"]["test/ndcg@10"] == max(
@@ -259,7 +259,7 @@ def test_two_processes_count_every_user_once_and_give_the_same_digits(shop):
 
 
 def test_a_sweep_outlives_a_failing_job_and_says_which(shop):
-    jobs = ["-m", "model=pop", "model.behaviours=[no_such],null"]
+    jobs = ["-m", "model=pop", "model.behaviors=[no_such],null"]
     done = command(shop / "sweep", *jobs, f"hydra.sweep.dir={shop}/sweep")
     assert done.returncode != 0
     assert "FAILED job 0" in done.stderr and "FAILED job 1" not in done.stderr
@@ -270,10 +270,10 @@ def test_a_sweep_outlives_a_failing_job_and_says_which(shop):
 
 def test_errors_reach_people_without_a_traceback(shop):
     done = command(
-        shop / "error", "model=bert_ite", "model.num_heads=3", f"hydra.run.dir={shop}/error"
+        shop / "error", "model=bert_ite", "model.n_heads=3", f"hydra.run.dir={shop}/error"
     )
     assert done.returncode == 1
-    assert "num_heads" in done.stderr and "Traceback" not in done.stderr
+    assert "n_heads" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_wandb_offline_needs_neither_key_nor_network(shop, monkeypatch):

@@ -27,7 +27,7 @@ from tests.support.finished_runs import write_run
 from tests.support.running import command, run_here
 
 ROOT = Path(__file__).parents[2]
-MODEL = ["model=bpr_mf", "model.num_factors=4", "trainer.max_epochs=1", "protocol=full"]
+MODEL = ["model=bpr_mf", "model.n_factors=4", "trainer.max_epochs=1", "protocol=full"]
 SECRET = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -250,7 +250,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_training(trained, shop
         RecexpError,
         match=r"does not fit this model and data: model\.item\.weight is \(\d+, 4\) in .* and is \(\d+, 8\) here",  # noqa: E501
     ):
-        run_here(shop / "wider", *MODEL, "model.num_factors=8", f"ckpt_path={last}")
+        run_here(shop / "wider", *MODEL, "model.n_factors=8", f"ckpt_path={last}")
     with pytest.raises(RecexpError, match="was trained on other data"):
         run_here(shop / "other", *MODEL, "protocol.split.purge=pair", f"ckpt_path={last}")
     (tmp_path / "text.ckpt").write_text("no checkpoint")

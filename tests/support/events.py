@@ -16,8 +16,8 @@ from recexp.data.dataset import Dataset
 from recexp.data.split import Split
 from recexp.data.store import Store
 
-Event = namedtuple("Event", "user item behaviour time value", defaults=(None,))
-BEHAVIOURS = ("view", "cart", "buy")
+Event = namedtuple("Event", "user item behavior time value", defaults=(None,))
+BEHAVIORS = ("view", "cart", "buy")
 # As in conf/protocol (tests/data/test_split.py compares).
 P1 = Split(target="explicit", purge="pair", fallback="any", test_without_history=True)
 P2 = Split(target="strongest", purge="pair", fallback="any", test_without_history=True)
@@ -31,7 +31,7 @@ def write(folder: Path, events: list[Event], name: str = "events.csv") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     lines = ["user,item,behavior,timestamp,value"]
     lines += [
-        f"{e.user},{e.item},{e.behaviour},{e.time},{'' if e.value is None else e.value}"
+        f"{e.user},{e.item},{e.behavior},{e.time},{'' if e.value is None else e.value}"
         for e in events
     ]
     (folder / name).write_text("\n".join(lines) + "\n")
@@ -56,8 +56,8 @@ def dataset(folder: Path, **changes) -> Dataset:
             "name": "shop",
             "raw_dir": str(folder),
             "source": source,
-            "behaviours": BEHAVIOURS,
-            "explicit": BEHAVIOURS[1:],
+            "behaviors": BEHAVIORS,
+            "explicit": BEHAVIORS[1:],
         }
         | changes
     )
@@ -75,7 +75,7 @@ def random_events(
 ) -> list[Event]:
     """In no order of user or time, with repeated pairs and many ties in time."""
     rng = random.Random(seed)
-    behaviours = rng.choices(BEHAVIOURS, (6, 2, 2), k=n_events)
+    behaviors = rng.choices(BEHAVIORS, (6, 2, 2), k=n_events)
     return [
         Event(
             f"u{rng.randrange(n_users)}",
@@ -83,7 +83,7 @@ def random_events(
             b,
             1000 * rng.randrange(n_times),
         )
-        for b in behaviours
+        for b in behaviors
     ]
 
 
@@ -98,18 +98,18 @@ def in_order(events: list[Event]) -> dict[str, list[Event]]:
 
 
 def merged(
-    own: list[Event], explicit: tuple[str, ...] = BEHAVIOURS[1:]
+    own: list[Event], explicit: tuple[str, ...] = BEHAVIORS[1:]
 ) -> list[tuple[Event, set[str]]]:
     """One user's events as pairs:
 
-    (event with the strongest behaviour at the last explicit time, all behaviours of the pair).
+    (event with the strongest behavior at the last explicit time, all behaviors of the pair).
     """
     pairs = []
     for item in {e.item for e in own}:
         at = [n for n, e in enumerate(own) if e.item == item]
-        last = max([n for n in at if own[n].behaviour in explicit] or at)
-        names = {own[n].behaviour for n in at}
-        pairs.append((last, own[last]._replace(behaviour=max(names, key=BEHAVIOURS.index)), names))
+        last = max([n for n in at if own[n].behavior in explicit] or at)
+        names = {own[n].behavior for n in at}
+        pairs.append((last, own[last]._replace(behavior=max(names, key=BEHAVIORS.index)), names))
     return [(event, names) for _, event, names in sorted(pairs, key=lambda pair: pair[0])]
 
 
@@ -122,10 +122,10 @@ def names(store: Store, column: str) -> list[str]:
 def listed(store: Store, events) -> dict[str, list[Event]]:
     """``Store.train`` or ``Store.past`` as events per user, in their order."""
     users, items = names(store, "user"), names(store, "item")
-    columns = (events.user, events.item, events.behaviour, events.time)
+    columns = (events.user, events.item, events.behavior, events.time)
     out = {user: [] for user in users}
-    for user, item, behaviour, time in zip(*(c.tolist() for c in columns), strict=True):
-        out[users[user]].append(Event(users[user], items[item], BEHAVIOURS[behaviour - 1], time))
+    for user, item, behavior, time in zip(*(c.tolist() for c in columns), strict=True):
+        out[users[user]].append(Event(users[user], items[item], BEHAVIORS[behavior - 1], time))
     return out
 
 
@@ -138,7 +138,7 @@ def held_out(store: Store, split: str) -> dict[str, tuple[Event, list[Event]]]:
         target = Event(
             users[targets.user[q]],
             items[targets.item[q]],
-            BEHAVIOURS[targets.behaviour[q] - 1],
+            BEHAVIORS[targets.behavior[q] - 1],
             int(targets.time[q]),
         )
         out[target.user] = target, past[targets.start[q] : targets.end[q]]

@@ -21,9 +21,9 @@ def linear(x, w, name):
 
 
 def layer_norm(x, w, name, eps):
-    centred = x - x.mean(-1, keepdims=True)
+    centered = x - x.mean(-1, keepdims=True)
     return (
-        centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps) * w[f"{name}.weight"]
+        centered / np.sqrt((centered**2).mean(-1, keepdims=True) + eps) * w[f"{name}.weight"]
         + w[f"{name}.bias"]
     )
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from recexp.contracts import Encoder, MultiBehaviour
+from recexp.contracts import Encoder, MultiBehavior
 
 
-class PairScores(MultiBehaviour):
+class PairScores(MultiBehavior):
     """Logits z_BCK looked up in a table of random numbers per (user, item)."""
 
-    def __init__(self, n_users: int, V: int, n_behaviours: int = 1, history: int = 0):
+    def __init__(self, n_users: int, V: int, n_behaviors: int = 1, history: int = 0):
         super().__init__()
-        self.history, self.n_behaviours = history, n_behaviours
+        self.history, self.n_behaviors = history, n_behaviors
         self.table = nn.Parameter(
-            torch.randn(n_users, V, n_behaviours, generator=torch.Generator().manual_seed(0))
+            torch.randn(n_users, V, n_behaviors, generator=torch.Generator().manual_seed(0))
         )
 
     def logits(self, query, item_BC: Tensor) -> Tensor:

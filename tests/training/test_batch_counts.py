@@ -19,7 +19,7 @@ from recexp.training.module import RecModule
 from recexp.training.signals import Interrupted
 from tests.support.running import command, composed, run_here
 
-NCF = ["model=mf", "model.num_factors=4", "objective.n_negatives=4", "logger=none"]
+NCF = ["model=mf", "model.n_factors=4", "objective.n_negatives=4", "logger=none"]
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,7 @@ def test_gru4rec_runs_with_the_official_adagrad(model, momentum):
 
 def test_bert4rec_decays_matrices_alone():
     """Neither biases nor the constants and scales of the layer norms: BERT's exclusions."""
-    model = BERT4Rec(toy.schema(side=False), num_factors=8, max_len=5)
+    model = BERT4Rec(toy.schema(side=False), n_factors=8, max_len=5)
     optimizer = build(composed("model=bert4rec", "optimizer=bert_adamw", "dataset=table").optimizer)
     module = SimpleNamespace(
         gradient_free=False, model=model, _optimizer=optimizer, _scheduler=None

@@ -21,7 +21,7 @@ from recexp.training.module import RecModule
 from recexp.training.signals import Interrupted
 from tests.support.running import composed, run_here
 
-SMALL = ["model=bpr_mf", "model.num_factors=8", "logger=none", "optimizer.lr=0.05"]
+SMALL = ["model=bpr_mf", "model.n_factors=8", "logger=none", "optimizer.lr=0.05"]
 STEPS = 25  # of an epoch
 PATIENT = "callbacks.early_stopping.min_steps=0"
 
@@ -115,7 +115,7 @@ def test_the_floor_is_one_of_optimizer_steps(shop, falling):
     falling(1)
     words = [
         "model=wmf",
-        "model.num_factors=4",
+        "model.n_factors=4",
         "logger=none",
         "trainer.max_epochs=9",
         "callbacks.early_stopping.patience=2",

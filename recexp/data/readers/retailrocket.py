@@ -13,7 +13,7 @@ from recexp.data.readers import ItemFeature, Raw
 from recexp.errors import RecexpError
 
 ORIGIN = "Kaggle: retailrocket/ecommerce-dataset"
-BEHAVIOURS = ("view", "addtocart", "transaction")
+BEHAVIORS = ("view", "addtocart", "transaction")
 PROPERTIES = ("item_properties_part1.csv", "item_properties_part2.csv")
 
 
@@ -26,7 +26,7 @@ def read(raw_dir: str | Path, *, on_bad_rows: BadRows = "error", file: str = "ev
     columns = [
         Column("user", "visitorid", "int"),
         Column("item", "itemid", "int"),
-        Column("behavior", "event", choices=BEHAVIOURS),
+        Column("behavior", "event", choices=BEHAVIORS),
         Column("timestamp", "timestamp", "ms"),
     ]
     events = folder.delimited(file, columns, header=True)

@@ -1,4 +1,4 @@
-"""Taobao UserBehavior: page views, carts, favourites and purchases of nine days in 2017."""
+"""Taobao UserBehavior: page views, carts, favorites and purchases of nine days in 2017."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from recexp.data.raw.scanning import scan
 from recexp.data.readers import ItemFeature, Raw
 
 ORIGIN = "Tianchi: User Behavior Data from Taobao (dataset 649)"
-BEHAVIOURS = ("pv", "fav", "cart", "buy")
+BEHAVIORS = ("pv", "fav", "cart", "buy")
 
 
 def read(
@@ -25,7 +25,7 @@ def read(
         Column("user", 0, "int"),
         Column("item", 1, "int"),
         Column("category", 2, "int"),
-        Column("behavior", 3, choices=BEHAVIOURS),
+        Column("behavior", 3, choices=BEHAVIORS),
         Column("timestamp", 4, "s"),
     ]
     events = scan(folder, file, columns)  # 100 million rows are not held in memory

@@ -1,6 +1,6 @@
 """A small simulated stand-in for a data set (``scale=smoke``).
 
-The simulated shop's events get the behaviours of another data set. It has the form of the data it
+The simulated shop's events get the behaviors of another data set. It has the form of the data it
 stands for, so that every experiment runs anywhere; its numbers say nothing about that data.
 """
 
@@ -13,18 +13,18 @@ import polars as pl
 
 from recexp.data.dataset import BadRows
 from recexp.data.readers import ItemFeature, Raw, simulated_shop
-from recexp.data.readers.retailrocket import BEHAVIOURS
+from recexp.data.readers.retailrocket import BEHAVIORS
 from recexp.data.simulation.simulator import Count, Mean, Rate, Seed
 from recexp.errors import RecexpError
 
-MAX_BEHAVIOURS = 4
+MAX_BEHAVIORS = 4
 
 
 def read(
     raw_dir: str | Path,
     *,
     on_bad_rows: BadRows = "error",
-    behaviours: Sequence[str],
+    behaviors: Sequence[str],
     users: Count = 150,
     items: Count = 200,
     categories: Count = 10,
@@ -34,7 +34,7 @@ def read(
     purchase_rate: Rate = 0.5,
     seed: Seed = 0,
 ) -> Raw:
-    """Simulate a shop and name its events by ``behaviours``, weak to strong.
+    """Simulate a shop and name its events by ``behaviors``, weak to strong.
 
     One behavior: the first event of every user and item. Two: views, and all others. Three: views,
     carts, purchases. Four: every second cart becomes the second behavior.
@@ -45,10 +45,10 @@ def read(
     Raises:
         RecexpError: no behavior, or more than four.
     """
-    names = list(behaviours)
-    if not 1 <= len(names) <= MAX_BEHAVIOURS:
+    names = list(behaviors)
+    if not 1 <= len(names) <= MAX_BEHAVIORS:
         raise RecexpError(
-            f"A simulated stand-in has 1 to {MAX_BEHAVIOURS} behaviours, dataset.behaviours names "
+            f"A simulated stand-in has 1 to {MAX_BEHAVIORS} behaviors, dataset.behaviors names "
             f"{len(names)}: {names}."
         )
     raw = simulated_shop.read(
@@ -84,7 +84,7 @@ def _first_events(events: pl.LazyFrame, name: str, *, with_value: bool) -> pl.La
 
 def _renamed(names: list[str]) -> pl.Expr:
     """The shop's behaviors under two to four names."""
-    is_view, is_cart, is_purchase = (pl.col("behavior") == name for name in BEHAVIOURS)
+    is_view, is_cart, is_purchase = (pl.col("behavior") == name for name in BEHAVIORS)
     weakest = pl.lit(names[0])
     strongest = pl.lit(names[-1])
     if len(names) == 2:

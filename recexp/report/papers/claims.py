@@ -49,7 +49,7 @@ RELATIONS = (">", "≈", "sooner")
 NEAR = 0.95  # the share of its best value at which a curve counts as near it
 # Of a system with more settings than these, only what its claims vary is shown.
 MAX_SHOWN = 3
-SHOWN_OF_MANY = ("model.num_layers", "model.num_heads")
+SHOWN_OF_MANY = ("model.n_layers", "model.n_heads")
 
 
 @dataclass(frozen=True)

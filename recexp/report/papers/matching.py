@@ -85,7 +85,7 @@ def curve(result: Result, metric: str) -> list[tuple[int, float]]:
     """
     if not _can_match(result) or result["protocol"] != PROTOCOLS["P1"]:
         return []
-    start = f"K={setting(result, 'model.num_factors')},epoch="
+    start = f"K={setting(result, 'model.n_factors')},epoch="
     points = []
     for figure in select(
         paper="ite",
@@ -133,7 +133,7 @@ def _ite(result: Result, table: str) -> list[Place]:
     # Experiments on depth, length and the implicit loss share only their usual point with figure 5.
     if table not in ("fig5", "fig12", "fig10_11") and not _usual_ite_point(result, model):
         return []
-    width = setting(result, "model.num_factors")
+    width = setting(result, "model.n_factors")
     places = [Place("fig5", model, f"K={width}")]
     if width == 64:
         places.append(Place("fig12", model, ""))
@@ -157,7 +157,7 @@ def _usual_ite_point(result: Result, model: str) -> bool:
         return False
     if not model.startswith("bert_ite"):
         return True
-    shape = (setting(result, "model.num_layers"), setting(result, "model.max_len"))
+    shape = (setting(result, "model.n_layers"), setting(result, "model.max_len"))
     usual_shape = (1, 40) if result["model"].endswith("_authors") else (2, 20)
     return bool(shape == usual_shape)
 
@@ -165,7 +165,7 @@ def _usual_ite_point(result: Result, model: str) -> bool:
 def _multi_feedback(result: Result, table: str) -> list[Place]:
     if result["model"] != "mf_mmlp":
         return [Place("table4", result["model"], "mean of 10")]
-    factors = setting(result, "model.num_factors")
+    factors = setting(result, "model.n_factors")
     negatives = setting(result, "objective.n_negatives")
     if table == "table2":  # does not say how many negatives
         places = [Place("table2", "mf_mmlp", f"factors={factors}")]
@@ -178,7 +178,7 @@ def _multi_feedback(result: Result, table: str) -> list[Place]:
 
 def _bert4rec(result: Result, table: str) -> list[Place]:
     model = result["model"]
-    width = setting(result, "model.num_factors")
+    width = setting(result, "model.n_factors")
     of_width_256 = [Place("table3", model, "d=256")] if width == 256 else []
     if model == "bert4rec_one_mask":
         return of_width_256
@@ -227,7 +227,7 @@ def _ablations(result: Result) -> set[str]:
         found.add("w/o PE")
     if setting(result, "model.dropout") == 0 and setting(result, "model.attention_dropout") == 0:
         found.add("w/o dropout")
-    for letter, key in (("L", "num_layers"), ("h", "num_heads")):
+    for letter, key in (("L", "n_layers"), ("h", "n_heads")):
         value = setting(result, f"model.{key}")
         if value not in (None, 2):
             found.add(f"{letter}={value}")

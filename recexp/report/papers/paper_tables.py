@@ -174,7 +174,7 @@ def _figures_of(result: Result, layout: Layout) -> list[Figure]:
         return list(in_table(result, layout.paper, layout.table).values())
     if not in_table(result, layout.paper, "fig5"):  # of the same systems
         return []
-    start = f"K={setting(result, 'model.num_factors')},"
+    start = f"K={setting(result, 'model.n_factors')},"
     found = select(
         paper=layout.paper,
         table=layout.table,

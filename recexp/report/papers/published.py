@@ -37,7 +37,7 @@ VARIANTS = {
 PAPER_NAMES = {"nova": "nova_bert", "multifeedback": "multi_feedback"}
 TABLE_NAMES = {"fig10": "fig10_11", "fig11": "fig10_11"}
 # Side information that the NOVA paper calls behavior-related.
-BEHAVIOR_SIDES = frozenset({"value", "behaviour", "time"})
+BEHAVIOR_SIDES = frozenset({"value", "behavior", "time"})
 
 
 @dataclass(frozen=True)

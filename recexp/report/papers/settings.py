@@ -35,9 +35,9 @@ COLUMNS = ("paper", "experiment", "model", "dataset", "key", "value", "source", 
 # What counts as a setting, by group. A key left out counts with the constructor's default.
 OPTIMIZER = ("_target_", "lr", "betas", "momentum", "eps", "weight_decay")
 DATASET = (
-    "behaviours",
+    "behaviors",
     "explicit",
-    "value_behaviours",
+    "value_behaviors",
     "filters",
     "iterate_filters",
     "merge",

@@ -407,7 +407,7 @@ def test_table_csv_with_names_times_and_features(tmp_path):
         log__csv='who;what;how;"stars; 1 to 5";when\n'
         "ann;007;like;4.5;2020-01-02\n"
         "bob;7;see;;2020-01-02T03:04:05+01:00\n",
-        items__csv="sku;colour;tags;eur\n007;red;a|b;1.5\n7;;;\n",
+        items__csv="sku;color;tags;eur\n007;red;a|b;1.5\n7;;;\n",
     )
     raw = table.read(
         tmp_path,
@@ -422,14 +422,14 @@ def test_table_csv_with_names_times_and_features(tmp_path):
         features={
             "file": "items.csv",
             "item": "sku",
-            "columns": {"colour": "categorical", "tags": "multi_label", "eur": "numeric"},
+            "columns": {"color": "categorical", "tags": "multi_label", "eur": "numeric"},
         },
     )
     assert rows(raw, "user", "item", "behavior", "value", "timestamp") == [
         ("ann", "007", "like", 4.5, ms(2020, 1, 2)),
         ("bob", "7", "see", None, ms(2020, 1, 2, 2, 4, 5)),
     ]
-    assert values(raw, "colour") == [("007", "red")]
+    assert values(raw, "color") == [("007", "red")]
     assert values(raw, "tags") == [("007", "a"), ("007", "b")]
     assert values(raw, "eur") == [("007", 1.5)]
 
@@ -472,7 +472,7 @@ CONF = Path(__file__).parents[3] / "conf" / "dataset"
 @pytest.mark.parametrize("name", sorted(path.stem for path in CONF.glob("*.yaml")))
 def test_every_setting_of_a_dataset_is_known(name):
     config = OmegaConf.load(CONF / f"{name}.yaml")
-    assert config.name == name and set(config.explicit) <= set(config.behaviours)
+    assert config.name == name and set(config.explicit) <= set(config.behaviors)
     reader = inspect.signature(get_method(config.source._target_))
     options = {
         key: value for key, value in config.source.items() if key not in ("_target_", "_partial_")

@@ -70,11 +70,11 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_fingerprint(name):
-    read, options, counts, behaviours = CASES[name]
+    read, options, counts, behaviors = CASES[name]
     raw = read(DATA / name.split()[0], **options)
     events = raw.events.collect()
     assert (events.height, events["user"].n_unique(), events["item"].n_unique()) == counts
-    assert dict(events["behavior"].value_counts().rows()) == behaviours
+    assert dict(events["behavior"].value_counts().rows()) == behaviors
     assert not raw.dropped and all(file.is_file() for file in raw.files)
 
 

@@ -13,7 +13,7 @@ from recexp.data.dataset import Dataset
 from recexp.data.simulation.simulator import SETTING_FILE, is_simulated, simulate
 from tests.support.events import P3, dataset, random_events, write
 
-BEHAVIOURS = ["view", "addtocart", "transaction"]
+BEHAVIORS = ["view", "addtocart", "transaction"]
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def shop(tmp_path_factory):
 def prepared(folder, cache, reader="retailrocket", **options):
     source = {"_target_": f"recexp.data.readers.{reader}.read", "_partial_": True} | options
     return read_meta(
-        prepare(Dataset("shop", str(folder), source, BEHAVIOURS, BEHAVIOURS[1:]), P3, cache)
+        prepare(Dataset("shop", str(folder), source, BEHAVIORS, BEHAVIORS[1:]), P3, cache)
     )
 
 
@@ -60,7 +60,7 @@ def test_by_their_times_where_the_setting_file_is_gone(shop, tmp_path, name):
     assert prepared(tmp_path / "raw", tmp_path / "cache", **options)["simulated"] is True
 
 
-def test_a_copy_that_cannot_be_recognised_has_another_fingerprint(shop, tmp_path):
+def test_a_copy_that_cannot_be_recognized_has_another_fingerprint(shop, tmp_path):
     """In seconds and without the setting file nothing tells where the events are from."""
     frame = pl.read_csv(shop / "events.csv").with_columns(pl.col("timestamp") // 1000)
     metas = []

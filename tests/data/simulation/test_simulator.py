@@ -160,7 +160,7 @@ def _concentration(views):
     )
 
 
-def test_neighbours_in_time_are_neighbours_in_category(views):
+def test_neighbors_in_time_are_neighbors_in_category(views):
     # the control keeps every user's own categories, only their order is lost
     control = views.with_columns(pl.col("leaf").shuffle(seed=1).over("visitorid"))
     assert _persistence(views) > 0.85 and _persistence(views) > 1.5 * _persistence(control)
@@ -271,8 +271,8 @@ def test_popularity_is_skewed_with_a_long_tail(views):
 
 
 def test_ids_tell_nothing_about_categories(leaf):
-    neighbours = leaf.sort("itemid")["leaf"].to_numpy()
-    assert np.mean(neighbours[1:] == neighbours[:-1]) < 3 / SMALL["categories"]
+    neighbors = leaf.sort("itemid")["leaf"].to_numpy()
+    assert np.mean(neighbors[1:] == neighbors[:-1]) < 3 / SMALL["categories"]
 
 
 @pytest.mark.parametrize(
