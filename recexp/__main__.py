@@ -1,6 +1,17 @@
 """``python -m recexp``: train and evaluate a recommender."""
 
-from recexp.cli.main import main
+from recexp.interrupts import enter_stage, handle_signals
+
+
+def main() -> None:
+    """Entry point of ``python -m recexp`` and of the command ``recexp``."""
+    # Before the imports, which take seconds.
+    handle_signals()
+    enter_stage("ended the program before the run began", ends_at_once=True)
+    from recexp.cli.main import main as start
+
+    start()
+
 
 if __name__ == "__main__":
     main()

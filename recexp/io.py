@@ -86,6 +86,29 @@ def file_lock(path: Path, waiting: str = "") -> Iterator[None]:
         lock.release()
 
 
+def try_lock(path: Path) -> int | None:
+    """Take the exclusive lock on the file ``path``, which is created; None if it is held.
+
+    Returns the file's descriptor. The lock lasts until every process that has the descriptor has
+    closed it or ended.
+
+    Raises:
+        OSError: the file cannot be opened, or its file system has no locks.
+    """
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
 def disk_trouble(error: OSError) -> bool:
     """Is the disk full, read-only or failing, rather than our code wrong?"""
     return error.errno in _DISK_ERRORS

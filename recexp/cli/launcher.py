@@ -10,6 +10,9 @@ directory. If the config is the same too (a YAML may have been edited meanwhile)
 result is not run again, and one that was killed or interrupted resumes from its last checkpoint. A
 job with other overrides gets a directory of its own, so that a sweep over other values never
 replaces results.
+
+A job holds the lock of its directory from its first moment: the launcher takes the lock and the
+process inherits it. A job that outlived its sweep is waited for and not started twice.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -36,8 +41,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recexp.config.presets import apply_preset
 from recexp.errors import RecexpError
+from recexp.interrupts import SIGNALS
 from recexp.io import atomic_write
+from recexp.overrides import override
 from recexp.renamed import with_new_keys, with_new_words
+from recexp.runs.directory import INHERITED, DirectoryInUse, lock_directory
 from recexp.runs.identity import differences, material_overrides
 
 POLL = 0.2  # seconds between two checks of the running jobs
@@ -123,7 +131,8 @@ class ProcessLauncher(Launcher):
             log.error(
                 _line(
                     f"{len(progress.failures)} of {len(jobs)} jobs failed; the others' results are "
-                    f"under {sweep}. To run only these again: hydra.sweep.dir={sweep}"
+                    f"under {sweep}. To run only these again: the same command with "
+                    f"{_again(sweep)}"
                 )
             )
             sys.exit(1)
@@ -135,11 +144,22 @@ class ProcessLauncher(Launcher):
         """Run the jobs to their ends."""
         known = _known_jobs(sweep)
         waiting = list(jobs)
+        outliving: set[int] = set()  # numbers of jobs that processes of an earlier start still run
         while waiting or running:
-            while waiting and len(running) < self.jobs:
-                job = waiting.pop(0)
+            for job in list(waiting):
+                n_busy = len(running) + (0 if job.number in outliving else len(outliving))
+                if n_busy >= self.jobs:
+                    continue
                 earlier = known.get(material_overrides(job.overrides))
-                started = _start(sweep, job, earlier, progress)
+                try:
+                    started = _start(sweep, job, earlier, progress)
+                except DirectoryInUse as error:
+                    if job.number not in outliving:
+                        log.info(_line(f"job {job.number} waits: {error}"))
+                    outliving.add(job.number)
+                    continue
+                outliving.discard(job.number)
+                waiting.remove(job)
                 if started is not None:
                     running.append(started)
             finished = [one for one in running if one.process.poll() is not None]
@@ -188,24 +208,41 @@ def _start(
                 )
             )
     folder = earlier.folder if earlier is not None else _claim_folder(sweep, job.wish)
-    last = folder / "checkpoints" / "last.ckpt"
-    resumes = earlier is not None and not changed and last.is_file()
-    (folder / "result.json").unlink(missing_ok=True)
-    with atomic_write(folder / "job.json") as temporary:
-        content = {"overrides": job.overrides, "config": job.config}
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
-    command = [sys.executable, "-m", "recexp", *job.overrides]
-    if resumes:
-        command.append(f"ckpt_path={last}")
-    command.append(f"hydra.run.dir={folder}")
-    if not job.config.get("group"):
-        command.append(f"group={sweep.name}")
-    command.append("hydra.mode=RUN")
-    verb = "goes on" if resumes else "started"
-    log.info(_line(f"job {job.number} {verb}: {' '.join(job.overrides) or '(defaults)'}"))
-    with (folder / "log.txt").open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+    lock = lock_directory(folder)
+    try:
+        last = folder / "checkpoints" / "last.ckpt"
+        resumes = earlier is not None and not changed and last.is_file()
+        (folder / "result.json").unlink(missing_ok=True)
+        with atomic_write(folder / "job.json") as temporary:
+            content = {"overrides": job.overrides, "config": job.config}
+            temporary.write_text(json.dumps(content, indent=1) + "\n")
+        verb = "goes on" if resumes else "started"
+        log.info(_line(f"job {job.number} {verb}: {' '.join(job.overrides) or '(defaults)'}"))
+        command = _command(sweep, job, folder, last if resumes else None)
+        with (folder / "log.txt").open("w") as output:
+            process = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=() if lock is None else (lock,),
+                env=os.environ | {INHERITED: "" if lock is None else str(lock)},
+            )
+    finally:
+        if lock is not None:
+            os.close(lock)
     return _Running(job, folder, process)
+
+
+def _command(sweep: Path, job: _Job, folder: Path, checkpoint: Path | None) -> list[str]:
+    """The command line of a job's process."""
+    command = [sys.executable, "-m", "recexp", *job.overrides]
+    if checkpoint is not None:
+        command.append(override("ckpt_path", checkpoint))
+    command.append(override("hydra.run.dir", folder))
+    if not job.config.get("group"):
+        command.append(override("group", sweep.name))
+    command.append("hydra.mode=RUN")
+    return command
 
 
 def _collect(finished: _Running, progress: _Progress, n_running: int) -> None:
@@ -292,24 +329,28 @@ def _failure(code: int, output: Path) -> str:
 def _ending_together(sweep: Path) -> Iterator[list[_Running]]:
     """The list of running jobs. They end with the sweep, each with a checkpoint to resume from."""
 
-    def on_sigterm(signum: int, frame: FrameType | None) -> None:
-        raise _Sigterm
+    def on_signal(signum: int, frame: FrameType | None) -> None:
+        if signum == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the sweep at once
+        raise _Signal(signum)
 
     running: list[_Running] = []
-    handler_before = signal.signal(signal.SIGTERM, on_sigterm)
+    handlers_before = {
+        signum: signal.signal(signum, on_signal)
+        for signum in SIGNALS
+        if signal.getsignal(signum) is not signal.SIG_IGN
+    }
     try:
         yield running
-    except (KeyboardInterrupt, _Sigterm) as stop:
-        signum = signal.SIGTERM if isinstance(stop, _Sigterm) else signal.SIGINT
+    except _Signal as stop:
         log.warning(
             _line(
-                f"{signum.name} ends the sweep and its {len(running)} running jobs. To go on: "
-                f"hydra.sweep.dir={sweep}"
+                f"{stop.name} ends the sweep and its {len(running)} running jobs; to go on: the "
+                f"same command with {_again(sweep)}"
             )
         )
-        sys.exit(128 + signum)
+        sys.exit(128 + stop.signum)
     finally:
-        signal.signal(signal.SIGTERM, handler_before)
         for one in running:
             one.process.terminate()
         for one in running:
@@ -317,10 +358,22 @@ def _ending_together(sweep: Path) -> Iterator[list[_Running]]:
                 one.process.wait(GRACE)
             except subprocess.TimeoutExpired:
                 one.process.kill()
+        for signum, handler in handlers_before.items():
+            signal.signal(signum, handler)
 
 
-class _Sigterm(BaseException):
-    """SIGTERM came."""
+class _Signal(BaseException):
+    """A signal came."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
+        self.name = signal.Signals(signum).name
+
+
+def _again(sweep: Path) -> str:
+    """The word that makes the same command go on with this sweep, for a shell."""
+    return shlex.quote(override("hydra.sweep.dir", sweep))
 
 
 def _line(text: str) -> str:

@@ -22,8 +22,10 @@ from recexp.config import CONF
 from recexp.config.build import register_resolvers
 from recexp.config.presets import apply_preset, with_quickstart
 from recexp.errors import RecexpError
+from recexp.interrupts import Stopped, enter_stage, handle_signals, says_so
 from recexp.io import disk_trouble, reason
 from recexp.logs import show_logs
+from recexp.overrides import resume_advice
 from recexp.renamed import warn_of_renamed, with_new_words
 
 if TYPE_CHECKING:
@@ -31,11 +33,11 @@ if TYPE_CHECKING:
 
 PLUGINS = Path(__file__).parent / "plugins"
 RANK_VARIABLES = ("RANK", "SLURM_PROCID")  # of torchrun and SLURM
-KEYBOARD_INTERRUPT_CODE = 130  # as shells report a process that Ctrl-C ended
 
 
 def main() -> None:
-    """Entry point of ``python -m recexp`` and of the command ``recexp``."""
+    """Compose the config of the command line and run it."""
+    handle_signals()
     show_logs()
     warn_of_renamed(sys.argv[1:])
     words = with_new_words(sys.argv[1:])
@@ -91,19 +93,17 @@ def _run(cfg: DictConfig) -> float | None:
             result = run(apply_preset(cfg, HydraConfig.get()))
         except Interrupted as interrupted:
             _exit_interrupted(interrupted)
+        finally:
+            # Only the end of the process is left, where an exception would not be handled.
+            enter_stage("came at the end of the program", ends_at_once=True)
     metrics: dict[str, float] = result.get("metrics", {})
     return metrics.get("val/ndcg@10")
 
 
 def _exit_interrupted(interrupted: Interrupted) -> NoReturn:
-    from recexp.distributed import is_first_process
-
-    last = interrupted.run_dir / "checkpoints" / "last.ckpt"
-    advice = "nothing was saved yet"
-    if last.exists():
-        advice = f"to go on: the same command with ckpt_path={last}"
-    if is_first_process():
-        print(f"{interrupted}; {advice}", file=sys.stderr)
+    if says_so():
+        advice = "" if interrupted.has_result else f"; {resume_advice(interrupted.run_dir)}"
+        print(f"{interrupted}{advice}", file=sys.stderr)
     sys.exit(128 + interrupted.signum)
 
 
@@ -127,6 +127,7 @@ def _errors_explained() -> Iterator[None]:
             f"error: {reason(error)}. Make room for the run directory, or choose another place "
             "that can be written: hydra.run.dir=..."
         )
-    except KeyboardInterrupt:
-        print("interrupted before training began", file=sys.stderr)
-        sys.exit(KEYBOARD_INTERRUPT_CODE)
+    except Stopped as stop:
+        if says_so():
+            print(stop, file=sys.stderr)
+        sys.exit(128 + stop.signum)

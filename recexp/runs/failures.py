@@ -11,6 +11,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from recexp.distributed import is_first_process
 from recexp.errors import RecexpError
+from recexp.interrupts import enter_stage
 from recexp.training.memory import out_of_memory
 from recexp.training.processes import is_peer_lost, peer_lost_message
 from recexp.training.signals import Interrupted, Interruption
@@ -28,8 +29,10 @@ def failures_explained(
     another process is lost or memory ran out. Other errors pass.
     """
     run_dir = Path(cfg.run_dir)
+    enter_stage(f"ended the run in {run_dir}", ends_at_once=False)
     with stop:
         try:
+            stop.catch_up()
             yield
         except SIGTERMException:
             raise _interrupted(stop, run_dir, save_progress) from None
@@ -53,4 +56,5 @@ def _interrupted(
     assert stop.signum is not None
     if is_first_process():
         save_progress(stop.signum)
+    enter_stage(f"ended the run in {run_dir}", ends_at_once=True)
     return Interrupted(stop.signum, run_dir)

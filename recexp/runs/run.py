@@ -23,9 +23,12 @@ from recexp.data.store import Store
 from recexp.distributed import is_first_process
 from recexp.errors import RecexpError
 from recexp.evaluation.protocol import Protocol
+from recexp.interrupts import enter_stage
+from recexp.io import checksum
 from recexp.runs.assembly import assemble, build_trainer
 from recexp.runs.convergence import judge
 from recexp.runs.costs import scoring_costs
+from recexp.runs.directory import claimed, clear
 from recexp.runs.environment import describe, git_state
 from recexp.runs.failures import failures_explained
 from recexp.runs.outputs import (
@@ -39,15 +42,21 @@ from recexp.runs.outputs import (
 )
 from recexp.runs.result import RunResult
 from recexp.training.callbacks import EpochTable
-from recexp.training.checkpoints import adopt_best, read_checkpoint, read_matching_checkpoint
+from recexp.training.checkpoints import (
+    adopt_best,
+    best_beside,
+    read_checkpoint,
+    read_matching_checkpoint,
+)
 from recexp.training.early_stopping import ValidateAtLastStep, stop_reason
 from recexp.training.loggers import finish
 from recexp.training.module import RecModule
 from recexp.training.parts import Parts
-from recexp.training.signals import Interruption
+from recexp.training.signals import Interrupted, Interruption
 from recexp.training.silence import silence_lightning
 
 DATA_FACTS = ("users", "items", "interactions", "fingerprint", "simulated")  # into result.json
+BEST, REFIT = "checkpoints/best.ckpt", "checkpoints/refit.ckpt"
 TEST_PEEK = "test_peek (epoch chosen on the TEST set: optimistic)"
 
 log = logging.getLogger(__name__)
@@ -73,16 +82,28 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     """Train and evaluate what the config says; returns the content of ``result.json``.
 
     Returns {} in every process but the first. Raises RecexpError for anything that the user can
-    correct, and Interrupted where a signal ended the run.
+    correct, also where another run has the directory, and Interrupted where a signal ended the
+    run.
     """
+    check_config(cfg)
     run_dir = Path(cfg.run_dir)
-    _check_and_start(cfg, run_dir)
+    with claimed(run_dir):
+        enter_stage(
+            f"ended the run in {run_dir} before training began; to go on: the same command",
+            ends_at_once=False,
+        )
+        return _run(cfg, run_dir)
+
+
+def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
+    """The run in a directory that it has alone."""
+    _set_up_process(cfg)
     started = time.perf_counter()
     git = git_state()  # before training, because the checkout may change meanwhile
 
     prepared = prepare_data(cfg)
     module, data = assemble(cfg, prepared.protocol, prepared.store, prepared.splits)
-    _adopt_checkpoint(cfg, module, prepared.store)
+    _start_directory(cfg, module, prepared.store)
     about = _about(cfg, prepared, git)
     constant_loss = module.objective.constant_loss(prepared.store, data.batch_size)
 
@@ -97,36 +118,86 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     def save_progress(signum: int) -> None:
         save_interrupted(run_dir, about, signum, table.record() | parts.record())
 
-    refit = None
     with failures_explained(cfg, stop, save_progress):
-        trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True)
-        stopped = stop_reason(trainer)
-        best_epoch = _best_epoch(table.rows, prepared.monitor, stopped)
-        if cfg.selection == "refit":
-            trainer, module, data = _refit(cfg, prepared, stop, n_epochs=best_epoch + 1)
-            refit = {"epochs": best_epoch + 1, "updates": _n_updates(trainer, module)}
-        else:
-            _load_best(trainer, module, run_dir)
-        trainer.test(module, data, verbose=False)
-    if not trainer.is_global_zero:
-        return {}
-
-    verdict = judge(table.rows, prepared.monitor, stop_reason=stopped, constant_loss=constant_loss)
-    training = {
-        "best_epoch": best_epoch,
-        "stop_reason": stopped,
-        "constant_loss": constant_loss,
-        "convergence": asdict(verdict),
-        **table.record(),
-        **parts.record(),
-        **({"refit": refit} if refit else {}),
-    }
-    metrics = _metrics(module, table.rows, best_epoch)
-    result = _write_result(run_dir, module, about | training | {"metrics": metrics})
+        tested = _train_and_test(cfg, prepared, trainer, module, data, table, stop)
+        if not trainer.is_global_zero:
+            return {}
+        stop.hold()  # the result is complete, so it is written before a signal takes effect
+        verdict = judge(
+            table.rows, prepared.monitor, stop_reason=tested.stopped, constant_loss=constant_loss
+        )
+        training = {
+            "best_epoch": tested.best_epoch,
+            "stop_reason": tested.stopped,
+            "constant_loss": constant_loss,
+            "convergence": asdict(verdict),
+            "checkpoint": tested.checkpoint,
+            **table.record(),
+            **parts.record(),
+            **({"refit": tested.refit} if tested.refit else {}),
+        }
+        metrics = _metrics(tested.module, table.rows, tested.best_epoch)
+        content = about | training | {"metrics": metrics}
+        result = _write_result(run_dir, tested.module, content)
+    enter_stage(f"came after the run in {run_dir} had its result", ends_at_once=False)
+    if stop.signum:
+        raise Interrupted(stop.signum, run_dir, has_result=True)
     save_curves(run_dir / "curves.png", table.rows, _title(about))
-    _log_test_metrics(trainer, metrics)
+    _log_test_metrics(tested.trainer, metrics)
     show_table(result, run_dir)
     return result.to_dict()
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A module that was trained and tested.
+
+    stopped: why the training ended. checkpoint: the file with the tested weights, and its checksum.
+    refit: epochs and updates of the second training, None where there is none.
+    """
+
+    trainer: pl.Trainer
+    module: RecModule
+    stopped: str
+    best_epoch: int
+    checkpoint: dict[str, str]
+    refit: dict[str, int] | None
+
+
+def _train_and_test(
+    cfg: DictConfig,
+    prepared: Prepared,
+    trainer: pl.Trainer,
+    module: RecModule,
+    data: RecDataModule,
+    table: EpochTable,
+    stop: Interruption,
+) -> Tested:
+    """Fit, choose the epoch, train again where the config says so, and test."""
+    trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True)
+    stopped = stop_reason(trainer)
+    best_epoch = _best_epoch(table.rows, prepared.monitor, stopped)
+    refit = None
+    if cfg.selection == "refit":
+        trainer, module, data = _refit(cfg, prepared, stop, n_epochs=best_epoch + 1)
+        refit = {"epochs": best_epoch + 1, "updates": _n_updates(trainer, module)}
+        checkpoint = _identified(cfg, REFIT)
+    else:
+        # Before the file is read: what is tested is what was there then.
+        checkpoint = _identified(cfg, BEST)
+        _load_best(trainer, module, Path(cfg.run_dir))
+    trainer.test(module, data, verbose=False)
+    return Tested(trainer, module, stopped, best_epoch, checkpoint, refit)
+
+
+def _identified(cfg: DictConfig, file: str) -> dict[str, str]:
+    """File and checksum of a checkpoint, as ``result.json`` names it; {} but in the first process.
+
+    Only that process knows the run directory.
+    """
+    if not is_first_process():
+        return {}
+    return {"file": file, "sha256": checksum(Path(cfg.run_dir) / file)}
 
 
 def prepare_data(cfg: DictConfig) -> Prepared:
@@ -149,27 +220,34 @@ def prepare_data(cfg: DictConfig) -> Prepared:
     return Prepared(dataset, protocol, store, splits, monitor, protocol.id(store.meta))
 
 
-def _check_and_start(cfg: DictConfig, run_dir: Path) -> None:
-    """Check the config, set up the process and write ``config.yaml``."""
-    check_config(cfg)
+def _set_up_process(cfg: DictConfig) -> None:
+    """Check what depends on the machine, and say what will run."""
     silence_lightning()
     check_machine(cfg)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if is_first_process():
         log.info("%s", "\n".join(summary(cfg)))
-        run_dir.mkdir(parents=True, exist_ok=True)
-        save_config(run_dir / "config.yaml", cfg)
 
 
-def _adopt_checkpoint(cfg: DictConfig, module: RecModule, store: Store) -> None:
-    """Check the checkpoint to resume from, if there is one, and copy the best one beside it."""
-    if not cfg.ckpt_path:
-        return
-    path = Path(cfg.ckpt_path)
-    content = read_matching_checkpoint(path, module, store.meta["fingerprint"])
+def _start_directory(cfg: DictConfig, module: RecModule, store: Store) -> None:
+    """Check the checkpoint to resume from, if there is one, and clear the run's directory for it.
+
+    Comes after everything that the user may have to correct: until here an older run is unharmed.
+    """
+    run_dir = Path(cfg.run_dir)
+    checkpoints = run_dir / "checkpoints"
+    best = None
+    goes_on_here = False
+    if cfg.ckpt_path:
+        path = Path(cfg.ckpt_path)
+        best = best_beside(path, read_matching_checkpoint(path, module, store.meta["fingerprint"]))
+        goes_on_here = checkpoints.is_dir() and path.parent.samefile(checkpoints)
     if is_first_process():
-        adopt_best(path, content, Path(cfg.run_dir) / "checkpoints")
+        clear(run_dir, keep_progress=goes_on_here)
+        save_config(run_dir / "config.yaml", cfg)
+        if best is not None:
+            adopt_best(best, checkpoints)
 
 
 def _log_size(module: RecModule, trainer: pl.Trainer) -> None:
@@ -227,7 +305,7 @@ def _refit(
     run_dir = Path(cfg.run_dir)
     trainer = build_trainer(cfg, [EpochTable(run_dir / "metrics_refit.csv"), stop], n_epochs)
     trainer.fit(module, data)
-    trainer.save_checkpoint(run_dir / "checkpoints" / "refit.ckpt")
+    trainer.save_checkpoint(run_dir / REFIT)
     return trainer, module, data
 
 
@@ -243,7 +321,7 @@ def _load_best(trainer: pl.Trainer, module: RecModule, run_dir: Path) -> None:
     of the epoch table, to that epoch.
     """
     # Only the first process knows the run directory.
-    path = trainer.strategy.broadcast(str(run_dir / "checkpoints" / "best.ckpt"))
+    path = trainer.strategy.broadcast(str(run_dir / BEST))
     module.load_state_dict(read_checkpoint(Path(path))["state_dict"])
 
 

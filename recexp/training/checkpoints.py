@@ -70,28 +70,33 @@ def _moved_paths(state_dict: dict[str, Any], folder: str) -> dict[str, Any]:
     return state_dict | paths | {"dirpath": folder, "best_k_models": best}
 
 
-def adopt_best(checkpoint: Path, content: dict[str, Any], folder: Path) -> None:
-    """Copy ``best.ckpt`` from beside the checkpoint into ``folder``, where the run goes on.
+def best_beside(checkpoint: Path, content: dict[str, Any]) -> Path | None:
+    """``best.ckpt`` beside the checkpoint; None where its run had no best epoch yet.
 
     content: of the checkpoint. Raises RecexpError where its run had a best epoch whose weights
-    are not there: they may be needed at the end.
+    are not there or damaged: they may be needed at the end.
     """
     best = checkpoint.parent / "best.ckpt"
-    target = folder / "best.ckpt"
     if best.is_file():
-        is_same_file = target.exists() and best.samefile(target)
-        if not is_same_file:
-            verify_checkpoint(best)
-            folder.mkdir(parents=True, exist_ok=True)
-            with atomic_write(target) as temporary:
-                shutil.copyfile(best, temporary)
-        return
+        verify_checkpoint(best)
+        return best
     states = content.get("callbacks", {}).values()
     if any(state.get("monitor") and state.get("best_k_models") for state in states):
         raise RecexpError(
             f"{best} is missing: it holds the weights of the best epoch before {checkpoint.name}, "
             "and the run cannot go on without it. Keep the two files together."
         )
+    return None
+
+
+def adopt_best(best: Path, folder: Path) -> None:
+    """Copy ``best.ckpt`` into ``folder``, where the run goes on, unless it lies there."""
+    target = folder / "best.ckpt"
+    if target.exists() and best.samefile(target):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(target) as temporary:
+        shutil.copyfile(best, temporary)
 
 
 def verify_checkpoint(path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import signal
 import subprocess
 import threading
 import time
@@ -17,6 +16,9 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 from pytorch_lightning.strategies import DDPStrategy
+
+from recexp.interrupts import SIGNALS
+from recexp.overrides import resume_advice
 
 MAIN = "RECEXP_MAIN_PID"  # environment variable of processes that the first one started
 GRACE = 5.0  # seconds that a process has to end by itself
@@ -94,8 +96,10 @@ class _Watch(threading.Thread):
         log.error("error: %s", peer_lost_message(self.run_dir))
         for child in self.children:
             child.kill()
-        was_signaled = code in (-signal.SIGTERM, -signal.SIGINT)
-        os._exit(128 + abs(code) if was_signaled else 1)
+        for signum in SIGNALS:
+            if code in (-signum, 128 + signum):
+                os._exit(128 + signum)
+        os._exit(1)
 
     def _exit_code_of_lost_peer(self) -> int | None:
         if self.parent is not None and os.getppid() != self.parent:
@@ -127,11 +131,7 @@ def is_peer_lost(error: BaseException) -> bool:
 
 def peer_lost_message(run_dir: Path) -> str:
     """What the user has to know where another process is lost."""
-    last = run_dir / "checkpoints" / "last.ckpt"
-    advice = "Nothing was saved yet: start again."
-    if last.exists():
-        advice = f"To go on: the same command with ckpt_path={last}"
     return (
         "Another process of this run is lost or does not answer; its own message, if there is "
-        f"one, says why. {advice}"
+        f"one, says why; {resume_advice(run_dir)}"
     )

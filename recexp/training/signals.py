@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run at the next step, with a checkpoint to resume from exactly."""
+"""A signal ends a run at the next optimizer step, with a checkpoint to resume from exactly."""
 
 from __future__ import annotations
 
@@ -12,23 +12,33 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from recexp.interrupts import SIGNALS, received
+
 
 class Interrupted(Exception):
-    """A signal ended the run in ``run_dir``; its ``result.json`` says so."""
+    """A signal ended the run in ``run_dir``; its ``result.json`` says so.
 
-    def __init__(self, signum: int, run_dir: Path) -> None:
-        super().__init__(f"{signal.Signals(signum).name} ended the run in {run_dir}")
+    has_result: the signal came so late that the run has a complete result.
+    """
+
+    def __init__(self, signum: int, run_dir: Path, *, has_result: bool = False) -> None:
+        name = signal.Signals(signum).name
+        if has_result:
+            super().__init__(f"{name} came after the run in {run_dir} had its result")
+        else:
+            super().__init__(f"{name} ended the run in {run_dir}")
         self.signum = signum
         self.run_dir = run_dir
+        self.has_result = has_result
 
 
 class Interruption(pl.Callback):
     """``with Interruption(path) as stop: trainer.fit(...)``; the trainer has it as a callback.
 
     While batches are processed, a signal is only noted. Between two batches all processes agree
-    whether one of them was told to end, and then end together: in training with the checkpoint
-    ``path`` (if any); in evaluation the last epoch's checkpoint stays. At other times a signal
-    takes effect at once. A second Ctrl-C always ends the process at once.
+    whether one of them was told to end, and then end together: in training after an optimizer step
+    and with the checkpoint ``path`` (if any); in evaluation the last epoch's checkpoint stays. At
+    other times a signal takes effect at once. A second Ctrl-C always ends the process at once.
 
     signum: the signal that came to this process or another one; None while there is none.
     """
@@ -42,7 +52,7 @@ class Interruption(pl.Callback):
     def __enter__(self) -> Interruption:
         if threading.current_thread() is not threading.main_thread():
             return self  # only the main thread may set handlers
-        for signum in (signal.SIGTERM, signal.SIGINT):
+        for signum in SIGNALS:
             # A shell's background jobs ignore Ctrl-C, and go on doing so.
             if signal.getsignal(signum) is not signal.SIG_IGN:
                 self._handlers_before[signum] = signal.signal(signum, self._on_signal)
@@ -52,6 +62,16 @@ class Interruption(pl.Callback):
         for signum, handler in self._handlers_before.items():
             signal.signal(signum, handler)
         self._handlers_before = {}
+
+    def catch_up(self) -> None:
+        """Let a signal take effect that came before, where a library dropped its exception."""
+        signum = received()
+        if signum is not None:
+            self._on_signal(signum, None)
+
+    def hold(self) -> None:
+        """From now on only note signals."""
+        self._in_batches = True
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
@@ -88,7 +108,9 @@ class Interruption(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, batch: Any, index: int
     ) -> None:
-        self._agree(trainer, module, self.path)
+        # Gradients gathered since the last optimizer step are in no checkpoint.
+        if index % trainer.accumulate_grad_batches == 0:
+            self._agree(trainer, module, self.path)
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, *batch: Any

@@ -165,11 +165,11 @@ def test_best_ckpt_holds_the_weights_of_the_best_validated_epoch(
     [
         (["trainer.max_epochs=2"], "max_epochs reached", 2 * STEPS),
         (
-            ["trainer.max_epochs=2", f"+trainer.max_steps={STEPS + 7}"],
+            ["trainer.max_epochs=2", f"trainer.max_steps={STEPS + 7}"],
             "max_steps reached",
             STEPS + 7,
         ),
-        (["trainer.max_epochs=9", "+trainer.max_steps=7"], "max_steps reached", 7),
+        (["trainer.max_epochs=9", "trainer.max_steps=7"], "max_steps reached", 7),
         (
             [
                 "trainer.max_epochs=9999",
@@ -196,7 +196,7 @@ def test_what_would_choose_no_epoch_is_said(shop):
     few = [
         "trainer.max_epochs=9",
         "trainer.check_val_every_n_epoch=3",
-        f"+trainer.max_steps={STEPS}",
+        f"trainer.max_steps={STEPS}",
     ]
     with pytest.raises(RecexpError, match=r"\(max_steps reached\) before its first validation"):
         run_here(shop / "never", *SMALL, *few)
@@ -294,10 +294,10 @@ def test_best_epochs_come_along_into_another_directory(shop, falling):
 
 def test_a_run_cut_within_an_epoch_does_not_pretend_to_go_on(shop):
     folder = shop / "cut"
-    run_here(folder, *SMALL, "trainer.max_epochs=9", f"+trainer.max_steps={STEPS + 5}")
+    run_here(folder, *SMALL, "trainer.max_epochs=9", f"trainer.max_steps={STEPS + 5}")
     last = f"ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"
     with pytest.raises(RecexpError, match="ended within an epoch"):
-        run_here(folder, *SMALL, "trainer.max_epochs=9", f"+trainer.max_steps={3 * STEPS}", last)
+        run_here(folder, *SMALL, "trainer.max_epochs=9", f"trainer.max_steps={3 * STEPS}", last)
 
 
 def test_the_end_of_a_run_warns_of_what_was_not_learned(shop, capsys):
