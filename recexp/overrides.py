@@ -16,7 +16,7 @@ def override(key: str, value: str | Path) -> str:
     text = str(value)
     if not _PLAIN.fullmatch(text):
         escaped = text.replace("${", "\\${")
-        text = QuotedString(text=escaped, quote=Quote.single).with_quotes()
+        text = QuotedString(text=escaped, quote=Quote.double).with_quotes()
     return f"{key}={text}"
 
 

@@ -1,0 +1,132 @@
+"""A run that is interrupted at any batch and resumed equals the run that was not."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from recexp.runs import run as run_module
+from recexp.runs.run import run
+from recexp.training.module import RecModule
+from recexp.training.signals import Interrupted
+from tests.support.running import composed
+
+TINY = (
+    "dataset.source.users=30",
+    "dataset.source.items=100",
+    "dataset.source.categories=5",
+    "logger=csv",
+    "trainer.max_epochs=2",
+    "protocol.candidates.n=10",
+    "protocol.ks=[10]",
+    "threads=1",
+    "+trainer.enable_progress_bar=false",
+)
+TRANSFORMER = ("model.n_layers=1", "model.n_heads=1", "model.n_factors=4", "model.max_len=5")
+# Objective -> a model for it, and the batch size that makes an epoch of a few batches.
+OBJECTIVES = {
+    "pointwise": ("model=gmf", "model.n_factors=4", "batch_counts=positives", "batch_size=400"),
+    "pairwise": ("model=bpr_mf", "model.n_factors=4", "batch_size=400"),
+    "next_item": ("model=sasrec", *TRANSFORMER, "batch_size=10"),
+    "cloze": ("model=bert4rec", *TRANSFORMER, "batch_size=180"),
+    # An epoch has as many batches as the longest chain of sessions, so it is cut.
+    "session_parallel": ("model=gru4rec", "model.n_factors=4", "+trainer.limit_train_batches=3"),
+}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("resume")
+
+
+@pytest.fixture(autouse=True)
+def only_training(monkeypatch):
+    """Leave out what takes most of the time of so short a run and changes no weights."""
+    for name in ("check_config", "check_machine", "save_curves", "show_table"):
+        monkeypatch.setattr(run_module, name, lambda *arguments: None)
+    monkeypatch.setattr(run_module, "git_state", lambda: {"commit": None, "dirty": None})
+
+
+class Signals:
+    """Sends SIGTERM within the nth batch of a run; counts the batches."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.at: int | None = None
+        self.n_batches = 0
+        step = RecModule.training_step
+
+        def training_step(module, row, index):
+            self.n_batches += 1
+            if self.n_batches == self.at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(module, row, index)
+
+        monkeypatch.setattr(RecModule, "training_step", training_step)
+
+    def count(self, at: int | None = None) -> None:
+        self.at = at
+        self.n_batches = 0
+
+
+@pytest.fixture
+def signals(monkeypatch) -> Signals:
+    return Signals(monkeypatch)
+
+
+def checkpoint(folder: Path, name: str = "last") -> dict:
+    return torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def losses(folder: Path) -> list[str]:
+    with (folder / "metrics.csv").open() as file:
+        return [row["train/loss"] for row in csv.DictReader(file)]
+
+
+def assert_same(folder: Path, result: dict, whole: Path, expected: dict) -> None:
+    for name in ("last", "best"):
+        ours, theirs = (checkpoint(f, name)["state_dict"] for f in (folder, whole))
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+    for key in ("metrics", "updates", "best_epoch", "epochs", "stop_reason"):
+        assert result[key] == expected[key]
+    assert [float(x) for x in losses(folder)] == pytest.approx([float(x) for x in losses(whole)])
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_interrupted_at_every_batch_of_two_epochs(shop, signals, objective, accumulate):
+    case = f"{objective}-{accumulate}"
+    words = [*OBJECTIVES[objective], f"trainer.accumulate_grad_batches={accumulate}"]
+    whole = shop / case / "whole"
+    (shop / case).mkdir()
+    cfg = composed(shop / "whole", *words, small=TINY)
+    cfg.run_dir = str(whole)
+    signals.count()
+    expected = run(cfg)
+    n_batches, n_steps = signals.n_batches, expected["updates"]
+    assert n_batches == 6 and n_steps == 2 * -(-n_batches // 2 // accumulate)
+    stops = set()
+    for at in range(1, n_batches + 1):
+        folder = shop / case / str(at)
+        cfg.run_dir, cfg.ckpt_path = str(folder), None
+        signals.count(at)
+        with pytest.raises(Interrupted):
+            run(cfg)
+        n_before = signals.n_batches
+        stops.add(n_before)
+        last = folder / "checkpoints" / "last.ckpt"
+        cfg.ckpt_path = str(last) if last.exists() else None
+        signals.count()
+        result = run(cfg)
+        assert_same(folder, result, whole, expected)
+        n_done = n_before + signals.n_batches
+        # A signal during the last batch of an epoch takes effect in its validation, for which the
+        # weights of the epoch before are kept.
+        assert n_done in (n_batches, n_batches + n_batches // 2), f"interrupted in batch {at}"
+    per_epoch = n_batches // 2
+    assert all(stop % per_epoch % accumulate == 0 for stop in stops)
