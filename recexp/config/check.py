@@ -24,6 +24,7 @@ from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolat
 from pydantic import Field
 
 from recexp.config.build import build, register_resolvers
+from recexp.config.limits import check_limits
 from recexp.config.presets import is_pending
 from recexp.config.values import check_values
 from recexp.contracts import require
@@ -120,6 +121,8 @@ def check_config(cfg: DictConfig) -> None:
         _check_keys(path, node, callees[path])
         check_values(path, _plain(node), callees[path])
     _check_validation(cfg.trainer)
+    with suppress(*UNKNOWN_WITHOUT_HYDRA):
+        check_limits(cfg)
     with suppress(*UNKNOWN_WITHOUT_HYDRA):
         _rehearse(cfg)
 

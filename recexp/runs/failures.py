@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -26,7 +27,7 @@ def failures_explained(
     save_progress: called in the first process, with the signal, before Interrupted is raised.
 
     Raises Interrupted where a signal came to any process of the run, and RecexpError where
-    another process is lost or memory ran out. Other errors pass.
+    another process is lost, memory ran out or the trainer refuses a setting. Other errors pass.
     """
     run_dir = Path(cfg.run_dir)
     enter_stage(f"ended the run in {run_dir}", ends_at_once=False)
@@ -36,6 +37,8 @@ def failures_explained(
             yield
         except SIGTERMException:
             raise _interrupted(stop, run_dir, save_progress) from None
+        except MisconfigurationException as error:  # such as a share of batches below one
+            raise RecexpError(f"trainer: {' '.join(str(error).split())}") from error
         except RuntimeError as error:
             # A process that a signal ended is lost for the others: for them it is the signal too.
             if is_peer_lost(error) and stop.signum:

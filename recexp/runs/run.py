@@ -161,7 +161,7 @@ class Tested:
     stopped: str
     best_epoch: int
     checkpoint: dict[str, str]
-    refit: dict[str, int] | None
+    refit: dict[str, Any] | None
 
 
 def _train_and_test(
@@ -180,12 +180,12 @@ def _train_and_test(
     refit = None
     if cfg.selection == "refit":
         trainer, module, data = _refit(cfg, prepared, stop, n_epochs=best_epoch + 1)
-        refit = {"epochs": best_epoch + 1, "updates": _n_updates(trainer, module)}
+        refit = _refit_record(trainer, module)
         checkpoint = _identified(cfg, REFIT)
     else:
         # Before the file is read: what is tested is what was there then.
         checkpoint = _identified(cfg, BEST)
-        _load_best(trainer, module, Path(cfg.run_dir))
+        _load_best(trainer, module, Path(cfg.run_dir), best_epoch)
     trainer.test(module, data, verbose=False)
     return Tested(trainer, module, stopped, best_epoch, checkpoint, refit)
 
@@ -309,20 +309,34 @@ def _refit(
     return trainer, module, data
 
 
-def _n_updates(trainer: pl.Trainer, module: RecModule) -> int:
-    """Optimizer steps of the training; none for a model without gradients."""
-    return 0 if module.gradient_free else trainer.global_step
+def _refit_record(trainer: pl.Trainer, module: RecModule) -> dict[str, Any]:
+    """What ``result.json`` says of the second training; why it ended, where it was cut short."""
+    record: dict[str, Any] = {
+        "epochs": trainer.current_epoch,
+        "updates": 0 if module.gradient_free else trainer.global_step,
+    }
+    stopped = stop_reason(trainer)
+    return record if stopped == "max_epochs reached" else record | {"stop_reason": stopped}
 
 
-def _load_best(trainer: pl.Trainer, module: RecModule, run_dir: Path) -> None:
+def _load_best(trainer: pl.Trainer, module: RecModule, run_dir: Path, best_epoch: int) -> None:
     """Give the module the weights of the best epoch.
+
+    Raises RecexpError where best.ckpt is of another epoch.
 
     Lightning's own loading before a test would also reset the callbacks, and with them the rows
     of the epoch table, to that epoch.
     """
     # Only the first process knows the run directory.
     path = trainer.strategy.broadcast(str(run_dir / BEST))
-    module.load_state_dict(read_checkpoint(Path(path))["state_dict"])
+    content = read_checkpoint(Path(path))
+    if content.get("epoch") != best_epoch:
+        raise RecexpError(
+            f"{path} holds the weights of epoch {content.get('epoch')} (counted from 0), but the "
+            f"best validation was in epoch {best_epoch}: another callback, or another program, "
+            "wrote it. Nothing was tested."
+        )
+    module.load_state_dict(content["state_dict"])
 
 
 def _metrics(

@@ -108,7 +108,8 @@ def stop_reason(trainer: pl.Trainer) -> str:
     """Why ``trainer.fit`` ended: "early stopping: ...", "max_epochs reached", "max_steps reached",
     "max_time reached" or "stopped by a callback".
     """
-    for callback in _callbacks(trainer):
+    may_stop_early = _has_trained_minimum(trainer)
+    for callback in _callbacks(trainer) if may_stop_early else ():
         if isinstance(callback, EarlyStopping):
             reason = callback.reason()
         elif isinstance(callback, LightningEarlyStopping):
@@ -124,6 +125,12 @@ def stop_reason(trainer: pl.Trainer) -> str:
     if trainer.max_epochs is not None and 0 <= trainer.max_epochs <= trainer.current_epoch:
         return "max_epochs reached"
     return "stopped by a callback"
+
+
+def _has_trained_minimum(trainer: pl.Trainer) -> bool:
+    """Are ``min_epochs`` and ``min_steps`` reached? Until then a wish to stop has no effect."""
+    min_epochs, min_steps = trainer.min_epochs or 0, trainer.min_steps or 0
+    return trainer.current_epoch >= min_epochs and trainer.global_step >= min_steps
 
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
