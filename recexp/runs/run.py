@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
 
 from recexp.config.check import build, check_config, check_machine
 from recexp.config.summary import summary
@@ -23,7 +24,7 @@ from recexp.data.store import Store
 from recexp.distributed import is_first_process
 from recexp.errors import RecexpError
 from recexp.evaluation.protocol import Protocol
-from recexp.runs.assembly import assemble, build_trainer
+from recexp.runs.assembly import assemble, build_loggers, build_trainer
 from recexp.runs.convergence import judge
 from recexp.runs.costs import scoring_costs
 from recexp.runs.environment import describe, git_state
@@ -41,13 +42,14 @@ from recexp.runs.result import RunResult
 from recexp.training.callbacks import EpochTable
 from recexp.training.checkpoints import adopt_best, read_checkpoint, read_matching_checkpoint
 from recexp.training.early_stopping import ValidateAtLastStep, stop_reason
-from recexp.training.loggers import finish
+from recexp.training.loggers import GuardedWandbLogger, finish, finished_on_failure
 from recexp.training.module import RecModule
 from recexp.training.parts import Parts
 from recexp.training.signals import Interruption
 from recexp.training.silence import silence_lightning
 
 DATA_FACTS = ("users", "items", "interactions", "fingerprint", "simulated")  # into result.json
+LOGGED_FACTS = ("protocol_id", "data", "parameters", "git", "versions")  # besides the settings
 TEST_PEEK = "test_peek (epoch chosen on the TEST set: optimistic)"
 
 log = logging.getLogger(__name__)
@@ -91,14 +93,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     stop = Interruption(run_dir / "checkpoints" / "last.ckpt")
     configured = [build(node) for node in cfg.callbacks.values() if node]
     callbacks = [table, parts, stop, ValidateAtLastStep(), *configured]
-    trainer = build_trainer(cfg, callbacks, _n_passes(module))
+    loggers = build_loggers(cfg)
+    trainer = build_trainer(cfg, callbacks, _n_passes(module), loggers)
     _log_size(module, trainer)
 
     def save_progress(signum: int) -> None:
         save_interrupted(run_dir, about, signum, table.record() | parts.record())
 
     refit = None
-    with failures_explained(cfg, stop, save_progress):
+    with finished_on_failure(loggers), failures_explained(cfg, stop, save_progress):
         trainer.fit(module, data, ckpt_path=cfg.ckpt_path, weights_only=True)
         stopped = stop_reason(trainer)
         best_epoch = _best_epoch(table.rows, prepared.monitor, stopped)
@@ -124,7 +127,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     metrics = _metrics(module, table.rows, best_epoch)
     result = _write_result(run_dir, module, about | training | {"metrics": metrics})
     save_curves(run_dir / "curves.png", table.rows, _title(about))
-    _log_test_metrics(trainer, metrics)
+    _log_result(loggers, result, trainer.global_step)
     show_table(result, run_dir)
     return result.to_dict()
 
@@ -280,8 +283,16 @@ def _title(about: Mapping[str, Any]) -> str:
     return f"{about['model']} on {about['dataset']}{simulated}, {about['protocol']}"
 
 
-def _log_test_metrics(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
-    test_metrics = {name: value for name, value in metrics.items() if name.startswith("test/")}
-    for logger in trainer.loggers:
-        logger.log_metrics(test_metrics, step=trainer.global_step)
+def _log_result(loggers: Sequence[Logger], result: RunResult, step: int) -> None:
+    """Log the test metrics at the tested epoch, and finish the loggers."""
+    test_metrics = {
+        name: value for name, value in result.metrics.items() if name.startswith("test/")
+    }
+    for logger in loggers:
+        logger.log_metrics(test_metrics | {"epoch": result.best_epoch}, step=step)
+        if isinstance(logger, GuardedWandbLogger):
+            end = {"best_epoch": result.best_epoch, "stop_reason": result.stop_reason}
+            content = result.to_dict()
+            facts = {key: content.get(key) for key in LOGGED_FACTS}
+            logger.summarize(result.metrics | end, facts)
         finish(logger)
