@@ -44,6 +44,13 @@ class GitState(_Record):
     dirty: bool | None = None
 
 
+class Checkpoint(_Record):
+    """The file, relative to the run's directory, whose weights were tested, and its checksum."""
+
+    file: str
+    sha256: str
+
+
 class RunResult(_Record):
     """The content of ``result.json``.
 
@@ -56,6 +63,7 @@ class RunResult(_Record):
     config: the settings without the places of files. overrides: of the command line.
     updates: optimizer steps, over all parts; 0 for a model without gradients.
     parts: one entry per process that trained the run, the last one at the end.
+    checkpoint: whose weights were tested.
     refit: epochs and updates of the second training under ``selection=refit``.
     constant_loss: training loss of a model that scores all items equal.
     convergence: see ``recexp.runs.convergence.judge``.
@@ -87,6 +95,7 @@ class RunResult(_Record):
     updates: Count | None = None
     updates_per_epoch: Count | None = None
     parts: list[dict[str, Any]] | None = None
+    checkpoint: Checkpoint | None = None
     refit: dict[str, Any] | None = None
     constant_loss: Number | None = None
     convergence: dict[str, Any] | None = None
