@@ -6,6 +6,7 @@ data from or to write to, run no code, and are held to bounds of memory.
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from recexp.runs.result import RunResult
 from recexp.training.checkpoints import read_checkpoint
 
 SIMULATIONS = ("recexp.data.readers.simulated_shop.read", "recexp.data.simulation.stand_in.read")
-NEEDED_META = ("fingerprint", "simulated", "left_out")
+NEEDED_META = ("fingerprint", "settings", "simulated", "left_out")
 # A run of another person simulates no more than this: a minute of work.
 MAX_SIMULATED = {"users": 1_000_000, "items": 1_000_000, "categories": 100_000}
 MAX_SIMULATED_EVENTS = 20_000_000
@@ -85,8 +86,13 @@ def open_data(run: FinishedRun, split: Split) -> Store:
     if not re.fullmatch(r"[0-9a-f]{16}", fingerprint):
         raise RecexpError(f"{run.folder}/result.json: no run writes the fingerprint it names.")
     folder = Path(cfg.cache_dir) / f"{cfg.dataset.name}-{fingerprint}"
-    store = _open_prepared(folder)
+    store = _open_prepared(folder, split)
     if store is None:
+        if not cfg.dataset.raw_dir:
+            raise RecexpError(
+                f"The prepared data {folder} are missing or damaged, and conf/dataset does not say "
+                f"where the raw files of {cfg.dataset.name!r} lie. {run.places}"
+            )
         _check_simulation(cfg)
         try:
             dataset = build(cfg.dataset, _recursive_=False)
@@ -153,7 +159,7 @@ def _tested_checkpoint(run_dir: Path, result: RunResult) -> Path:
 def _default_raw_dir(cfg: DictConfig) -> str:
     """Where ``conf/dataset`` looks for the raw files of the run's data set.
 
-    The data set is known by its name, else by its reader. Raises RecexpError where it is neither.
+    The data set is known by its name, else by its reader; "" where neither is known.
     """
     reader = str(cfg.dataset.source.get("_target_"))
     if reader in SIMULATIONS:
@@ -164,10 +170,7 @@ def _default_raw_dir(cfg: DictConfig) -> str:
         known = OmegaConf.load(path)
         by_name[known.name] = known.raw_dir
         by_reader.setdefault(known.source._target_, known.raw_dir)
-    found = by_name.get(cfg.dataset.name) or by_reader.get(reader)
-    if found is None:
-        raise RecexpError(f"The data set {cfg.dataset.name!r} is not in conf: add --raw-dir DIR.")
-    return found
+    return by_name.get(cfg.dataset.name) or by_reader.get(reader, "")
 
 
 def _places(cfg: DictConfig) -> str:
@@ -220,14 +223,20 @@ def _texts(node: Any, path: str) -> Iterator[tuple[str, str]]:
         yield path, node
 
 
-def _open_prepared(folder: Path) -> Store | None:
-    """The prepared data of a folder; None where they are missing, damaged or of an old version."""
+def _open_prepared(folder: Path, split: Split) -> Store | None:
+    """The prepared data of a folder; None where they are missing, damaged or of an old version.
+
+    Also None where they are split otherwise: the config is not of the run then.
+    """
     try:
         verify(folder)
         store = Store.open(folder)
     except (RecexpError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    return store if all(key in store.meta for key in NEEDED_META) else None
+    if not all(key in store.meta for key in NEEDED_META):
+        return None
+    wanted = json.loads(json.dumps(split.identity(), default=str))
+    return store if store.meta["settings"].get("split") == wanted else None
 
 
 def _check_simulation(cfg: DictConfig) -> None:

@@ -12,7 +12,7 @@ import netrc
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -324,7 +324,8 @@ def _clean_tags(tags: Any) -> list[str] | None:
     """Distinct tags of the length that W&B takes."""
     if tags is None:
         return None
-    several = [tags] if isinstance(tags, str) else list(tags)
+    is_one = isinstance(tags, str) or not isinstance(tags, Iterable)
+    several = [tags] if is_one else list(tags)
     texts = [str(tag).strip()[:MAX_TAG] for tag in several if tag is not None]
     return list(dict.fromkeys(text for text in texts if text))
 

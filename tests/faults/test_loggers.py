@@ -151,6 +151,8 @@ def test_a_client_that_is_killed_in_the_middle(tmp_path, monkeypatch, caplog):
         ([f"tags=[{'x' * 100}]"], {"tags": ["x" * 64]}),
         (["tags=alone"], {"tags": ["alone"]}),
         (["tags=null"], {"tags": []}),
+        (["tags=7"], {"tags": ["7"]}),
+        (["tags={a: [b]}"], {"tags": ["a"]}),
         (["logger.wandb.project='a/b:c'"], {"project": "recexp"}),
         ([f"logger.wandb.project={'x' * 200}"], {"project": "recexp"}),
         ([f"logger.wandb.name={'x' * 500}"], {"display_name": "x" * 128}),
@@ -239,6 +241,19 @@ def test_a_damaged_record_starts_a_new_wandb_run(tmp_path, content):
     expected = {"id": run["run"].run_id, "mode": "offline"}
     assert json.loads((tmp_path / RECORD).read_text()) == expected
     assert loggers._read_record(tmp_path, str(last)) == expected
+
+
+def test_a_wandb_run_of_the_users_own_goes_on(tmp_path):
+    quiet = wandb.Settings(silent=True, console="off")
+    own = wandb.init(dir=str(tmp_path), project="own", mode="offline", settings=quiet)
+    result = run_here(tmp_path / "run", *POP, "logger=wandb_offline")
+    own.log({"mine": 1})
+    own.finish()
+    wandb.teardown()  # only now everything is on disk
+    logged_whole(tmp_path / "run", result)
+    (found,) = read_runs(tmp_path)
+    names = {name for row in found["history"] for name in row if not name.startswith("_")}
+    assert names == {"mine"}
 
 
 def test_a_failing_run_ends_its_wandb_run_and_processes(tmp_path, monkeypatch):

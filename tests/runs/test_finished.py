@@ -186,6 +186,18 @@ def test_the_fingerprint_names_no_other_folder(home, run, elsewhere):
         evaluate(run, "full_unseen", cache_dir=str(home / "cache"))
 
 
+def test_a_config_of_another_split_does_not_fit_the_data(home, run, elsewhere):
+    change(run, protocol__split__purge="pair", protocol__split__target="explicit")
+    with pytest.raises(RecexpError, match="fingerprints differ"):
+        evaluate(
+            run,
+            "full_unseen",
+            own_split=True,
+            raw_dir=str(home / "raw"),
+            cache_dir=str(home / "cache"),
+        )
+
+
 @pytest.mark.parametrize(
     "size",
     [
