@@ -76,6 +76,7 @@ def _report(options: argparse.Namespace, folders: Sequence[Path]) -> list[str]:
             shown,
             cards,
             attention=options.attention,
+            cache_dir=options.cache_dir,
         )
         print(f"written: {page}", file=sys.stderr)
     return left_out
@@ -140,6 +141,9 @@ def _parser() -> argparse.ArgumentParser:
         "--attention",
         action="store_true",
         help="with --out: draw the attention of every run whose checkpoint and data are there",
+    )
+    parser.add_argument(
+        "--cache-dir", help="where the attention finds prepared data, if not in cache"
     )
     return parser
 

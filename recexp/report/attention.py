@@ -23,15 +23,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from recexp.config.check import build, check_config
+from recexp.config.check import build
 from recexp.contracts import Encoder
-from recexp.data.cache import prepare
-from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.models.common import group_size
 from recexp.nn.attention import MultiHeadAttention
 from recexp.runs.assembly import assemble
-from recexp.runs.loading import read_config
+from recexp.runs.finished import check_size, open_data, open_run
 from recexp.training.checkpoints import read_matching_checkpoint
 from recexp.types import Query
 
@@ -40,25 +38,23 @@ ROWS_PER_BATCH = 256
 WEIGHT_INPUTS = {"query": 0, "key": 1, "mask": 3}
 
 
-def attention(run_dir: str | Path, *, users: int = 512, last: int = 10) -> NDArray[np.float64]:
-    """``mean_weights`` of a finished run's best checkpoint over its first test users.
+def attention(
+    run_dir: str | Path, *, users: int = 512, last: int = 10, cache_dir: str | None = None
+) -> NDArray[np.float64]:
+    """``mean_weights`` of a finished run's tested checkpoint over its first test users.
 
-    Of fewer positions where half of these users have shorter histories.
+    Of fewer positions where half of these users have shorter histories. cache_dir: where prepared
+    data lie, if not in the default place.
 
     Raises RecexpError where the checkpoint or the data are missing, or the model has no
     self-attention.
     """
-    run_dir = Path(run_dir)
-    checkpoint = run_dir / "checkpoints" / "best.ckpt"
-    if not checkpoint.is_file():
-        raise RecexpError(f"{checkpoint} is missing: attention needs the trained model.")
-    cfg = read_config(run_dir / "config.yaml")
-    check_config(cfg)
-    protocol = build(cfg.protocol)
-    dataset = build(cfg.dataset, _recursive_=False)
-    store = Store.open(prepare(dataset, protocol.split, cfg.cache_dir))
-    module, _ = assemble(cfg, protocol, store, ())
-    module.load_state_dict(read_matching_checkpoint(checkpoint, module)["state_dict"])
+    run = open_run(run_dir, cache_dir=cache_dir)
+    protocol = build(run.cfg.protocol)
+    store = open_data(run, protocol.split)
+    check_size(run, store)
+    module, _ = assemble(run.cfg, protocol, store, ())
+    module.load_state_dict(read_matching_checkpoint(run.checkpoint, module)["state_dict"])
     model = module.model
 
     targets = store.targets("test")

@@ -45,13 +45,17 @@ def write_report(
     shown: list[Table],
     cards: list[Table],
     attention: bool = False,
+    cache_dir: str | None = None,
 ) -> Path:
     """Write tables in every format, ``figures/*.svg`` and ``*.png``, and ``index.html``.
 
     shown: the tables of results; cards: those of a scorecard. attention: of all runs, not only of
-    those whose experiment shows it. Returns the page's path.
+    those whose experiment shows it. cache_dir: where it finds prepared data, if not in the default
+    place. Returns the page's path.
     """
-    sections = _sections(results, left_out, metric, shown, cards, attention)
+    sections = _sections(
+        results, left_out, metric, shown, cards, _attention_maps(results, attention, cache_dir)
+    )
     tables = [table for section in sections for table in section.tables]
     for name, as_text in FILES.items():
         _save(folder / name, as_text(tables).encode())
@@ -86,10 +90,10 @@ def _sections(
     metric: str,
     shown: list[Table],
     cards: list[Table],
-    attention: bool,
+    attention: tuple[list[Picture], list[str]],
 ) -> list[Section]:
     metrics = tuple(dict.fromkeys((*DRAWN, metric)))
-    maps, without_attention = _attention_maps(results, of_all=attention)
+    maps, without_attention = attention
     pictures = [
         *figures.swept(results, metrics),
         *figures.epoch_curves(results, metrics),
@@ -129,7 +133,9 @@ def _sections(
     ]
 
 
-def _attention_maps(results: Sequence[Result], of_all: bool) -> tuple[list[Picture], list[str]]:
+def _attention_maps(
+    results: Sequence[Result], of_all: bool, cache_dir: str | None
+) -> tuple[list[Picture], list[str]]:
     """Heat maps, one per system, and a line for every run that has none."""
     wanted = []
     for result in results:
@@ -146,7 +152,7 @@ def _attention_maps(results: Sequence[Result], of_all: bool) -> tuple[list[Pictu
         weights: dict[str, NDArray[np.float64]] = {}
         for system in found:
             try:
-                weights[system.label] = attention(system.first["folder"])
+                weights[system.label] = attention(system.first["folder"], cache_dir=cache_dir)
             except (RecexpError, OSError) as error:
                 without.append(f"no attention of {system.label}: {error}")
         if weights:

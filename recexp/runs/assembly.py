@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
 
 from recexp.config.check import build
 from recexp.data.datamodule import RecDataModule, rows_per_step
@@ -50,26 +52,36 @@ def assemble(
     return module, data
 
 
+def build_loggers(cfg: DictConfig) -> list[Logger]:
+    """The config's loggers, started, with the settings of the run written to them."""
+    built: list[Logger | None] = [build(node) for node in (cfg.logger or {}).values() if node]
+    loggers = [logger for logger in built if logger is not None]
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    for logger in loggers:
+        logger.log_hyperparams(settings)
+    return loggers
+
+
 def build_trainer(
-    cfg: DictConfig, callbacks: Sequence[pl.Callback], max_epochs: int | None
+    cfg: DictConfig,
+    callbacks: Sequence[pl.Callback],
+    max_epochs: int | None,
+    loggers: Sequence[Logger] = (),
 ) -> pl.Trainer:
-    """The config's trainer with these callbacks and the config's loggers.
+    """The config's trainer with these callbacks and loggers.
 
     max_epochs: unless None, replaces the config's, and every epoch is validated.
     """
     callbacks = list(callbacks)
     if cfg.trainer.get("enable_progress_bar", True):
         callbacks.append(ProgressBar())
-    loggers = [build(node) for node in (cfg.logger or {}).values() if node]
-    for logger in loggers:
-        logger.log_hyperparams(OmegaConf.to_container(cfg, resolve=True))
     limits = {}
     if max_epochs is not None:
         limits = {"max_epochs": max_epochs, "check_val_every_n_epoch": 1}
     trainer: pl.Trainer = build(
         cfg.trainer,
         callbacks=callbacks,
-        logger=loggers or False,
+        logger=list(loggers) or False,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=cfg.run_dir,
         **limits,

@@ -1,6 +1,7 @@
 """``python -m recexp.evaluate RUN_DIR PROTOCOL``: test a trained model under another protocol.
 
-Nothing is trained.
+Nothing is trained. The run may come from another person: its files say what was trained, and
+choose no place to read data from or to write to.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from recexp.config import CONF
 from recexp.config.check import build, check_config
-from recexp.data.cache import prepare
 from recexp.data.split import Split
 from recexp.data.store import Store
 from recexp.errors import RecexpError
@@ -26,11 +27,13 @@ from recexp.evaluation.protocol import Protocol
 from recexp.logs import show_logs
 from recexp.runs.assembly import assemble
 from recexp.runs.environment import describe, git_state
-from recexp.runs.loading import read_config, read_result
+from recexp.runs.finished import FinishedRun, check_size, open_data, open_run
 from recexp.runs.outputs import save_ranks, save_result, show_table
 from recexp.runs.result import RunResult
 from recexp.training.checkpoints import read_matching_checkpoint
 from recexp.training.module import RecModule
+
+Accelerator = Literal["auto", "cpu", "gpu"]
 
 
 def evaluate(
@@ -41,6 +44,7 @@ def evaluate(
     raw_dir: str | None = None,
     cache_dir: str | None = None,
     threads: int | None = None,
+    accelerator: Accelerator = "cpu",
 ) -> dict[str, Any]:
     """Test the model of a finished run (its best epoch, or the refitted one) under a protocol.
 
@@ -49,30 +53,23 @@ def evaluate(
 
     name: of a protocol in ``conf/protocol``. own_split: the targets stay those of the run's own
     protocol; candidates, histories and the rest are those of ``name``. raw_dir, cache_dir: where
-    the data lie now, if not where the run found them.
+    raw and prepared data lie; the defaults are those of ``conf``, never those of the run.
 
-    Raises RecexpError where the run is unfinished, the protocol is unknown, or it splits the data
-    otherwise: the model may have been trained on the new protocol's targets.
+    Raises RecexpError where the run is unfinished, its data or its checkpoint are not found, the
+    protocol is unknown, or it splits the data otherwise: the model may have been trained on the new
+    protocol's targets.
     """
     run_dir = Path(run_dir)
     started = time.perf_counter()
-    trained = read_result(run_dir / "result.json")
-    cfg = read_config(run_dir / "config.yaml")
-    check_config(cfg)  # before anything of it is built
-    cfg.dataset.raw_dir = raw_dir or cfg.dataset.raw_dir
-    cfg.cache_dir = cache_dir or _trusted_cache(cfg, trained.data.fingerprint)
-    protocol, split = _replace_protocol(cfg, name, run_dir, own_split)
+    run = open_run(run_dir, raw_dir=raw_dir, cache_dir=cache_dir)
+    trained = run.result
+    protocol, split = _replace_protocol(run.cfg, name, run_dir, own_split)
     folder = _output_folder(run_dir, name, own_split)
     if threads:
         torch.set_num_threads(threads)
 
-    store = Store.open(prepare(build(cfg.dataset, _recursive_=False), split, cfg.cache_dir))
-    if store.meta["fingerprint"] != trained.data.fingerprint:
-        raise RecexpError(
-            f"The data at {cfg.dataset.raw_dir} are not those that {run_dir} was trained on: their "
-            "fingerprints differ."
-        )
-    module = _test(cfg, protocol, store, run_dir)
+    store = open_data(run, split)
+    module = _test(run, protocol, store, accelerator)
     changes = {
         "protocol": f"{name} of {trained.protocol}'s targets" if own_split else name,
         "protocol_id": protocol.id(store.meta),
@@ -117,40 +114,40 @@ def _replace_protocol(
     return protocol, split
 
 
-def _trusted_cache(cfg: DictConfig, fingerprint: str | None) -> str:
-    """The run's cache if the run's data are still there, else ``cache``.
-
-    The config may come from another person, so it must not choose a place to write to.
-    """
-    cache: str = cfg.cache_dir
-    is_there = (Path(cache) / f"{cfg.dataset.name}-{fingerprint}").is_dir()
-    return cache if is_there else "cache"
-
-
 def _output_folder(run_dir: Path, name: str, own_split: bool) -> Path:
+    """The folder for the results. Raises RecexpError where it holds or is a link."""
     folder = run_dir / (f"{name}-own-split" if own_split else name)
-    if folder.is_symlink():
+    inside = list(folder.iterdir()) if folder.is_dir() else []
+    for path in (folder, *inside):
+        if path.is_symlink():
+            raise RecexpError(
+                f"{path} is a link: results are written into the run's own folder only. Remove "
+                "the link."
+            )
+    if folder.exists() and not folder.is_dir():
         raise RecexpError(
-            f"{folder} is a link: results are written into the run's own folder only. Remove the "
-            "link."
+            f"{folder} is a file, where a folder for the results is to be: remove it."
         )
     return folder
 
 
-def _test(cfg: DictConfig, protocol: Protocol, store: Store, run_dir: Path) -> RecModule:
+def _test(
+    run: FinishedRun, protocol: Protocol, store: Store, accelerator: Accelerator
+) -> RecModule:
     """The run's module after ``trainer.test`` under the protocol."""
-    refitted = run_dir / "checkpoints" / "refit.ckpt"
-    best = run_dir / "checkpoints" / "best.ckpt"
-    module, data = assemble(cfg, protocol, store, ())
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        default_root_dir=run_dir,
-    )
-    content = read_matching_checkpoint(refitted if refitted.is_file() else best, module)
+    check_size(run, store)
+    module, data = assemble(run.cfg, protocol, store, ())
+    try:
+        trainer = pl.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+        )
+    except MisconfigurationException as error:
+        raise RecexpError(f"--accelerator {accelerator}: {error}") from error
+    content = read_matching_checkpoint(run.checkpoint, module)
     module.load_state_dict(content["state_dict"])
     trainer.test(module, data, verbose=False)
     return module
@@ -169,11 +166,12 @@ def main() -> None:
         action="store_true",
         help="keep the run's own targets, where the protocol would split the data otherwise",
     )
-    parser.add_argument("--raw-dir", help="where the raw data lie, if not where the run found them")
     parser.add_argument(
-        "--cache-dir", help="where prepared data are kept, if not where the run kept them"
+        "--raw-dir", help="where the raw data lie, if not where conf/dataset looks for them"
     )
+    parser.add_argument("--cache-dir", help="where prepared data are kept, if not in cache")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--accelerator", choices=get_args(Accelerator), default="cpu")
     options = parser.parse_args()
     show_logs()
     try:
@@ -184,6 +182,7 @@ def main() -> None:
             raw_dir=options.raw_dir,
             cache_dir=options.cache_dir,
             threads=options.threads,
+            accelerator=options.accelerator,
         )
     except RecexpError as error:
         sys.exit(f"error: {error}")

@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.loggers import Logger
 
 from recexp.config.check import build, check_config, check_machine
 from recexp.config.summary import summary
@@ -25,7 +26,7 @@ from recexp.errors import RecexpError
 from recexp.evaluation.protocol import Protocol
 from recexp.interrupts import enter_stage
 from recexp.io import checksum
-from recexp.runs.assembly import assemble, build_trainer
+from recexp.runs.assembly import assemble, build_loggers, build_trainer
 from recexp.runs.convergence import judge
 from recexp.runs.costs import scoring_costs
 from recexp.runs.directory import claimed, clear
@@ -49,7 +50,7 @@ from recexp.training.checkpoints import (
     read_matching_checkpoint,
 )
 from recexp.training.early_stopping import ValidateAtLastStep, stop_reason
-from recexp.training.loggers import finish
+from recexp.training.loggers import GuardedWandbLogger, finish, finished_on_failure
 from recexp.training.module import RecModule
 from recexp.training.parts import Parts
 from recexp.training.signals import Interrupted, Interruption
@@ -57,6 +58,7 @@ from recexp.training.silence import silence_lightning
 
 DATA_FACTS = ("users", "items", "interactions", "fingerprint", "simulated")  # into result.json
 BEST, REFIT = "checkpoints/best.ckpt", "checkpoints/refit.ckpt"
+LOGGED_FACTS = ("protocol_id", "data", "parameters", "git", "versions")  # besides the settings
 TEST_PEEK = "test_peek (epoch chosen on the TEST set: optimistic)"
 
 log = logging.getLogger(__name__)
@@ -112,13 +114,14 @@ def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     stop = Interruption(run_dir / "checkpoints" / "last.ckpt")
     configured = [build(node) for node in cfg.callbacks.values() if node]
     callbacks = [table, parts, stop, ValidateAtLastStep(), *configured]
-    trainer = build_trainer(cfg, callbacks, _n_passes(module))
+    loggers = build_loggers(cfg)
+    trainer = build_trainer(cfg, callbacks, _n_passes(module), loggers)
     _log_size(module, trainer)
 
     def save_progress(signum: int) -> None:
         save_interrupted(run_dir, about, signum, table.record() | parts.record())
 
-    with failures_explained(cfg, stop, save_progress):
+    with finished_on_failure(loggers), failures_explained(cfg, stop, save_progress):
         tested = _train_and_test(cfg, prepared, trainer, module, data, table, stop)
         if not trainer.is_global_zero:
             return {}
@@ -143,7 +146,7 @@ def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     if stop.signum:
         raise Interrupted(stop.signum, run_dir, has_result=True)
     save_curves(run_dir / "curves.png", table.rows, _title(about))
-    _log_test_metrics(tested.trainer, metrics)
+    _log_result(loggers, result, tested.trainer.global_step)
     show_table(result, run_dir)
     return result.to_dict()
 
@@ -372,8 +375,16 @@ def _title(about: Mapping[str, Any]) -> str:
     return f"{about['model']} on {about['dataset']}{simulated}, {about['protocol']}"
 
 
-def _log_test_metrics(trainer: pl.Trainer, metrics: Mapping[str, float]) -> None:
-    test_metrics = {name: value for name, value in metrics.items() if name.startswith("test/")}
-    for logger in trainer.loggers:
-        logger.log_metrics(test_metrics, step=trainer.global_step)
+def _log_result(loggers: Sequence[Logger], result: RunResult, step: int) -> None:
+    """Log the test metrics at the tested epoch, and finish the loggers."""
+    test_metrics = {
+        name: value for name, value in result.metrics.items() if name.startswith("test/")
+    }
+    for logger in loggers:
+        logger.log_metrics(test_metrics | {"epoch": result.best_epoch}, step=step)
+        if isinstance(logger, GuardedWandbLogger):
+            end = {"best_epoch": result.best_epoch, "stop_reason": result.stop_reason}
+            content = result.to_dict()
+            facts = {key: content.get(key) for key in LOGGED_FACTS}
+            logger.summarize(result.metrics | end, facts)
         finish(logger)

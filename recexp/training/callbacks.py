@@ -18,6 +18,8 @@ from torch import Tensor
 from recexp.io import atomic_write
 
 SHORTEST = 1e-9  # seconds, to divide by
+# Columns that loggers get, too; the module logs the losses and metrics itself.
+LOGGED = ("epoch", "lr", "train/examples_per_s")
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +86,9 @@ class EpochTable(pl.Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         row = self._row(trainer, module)
         self.rows.append(row)
-        speed = {"train/examples_per_s": row["train/examples_per_s"]}
+        logged = {name: row[name] for name in LOGGED if name in row}
         for logger in trainer.loggers:
-            logger.log_metrics(speed, step=trainer.global_step)
+            logger.log_metrics(logged, step=trainer.global_step)
         self._write(trainer.max_epochs)
 
     def _row(self, trainer: pl.Trainer, module: Any) -> dict[str, float]:

@@ -242,14 +242,15 @@ class RecModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         for split in self.splits:
-            self._finish(split, prog_bar=True)
+            self._finish(split, logged=True)
 
     def test_step(self, row: Tensor, index: int) -> None:
         self._rank("test", row)
 
     def on_test_epoch_end(self) -> None:
         self.ranks = {k: v.numpy() for k, v in self._metrics_of("test").ranks().items()}
-        self._finish("test", prog_bar=False)
+        # The run logs them with the epoch that they belong to.
+        self._finish("test", logged=False)
 
     def _metrics_of(self, split: str) -> RankingMetrics:
         metrics = self.metrics[split]
@@ -303,8 +304,11 @@ class RecModule(pl.LightningModule):
         seen = moved(targets.seen[row], self.device)
         self._metrics_of(split).update(user, better, tied, n, seen)
 
-    def _finish(self, split: str, prog_bar: bool) -> None:
-        """Compute the metrics of a split and log them."""
+    def _finish(self, split: str, logged: bool) -> None:
+        """Compute the metrics of a split.
+
+        logged: show them in the progress bar and give them to the loggers.
+        """
         metrics = self._metrics_of(split)
         values = metrics.compute()
         self.results[split] = values
@@ -312,7 +316,8 @@ class RecModule(pl.LightningModule):
             self.log(
                 f"{split}/{name}",
                 value,
-                prog_bar=prog_bar and name in ("hr@10", "ndcg@10"),
+                logger=None if logged else False,  # None: where there is one
+                prog_bar=logged and name in ("hr@10", "ndcg@10"),
                 sync_dist=False,
                 add_dataloader_idx=False,
             )

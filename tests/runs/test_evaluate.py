@@ -23,6 +23,12 @@ def shop(tmp_path_factory):
     return tmp_path_factory.mktemp("shop")
 
 
+@pytest.fixture(autouse=True)
+def working_directory(shop, monkeypatch):
+    """That of the runs, whose data lie in the default cache."""
+    monkeypatch.chdir(shop)
+
+
 @pytest.fixture(scope="module")
 def trained(shop):
     run_here(shop / "full", *MODEL, "protocol=full")
@@ -73,6 +79,6 @@ def test_what_cannot_be_evaluated_is_refused(shop, trained, tmp_path):
     with pytest.raises(RecexpError, match="only a finished run"):
         evaluate(tmp_path, "full")
     result = json.loads((trained / "result.json").read_text())
-    (trained / "result.json").write_text(json.dumps(result | {"data": {"fingerprint": "other"}}))
+    (trained / "result.json").write_text(json.dumps(result | {"data": {"fingerprint": "0" * 16}}))
     with pytest.raises(RecexpError, match="fingerprints differ"):
         evaluate(trained, "full_unseen")

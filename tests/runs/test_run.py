@@ -8,7 +8,6 @@ import csv
 import json
 import re
 import sys
-import time
 from pathlib import Path
 
 import polars as pl
@@ -24,6 +23,7 @@ from recexp.runs import run as run_module
 from recexp.runs.costs import scoring_flops, scoring_operations
 from recexp.testing import worlds
 from tests.support.running import command, composed, run_here
+from tests.support.wandb_records import read_runs
 
 MODEL = ["model=bert_ite_si", "model.n_layers=1", "model.n_factors=8", "model.max_len=5"]
 TIMES = ("seconds", "examples_per_s")
@@ -279,30 +279,30 @@ def test_errors_reach_people_without_a_traceback(shop):
 def test_wandb_offline_needs_neither_key_nor_network(shop, monkeypatch):
     for name in ("WANDB_API_KEY", "NETRC"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    result = run_here(shop / "wandb", "model=pop", "logger=wandb_offline", "group=my_sweep")
-    files = list((shop / "wandb").rglob("*.wandb"))
-    assert len(files) == 1
-    wanted = [
-        text.encode()
-        for text in (
-            "val/hr@10",
-            "val/ndcg@10",
-            "test/ndcg@10",
-            "my_sweep",
-            "p1_uniform999",
-            "recexp.models.pop.Pop",
-        )
-    ]
-    deadline = (
-        time.monotonic() + 60
-    )  # W&B's own process writes the file, on a busy machine after we are done
-    while (
-        missing := [text for text in wanted if text not in files[0].read_bytes()]
-    ) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert not missing
-    assert result["metrics"]["test/hr@10"] > 0
+    words = ["model=bpr_mf", "model.n_factors=4", "protocol=full", "trainer.max_epochs=3"]
+    result = run_here(shop / "wandb", *words, "logger=wandb_offline", "group=my_sweep")
+    (logged,) = read_runs(shop / "wandb")
+    run, history, summary, config = (logged[k] for k in ("run", "history", "summary", "config"))
+    assert run.display_name.startswith("bpr_mf simulated_shop full seed=0")
+    assert (run.run_group, run.job_type) == ("my_sweep", "train")
+    assert list(run.tags) == ["bpr_mf", "simulated_shop", "full"]
+
+    curves = ("val/hr_at_10", "val/ndcg_at_10", "train/loss", "train/examples_per_s", "lr")
+    for name in curves:
+        assert [row["epoch"] for row in history if name in row] == [0, 1, 2], name
+    tested = [row for row in history if "test/ndcg_at_10" in row]
+    assert [row["epoch"] for row in tested] == [result["best_epoch"]]  # once
+    assert not any("@" in name for row in history for name in row)
+
+    for name, value in result["metrics"].items():
+        assert summary[name.replace("@", "_at_")] == pytest.approx(value)
+    assert summary["best_epoch"] == result["best_epoch"]
+    assert summary["stop_reason"] == result["stop_reason"]
+    assert not {"train/loss", "lr", "epoch"} & set(summary)  # the last epoch's are no summary
+    assert config["names"]["preset"] == "none"
+    for key in ("protocol_id", "parameters", "data", "git"):
+        assert config[key] == result[key]
+    assert logged["exit_code"] == 0
 
 
 def test_the_readmes_model_works_as_printed(shop, tmp_path, monkeypatch):

@@ -62,6 +62,12 @@ def trained(shop) -> Path:
     return shop / "trained"
 
 
+@pytest.fixture(autouse=True)
+def working_directory(shop, monkeypatch):
+    """The user's own: ``cache`` in it holds the data of the runs."""
+    monkeypatch.chdir(shop)
+
+
 @pytest.fixture
 def foreign(trained, tmp_path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "foreign"))
