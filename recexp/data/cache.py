@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from recexp.data.reader_code import source_checksums
 from recexp.errors import RecexpError
 from recexp.io import checksum, file_lock, read_object, reason, remove, write_json
 from recexp.renamed import with_first_keys
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from recexp.data.dataset import Dataset
     from recexp.data.split import Split
 
-# Raise it whenever preparation would write other arrays from the same raw files.
+# Raise it whenever preparation would write other arrays from the same raw files. Readers that are
+# not listed in ``reader_code`` are in the fingerprint with their source.
 CODE_VERSION = 2
 # Raise it whenever meta.json gets other content for the same arrays: cached data are then prepared
 # again, while fingerprints and protocol ids stay.
@@ -303,6 +305,8 @@ def _settings(dataset: Dataset, split: Split) -> dict[str, Any]:
         "split": split.identity(),
         "code": CODE_VERSION,
     }
+    if reader := source_checksums(dataset.source):  # absent for the readers of recexp
+        settings["reader"] = reader
     plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return plain
 
