@@ -18,6 +18,7 @@ from tqdm import tqdm
 from recexp.data.audit import Report, audit_leaks, audit_line, weaker_only_share
 from recexp.data.features import build_features
 from recexp.data.filters import apply_filters, behavior_codes, count_events, within_window
+from recexp.data.ids import clean_ids
 from recexp.data.index import index_events
 from recexp.data.readers import Raw
 from recexp.data.rows import Rows
@@ -44,7 +45,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
     explicit = [name in dataset.explicit for name in dataset.behaviors]
     with _Stages(dataset.name, total=8) as stages:
         raw = _read(dataset, report, stages)
-        events, n_users_unfiltered = _select(raw, dataset, report, stages)
+        events, n_users_unfiltered, ids = _select(raw, dataset, report, stages)
 
         stages.start("sorting")
         users, items, rows, levels = index_events(events)
@@ -77,7 +78,14 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
 
         stages.start("item features")
         features = build_features(
-            raw.item_features, items, training.pairs, training.end, n_users, out, report.lines
+            raw.item_features,
+            items,
+            training.pairs,
+            training.end,
+            n_users,
+            out,
+            report.lines,
+            raw.events,
         )
 
     report.add(
@@ -96,6 +104,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         "train": training.n_rows,
         "simulated": simulated,
         "left_out": report.left_out,
+        "ids": ids,
         # Per behavior, after the filters and before the split.
         "events": dict(zip(dataset.behaviors, n_events_K, strict=True)),
         "behaviors": list(dataset.behaviors),
@@ -140,20 +149,21 @@ def _read(dataset: Dataset, report: Report, stages: _Stages) -> Raw:
 
 def _select(
     raw: Raw, dataset: Dataset, report: Report, stages: _Stages
-) -> tuple[pl.DataFrame, int]:
+) -> tuple[pl.DataFrame, int, dict[str, Any]]:
     """Events that count, with codes of behaviors, and the number of users before the filters.
 
-    Without filters that number is 0.
+    Without filters that number is 0. The third entry is what ``clean_ids`` did.
     """
     events = behavior_codes(raw.events, dataset, raw.files[0], report).collect(engine="streaming")
     stages.start("filtering")
+    events, ids = clean_ids(events, dataset.spellings_of_missing, report)
     events = within_window(events, dataset, report)
     if not dataset.filters:
-        return events, 0
+        return events, 0, ids
     n_users = events["user"].n_unique()
     events, lines = apply_filters(events, dataset.filters, dataset.iterate_filters)
     report.lines += lines
-    return events, n_users
+    return events, n_users, ids
 
 
 def _merges_first(dataset: Dataset, split: Split) -> bool:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 CODE_VERSION = 2
 # Raise it whenever meta.json gets other content for the same arrays: cached data are then prepared
 # again, while fingerprints and protocol ids stay.
-META_VERSION = 3
+META_VERSION = 4
 
 # Fingerprints name a reader by the module path it first had, so that moving a module changes no
 # fingerprint and no protocol id. Current path -> path in fingerprints.
@@ -158,7 +158,7 @@ def _make(dataset: Dataset, split: Split, settings: dict[str, Any], pointer: Pat
     try:
         files, meta = build(dataset, split, temporary)
         records = {str(file): _file_record(file) for file in files}
-        meta |= _identity(dataset, settings, records, simulated=meta["simulated"])
+        meta |= _identity(dataset, settings, records, meta)
         meta["arrays"] = {file.name: checksum(file) for file in sorted(temporary.iterdir())}
         write_json(temporary / "meta.json", meta)
         folder = cache / f"{dataset.name}-{meta['fingerprint']}"
@@ -177,16 +177,20 @@ def _identity(
     dataset: Dataset,
     settings: dict[str, Any],
     records: Mapping[str, Mapping[str, Any]],
-    *,
-    simulated: bool,
+    meta: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The entries of ``meta.json`` that say what the data are: fingerprint, settings, files."""
-    # The place of the raw files is not part of it, so that protocol ids agree between machines.
-    of_dataset = {k: v for k, v in settings["dataset"].items() if k != "raw_dir"}
+    # The place of the raw files is not part of it, so that protocol ids agree between machines. Of
+    # missing_ids the effect counts: there is none for most data, whose fingerprints are older.
+    of_dataset = {
+        k: v for k, v in settings["dataset"].items() if k not in ("raw_dir", "missing_ids")
+    }
     placeless = settings | {"dataset": of_dataset}
     hashes = {os.path.relpath(k, dataset.raw_dir): r["sha256"] for k, r in records.items()}
     identity: dict[str, Any] = {"settings": placeless, "files": hashes}
-    if simulated:  # a copy that cannot be recognized as simulated is another data set
+    if meta["ids"]:
+        identity["ids"] = meta["ids"]
+    if meta["simulated"]:  # a copy that cannot be recognized as simulated is another data set
         identity["simulated"] = True
     return {"fingerprint": _digest(identity)[:16], "settings": placeless, "files": hashes}
 
