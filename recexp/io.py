@@ -1,4 +1,4 @@
-"""Atomic writes, checksums, locks between processes, and the wording of disk errors."""
+"""Files: atomic writes, JSON, checksums, locks between processes, and the wording of errors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,6 +57,37 @@ def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON by ``atomic_write``. Types that JSON lacks are written as text."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        RecexpError: what is there is damaged: no regular file, or one that holds anything else.
+    """
+    if not path.is_file():  # opening a pipe would wait for a writer
+        if os.path.lexists(path):
+            raise RecexpError(f"{path} is damaged: it is no regular file")
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise RecexpError(f"{path} is damaged: {reason(error)}") from error
+    if not isinstance(content, dict):
+        raise RecexpError(f"{path} is damaged: it holds no JSON object")
+    return content
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link (not what it leads to) or a folder with all that it holds.
+
+    Nothing happens where nothing is there.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def checksum(path: Path) -> str:

@@ -2,13 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from recexp.data.rows import Rows
 from recexp.data.split import TEST, TRAIN
+
+
+@dataclass(frozen=True)
+class Acquaintance:
+    """What is known of Q targets before they are predicted: bool [Q] each.
+
+    A target is one of three: repeat, seen or, where it is neither, new. Whether it is cold is
+    independent of that.
+    """
+
+    seen: np.ndarray  # the user met the item before, through weaker behaviors only
+    repeat: np.ndarray  # the user met it before through an equal or a stronger behavior
+    cold: np.ndarray  # the item has no training event
+
+    def shares(self) -> dict[str, float]:
+        """The share of repeat, seen, new and cold targets; 0 where there are no targets."""
+        n = max(1, len(self.seen))
+        new = ~(self.seen | self.repeat)
+        return {
+            "repeat": float(self.repeat.sum() / n),
+            "seen": float(self.seen.sum() / n),
+            "new": float(new.sum() / n),
+            "cold": float(self.cold.sum() / n),
+        }
 
 
 @dataclass
@@ -34,14 +58,18 @@ class Report:
         return f"users left out: {listed or 'none'}"
 
 
-def audit_leaks(rows: Rows, code: np.ndarray, seen: np.ndarray) -> dict[str, float]:
+def audit_leaks(
+    rows: Rows, code: np.ndarray, known: Mapping[str, Acquaintance]
+) -> dict[str, float]:
     """Shares that limit how far results can be trusted.
 
-    rows: all rows that are kept. code: int8 [E], their split. seen: bool [Q], for the test targets.
+    rows: all rows that are kept. code: int8 [E], their split. known: of the "val" and
+    "test" targets.
 
     Returns:
         tied_targets: test targets that share their time with another event of their user.
-        seen_targets: test targets whose item the user met before through a weaker behavior.
+        repeat_targets, seen_targets, new_targets, cold_targets: kinds of test targets, see
+            ``Acquaintance``; the same with val_ before it for the validation targets.
         future_events: training events after the test event of their user.
     """
     test_at = np.flatnonzero(code == TEST)
@@ -57,8 +85,9 @@ def audit_leaks(rows: Rows, code: np.ndarray, seen: np.ndarray) -> dict[str, flo
     after_test = rows.time > test_time_U[rows.user]
     return {
         "tied_targets": float(tied.mean()),
-        "seen_targets": float(seen.mean()),
         "future_events": float(after_test[code == TRAIN].mean()),
+        **{f"{kind}_targets": share for kind, share in known["test"].shares().items()},
+        **{f"val_{kind}_targets": share for kind, share in known["val"].shares().items()},
     }
 
 
@@ -86,7 +115,9 @@ def audit_line(audit: dict[str, float], behaviors: Sequence[str]) -> str:
         "audit of leaks: "
         f"{audit['tied_targets']:.1%} of test targets share their time with another event of the "
         "user; "
-        f"{audit['seen_targets']:.1%} were seen before through a weaker behavior; "
+        f"{audit['repeat_targets']:.1%} repeat a pair of an equal or stronger behavior; "
+        f"{audit['seen_targets']:.1%} were seen before through weaker behaviors only; "
+        f"the items of {audit['cold_targets']:.1%} have no training event (cold); "
         f"{audit['future_events']:.1%} of training events happened after their user's test event; "
         f"{audit['test_targets_weaker_only']:.1%} of test and "
         f"{audit['val_targets_weaker_only']:.1%} of validation targets stand "

@@ -15,9 +15,16 @@ import polars as pl
 from hydra.utils import instantiate
 from tqdm import tqdm
 
-from recexp.data.audit import Report, audit_leaks, audit_line, weaker_only_share
+from recexp.data.audit import (
+    Acquaintance,
+    Report,
+    audit_leaks,
+    audit_line,
+    weaker_only_share,
+)
 from recexp.data.features import build_features
 from recexp.data.filters import apply_filters, behavior_codes, count_events, within_window
+from recexp.data.ids import clean_ids
 from recexp.data.index import index_events
 from recexp.data.readers import Raw
 from recexp.data.rows import Rows
@@ -44,7 +51,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
     explicit = [name in dataset.explicit for name in dataset.behaviors]
     with _Stages(dataset.name, total=8) as stages:
         raw = _read(dataset, report, stages)
-        events, n_users_unfiltered = _select(raw, dataset, report, stages)
+        events, n_users_unfiltered, ids = _select(raw, dataset, report, stages)
 
         stages.start("sorting")
         users, items, rows, levels = index_events(events)
@@ -60,7 +67,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         _write_pairs(out, "all_pairs", rows.pairs(), n_users)
 
         stages.start("splitting")
-        rows, code, seen = _split(rows, dataset, split, explicit, report)
+        rows, code, known = _split(rows, dataset, split, explicit, report)
 
         stages.start("writing training events")
         training = _write_training(out, rows, code, dataset, split, explicit, n_users)
@@ -68,21 +75,28 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         stages.start("writing histories")
         rows.keep(code != DROPPED)
         code = code[code != DROPPED]
-        _write_histories(out, rows, code, seen, n_users)
+        _write_histories(out, rows, code, known, n_users)
         _write_item_count(out, rows, code, n_items)
-        audit = audit_leaks(rows, code, seen["test"])
+        audit = audit_leaks(rows, code, known)
         audit |= {f"{name}_targets_weaker_only": x for name, x in training.weaker_only.items()}
         n_rows = len(rows)
         del rows, code
 
         stages.start("item features")
         features = build_features(
-            raw.item_features, items, training.pairs, training.end, n_users, out, report.lines
+            raw.item_features,
+            items,
+            training.pairs,
+            training.end,
+            n_users,
+            out,
+            report.lines,
+            raw.events,
         )
 
     report.add(
         f"kept {n_users:,} users, {n_items:,} items, {n_rows:,} rows: {training.n_rows:,} to "
-        f"train, {len(seen['val']):,} validation and {len(seen['test']):,} test targets"
+        f"train, {len(known['val'].seen):,} validation and {len(known['test'].seen):,} test targets"
     )
     report.add(report.left_out_line())
     report.add(audit_line(audit, dataset.behaviors))
@@ -96,6 +110,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         "train": training.n_rows,
         "simulated": simulated,
         "left_out": report.left_out,
+        "ids": ids,
         # Per behavior, after the filters and before the split.
         "events": dict(zip(dataset.behaviors, n_events_K, strict=True)),
         "behaviors": list(dataset.behaviors),
@@ -140,20 +155,21 @@ def _read(dataset: Dataset, report: Report, stages: _Stages) -> Raw:
 
 def _select(
     raw: Raw, dataset: Dataset, report: Report, stages: _Stages
-) -> tuple[pl.DataFrame, int]:
+) -> tuple[pl.DataFrame, int, dict[str, Any]]:
     """Events that count, with codes of behaviors, and the number of users before the filters.
 
-    Without filters that number is 0.
+    Without filters that number is 0. The third entry is what ``clean_ids`` did.
     """
     events = behavior_codes(raw.events, dataset, raw.files[0], report).collect(engine="streaming")
     stages.start("filtering")
+    events, ids = clean_ids(events, dataset.spellings_of_missing, report)
     events = within_window(events, dataset, report)
     if not dataset.filters:
-        return events, 0
+        return events, 0, ids
     n_users = events["user"].n_unique()
     events, lines = apply_filters(events, dataset.filters, dataset.iterate_filters)
     report.lines += lines
-    return events, n_users
+    return events, n_users, ids
 
 
 def _merges_first(dataset: Dataset, split: Split) -> bool:
@@ -167,27 +183,31 @@ def _merges_first(dataset: Dataset, split: Split) -> bool:
 
 def _split(
     rows: Rows, dataset: Dataset, split: Split, explicit: list[bool], report: Report
-) -> tuple[Rows, np.ndarray, dict[str, np.ndarray]]:
+) -> tuple[Rows, np.ndarray, dict[str, Acquaintance]]:
     """The rows to split (merged to pairs where the data set says so) and their split.
 
-    Returns the rows; their code, int8 [E]; and for "val" and "test": was each target's item met
-    before through a weaker behavior? bool [Q].
+    Returns the rows; their code, int8 [E]; and what is known of the "val" and "test" targets.
     """
     unmerged = rows
     if _merges_first(dataset, split):
         rows = rows.merged(explicit)
     code = split.assign(rows, explicit)
-    seen = {
-        name: unmerged.seen_weaker(rows.origin[code == split_code])
-        for name, split_code in HELD_OUT.items()
-    }
     report.left_out |= split.left_out(rows, explicit, code)
+    if split.cold_targets == "drop":
+        report.left_out |= split.drop_cold(rows, explicit, code)
+    is_trained_V = np.zeros(int(rows.item.max()) + 1, dtype=bool)
+    is_trained_V[rows.item[code == TRAIN]] = True
+    known = {}
+    for name, split_code in HELD_OUT.items():
+        at = np.flatnonzero(code == split_code)
+        seen, repeat = unmerged.met_before(rows.origin[at])
+        known[name] = Acquaintance(seen, repeat, cold=~is_trained_V[rows.item[at]])
     if n_purged := int((code == DROPPED).sum()):
         report.add(
             f"{n_purged:,} events of held-out (user, item) pairs purged from training "
             f"(purge={split.purge})"
         )
-    return rows, code, seen
+    return rows, code, known
 
 
 @dataclass
@@ -246,7 +266,7 @@ def _merge_between_targets(rows: Rows, code: np.ndarray, explicit: list[bool]) -
 
 
 def _write_histories(
-    out: Path, rows: Rows, code: np.ndarray, seen: dict[str, np.ndarray], n_users: int
+    out: Path, rows: Rows, code: np.ndarray, known: dict[str, Acquaintance], n_users: int
 ) -> None:
     """Write ``past_*`` (all rows in time order) and the targets ``val_*`` and ``test_*``."""
     ptr_U = _write_events(out, "past", rows, n_users)
@@ -257,7 +277,9 @@ def _write_histories(
         _save(out, f"{name}_item", target.item.astype(np.int64))
         _save(out, f"{name}_time", target.time)
         _save(out, f"{name}_behavior", target.behavior.astype(np.int8))
-        _save(out, f"{name}_seen", seen[name])
+        _save(out, f"{name}_seen", known[name].seen)
+        _save(out, f"{name}_repeat", known[name].repeat)
+        _save(out, f"{name}_cold", known[name].cold)
         # A target's history is the range start..end of the ``past`` arrays.
         _save(out, f"{name}_start", ptr_U[target.user])
         _save(out, f"{name}_end", at)

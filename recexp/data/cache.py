@@ -23,19 +23,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from recexp.data.reader_code import source_checksums
 from recexp.errors import RecexpError
-from recexp.io import checksum, file_lock, reason, write_json
+from recexp.io import checksum, file_lock, read_object, reason, remove, write_json
 from recexp.renamed import with_first_keys
 
 if TYPE_CHECKING:
     from recexp.data.dataset import Dataset
     from recexp.data.split import Split
 
-# Raise it whenever preparation would write other arrays from the same raw files.
+# Raise it whenever preparation would write other arrays from the same raw files. Readers that are
+# not listed in ``reader_code`` are in the fingerprint with their source.
 CODE_VERSION = 2
 # Raise it whenever meta.json gets other content for the same arrays: cached data are then prepared
 # again, while fingerprints and protocol ids stay.
-META_VERSION = 3
+META_VERSION = 4
 
 # Fingerprints name a reader by the module path it first had, so that moving a module changes no
 # fingerprint and no protocol id. Current path -> path in fingerprints.
@@ -43,6 +47,31 @@ _READER_PATHS = {
     "recexp.data.readers.": "recexp.data.sources.",
     "recexp.data.simulation.stand_in.": "recexp.data.sources.stand_in.",
 }
+
+
+class _RawFile(BaseModel):
+    """A raw file as it was when it was read."""
+
+    model_config = ConfigDict(strict=True)
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+class _Pointer(BaseModel):
+    """The content of a pointer file.
+
+    folder: name of the prepared folder beside it. meta: checksum of its ``meta.json``. files: the
+    raw files by path. beside: the names of all files in the folders of the raw files.
+    """
+
+    model_config = ConfigDict(strict=True)
+
+    folder: str
+    meta: str
+    files: dict[str, _RawFile]
+    beside: dict[str, list[str]]
 
 
 def prepare(dataset: Dataset, split: Split, cache_dir: str | Path) -> Path:
@@ -56,13 +85,19 @@ def prepare(dataset: Dataset, split: Split, cache_dir: str | Path) -> Path:
     settings = _settings(dataset, split)
     cache = Path(cache_dir)
     pointer = cache / f"{dataset.name}-{_digest(settings | {'meta': META_VERSION})[:12]}.json"
-    if folder := _cached(pointer, dataset.name):
+    folder, _ = _cached(pointer)
+    if folder is not None:
         return folder
     waiting = f"{dataset.name}: another process is preparing it; waiting"
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with file_lock(cache / f".{pointer.stem}.lock", waiting):
-            return _cached(pointer, dataset.name) or _make(dataset, split, settings, pointer)
+            folder, why_not = _cached(pointer)
+            if folder is not None:
+                return folder
+            if why_not:
+                print(f"[data] {dataset.name}: {why_not}; preparing again", file=sys.stderr)
+            return _make(dataset, split, settings, pointer)
     except Exception as error:
         # polars wraps the errors of the operating system in its own.
         if not isinstance(error, OSError) and "(os error" not in str(error):
@@ -74,8 +109,19 @@ def prepare(dataset: Dataset, split: Split, cache_dir: str | Path) -> Path:
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
-    """The content of the folder's ``meta.json``."""
-    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+    """The content of the folder's ``meta.json``.
+
+    Raises:
+        RecexpError: it is missing or damaged.
+    """
+    path = folder / "meta.json"
+    try:
+        meta = read_object(path)
+    except FileNotFoundError:
+        raise RecexpError(f"{path} is missing: {folder} holds no prepared data") from None
+    arrays = meta.get("arrays")
+    if not isinstance(arrays, dict):
+        raise RecexpError(f"{path} is damaged: it lists no checksums of arrays")
     return meta
 
 
@@ -87,10 +133,10 @@ def verify(folder: Path) -> None:
     """
     for name, expected in read_meta(folder)["arrays"].items():
         path = folder / name
-        if not path.exists() or checksum(path) != expected:
+        if not path.is_file() or checksum(path) != expected:
             raise RecexpError(
                 f"Prepared file {path} is missing or damaged "
-                "(its checksum does not match meta.json)."
+                "(its checksum does not match meta.json)"
             )
 
 
@@ -107,12 +153,12 @@ def _make(dataset: Dataset, split: Split, settings: dict[str, Any], pointer: Pat
     prefix = f".{pointer.stem}-"
     started = time.perf_counter()
     for left_by_a_killed_process in cache.glob(f"{prefix}*"):
-        shutil.rmtree(left_by_a_killed_process)
+        remove(left_by_a_killed_process)
     temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=cache))
     try:
         files, meta = build(dataset, split, temporary)
         records = {str(file): _file_record(file) for file in files}
-        meta |= _identity(dataset, settings, records, simulated=meta["simulated"])
+        meta |= _identity(dataset, settings, records, meta)
         meta["arrays"] = {file.name: checksum(file) for file in sorted(temporary.iterdir())}
         write_json(temporary / "meta.json", meta)
         folder = cache / f"{dataset.name}-{meta['fingerprint']}"
@@ -131,16 +177,20 @@ def _identity(
     dataset: Dataset,
     settings: dict[str, Any],
     records: Mapping[str, Mapping[str, Any]],
-    *,
-    simulated: bool,
+    meta: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The entries of ``meta.json`` that say what the data are: fingerprint, settings, files."""
-    # The place of the raw files is not part of it, so that protocol ids agree between machines.
-    of_dataset = {k: v for k, v in settings["dataset"].items() if k != "raw_dir"}
+    # The place of the raw files is not part of it, so that protocol ids agree between machines. Of
+    # missing_ids the effect counts: there is none for most data, whose fingerprints are older.
+    of_dataset = {
+        k: v for k, v in settings["dataset"].items() if k not in ("raw_dir", "missing_ids")
+    }
     placeless = settings | {"dataset": of_dataset}
     hashes = {os.path.relpath(k, dataset.raw_dir): r["sha256"] for k, r in records.items()}
     identity: dict[str, Any] = {"settings": placeless, "files": hashes}
-    if simulated:  # a copy that cannot be recognized as simulated is another data set
+    if meta["ids"]:
+        identity["ids"] = meta["ids"]
+    if meta["simulated"]:  # a copy that cannot be recognized as simulated is another data set
         identity["simulated"] = True
     return {"fingerprint": _digest(identity)[:16], "settings": placeless, "files": hashes}
 
@@ -149,9 +199,8 @@ def _publish(temporary: Path, folder: Path) -> None:
     """Rename ``temporary`` to ``folder`` unless that holds the same data already."""
     # The same raw files in another place have another pointer and lock, but the same folder.
     with file_lock(folder.parent / f".{folder.name}.lock"):
-        if folder.exists() and not _same(folder, temporary):
-            shutil.rmtree(folder)
-        if not folder.exists():
+        if not _same(folder, temporary):
+            remove(folder)
             os.rename(temporary, folder)
 
 
@@ -160,7 +209,7 @@ def _same(folder: Path, new: Path) -> bool:
     try:
         verify(folder)
         return checksum(folder / "meta.json") == checksum(new / "meta.json")
-    except (RecexpError, OSError, ValueError, KeyError):
+    except (RecexpError, OSError, ValueError):
         return False
 
 
@@ -179,40 +228,53 @@ def _write_pointer(pointer: Path, folder: Path, records: Mapping[str, Mapping[st
         "files": records,
         "beside": {str(parent): _file_names(parent) for parent in parents},
     }
+    if not pointer.is_file():
+        remove(pointer)  # a folder in its place
     write_json(pointer, record)
 
 
-def _cached(pointer: Path, name: str) -> Path | None:
-    """The folder that the pointer names, or None where the data must be prepared (again).
+def _cached(pointer: Path) -> tuple[Path | None, str]:
+    """The folder that the pointer names, or None where the data must be prepared.
 
-    The folder counts if the raw files are unchanged and every prepared file verifies.
+    The folder counts if the raw files are unchanged and every prepared file verifies. Where it does
+    not although there is a pointer, the second entry says why.
     """
     try:
-        record = json.loads(pointer.read_text())
-        folder = pointer.parent / record["folder"]
+        record = _read_pointer(pointer)
+        folder = pointer.parent / record.folder
         if not _raw_files_unchanged(record):
-            print(
-                f"[data] {name}: raw files changed since they were prepared; preparing again",
-                file=sys.stderr,
-            )
-            return None
-        if checksum(folder / "meta.json") != record["meta"]:
+            return None, "raw files changed since they were prepared"
+        read_meta(folder)
+        if checksum(folder / "meta.json") != record.meta:
             raise RecexpError(f"{folder / 'meta.json'} is damaged")
         verify(folder)
-        return folder
+        return folder, ""
     except FileNotFoundError:
-        return None
-    except (RecexpError, OSError, ValueError, KeyError) as error:
-        print(f"[data] {name}: prepared data unusable ({error}); preparing again", file=sys.stderr)
-        return None
+        return None, ""
+    except (RecexpError, OSError, ValueError) as error:
+        return None, f"prepared data unusable ({error})"
 
 
-def _raw_files_unchanged(record: Mapping[str, Any]) -> bool:
+def _read_pointer(path: Path) -> _Pointer:
+    """Raises FileNotFoundError without a pointer, RecexpError where it is damaged."""
+    content = read_object(path)
+    try:
+        record = _Pointer.model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise RecexpError(f"{path} is damaged: {key}: {first['msg']}") from None
+    if not record.folder or Path(record.folder).name != record.folder:
+        raise RecexpError(f"{path} is damaged: it names no folder beside it")
+    return record
+
+
+def _raw_files_unchanged(record: _Pointer) -> bool:
     """Are the raw files of a pointer the same, and no files added beside them or removed?"""
-    if not all(_unchanged(Path(file), known) for file, known in record["files"].items()):
+    if not all(_unchanged(Path(file), known) for file, known in record.files.items()):
         return False
     # A new file beside them may be an optional one, such as item features.
-    return all(_file_names(Path(folder)) == names for folder, names in record["beside"].items())
+    return all(_file_names(Path(folder)) == names for folder, names in record.beside.items())
 
 
 def _file_record(path: Path) -> dict[str, Any]:
@@ -220,15 +282,15 @@ def _file_record(path: Path) -> dict[str, Any]:
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": checksum(path)}
 
 
-def _unchanged(path: Path, record: Mapping[str, Any]) -> bool:
+def _unchanged(path: Path, record: _RawFile) -> bool:
     """Is the file as recorded? Its checksum is computed only if its time differs."""
     try:
         stat = path.stat()
     except OSError:
         return False
-    if stat.st_size != record["size"]:
+    if stat.st_size != record.size:
         return False
-    return stat.st_mtime_ns == record["mtime_ns"] or checksum(path) == record["sha256"]
+    return stat.st_mtime_ns == record.mtime_ns or checksum(path) == record.sha256
 
 
 def _file_names(folder: Path) -> list[str]:
@@ -247,6 +309,8 @@ def _settings(dataset: Dataset, split: Split) -> dict[str, Any]:
         "split": split.identity(),
         "code": CODE_VERSION,
     }
+    if reader := source_checksums(dataset.source):  # absent for the readers of recexp
+        settings["reader"] = reader
     plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return plain
 

@@ -13,6 +13,23 @@ from recexp.errors import RecexpError
 
 MAX_BEHAVIORS = 31  # each has one bit of an int32 mask
 BadRows = Literal["error", "drop"]
+# What programs write where an id is missing.
+MISSING_IDS = (
+    "",
+    "NA",
+    "N/A",
+    "#N/A",
+    "<NA>",
+    "null",
+    "<null>",
+    "(null)",
+    "none",
+    "nil",
+    "nan",
+    "NaT",
+    "undefined",
+    "\\N",
+)
 
 
 @dataclass
@@ -34,6 +51,10 @@ class Dataset:
         held-out events are merged. "none" keeps all events.
     window: {start, end} as ISO dates, end excluded; None keeps all times.
     on_bad_rows: "error" stops at the first bad row of a raw file, "drop" leaves bad rows out.
+    missing_ids: texts, in upper or lower case, that are no user and no item; their events are
+        dropped and counted, and blanks around ids are removed. None: ``MISSING_IDS``. Empty: all
+        texts are ids as they stand, with their blanks (names that people chose). Ids that are
+        numbers are not concerned.
     """
 
     name: str
@@ -47,11 +68,17 @@ class Dataset:
     merge: Literal["none", "pairs"] = "none"
     window: Mapping[str, str] | None = None
     on_bad_rows: BadRows = "error"
+    missing_ids: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if thresholds := self.value_behaviors:
             self.behaviors = sorted(thresholds, key=lambda name: thresholds[name])
         self._check()
+
+    @property
+    def spellings_of_missing(self) -> tuple[str, ...]:
+        """The texts that are no id."""
+        return MISSING_IDS if self.missing_ids is None else tuple(self.missing_ids)
 
     def _check(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
@@ -70,6 +97,9 @@ class Dataset:
                 f"dataset.behaviors {list(self.behaviors)}."
             )
         check_choice("dataset.merge", self.merge, ("none", "pairs"))
+        missing = self.missing_ids
+        if isinstance(missing, str) or not all(isinstance(text, str) for text in missing or ()):
+            raise RecexpError(f"dataset.missing_ids={missing!r} must be a list of texts, or null.")
         check_choice("dataset.on_bad_rows", self.on_bad_rows, ("error", "drop"))
 
 

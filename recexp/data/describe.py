@@ -279,13 +279,13 @@ def _target_texts(store: Store, split: str) -> dict[str, str]:
     """Counts and shares of the targets of "val" or "test"; shares are blank without targets."""
     targets = store.targets(split)
     length_Q = targets.end - targets.start
-    train_count_V = store.train.item.bincount(minlength=store.schema.V)
     texts = {
         "users": f"{len(targets):,}",
         "mean history": f"{length_Q.double().mean():.1f}",
         "without a history": _share(length_Q == 0),
-        "item without a training event": _share(train_count_V[targets.item] == 0),
+        "item without a training event": _share(targets.cold),
         "pair in training": _share(store.train_pairs.contain(targets.user, targets.item)),
+        "met before through an equal or stronger behavior": _share(targets.repeat),
         "seen before through a weaker behavior": _share(targets.seen),
     }
     weaker_only = store.meta["audit"][f"{split}_targets_weaker_only"]

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from recexp.data.ids import is_text
 from recexp.data.readers import ItemFeature
 from recexp.data.rows import blocks
 from recexp.errors import RecexpError
 
 MAX_DEPTH = 64  # levels of a category tree; one that seems deeper most likely has a cycle
+EXAMPLES = 5  # ids that an error shows
 # Below this share of the largest value, a spread is a rounding error of equal values.
 LEAST_SPREAD = 1e-12
 
@@ -25,6 +27,7 @@ def build_features(
     n_users: int,
     out: Path,
     report: list[str],
+    events: pl.LazyFrame | None = None,
 ) -> list[dict[str, Any]]:
     """Write id and weight tables per feature, and the users' bags of values.
 
@@ -33,12 +36,18 @@ def build_features(
 
     items: columns index, item. train_pairs: unique "user" and "item" arrays, users ascending.
     end: time of the last training event, milliseconds. report: gets a line per feature.
+    events: before the filters, column item.
 
-    Returns name, kind and cardinality of each feature.
+    Returns name, kind, cardinality and coverage (the share of items with a value) of each feature.
+
+    Raises:
+        RecexpError: a feature's ids are those of no item of ``items`` and ``events``, or its tree
+            has a cycle.
     """
     described = []
     for name, feature in raw.items():
-        frame = _as_of(feature, items, end)
+        frame = _of_items(name, feature, items, events)
+        frame = _as_of(feature, frame, end)
         if feature.kind == "numeric":
             ids, weights, cardinality = _numeric(frame, items.height)
         else:
@@ -58,7 +67,8 @@ def build_features(
             f"item feature {name} ({feature.kind}): {cardinality - 1:,} values, "
             f"known for {known:.1%} of items"
         )
-        described.append({"name": name, "kind": feature.kind, "cardinality": cardinality})
+        entry = {"name": name, "kind": feature.kind, "cardinality": cardinality, "coverage": known}
+        described.append(entry)
     return described
 
 
@@ -97,11 +107,48 @@ def write_bags(
     np.save(f"{path}_count.npy", np.concatenate(counts))
 
 
-def _as_of(feature: ItemFeature, items: pl.DataFrame, end: int) -> pl.DataFrame:
+def _of_items(
+    name: str, feature: ItemFeature, items: pl.DataFrame, events: pl.LazyFrame | None
+) -> pl.DataFrame:
+    """The feature's rows for the items, whose column item is the index.
+
+    Raises:
+        RecexpError: no id of the feature is that of an item. That the filters removed every item
+            with a value is no error.
+    """
+    frame = _stripped(feature.frame.collect(engine="streaming"))
+    known = frame.with_columns(pl.col("item").cast(items["item"].dtype, strict=False))
+    of_items = known.join(items, on="item", how="inner").drop("item").rename({"index": "item"})
+    if frame.height and of_items.is_empty():
+        removed = events is not None and _occurs(known, events)
+        if not removed:
+            raise RecexpError(
+                f"Item feature {name}: none of its {frame['item'].n_unique():,} item ids is that "
+                f"of an item of the events. The feature has {_examples(frame['item'])}; the events "
+                f"have {_examples(items['item'])}. Write both alike, or leave the feature out."
+            )
+    return of_items
+
+
+def _occurs(frame: pl.DataFrame, events: pl.LazyFrame) -> bool:
+    """Is an item of the frame one of the events?"""
+    items = _stripped(events.select("item").unique().collect(engine="streaming"))
+    return not frame.join(items, on="item", how="semi").is_empty()
+
+
+def _stripped(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with item ids freed of blanks around them, as those of the events are."""
+    if not is_text(frame, "item"):
+        return frame
+    return frame.with_columns(pl.col("item").str.strip_chars())
+
+
+def _examples(ids: pl.Series) -> str:
+    return ", ".join(repr(x) for x in ids.unique().sort().head(EXAMPLES))
+
+
+def _as_of(feature: ItemFeature, frame: pl.DataFrame, end: int) -> pl.DataFrame:
     """Columns item (index), value: what was known at ``end``."""
-    frame = feature.frame.collect(engine="streaming")
-    frame = frame.with_columns(pl.col("item").cast(items["item"].dtype, strict=False))
-    frame = frame.join(items, on="item", how="inner").drop("item").rename({"index": "item"})
     frame = frame.drop_nulls("value")
     if "timestamp" in frame.columns:
         # The largest key is the last time until ``end``; without one, the first time after it.

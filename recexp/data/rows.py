@@ -83,20 +83,25 @@ class Rows:
             parts["count"].append(count.astype(np.int32))
         return {name: np.concatenate(part) for name, part in parts.items()}
 
-    def seen_weaker(self, at: np.ndarray) -> np.ndarray:
-        """Has an earlier row of the same pair a weaker behavior? bool per row of ``at``.
+    def met_before(self, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which pairs have earlier rows: bool per row of ``at``, twice.
+
+        The first tells whether all of them have weaker behaviors, the second whether one has an
+        equal or a stronger behavior. Both are False where there is no earlier row.
 
         at: row numbers, at most one per user.
         """
         if not len(at):
-            return np.zeros(0, dtype=bool)
+            return np.zeros(0, dtype=bool), np.zeros(0, dtype=bool)
         target_U = np.full(int(self.user[-1]) + 1, -1, dtype=self.origin.dtype)
         target_U[self.user[at]] = at
         target_E = target_U[self.user]
         is_earlier = np.arange(len(self), dtype=target_E.dtype) < target_E
-        same_item = self.item == self.item[target_E]
+        is_earlier &= self.item == self.item[target_E]
         is_weaker = self.behavior < self.behavior[target_E]
-        return np.isin(self.user[at], self.user[is_earlier & same_item & is_weaker])
+        repeat = np.isin(self.user[at], self.user[is_earlier & ~is_weaker])
+        weaker = np.isin(self.user[at], self.user[is_earlier & is_weaker])
+        return weaker & ~repeat, repeat
 
     def _by_pair(self, stretch: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Row numbers grouped by (stretch, item), and where each group starts among them.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -41,6 +41,9 @@ class Split:
     test_without_history: a user is tested also where no training event precedes the target, as long
         as one follows it. Their history in evaluation is empty. A validation target always needs a
         training event before it.
+    cold_targets: "drop" leaves out targets whose item has no training event, which most models can
+        only guess: their users are not tested (or validated), and the events stay in histories.
+        None keeps them; metrics under "<name>/cold" and "<name>/warm" tell them apart.
     """
 
     kind: Literal["leave_one_out", "global_time"] = "leave_one_out"
@@ -51,12 +54,15 @@ class Split:
     val_share: Share = 0.1
     merge_val: bool = False
     test_without_history: bool = False
+    cold_targets: Literal["drop"] | None = None
 
     def __post_init__(self) -> None:
         check_choice("protocol.split.kind", self.kind, ("leave_one_out", "global_time"))
         check_choice("protocol.split.target", self.target, ("any", "explicit", "strongest"))
         check_choice("protocol.split.purge", self.purge, ("pair", "later", "none"))
         check_choice("protocol.split.fallback", self.fallback, ("any", "none"))
+        if self.cold_targets is not None:
+            check_choice("protocol.split.cold_targets", self.cold_targets, ("drop",))
         shares = (self.test_share, self.val_share)
         if not (min(shares) > 0 and sum(shares) < 1):
             raise RecexpError(
@@ -81,6 +87,8 @@ class Split:
         settings = asdict(self)
         if not self.test_without_history:
             del settings["test_without_history"]
+        if self.cold_targets is None:
+            del settings["cold_targets"]
         return settings
 
     def assign(self, rows: Rows, explicit: list[bool]) -> np.ndarray:
@@ -143,6 +151,33 @@ class Split:
             is_relevant = reason.startswith("not tested") or not self.merge_val
             if is_relevant and is_left_out_U.any():
                 counts[reason] = int(is_left_out_U.sum())
+        return counts
+
+    def drop_cold(self, rows: Rows, explicit: list[bool], code: np.ndarray) -> dict[str, int]:
+        """Leave out the targets whose item has no training event: they become PAST.
+
+        code: int8 [E] of ``assign``, changed in place. Returns the number of users by reason, as
+        ``left_out`` does.
+
+        Raises:
+            RecexpError: no user has a test target then.
+        """
+        # Both stages of selection=refit test the same users: those of the first one.
+        first = replace(self, merge_val=False).assign(rows, explicit) if self.merge_val else code
+        is_trained_V = np.zeros(int(rows.item.max()) + 1, dtype=bool)
+        is_trained_V[rows.item[first == TRAIN]] = True
+        counts = {}
+        for words, held_as in (("tested", TEST), ("validated", VAL)):
+            is_cold = (code == held_as) & ~is_trained_V[rows.item]
+            if is_cold.any():
+                reason = f"not {words}: the target's item has no training event (cold)"
+                counts[reason] = int(is_cold.sum())
+                code[is_cold] = PAST
+        if not (code == TEST).any():
+            raise RecexpError(
+                "No user has a test target whose item has a training event: set "
+                "protocol.split.cold_targets=null, or loosen dataset.filters."
+            )
         return counts
 
     def _eligible(self, rows: Rows, explicit: list[bool]) -> np.ndarray:

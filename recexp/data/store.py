@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from recexp.data.cache import read_meta
+from recexp.errors import RecexpError
 from recexp.types import Bag, Feature, Query, Schema
 
 MAX_BITMAP = 2**26  # bytes
@@ -138,9 +139,11 @@ class Targets:
     item: Tensor  # int64 [Q]
     time: Tensor  # int64 [Q], milliseconds
     behavior: Tensor  # int8 [Q]
-    seen: Tensor  # bool [Q]: the user met the item before through a weaker behavior
+    seen: Tensor  # bool [Q]: the user met the item before, through weaker behaviors only
     start: Tensor  # int64 [Q]
     end: Tensor  # int64 [Q]
+    repeat: Tensor  # bool [Q]: the user met it before through an equal or a stronger behavior
+    cold: Tensor  # bool [Q]: the item has no training event
 
     def __len__(self) -> int:
         return self.user.shape[0]
@@ -154,6 +157,8 @@ class Targets:
             seen=self.seen.to(device),
             start=self.start.to(device),
             end=self.end.to(device),
+            repeat=self.repeat.to(device),
+            cold=self.cold.to(device),
         )
 
 
@@ -178,8 +183,17 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path) -> Store:
-        """Map the arrays of a prepared folder (``cache.prepare``) into memory."""
+        """Map the arrays of a prepared folder (``cache.prepare``) into memory.
+
+        Raises:
+            RecexpError: ``meta.json`` is damaged, or an earlier version prepared the folder.
+        """
         meta = read_meta(folder)
+        if not (folder / "test_cold.npy").is_file():
+            raise RecexpError(
+                f"{folder} was prepared by an earlier version (it lacks test_cold.npy): prepare "
+                "the data again."
+            )
         return cls(
             schema=_schema(folder, meta),
             meta=meta,

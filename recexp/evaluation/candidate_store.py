@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +18,15 @@ from torch import Tensor
 from recexp.errors import RecexpError
 from recexp.evaluation.candidates import draw
 from recexp.evaluation.protocol import Protocol
-from recexp.io import atomic_write, checksum, file_lock, reason, write_json
+from recexp.io import (
+    atomic_write,
+    checksum,
+    file_lock,
+    read_object,
+    reason,
+    remove,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from recexp.data.store import Store
@@ -37,7 +47,7 @@ def stored_candidates(store: Store, protocol: Protocol, split: str) -> Tensor | 
     settings = json.dumps(asdict(candidates), sort_keys=True)
     digest = hashlib.sha256(settings.encode()).hexdigest()[:12]
     path = store.folder / f"candidates-{split}-{digest}.npy"
-    if not _is_intact(path):
+    if _damage(path) is not None:
         _draw_once(path, store, protocol, split)
     array = np.load(path, mmap_mode="r")
     return torch.from_numpy(array.copy() if array.nbytes < MAX_BYTES_IN_MEMORY else array)
@@ -48,7 +58,10 @@ def _draw_once(path: Path, store: Store, protocol: Protocol, split: str) -> None
     lock = store.folder.parent / f".{store.folder.name}.lock"
     try:
         with file_lock(lock, f"{path.stem}: another process is drawing them; waiting"):
-            if not _is_intact(path):
+            damage = _damage(path)
+            if damage:
+                print(f"[data] {damage}; drawing the candidates again", file=sys.stderr)
+            if damage is not None:
                 _write(path, _draw(store, protocol, split))
     except OSError as error:
         raise RecexpError(
@@ -86,15 +99,24 @@ def _draw(store: Store, protocol: Protocol, split: str) -> NDArray[np.int32]:
 
 
 def _write(path: Path, drawn: NDArray[np.int32]) -> None:
+    beside = path.with_suffix(".json")
+    for place in (path, beside):
+        if not place.is_file():
+            remove(place)  # a folder in its place
     with atomic_write(path) as temporary, temporary.open("wb") as file:
         np.save(file, drawn)
-    write_json(path.with_suffix(".json"), {"sha256": checksum(path)})
+    write_json(beside, {"sha256": checksum(path)})
 
 
-def _is_intact(path: Path) -> bool:
-    """Is the file there, with the checksum that was written beside it?"""
+def _damage(path: Path) -> str | None:
+    """What is wrong with the table: None for nothing, "" where there is none yet."""
+    beside = path.with_suffix(".json")
+    if not os.path.lexists(path) and not os.path.lexists(beside):
+        return ""
     try:
-        recorded = json.loads(path.with_suffix(".json").read_text())["sha256"]
-        return bool(recorded == checksum(path))
-    except (OSError, ValueError, KeyError):
-        return False
+        recorded = read_object(beside).get("sha256")
+    except (RecexpError, OSError) as error:
+        return reason(error)
+    if path.is_file() and recorded == checksum(path):
+        return None
+    return f"{path} is missing or damaged (its checksum does not match {beside.name})"

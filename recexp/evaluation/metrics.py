@@ -24,6 +24,8 @@ from recexp.errors import RecexpError
 TIES = ("expected", "pessimistic", "optimistic")
 STATES = ("user", "better", "tied", "candidates", "group")
 NO_GROUP = -1
+# Bits of a group: how the user had met the target, and whether its item was trained on.
+SEEN, REPEAT, COLD = 1, 2, 4
 
 # (better, tied, k or length of the longest ranked list, ties) -> values per user, float64 [B]
 MetricFunction = Callable[[Tensor, Tensor, int, str], Tensor]
@@ -139,24 +141,39 @@ class RankingMetrics(Metric):
         better: Tensor,
         tied: Tensor,
         candidates: Tensor,
-        group: Tensor | None = None,
+        seen: Tensor | None = None,
+        repeat: Tensor | None = None,
+        cold: Tensor | None = None,
     ) -> None:
         """Add users: ids, ranks, and numbers of candidates (the target included), all int64 [B].
 
-        group: bool [B], whether the user had met the target through a weaker behavior. It must be
-        given always or never.
+        seen, repeat, cold: kinds of targets as in ``store.Targets``, bool [B]. seen must be given
+        always or never; without repeat or cold there are none.
         """
         self.user.append(user)
         self.better.append(better)
         self.tied.append(tied)
         self.candidates.append(candidates)
-        self.group.append(torch.full_like(user, NO_GROUP) if group is None else group.long())
+        if seen is None:
+            self.group.append(torch.full_like(user, NO_GROUP))
+            return
+        group = SEEN * seen.long()
+        if repeat is not None:
+            group = group + REPEAT * repeat.long()
+        if cold is not None:
+            group = group + COLD * cold.long()
+        self.group.append(group)
 
     def compute(self) -> dict[str, float]:
         """Means over users: "hr@k" and "ndcg@k" for every k, "mrr", and the number of "users".
 
-        With groups also each of these under "<name>/seen" and "<name>/new"; an empty group has only
-        "users/<group>": 0.
+        With kinds of targets also each of these under "<name>/<kind>":
+        - "seen": the user had met the item, through weaker behaviors only;
+        - "repeat": they had met it through an equal or a stronger behavior;
+        - "new": neither;
+        - "cold": the item has no training event; "warm": it has one.
+        Where no target repeats, there is no "repeat"; where none is cold, neither "cold" nor
+        "warm". An empty "seen" or "new" has only "users/<kind>": 0.
 
         Raises RecexpError if there are no users, a user counts twice, a rank lies outside its list,
         or groups are incomplete.
@@ -173,14 +190,23 @@ class RankingMetrics(Metric):
             per_user[name] = function(better, tied, n_longest, self.ties)
         values = _means(per_user, torch.ones_like(better, dtype=torch.bool), "")
         if "group" in ranks:
-            values |= _means(per_user, ranks["group"], "/seen")
-            values |= _means(per_user, ~ranks["group"], "/new")
+            seen = ranks["group"]
+            repeat = ranks["repeat"]
+            cold = ranks["cold"]
+            values |= _means(per_user, seen, "/seen")
+            values |= _means(per_user, ~(seen | repeat), "/new")
+            if repeat.any():
+                values |= _means(per_user, repeat, "/repeat")
+            if cold.any():
+                values |= _means(per_user, cold, "/cold")
+                values |= _means(per_user, ~cold, "/warm")
         return values
 
     def ranks(self) -> dict[str, Tensor]:
         """What was added, sorted by user, on the CPU.
 
-        user, better, tied, candidates (int64) and, where given, group (bool). Gathers from all
+        user, better, tied, candidates (int64) and, where given, group (that is, seen), repeat and
+        cold (bool). Gathers from all
         processes: every one of them must call it. Raises as ``compute`` does.
         """
         with self.sync_context(dist_sync_fn=self.dist_sync_fn):
@@ -202,10 +228,12 @@ class RankingMetrics(Metric):
             without = ranks["user"][group == NO_GROUP]
             if len(without):
                 raise RecexpError(
-                    f"user {int(without[0])} has no group while others do: give group always or "
+                    f"user {int(without[0])} has no group while others do: give seen always or "
                     "never."
                 )
-            ranks["group"] = group.bool()
+            ranks["group"] = (group & SEEN) != 0
+            ranks["repeat"] = (group & REPEAT) != 0
+            ranks["cold"] = (group & COLD) != 0
         return ranks
 
 

@@ -16,6 +16,13 @@ from recexp.runs.identity import PLACES, RAW_FILES, without
 from recexp.runs.result import RunResult
 
 CURVES = (("val/hr@10", "tab:blue"), ("val/ndcg@10", "tab:orange"), ("test/ndcg@10", "tab:red"))
+KINDS = {
+    "repeat": "repeat a pair of an equal or stronger behavior",
+    "seen": "seen before through weaker behaviors only",
+    "new": "new",
+    "cold": "without a training event of their item (cold)",
+    "warm": "with one",
+}
 FEW_EPOCHS = 30  # below this many, curves mark their points
 
 
@@ -97,8 +104,8 @@ def show_table(result: RunResult, run_dir: Path) -> None:
     print(_title(result))
     for line in _metric_lines(result.metrics):
         print(line)
-    if result.metrics.get("test/users/seen"):
-        print(_seen_line(result.metrics))
+    for line in _kind_lines(result.metrics):
+        print(line)
     print(_training_line(result, run_dir))
     convergence = result.convergence or {}
     if convergence.get("kind") in WARNED:
@@ -130,16 +137,19 @@ def _metric_lines(metrics: Mapping[str, float]) -> list[str]:
     return lines
 
 
-def _seen_line(metrics: Mapping[str, float]) -> str:
-    n_seen = int(metrics["test/users/seen"])
-    n_new = int(metrics.get("test/users/new", 0))
-    line = (
-        "test targets that the user met before through a weaker behavior: "
-        f"{n_seen} of {n_seen + n_new}; NDCG@10 {metrics['test/ndcg@10/seen']:.4f}"
-    )
-    if n_new:
-        line += f", on new ones {metrics['test/ndcg@10/new']:.4f}"
-    return line
+def _kind_lines(metrics: Mapping[str, float]) -> list[str]:
+    """NDCG@10 on the kinds of test targets, where there is more than one kind."""
+    lines = []
+    for kinds in (("repeat", "seen", "new"), ("cold", "warm")):
+        counts = {kind: int(metrics.get(f"test/users/{kind}", 0)) for kind in kinds}
+        parts = [
+            f"{n} {KINDS[kind]} {metrics[f'test/ndcg@10/{kind}']:.4f}"
+            for kind, n in counts.items()
+            if n
+        ]
+        if len(parts) > 1 or counts.get("seen"):
+            lines.append(f"test targets and NDCG@10: {', '.join(parts)}")
+    return lines
 
 
 def _training_line(result: RunResult, run_dir: Path) -> str:

@@ -28,6 +28,8 @@ class DataFacts(_Record):
     """Facts about the prepared data.
 
     fingerprint: hash of the raw files, the settings of the preparation and the reader's code.
+    feature_coverage: item feature -> share of items that have a value of it.
+    ids: what ``dataset.missing_ids`` did to the events (``recexp.data.ids.clean_ids``).
     """
 
     users: Count | None = None
@@ -35,6 +37,8 @@ class DataFacts(_Record):
     interactions: Count | None = None
     fingerprint: str | None = None
     simulated: bool | None = None
+    feature_coverage: dict[str, Number] | None = None
+    ids: dict[str, Any] | None = None
 
 
 class GitState(_Record):

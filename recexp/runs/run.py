@@ -272,11 +272,22 @@ def _about(cfg: DictConfig, prepared: Prepared, git: Mapping[str, Any]) -> dict[
         "config": kept_config(cfg),
         "batch_counts": cfg.get("batch_counts", "positives"),
         "selection": TEST_PEEK if cfg.selection == "test_peek" else cfg.selection,
-        "data": {key: meta[key] for key in DATA_FACTS},
+        "data": _data_facts(meta),
         "left_out": meta["left_out"],
         "audit": meta["audit"],
         "git": git,
     }
+
+
+def _data_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """``DataFacts``. meta: of the prepared data."""
+    facts: dict[str, Any] = {key: meta[key] for key in DATA_FACTS}
+    if meta["features"]:
+        coverage = {feature["name"]: feature["coverage"] for feature in meta["features"]}
+        facts["feature_coverage"] = coverage
+    if meta["ids"]:
+        facts["ids"] = meta["ids"]
+    return facts
 
 
 def _n_passes(module: RecModule) -> int | None:

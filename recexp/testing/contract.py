@@ -204,7 +204,7 @@ class ModelContract:
         """One held-out event of user 3."""
         user, item, time, behavior, seen = (torch.tensor([x]) for x in (3, 1, 0, 1, False))
         ptr = self.store.past.ptr
-        return Targets(user, item, time, behavior, seen, ptr[3:4], ptr[4:5])
+        return Targets(user, item, time, behavior, seen, ptr[3:4], ptr[4:5], seen, seen)
 
     def test_loading_a_state_dict_gives_the_same_scores(self) -> None:
         """All that scoring needs is in the state dict or follows from ``bind``."""

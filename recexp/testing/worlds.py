@@ -173,4 +173,7 @@ def _targets(target_Q2: Tensor, past: Events) -> Targets:
     last = past.ptr[user + 1] - 1
     behavior = torch.ones(len(user), dtype=torch.int8)
     repeated = torch.zeros(len(user), dtype=torch.bool)
-    return Targets(user, item, past.time[last], behavior, repeated, past.ptr[user], last)
+    cold = torch.zeros_like(repeated)
+    return Targets(
+        user, item, past.time[last], behavior, repeated, past.ptr[user], last, cold, cold
+    )

@@ -301,8 +301,11 @@ class RecModule(pl.LightningModule):
                 self._rank_part(split, half)
             return
         user = moved(targets.user[row], self.device)
-        seen = moved(targets.seen[row], self.device)
-        self._metrics_of(split).update(user, better, tied, n, seen)
+        kinds = {
+            name: moved(getattr(targets, name)[row], self.device)
+            for name in ("seen", "repeat", "cold")
+        }
+        self._metrics_of(split).update(user, better, tied, n, **kinds)
 
     def _finish(self, split: str, logged: bool) -> None:
         """Compute the metrics of a split.

@@ -87,33 +87,30 @@ def test_pairs_hold_masks_and_counts(tmp_path, split):
 @pytest.mark.parametrize("merge", ["none", "pairs"])
 @pytest.mark.parametrize("split", [P1, P2, P2_LATER, P3, GLOBAL])
 def test_seen_and_audit(tmp_path, split, merge):
-    """A target was seen if a weaker behavior on its item stands before it; a merged pair stands
-    where its last explicit event stood.
+    """A target repeats a pair if an equal or stronger behavior on its item stands before it, and
+    was seen if only weaker ones do; a merged pair stands where its last explicit event stood.
     """
     events = random_events(3, n_times=15)
     opened = store(tmp_path, events, split, merge=merge)
-    tests, flags, past = (
-        held_out(opened, "test"),
-        opened.test.seen.tolist(),
-        listed(opened, opened.past),
-    )
-    expected = []
+    tests, past = held_out(opened, "test"), listed(opened, opened.past)
+    seen, repeat = [], []
     for user, (target, _) in tests.items():
         own = in_order(events)[user]
         pair = [n for n, e in enumerate(own) if e.item == target.item]
         explicit = [n for n in pair if own[n].behavior != "view"]
         single = merge == "none" or split is P2_LATER
-        at = own.index(target) if single else max(explicit or pair)
-        expected.append(
-            any(
-                BEHAVIORS.index(own[n].behavior) < BEHAVIORS.index(own[at].behavior)
-                for n in pair
-                if n < at
-            )
-        )
-    assert flags == expected and any(flags) and not all(flags)
+        equal = [n for n in pair if own[n] == target]  # of one time, too
+        at = (equal[0] if split is GLOBAL else equal[-1]) if single else max(explicit or pair)
+        strength = BEHAVIORS.index(own[at].behavior)
+        before = [BEHAVIORS.index(own[n].behavior) for n in pair if n < at]
+        repeat.append(any(b >= strength for b in before))
+        seen.append(bool(before) and not repeat[-1])
+    assert opened.test.seen.tolist() == seen and opened.test.repeat.tolist() == repeat
+    new = [not (s or r) for s, r in zip(seen, repeat, strict=True)]
+    assert any(seen) and any(repeat) and any(new)
     audit = opened.meta["audit"]
-    assert audit["seen_targets"] == pytest.approx(np.mean(flags))
+    for kind, flags in (("seen", seen), ("repeat", repeat), ("new", new)):
+        assert audit[f"{kind}_targets"] == pytest.approx(np.mean(flags))
     tied = [
         sum(e.time == target.time for e in past[user]) > 1 for user, (target, _) in tests.items()
     ]
@@ -252,3 +249,19 @@ def test_wrong_settings_are_errors(tmp_path, changes, message):
     with pytest.raises(RecexpError, match=message):
         store(tmp_path, random_events(0), **changes)
     assert not list(tmp_path.glob("cache/shop-*"))
+
+
+@pytest.mark.parametrize("split", [P1, P2, P2_LATER, P3, GLOBAL])
+def test_cold_targets_are_those_without_a_training_event(tmp_path, split):
+    opened = store(tmp_path, random_events(3, n_items=90), split)
+    trained = {e.item for own in listed(opened, opened.train).values() for e in own}
+    for name, key in (("val", "val_cold_targets"), ("test", "cold_targets")):
+        cold = [target.item not in trained for target, _ in held_out(opened, name).values()]
+        assert opened.targets(name).cold.tolist() == cold and any(cold) and not all(cold)
+        assert opened.meta["audit"][key] == pytest.approx(np.mean(cold))
+
+
+def test_the_report_tells_repeats_and_cold_items(tmp_path):
+    report = store(tmp_path, random_events(3, n_items=90), P3).meta["report"]
+    (line,) = [line for line in report if line.startswith("audit of leaks")]
+    assert "repeat a pair of an equal or stronger behavior" in line and "(cold)" in line

@@ -177,6 +177,32 @@ def test_groups_are_metrics_of_their_members():
     assert "hr@10/seen" not in none.compute()
 
 
+def test_kinds_of_targets_are_metrics_of_their_members():
+    columns = sample(200, 40, seed=8)
+    place = torch.arange(200)
+    kinds = {"repeat": place < 30, "seen": (place >= 30) & (place < 80), "cold": place % 3 == 0}
+    members = kinds | {"new": place >= 80, "warm": place % 3 != 0}
+    metric = RankingMetrics(ks=(10,))
+    metric.update(*columns, **kinds)
+    values = metric.compute()
+    for name, flags in members.items():
+        part = RankingMetrics(ks=(10,))
+        part.update(*(column[flags] for column in columns))
+        for key, value in part.compute().items():
+            assert values[f"{key}/{name}"] == value
+    of_users = [values[f"users/{kind}"] for kind in ("repeat", "seen", "new")]
+    assert sum(of_users) == values["users/cold"] + values["users/warm"] == 200
+
+
+def test_kinds_that_do_not_occur_have_no_metrics():
+    columns = sample(20, 40, seed=8)
+    none = torch.zeros(20, dtype=torch.bool)
+    metric = RankingMetrics(ks=(10,))
+    metric.update(*columns, none, none, none)
+    found = {name.partition("/")[2] for name in metric.compute()}
+    assert found == {"", "seen", "new"}  # of "seen" the number of users, 0
+
+
 def test_ranks_are_sorted_by_user_and_keep_their_types():
     user, better, tied, candidates = sample(30, 12, seed=9)
     metric = RankingMetrics()

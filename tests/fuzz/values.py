@@ -14,7 +14,22 @@ SPACE = (
     " \t\n\v\f\r\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004"
     "\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
 )
-NO_ID = ("null", "NULL", "None", "nan", "NaN", "\\N")
+NO_ID = (
+    "",
+    "na",
+    "n/a",
+    "#n/a",
+    "<na>",
+    "null",
+    "<null>",
+    "(null)",
+    "none",
+    "nil",
+    "nan",
+    "nat",
+    "undefined",
+    "\\n",
+)
 # polars lets space stand before each part
 DATE = re.compile(
     r"([0-9]{4})-\s*([0-9]{1,2}+)-\s*([0-9]{1,2}+)"
@@ -120,6 +135,6 @@ def _date(text: str) -> int:
 
 
 def _id(text: str) -> str:
-    if text in NO_ID or "\n" in text or "\r" in text:
+    if "\n" in text or "\r" in text:
         raise Bad("no id")
     return text

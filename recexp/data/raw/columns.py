@@ -9,8 +9,6 @@ import polars as pl
 
 END_OF_TIME = 253_402_300_800_000  # the year 10 000 in milliseconds
 MAX_NUMBER = 3.4e38  # values are kept in 32 bits
-# What other programs write for a missing id.
-NO_ID = ("null", "NULL", "None", "nan", "NaN", "\\N")
 ISO_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d")
 
 Kind = Literal["int", "id", "text", "number", "s", "ms", "iso"]
@@ -26,7 +24,7 @@ class Column:
 
     name: of the parsed column.
     source: name in the header, or position (from 0) in a file without a header.
-    kind: "int"; "id" (any text but the usual spellings of null); "text"; "number" (finite, within
+    kind: "int"; "id" (a text of one line); "text"; "number" (finite, within
         32 bits); or a time: "s" and "ms" (seconds or milliseconds since 1970, fractions allowed) or
         "iso" (a date, or date and time; UTC where no zone is given). Times become int64
         milliseconds.
@@ -133,7 +131,6 @@ def _faults(column: Column, value: pl.Expr) -> list[tuple[pl.Expr, str]]:
     faults = []
     if column.kind == "id":
         several_lines = "runs over several lines: a quote is likely unbalanced"
-        faults.append((value.is_in(list(NO_ID)), "stands for a missing id"))
         faults.append((value.str.contains("[\r\n]"), several_lines))
     if column.choices:
         not_allowed = ~value.is_in(list(column.choices))

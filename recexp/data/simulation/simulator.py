@@ -29,6 +29,7 @@ from pydantic import Field
 
 from recexp.data.simulation.shop import GRID, catalogue, events, properties, tree
 from recexp.errors import RecexpError
+from recexp.io import read_object
 
 VERSION = 2  # raise it whenever the same setting writes other files
 SETTING_FILE = "simulation.json"
@@ -153,8 +154,8 @@ def _holds(out_dir: Path, setting: Mapping[str, Any]) -> bool:
     if not out_dir.exists() or (out_dir.is_dir() and not any(out_dir.iterdir())):
         return False
     try:
-        found = json.loads((out_dir / SETTING_FILE).read_text())
-    except (OSError, ValueError):
+        found = read_object(out_dir / SETTING_FILE)
+    except (OSError, RecexpError):
         raise RecexpError(
             f"{out_dir} is not a simulated shop (no readable {SETTING_FILE}): "
             "name another folder or remove it"

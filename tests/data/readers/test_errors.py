@@ -151,11 +151,6 @@ BAD = [
         "column 1 (timestamp): '2016-02-30 00:00:00' is not a date",
     ),
     ("recobell", '"2016-08-09 12:00:00","PW","s","","i"', "column 4 (user): is missing"),
-    (
-        "recobell",
-        '"2016-08-09 12:00:00","PW","s","NULL","i"',
-        "column 4 (user): 'NULL' stands for a missing id",
-    ),
     ("recobell", '"2016-08-09 12:00:00","PW","s","u"," "', "column 5 (item): is missing"),
     (
         "recobell",
@@ -178,7 +173,6 @@ BAD = [
     ("ml_100k", "1 1 3 881250949", "column 1 (user): '1 1 3 881250949' is not a whole number"),
     ("ml_20m", "1,1,inf,5", "column 'rating': 'inf' is not a number"),
     ("amazon", ",B1,5.0,1369699200", "column 1 (user): is missing"),
-    ("amazon", "nan,B1,5.0,1369699200", "column 1 (user): 'nan' stands for a missing id"),
     ("amazon", "A1,B1,5.0,1e300", "column 4 (timestamp): '1e300' is not a number"),
     ("sequence_file", "1", "column 2 (item): is missing"),
     ("sequence_file", "1\t2", "column 1 (user): '1\\t2' is not a whole number"),
@@ -186,7 +180,6 @@ BAD = [
     ("attribute_sequence", "7", "has a user ('7') and no item"),
     ("attribute_sequence", "7 x", "column 2 (item): 'x' is not a whole number"),
     ("table", "a,x,,1", "column 'behavior': is missing"),
-    ("table", "a,None,view,1", "column 'item': 'None' stands for a missing id"),
     ("table", "a,x,view,2020-01-01", "column 'timestamp': '2020-01-01' is not a number"),
 ]
 
