@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -23,16 +22,13 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolationType
 from pydantic import Field
 
-from recexp.config.build import build, register_resolvers
+from recexp.config.build import build
 from recexp.config.presets import is_pending
 from recexp.config.values import check_values
 from recexp.contracts import require
 from recexp.data.datamodule import rows_per_step
 from recexp.errors import RecexpError
-from recexp.training.checkpoints import read_checkpoint
 from recexp.types import Schema
-
-__all__ = ["build", "check_config", "check_machine", "register_resolvers"]
 
 # What each group may instantiate. The config of a run that comes from elsewhere must not run other
 # code, nor ours for another purpose.
@@ -234,15 +230,10 @@ def _without_data(model: DictConfig) -> dict[str, Any]:
 
 
 def check_machine(cfg: DictConfig) -> None:
-    """Raise RecexpError where the trainer wants what this machine lacks or ``ckpt_path`` is none.
-
-    Comes before any work.
-    """
+    """Raise RecexpError where the trainer wants what this machine lacks. Comes before any work."""
     with _errors_name("trainer"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the trainer that will train warns again
         build(cfg.trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    if cfg.ckpt_path:
-        read_checkpoint(Path(cfg.ckpt_path))
 
 
 @contextmanager

@@ -23,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from recexp.config.check import build, check_config
+from recexp.config.build import build
+from recexp.config.check import check_config
 from recexp.contracts import Encoder
 from recexp.data.cache import prepare
 from recexp.data.store import Store

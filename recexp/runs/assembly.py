@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 
-from recexp.config.check import build
+from recexp.config.build import build
 from recexp.data.datamodule import RecDataModule, rows_per_step
 from recexp.data.store import Store
 from recexp.evaluation.protocol import Protocol

@@ -13,7 +13,8 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from recexp.config.check import build, check_config, check_machine
+from recexp.config.build import build
+from recexp.config.check import check_config, check_machine
 from recexp.config.summary import summary
 from recexp.contracts import ClosedForm
 from recexp.data.cache import prepare
@@ -154,6 +155,8 @@ def _check_and_start(cfg: DictConfig, run_dir: Path) -> None:
     check_config(cfg)
     silence_lightning()
     check_machine(cfg)
+    if cfg.ckpt_path:
+        read_checkpoint(Path(cfg.ckpt_path))  # a damaged one is refused before any work
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if is_first_process():

@@ -9,7 +9,8 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf, open_dict
 
 from recexp.config import CONF
-from recexp.config.check import build, check_config
+from recexp.config.build import build
+from recexp.config.check import check_config
 from recexp.config.presets import compose_config
 from recexp.errors import RecexpError
 from recexp.testing import toy

@@ -41,7 +41,7 @@ class Allocations(TorchDispatchMode):
 
 
 def module_of(folder, *words: str) -> tuple[RecModule, object]:
-    from recexp.config.check import build
+    from recexp.config.build import build
     from recexp.data.cache import prepare
     from recexp.data.store import Store
     from recexp.runs.assembly import assemble
