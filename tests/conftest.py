@@ -5,7 +5,7 @@ The tests' tensors are too small for several threads, which wait for each other 
 
 import torch
 
-from recexp.config.check import register_resolvers
+from recexp.config.build import register_resolvers
 
 torch.set_num_threads(1)
 register_resolvers()

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, dataclass, fields
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -23,23 +22,22 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolationType
 from pydantic import Field
 
-from recexp.config.build import build, register_resolvers
+from recexp.config.build import build
 from recexp.config.limits import check_limits
 from recexp.config.presets import is_pending
 from recexp.config.values import check_values
 from recexp.contracts import require
 from recexp.data.datamodule import rows_per_step
 from recexp.errors import RecexpError
-from recexp.training.checkpoints import read_checkpoint
+from recexp.renamed import MOVED
 from recexp.types import Schema
-
-__all__ = ["build", "check_config", "check_machine", "register_resolvers"]
 
 # What each group may instantiate. The config of a run that comes from elsewhere must not run other
 # code, nor ours for another purpose.
 ALLOWED: dict[str, tuple[str, ...]] = {
     "model": ("recexp.models.",),
     "objective": ("recexp.objectives.", "recexp.objectives.samplers."),
+    "loss": ("recexp.objectives.losses.",),
     "sampler": ("recexp.objectives.samplers.",),
     "protocol": ("recexp.evaluation.protocol.", "recexp.data.split."),
     "dataset": (
@@ -70,6 +68,7 @@ UNKNOWN_WITHOUT_HYDRA = (InterpolationResolutionError, UnsupportedInterpolationT
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_"}
 NODES = ("dataset", "protocol", "objective", "model", "trainer", "optimizer")
 OTHER_KEYS = (
+    "loss",
     "sampler",
     "scheduler",
     "logger",
@@ -237,15 +236,10 @@ def _without_data(model: DictConfig) -> dict[str, Any]:
 
 
 def check_machine(cfg: DictConfig) -> None:
-    """Raise RecexpError where the trainer wants what this machine lacks or ``ckpt_path`` is none.
-
-    Comes before any work.
-    """
+    """Raise RecexpError where the trainer wants what this machine lacks. Comes before any work."""
     with _errors_name("trainer"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the trainer that will train warns again
         build(cfg.trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    if cfg.ckpt_path:
-        read_checkpoint(Path(cfg.ckpt_path))
 
 
 @contextmanager
@@ -325,7 +319,9 @@ def _check_keys(path: str, node: DictConfig, callee: Any) -> None:
         return
     known = ", ".join(k for k in parameters if k not in ("schema", "self")) or "no options"
     hint = ""
-    if path in ("objective", "sampler"):
+    if path in ("objective", "loss", "sampler"):
         drops = " ".join(f"~{path}.{key}" for key in unknown)
         hint = f" If the model's YAML set it for another {path}, drop it: {drops}"
+    if now := MOVED.get(f"{path}.{unknown[0]}"):
+        hint = f" It is {now} now, a group of its own (conf/loss)."
     raise RecexpError(f"Unknown key {path}.{unknown[0]}: {callee.__name__} knows {known}.{hint}")

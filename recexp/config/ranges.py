@@ -1,8 +1,7 @@
-"""Limits of values by the name of their key, for parameters that declare none themselves.
+"""Limits of values for parameters of torch's and Lightning's classes, by the name of their key.
 
-Two kinds stand here: parameters of torch's and Lightning's classes, which cannot be annotated, and
-those of our classes that have no annotation yet. A limit on the constructor replaces the entry:
-``n_layers: Annotated[int, Field(ge=1)]``.
+Our own classes declare limits on their constructors, ``n_layers: Annotated[int, Field(ge=1)]``.
+The classes here cannot be annotated.
 """
 
 from __future__ import annotations
@@ -64,84 +63,25 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def limit_of(path: str, key: str) -> Range | None:
-    """The limit of a key of the node at ``path``, by the last two parts of its name or the last."""
-    group = path.rsplit(".", 1)[-1]
-    return RANGES.get(f"{group}.{key}") or RANGES.get(str(key))
-
-
-COUNT = Range(1, 2**31, whole=True)
-SIZE = Range(1, 65_536, whole=True)
-INDEX = Range(0, 2**31, whole=True)
-RATE = Range(0, 1, open_high=True)
-SHARE = Range(0, 1)
-INSIDE = Range(0, 1, open_low=True, open_high=True)
-POSITIVE = Range(0, open_low=True)
-WEIGHT = Range(0)
-BEHAVIORS = Range(1, 31, whole=True)
-
-# torch's optimizers, Lightning's trainer and callbacks
-THEIRS: dict[str, Range] = {
+# torch's optimizers and schedulers, Lightning's trainer and callbacks
+LIMITS: dict[str, Range] = {
     "lr": Range(0, required=True),
     "weight_decay": Range(0, required=True),
     "betas": Range(0, 1, open_high=True, every=True, required=True),
     "eps": Range(0, open_low=True, required=True),
+    "alpha": Range(0),
     "momentum": Range(0, 1, open_high=True, required=True),
     "patience": Range(0, 2**31, whole=True, required=True),
     "max_epochs": Range(1, 1_000_000, whole=True, required=True),
     "accumulate_grad_batches": Range(1, 2**31, whole=True, required=True),
     "check_val_every_n_epoch": Range(1, 2**31, whole=True, required=True),
     "num_sanity_val_steps": Range(-1, whole=True),
-    "num_nodes": COUNT,
+    "num_nodes": Range(1, 2**31, whole=True),
     "max_steps": Range(-1, whole=True),  # -1: no limit
-    "min_steps": INDEX,
-    "log_every_n_steps": INDEX,
-    "gradient_clip_val": WEIGHT,
-    "limit_val_batches": POSITIVE,
-    "limit_train_batches": POSITIVE,
-    "limit_test_batches": POSITIVE,
+    "min_steps": Range(0, 2**31, whole=True),
+    "log_every_n_steps": Range(0, 2**31, whole=True),
+    "gradient_clip_val": Range(0),
+    "limit_val_batches": Range(0, open_low=True),
+    "limit_train_batches": Range(0, open_low=True),
+    "limit_test_batches": Range(0, open_low=True),
 }
-
-# Ours, as long as their constructors declare no limits
-OURS: dict[str, Range] = {
-    # models
-    **dict.fromkeys(("n_factors", "n_inner", "n_heads"), SIZE),
-    **dict.fromkeys(("n_horizontal", "n_vertical"), SIZE),
-    **dict.fromkeys(("dropout", "attention_dropout", "embedding_dropout"), RATE),
-    **dict.fromkeys(("alpha", "init_std", "history_damping", "item_damping"), WEIGHT),
-    **dict.fromkeys(("popularity", "implicit_share"), WEIGHT),
-    **dict.fromkeys(("chunk", "window", "neighbors"), COUNT),
-    **dict.fromkeys(("elu_alpha", "regularization"), POSITIVE),
-    "n_layers": Range(1, 256, whole=True),
-    "max_len": Range(0, 1_000_000, whole=True),
-    "n_behaviors": BEHAVIORS,
-    "user_dropout": SHARE,
-    "decay": Range(0, 1, open_low=True),
-    # objectives and samplers
-    **dict.fromkeys(("last_prob", "t", "share"), SHARE),
-    **dict.fromkeys(("bpreg", "l2", "balance"), WEIGHT),
-    **dict.fromkeys(("max_masked", "targets"), COUNT),
-    **dict.fromkeys(("copies", "rounds"), INDEX),
-    "n_negatives": Range(0, 1_000_000, whole=True),
-    "mask_prob": INSIDE,
-    "step": POSITIVE,
-    "weights": Range(0, every=True),
-    "replace": Range(0, 1, every=True),
-    "objective.levels": Range(1, 31, whole=True, every=True),
-    # protocols and data
-    "seed": Range(0, 2**32 - 1, whole=True),
-    **dict.fromkeys(("test_share", "val_share"), INSIDE),
-    **dict.fromkeys(("user_min", "item_min"), INDEX),
-    "user_max": COUNT,
-    "candidates.n": COUNT,
-    "ks": Range(1, 2**31, whole=True, every=True),
-    # training
-    "warmup": WEIGHT,
-    "threads": Range(1, 4096, whole=True),
-    # the simulated shop
-    **dict.fromkeys(("users", "items", "categories"), COUNT),
-    **dict.fromkeys(("sessions", "session_length"), Range(1, 200)),
-    **dict.fromkeys(("cart_rate", "purchase_rate"), INSIDE),
-}
-
-RANGES = THEIRS | OURS

@@ -22,7 +22,7 @@ import annotated_types
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from recexp.config.ranges import limit_of
+from recexp.config.ranges import LIMITS
 from recexp.errors import RecexpError
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
@@ -49,7 +49,7 @@ def check_values(path: str, values: Mapping[str, Any], callee: Any) -> None:
 
 def _check_limit(path: str, key: str, value: Any, parameter: Parameter | None) -> None:
     """Hold the value against ``ranges.py``, where its parameter declares no limits itself."""
-    limit = limit_of(path, key)
+    limit = LIMITS.get(key)
     takes_text = parameter is not None and "a text" in parameter.wanted
     if limit is not None and not limit.allows(value, takes_text):
         raise RecexpError(f"{path}.{key}".lstrip(".") + f"={shown(value)}: must be {limit}.")

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from recexp.config.check import build
+from recexp.config.build import build
 from recexp.contracts import Encoder
 from recexp.errors import RecexpError
 from recexp.models.common import group_size

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
-from recexp.config.check import build
+from recexp.config.build import build
 from recexp.data.datamodule import RecDataModule, rows_per_step
 from recexp.data.store import Store
 from recexp.evaluation.protocol import Protocol

@@ -19,7 +19,8 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from recexp.config import CONF
-from recexp.config.check import build, check_config
+from recexp.config.build import build
+from recexp.config.check import check_config
 from recexp.data.split import Split
 from recexp.data.store import Store
 from recexp.errors import RecexpError

@@ -18,7 +18,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from recexp.config import CONF
-from recexp.config.check import build, check_config
+from recexp.config.build import build
+from recexp.config.check import check_config
 from recexp.data.cache import prepare, verify
 from recexp.data.split import Split
 from recexp.data.store import Store

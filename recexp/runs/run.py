@@ -14,7 +14,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
-from recexp.config.check import build, check_config, check_machine
+from recexp.config.build import build
+from recexp.config.check import check_config, check_machine
 from recexp.config.summary import summary
 from recexp.contracts import ClosedForm
 from recexp.data.cache import prepare
@@ -227,6 +228,8 @@ def _set_up_process(cfg: DictConfig) -> None:
     """Check what depends on the machine, and say what will run."""
     silence_lightning()
     check_machine(cfg)
+    if cfg.ckpt_path:
+        read_checkpoint(Path(cfg.ckpt_path))  # a damaged one is refused before any work
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if is_first_process():

@@ -9,7 +9,8 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf, open_dict
 
 from recexp.config import CONF
-from recexp.config.check import build, check_config
+from recexp.config.build import build
+from recexp.config.check import check_config
 from recexp.config.presets import compose_config
 from recexp.errors import RecexpError
 from recexp.testing import toy
@@ -40,6 +41,9 @@ def composed(*overrides):
     return cfg
 
 
+MODEL_FOR_LOSS = {"mse": "mtmf", "none": "pop"}  # the others fit sequences
+
+
 @pytest.fixture(scope="module")
 def default():
     return composed("model=sasrec", "dataset=table")
@@ -50,6 +54,8 @@ def default():
 )
 def test_every_choice_composes_and_passes_the_check(group, name):
     model = {"sampler": ["model=sasrec_softmax"]}  # which needs no sampler
+    if group == "loss":
+        model[group] = [f"model={MODEL_FOR_LOSS.get(name, 'sasrec')}"]
     if group == "objective":
         model[group] = [f"model={model_for(name)}"]
     check_config(composed(*model.get(group, []), f"{group}={name}"))
@@ -73,6 +79,7 @@ def test_models_open_with_their_run_line():
     [
         (["+model.num_facters=3"], r"Unknown key model\.num_facters: SASRec knows .*n_factors"),
         (["+objective.n_negative=3"], r"Unknown key objective\.n_negative"),
+        (["+objective.loss_name=ce"], r"Unknown key objective\.loss_name: .* It is loss now"),
         (["+dataset.behavours=[x]"], r"Unknown key dataset\.behavours"),
         (["+dataset.source.seperator=x"], r"Unknown key dataset\.source\.seperator"),
         (["+protocol.split.purged=pair"], r"Unknown key protocol\.split\.purged"),

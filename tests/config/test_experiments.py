@@ -274,7 +274,7 @@ def test_a_stand_in_has_the_form_of_the_data_it_stands_for(
 ):
     import numpy as np
 
-    from recexp.config.check import build
+    from recexp.config.build import build
     from recexp.data.cache import prepare
     from recexp.data.store import Store
 

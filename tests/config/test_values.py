@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pytest
 from pydantic import Field
 
-from recexp.config.values import check_values, describe
+from recexp.config import CONF
+from recexp.config.values import check_values, describe, parameters_of
 from recexp.errors import RecexpError
 
 if TYPE_CHECKING:
@@ -120,13 +123,30 @@ def test_hints_of_a_base_class_count_and_unresolvable_ones_pass():
 
 
 def test_a_limit_on_the_parameter_replaces_the_table_of_ranges():
-    def own(dropout: Annotated[float, Field(ge=0, le=5)]) -> None: ...
+    def own(momentum: Annotated[float, Field(ge=0, le=5)]) -> None: ...
 
-    def silent(dropout: float) -> None: ...
+    def silent(momentum: float) -> None: ...
 
-    check_values("model", {"dropout": 3}, own)
-    with pytest.raises(RecexpError, match=r"model\.dropout=3: must be a number at least 0 and"):
-        check_values("model", {"dropout": 3}, silent)
+    check_values("optimizer", {"momentum": 3}, own)
+    with pytest.raises(RecexpError, match=r"optimizer\.momentum=3: must be a number at least 0 a"):
+        check_values("optimizer", {"momentum": 3}, silent)
+
+
+OWN_GROUPS = ("dataset", "model", "objective", "loss", "sampler", "protocol", "optimizer", "debug")
+OWN_TARGET = re.compile(r"_target_: (recexp[\w.]+)")
+
+
+def own_targets() -> list[str]:
+    """Our classes and functions that the YAMLs of these groups name."""
+    files = [path for group in OWN_GROUPS for path in (CONF / group).rglob("*.yaml")]
+    return sorted({name for path in files for name in OWN_TARGET.findall(path.read_text())})
+
+
+@pytest.mark.parametrize("target", own_targets())
+def test_every_number_of_our_constructors_declares_its_limits(target):
+    parameters = parameters_of(resolve_name(target))
+    unlimited = [k for k, p in parameters.items() if "number" in p.wanted and not p.constrained]
+    assert not unlimited
 
 
 def test_heads_must_divide_the_width():

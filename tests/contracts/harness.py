@@ -11,7 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from recexp.config import CONF
-from recexp.config.check import build, check_config
+from recexp.config.build import build
+from recexp.config.check import check_config
 from recexp.contracts import ClosedForm
 from recexp.data.datamodule import RecDataModule
 from recexp.data.store import Store

@@ -9,7 +9,7 @@ import dataclasses
 import pytest
 import torch
 
-from recexp.config.check import build
+from recexp.config.build import build
 from recexp.objectives.cloze import Cloze
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.sequence import SequenceObjective

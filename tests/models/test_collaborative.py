@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from recexp.config.check import build as build_config
+from recexp.config.build import build as build_config
 from recexp.contracts import ClosedForm, MultiBehavior, Recommender
 from recexp.errors import RecexpError
 from recexp.models import common

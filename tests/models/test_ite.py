@@ -5,7 +5,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from recexp.config.check import build
+from recexp.config.build import build
 from recexp.contracts import MultiBehavior
 from recexp.errors import RecexpError
 from recexp.models.ite import ITE, joint_logit

@@ -14,7 +14,7 @@ import torch
 from omegaconf import OmegaConf
 
 from recexp.config import CONF
-from recexp.config.check import build
+from recexp.config.build import build
 from recexp.contracts import Recommender
 from recexp.data.split import Split
 from recexp.objectives.pairwise import Pairwise

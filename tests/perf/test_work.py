@@ -41,7 +41,7 @@ class Allocations(TorchDispatchMode):
 
 
 def module_of(folder, *words: str) -> tuple[RecModule, object]:
-    from recexp.config.check import build
+    from recexp.config.build import build
     from recexp.data.cache import prepare
     from recexp.data.store import Store
     from recexp.runs.assembly import assemble
@@ -59,7 +59,7 @@ def module_of(folder, *words: str) -> tuple[RecModule, object]:
 def step(module, row, seed: int = 0) -> None:
     torch.manual_seed(seed)
     batch = module.objective.batch(module.store, row, torch.Generator().manual_seed(seed))
-    module.objective.loss(module.model, batch)["loss"].backward()
+    module.objective.losses(module.model, batch)["loss"].backward()
 
 
 def flops(action) -> int:

@@ -25,7 +25,7 @@ def main() -> None:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import open_dict
 
-    from recexp.config.check import register_resolvers
+    from recexp.config.build import register_resolvers
     from recexp.config.presets import apply_preset
 
     register_resolvers()
@@ -41,7 +41,7 @@ def main() -> None:
     import pytorch_lightning as pl
     import torch
 
-    from recexp.config.check import build
+    from recexp.config.build import build
     from recexp.data.cache import prepare
     from recexp.data.store import Store
     from recexp.runs.assembly import assemble
@@ -150,7 +150,7 @@ def counted(module, data, batches: int = 3) -> dict[str, float]:
             break
         generator = torch.Generator().manual_seed(at)
         with FlopCounterMode(display=False) as counter:
-            module.objective.loss(
+            module.objective.losses(
                 module.model.train(), module.objective.batch(module.store, row, generator)
             )["loss"].backward()
         flops.append(counter.get_total_flops())

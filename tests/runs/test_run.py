@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+from recexp.errors import RecexpError
 from recexp.evaluation.metrics import expected_ndcg
 from recexp.models.bert4rec import BERT4Rec
 from recexp.models.nova import SideBERT
@@ -274,6 +275,16 @@ def test_errors_reach_people_without_a_traceback(shop):
     )
     assert done.returncode == 1
     assert "n_heads" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("content", [None, b"no checkpoint"])
+def test_a_checkpoint_to_go_on_from_is_read_before_any_work(tmp_path, content):
+    path = tmp_path / "last.ckpt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RecexpError, match=r"last\.ckpt"):
+        run_here(tmp_path / "run", "model=bpr_mf", f"ckpt_path={path}")
+    assert not (tmp_path / "cache").exists()
 
 
 def test_wandb_offline_needs_neither_key_nor_network(shop, monkeypatch):

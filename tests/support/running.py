@@ -12,7 +12,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, open_dict
 
 from recexp.config import CONF
-from recexp.config.check import register_resolvers
+from recexp.config.build import register_resolvers
 from recexp.config.presets import apply_preset, with_quickstart
 
 SMALL = (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from recexp.config.check import build
+from recexp.config.build import build
 from recexp.errors import RecexpError
 from recexp.models.bert4rec import BERT4Rec
 from recexp.testing import toy

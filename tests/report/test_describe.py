@@ -6,13 +6,14 @@ import csv
 import io
 import json
 import os
+import runpy
 from pathlib import Path
 
 import pytest
 
 from recexp.config import CONF
-from recexp.data.describe import Printed, describe, facts, main, printed
 from recexp.errors import RecexpError
+from recexp.report.describe import Printed, describe, facts, main, printed
 from tests.support.events import P1, P2_LATER, Event, random_events, store
 
 DATA = Path(os.environ.get("RECEXP_DATA", ""))
@@ -161,6 +162,15 @@ def test_the_command(tmp_path, capsys):
     main([str(folder)])
     markdown = capsys.readouterr().out
     assert "| --- |" in markdown and "SIMULATED" in markdown and "genres | multi_label" in markdown
+
+
+def test_the_command_of_earlier_versions_does_the_same(tmp_path, capsys, monkeypatch):
+    folder = store(tmp_path, EVENTS, P1).folder
+    main([str(folder)])
+    expected = capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["describe", str(folder)])
+    runpy.run_module("recexp.data.describe", run_name="__main__")
+    assert capsys.readouterr().out == expected
 
 
 def test_what_cannot_be_described_is_one_line(tmp_path):
