@@ -25,7 +25,7 @@ from pydantic import Field
 
 from recexp.config.build import build, register_resolvers
 from recexp.config.presets import is_pending
-from recexp.config.values import check_values
+from recexp.config.values import check_values, shown
 from recexp.contracts import require
 from recexp.data.datamodule import rows_per_step
 from recexp.errors import RecexpError
@@ -79,6 +79,8 @@ OTHER_KEYS = (
     "hydra",
     "over_preset",
 )
+NAMES = ("model", "dataset", "protocol")
+MORE_NAMES = ("objective", "sampler", "preset", "overrides")
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,7 @@ def check_config(cfg: DictConfig) -> None:
     for path, node in nodes:
         _check_keys(path, node, callees[path])
         check_values(path, _plain(node), callees[path])
+    _check_names(cfg)
     _check_validation(cfg.trainer)
     with suppress(*UNKNOWN_WITHOUT_HYDRA):
         _rehearse(cfg)
@@ -149,6 +152,26 @@ def _check_root(cfg: DictConfig) -> None:
     if isinstance(cfg.get("preset"), DictConfig):  # one without entries: there is nothing to merge
         present.remove("preset")
     check_values("", _plain(cfg, present), Root)
+
+
+def _check_names(cfg: DictConfig) -> None:
+    """Raise RecexpError unless names are texts under known keys."""
+    names = cfg.names
+    if not isinstance(names, DictConfig) or not set(NAMES) <= set(names):
+        raise RecexpError(
+            f"names={shown(names)}: must have {', '.join(NAMES)}, as conf/config.yaml."
+        )
+    if unknown := sorted(set(map(str, names)) - {*NAMES, *MORE_NAMES}):
+        raise RecexpError(
+            f"Unknown key names.{unknown[0]}; known are {', '.join((*NAMES, *MORE_NAMES))}."
+        )
+    for key, value in _plain(names).items():
+        is_text = isinstance(value, str) or (key in MORE_NAMES and value is None)
+        if key != "overrides" and not is_text:
+            raise RecexpError(f"names.{key}={shown(value)}: must be a text.")
+    tags = _plain(cfg, ["tags"] if "tags" in cfg else []).get("tags")
+    if tags is not None and not (isinstance(tags, list) and all(isinstance(t, str) for t in tags)):
+        raise RecexpError(f"tags={shown(tags)}: must be a list, each entry a text.")
 
 
 def _check_groups(cfg: DictConfig) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -12,6 +14,8 @@ from pydantic import Field
 from recexp.errors import RecexpError
 
 MAX_BEHAVIORS = 31  # each has one bit of an int32 mask
+MAX_COUNT = 2**31
+STEP_KEYS = {"user_min", "item_min", "user_max", "count"}  # of a filter step
 BadRows = Literal["error", "drop"]
 
 
@@ -50,6 +54,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if thresholds := self.value_behaviors:
+            _check_thresholds(thresholds)
             self.behaviors = sorted(thresholds, key=lambda name: thresholds[name])
         self._check()
 
@@ -69,11 +74,71 @@ class Dataset:
                 f"dataset.explicit names {sorted(unknown)}, which is not among "
                 f"dataset.behaviors {list(self.behaviors)}."
             )
+        check_filters(self.filters)
+        _check_window(self.window)
         check_choice("dataset.merge", self.merge, ("none", "pairs"))
         check_choice("dataset.on_bad_rows", self.on_bad_rows, ("error", "drop"))
 
 
+def _check_thresholds(thresholds: Mapping[str, float]) -> None:
+    for name, least in thresholds.items():
+        is_number = isinstance(least, int | float) and not isinstance(least, bool)
+        if not (is_number and math.isfinite(least)):
+            raise RecexpError(f"dataset.value_behaviors.{name}={least!r}: must be a number.")
+
+
+def check_filters(steps: object) -> None:
+    """Raise RecexpError for a filter step that ``filters.apply_filters`` does not take."""
+    if not isinstance(steps, Sequence) or isinstance(steps, str):
+        raise RecexpError(f"dataset.filters={steps!r}: must be a list of steps.")
+    for number, step in enumerate(steps):
+        place = f"dataset.filters[{number}]"
+        if not isinstance(step, Mapping):
+            raise RecexpError(f"{place}={step!r}: must be a step such as {{user_min: 5}}.")
+        if unknown := sorted(map(str, set(step) - STEP_KEYS)):
+            raise RecexpError(
+                f"dataset.filters: unknown key {unknown}; a filter step knows {sorted(STEP_KEYS)}."
+            )
+        for key in sorted(STEP_KEYS - {"count"}):
+            least = step.get(key)
+            is_count = isinstance(least, int) and not isinstance(least, bool) and least >= 0
+            if least is not None and not (is_count and least <= MAX_COUNT):
+                raise RecexpError(
+                    f"{place}.{key}={least!r}: must be a whole number at least 0 and at most "
+                    f"{MAX_COUNT:,}."
+                )
+        check_choice(f"{place}.count", step.get("count", "events"), ("events", "items"))
+
+
+def _check_window(window: object) -> None:
+    """Raise RecexpError unless the window is None or has a start before its end."""
+    if window is None:
+        return
+    if not isinstance(window, Mapping) or set(window) != {"start", "end"}:
+        raise RecexpError(
+            f"dataset.window={window!r}: must be null, or {{start, end}} with ISO dates such as "
+            "2016-08-08."
+        )
+    if iso_milliseconds(window, "start") >= iso_milliseconds(window, "end"):
+        raise RecexpError(
+            f"dataset.window: start {window['start']} must be before end {window['end']}."
+        )
+
+
+def iso_milliseconds(window: Mapping[str, str], key: str) -> int:
+    """The date at ``key`` in milliseconds since 1970; UTC where it names no zone."""
+    try:
+        moment = datetime.fromisoformat(str(window[key]))
+    except ValueError as error:
+        raise RecexpError(
+            f"dataset.window.{key} must be an ISO date such as 2016-08-08: {error}"
+        ) from error
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return int(moment.timestamp() * 1000)
+
+
 def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
     """Raise RecexpError unless ``value`` is one of ``choices``. key: the setting's full name."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise RecexpError(f"{key}={value!r} is unknown; choose one of {', '.join(choices)}.")
