@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -173,12 +174,23 @@ def _errors_explained() -> Iterator[None]:
         )
     except Exception as error:
         text = shortage(error)
-        if text is None:
+        if text is not None:
+            sys.exit(f"error: {text}. ({_first_line(error)})")
+        if not _is_of_hydra(error):
             raise
-        sys.exit(f"error: {text}. ({_first_line(error)})")
+        sys.exit(f"error: {_first_line(error)}. The command line was: {shlex.join(sys.argv[1:])}")
     except KeyboardInterrupt:
         print("interrupted before training began", file=sys.stderr)
         sys.exit(KEYBOARD_INTERRUPT_CODE)
+
+
+def _is_of_hydra(error: Exception) -> bool:
+    """Did Hydra raise it, about the command line or a YAML, and not our code?"""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] in ("hydra", "omegaconf")
 
 
 def _first_line(error: Exception) -> str:

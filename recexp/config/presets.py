@@ -62,7 +62,7 @@ def apply_preset(cfg: DictConfig, hydra: HydraConf | None = None) -> DictConfig:
     command_line = OverridesParser.create().parse_overrides(list(node.overrides.task))
     chosen = {o.key_or_group for o in command_line if o.key_or_group in choices}
     values = _entry(preset, choices.model, choices.dataset)
-    over = _mapping("over_preset", cfg.get("over_preset"))
+    over = _mapping(cfg, "over_preset", "")
     with open_dict(cfg):
         cfg.pop("over_preset", None)
         for key, value in values.items():
@@ -94,31 +94,50 @@ def _entry(preset: DictConfig, model: str, dataset: str) -> DictConfig:
         raise RecexpError(f"preset.name={preset.get('name')!r}: must be a text.")
     if "entries" not in preset:
         return OmegaConf.create({})
-    table = _mapping("preset.entries", preset.entries)
-    found: list[DictConfig] = []
+    table = _mapping(preset, "entries", "preset")
+    for data in map(str, table):  # all, not only those of this pair
+        models = _mapping(table, data, "preset.entries")
+        for name in map(str, models):
+            _mapping(models, name, f"preset.entries.{data}")
+    found: list[tuple[str, str, DictConfig]] = []
     for data in (ANY, dataset):
-        models = _mapping(f"preset.entries.{data}", table.get(data))
+        models = _mapping(table, data, "preset.entries")
         for name in (ANY, model):
             if name in models:
-                found.append(_mapping(f"preset.entries.{data}.{name}", models.get(name)))
+                found.append((name, data, _mapping(models, name, f"preset.entries.{data}")))
     if not found:
         raise RecexpError(
             f"preset={preset.name} has no entry for model={model} dataset={dataset}; it has "
             f"{_listed(preset.entries)}. preset=none takes the values of the model's own YAML."
         )
     values = OmegaConf.create({})
-    for entry in found:
-        values.merge_with(OmegaConf.to_container(entry, resolve=False))
+    for name, data, entry in found:
+        try:
+            values.merge_with(OmegaConf.to_container(entry, resolve=False))
+        except (OmegaConfBaseException, TypeError) as error:
+            raise RecexpError(
+                f"preset.entries.{data}.{name} does not fit the entries for any data set or "
+                f"model: {_first_line(error)}."
+            ) from error
     return values
 
 
-def _mapping(path: str, node: Any) -> DictConfig:
-    """The node, an empty one for null; RecexpError where it is no mapping."""
+def _mapping(parent: DictConfig, key: str, path: str) -> DictConfig:
+    """The mapping at ``key``, an empty one where there is none; RecexpError for anything else."""
+    name = f"{path}.{key}".lstrip(".")
+    try:
+        node = parent.get(key)
+    except OmegaConfBaseException as error:
+        raise RecexpError(f"{name}: {_first_line(error)}.") from error
     if node is None:
         return OmegaConf.create({})
     if not isinstance(node, DictConfig):
-        raise RecexpError(f"{path}={shown(node)}: must be names with values.")
+        raise RecexpError(f"{name}={shown(node)}: must be names with values.")
     return node
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
 
 
 def _listed(entries: Mapping[Any, Any]) -> str:
@@ -144,8 +163,7 @@ def _update(cfg: DictConfig, key: str, value: Any, *, merge: bool = True) -> Non
     try:
         OmegaConf.update(cfg, key, value, merge=merge, force_add=True)
     except (OmegaConfBaseException, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise RecexpError(f"{key}={shown(value)} cannot be set: {reason}.") from error
+        raise RecexpError(f"{key}={shown(value)} cannot be set: {_first_line(error)}.") from error
 
 
 def _override(cfg: DictConfig, override: Override) -> None:

@@ -99,6 +99,7 @@ THEIRS: dict[str, Range] = {
     "gradient_clip_val": WEIGHT,
     "limit_val_batches": POSITIVE,
     "limit_train_batches": POSITIVE,
+    "limit_test_batches": POSITIVE,
 }
 
 # Ours, as long as their constructors declare no limits

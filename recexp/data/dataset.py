@@ -15,6 +15,7 @@ from recexp.errors import RecexpError
 
 MAX_BEHAVIORS = 31  # each has one bit of an int32 mask
 MAX_COUNT = 2**31
+MAX_SHOWN = 80  # characters of a value in an error
 STEP_KEYS = {"user_min", "item_min", "user_max", "count"}  # of a filter step
 BadRows = Literal["error", "drop"]
 
@@ -61,7 +62,8 @@ class Dataset:
     def _check(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise RecexpError(
-                f"dataset.name={self.name!r} names files: use letters, digits, dots, - and _ only."
+                f"dataset.name={_shown(self.name)} names files: use letters, digits, dots, - and "
+                "_ only."
             )
         n_distinct = len(set(self.behaviors))
         if n_distinct != len(self.behaviors) or not 1 <= n_distinct <= MAX_BEHAVIORS:
@@ -84,17 +86,17 @@ def _check_thresholds(thresholds: Mapping[str, float]) -> None:
     for name, least in thresholds.items():
         is_number = isinstance(least, int | float) and not isinstance(least, bool)
         if not (is_number and math.isfinite(least)):
-            raise RecexpError(f"dataset.value_behaviors.{name}={least!r}: must be a number.")
+            raise RecexpError(f"dataset.value_behaviors.{name}={_shown(least)}: must be a number.")
 
 
 def check_filters(steps: object) -> None:
     """Raise RecexpError for a filter step that ``filters.apply_filters`` does not take."""
     if not isinstance(steps, Sequence) or isinstance(steps, str):
-        raise RecexpError(f"dataset.filters={steps!r}: must be a list of steps.")
+        raise RecexpError(f"dataset.filters={_shown(steps)}: must be a list of steps.")
     for number, step in enumerate(steps):
         place = f"dataset.filters[{number}]"
         if not isinstance(step, Mapping):
-            raise RecexpError(f"{place}={step!r}: must be a step such as {{user_min: 5}}.")
+            raise RecexpError(f"{place}={_shown(step)}: must be a step such as {{user_min: 5}}.")
         if unknown := sorted(map(str, set(step) - STEP_KEYS)):
             raise RecexpError(
                 f"dataset.filters: unknown key {unknown}; a filter step knows {sorted(STEP_KEYS)}."
@@ -104,7 +106,7 @@ def check_filters(steps: object) -> None:
             is_count = isinstance(least, int) and not isinstance(least, bool) and least >= 0
             if least is not None and not (is_count and least <= MAX_COUNT):
                 raise RecexpError(
-                    f"{place}.{key}={least!r}: must be a whole number at least 0 and at most "
+                    f"{place}.{key}={_shown(least)}: must be a whole number at least 0 and at most "
                     f"{MAX_COUNT:,}."
                 )
         check_choice(f"{place}.count", step.get("count", "events"), ("events", "items"))
@@ -116,8 +118,8 @@ def _check_window(window: object) -> None:
         return
     if not isinstance(window, Mapping) or set(window) != {"start", "end"}:
         raise RecexpError(
-            f"dataset.window={window!r}: must be null, or {{start, end}} with ISO dates such as "
-            "2016-08-08."
+            f"dataset.window={_shown(window)}: must be null, or {{start, end}} with ISO dates such "
+            "as 2016-08-08."
         )
     if iso_milliseconds(window, "start") >= iso_milliseconds(window, "end"):
         raise RecexpError(
@@ -141,4 +143,10 @@ def iso_milliseconds(window: Mapping[str, str], key: str) -> int:
 def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
     """Raise RecexpError unless ``value`` is one of ``choices``. key: the setting's full name."""
     if not isinstance(value, str) or value not in choices:
-        raise RecexpError(f"{key}={value!r} is unknown; choose one of {', '.join(choices)}.")
+        raise RecexpError(f"{key}={_shown(value)} is unknown; choose one of {', '.join(choices)}.")
+
+
+def _shown(value: object) -> str:
+    """The value in one line, shortened."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -75,7 +75,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     Returns {} in every process but the first. Raises RecexpError for anything that the user can
     correct, and Interrupted where a signal ended the run.
     """
-    run_dir = Path(cfg.run_dir)
+    run_dir = _run_dir(cfg)
     _check_and_start(cfg, run_dir)
     started = time.perf_counter()
     git = git_state()  # before training, because the checkout may change meanwhile
@@ -147,6 +147,12 @@ def prepare_data(cfg: DictConfig) -> Prepared:
     configured = OmegaConf.select(cfg, "callbacks.checkpoint.monitor")
     monitor = configured or f"{splits[-1]}/ndcg@10"
     return Prepared(dataset, protocol, store, splits, monitor, protocol.id(store.meta))
+
+
+def _run_dir(cfg: DictConfig) -> Path:
+    if not isinstance(cfg.run_dir, str) or not cfg.run_dir:
+        raise RecexpError(f"run_dir={cfg.run_dir!r}: must be a directory; hydra.run.dir= sets it.")
+    return Path(cfg.run_dir)
 
 
 def _check_and_start(cfg: DictConfig, run_dir: Path) -> None:

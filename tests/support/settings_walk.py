@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ MODEL_OF = {  # a model that the choice goes with, where the default model does 
     "pairwise": "bpr_mf",
     "session_parallel": "gru4rec",
 }
+FEW = 3
 FAST = ("logger=csv", "threads=1")
 
 Key = tuple[str | int, ...]
@@ -88,14 +90,21 @@ class Reached(Exception):
 
 
 def cases() -> list[Case]:
-    """All of them, in an order that does not change."""
+    """Every key of every file, in an order that does not change.
+
+    A key gets all values in the first file that has it, and a few in turn in the other files.
+    """
     found = []
+    known: set[Key] = set()
+    in_turn = cycle(HOSTILE)
     for path in sorted(CONF.rglob("*.yaml")):
         name = str(path.relative_to(CONF))
         if name == "hydra/help/recexp.yaml":
             continue  # texts for --help
         for words, key in _keys_of(path):
-            found += [Case(name, words, key, value) for value in HOSTILE]
+            values = [next(in_turn) for _ in range(FEW)] if key in known else list(HOSTILE)
+            known.add(key)
+            found += [Case(name, words, key, value) for value in values]
     return found
 
 
@@ -178,33 +187,36 @@ def _set(node: DictConfig | ListConfig, key: str | int, value: Any) -> None:
         node[key] = value
 
 
-def outcome(case: Case, folder: Path) -> str:
+def outcome(case: Case, folder: Path, *small: str, train: bool = False) -> str:
     """What the program says: "" where it accepts the value, else its last words.
 
-    Any other exception than those that the command line explains passes.
+    train: go on to the end of the run, for which ``small`` holds overrides. Any other exception
+    than those that the command line explains passes.
     """
     try:
         with _errors_explained(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            cfg = config_of(case, folder / "run")
+            cfg = config_of(case, folder / "run", *small)
             if case.key[0] == "hydra":
                 _start_sweep(cfg)
-                return ""
-            _start(cfg)
+            else:
+                _start(cfg, train)
     except Reached:
         return ""
     except SystemExit as ended:
         return str(ended.code)
-    raise AssertionError("the run went past its preparation")
+    return ""
 
 
-def _start(cfg: DictConfig) -> None:
-    """What ``python -m recexp`` does, until data would be prepared. Raises Reached then."""
+def _start(cfg: DictConfig, train: bool) -> None:
+    """What ``python -m recexp`` does. Without ``train``, raises Reached before the preparation."""
 
     def stop(cfg: DictConfig) -> None:
         raise Reached
 
-    before, running.prepare_data = running.prepare_data, stop
+    before = running.prepare_data
+    if not train:
+        running.prepare_data = stop
     level = logging.getLogger("recexp").level
     logging.getLogger("recexp").setLevel(logging.ERROR)
     try:
