@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from recexp.errors import RecexpError
+from recexp.shortage import shortage
 
-# A full, read-only or failing disk: the user can correct these, so they get no traceback.
-_DISK_ERRORS = frozenset(
-    {
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EFBIG,
-        errno.EROFS,
-        errno.EACCES,
-        errno.EPERM,
-        errno.EIO,
-    }
-)
+# What to do, by the error of the operating system.
+_ADVICE = {
+    errno.ENOTDIR: "A part of the path is a file: choose another path",
+    errno.EEXIST: "A file stands where a directory should be: choose another path",
+    errno.EISDIR: "A directory stands where a file should be: choose another path",
+    errno.ENAMETOOLONG: "Choose a shorter path",
+    errno.ELOOP: "Symbolic links of the path point to each other: choose another path",
+    errno.ENOENT: "It does not exist, or was removed meanwhile: check the path",
+    errno.ESTALE: "The network file system lost it: mount it again, or choose another path",
+    errno.EINVAL: "The file system does not take it: choose another path",
+    errno.EILSEQ: "The file system does not take the name: choose another path",
+}
+_NO_ROOM = "Make room there, or choose a place that can be written"
 
 
 @contextmanager
@@ -46,8 +48,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         kept = "What was there before is unharmed. " if path.exists() else ""
         raise RecexpError(
-            f"{path} cannot be written: {reason(error)}. {kept}"
-            "Make room there, or choose a place that can be written."
+            f"{path} cannot be written: {reason(error)}. {kept}{advice(error)}."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -141,9 +142,12 @@ def try_lock(path: Path) -> int | None:
     return descriptor
 
 
-def disk_trouble(error: OSError) -> bool:
-    """Is the disk full, read-only or failing, rather than our code wrong?"""
-    return error.errno in _DISK_ERRORS
+def advice(error: OSError) -> str:
+    """What to do about an error of the operating system, without a period."""
+    if error.errno in _ADVICE:
+        return _ADVICE[error.errno]
+    text = shortage(error)
+    return _NO_ROOM if text is None else text
 
 
 def reason(error: Exception) -> str:
@@ -151,4 +155,5 @@ def reason(error: Exception) -> str:
     if not isinstance(error, OSError):
         return str(error)
     text = error.strerror or str(error)
-    return f"{text} ({error.filename})" if error.filename else text
+    path = error.filename if error.filename2 is None else error.filename2
+    return f"{text} ({os.fsdecode(path)})" if isinstance(path, str | bytes) and path else text

@@ -99,6 +99,8 @@ class ProcessLauncher(Launcher):
     """``hydra/launcher=processes``. jobs: how many run at once."""
 
     def __init__(self, jobs: int = 1) -> None:
+        if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
+            raise RecexpError(f"hydra.launcher.jobs={jobs!r}: must be a whole number at least 1.")
         self.jobs = jobs
 
     def setup(

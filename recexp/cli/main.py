@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
+import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,27 +20,41 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from recexp.cli.streams import make_streams_last
 from recexp.config import CONF
 from recexp.config.build import register_resolvers
 from recexp.config.presets import apply_preset, with_quickstart
 from recexp.errors import RecexpError
 from recexp.interrupts import Stopped, enter_stage, handle_signals, says_so
-from recexp.io import disk_trouble, reason
+from recexp.io import advice, reason
 from recexp.logs import show_logs
 from recexp.overrides import resume_advice
 from recexp.renamed import warn_of_renamed, with_new_words
+from recexp.shortage import shortage
 
 if TYPE_CHECKING:
     from recexp.training.signals import Interrupted
 
 PLUGINS = Path(__file__).parent / "plugins"
 RANK_VARIABLES = ("RANK", "SLURM_PROCID")  # of torchrun and SLURM
+# Variables that name a process's rank, and those that every launcher sets with them.
+COMPANIONS = {
+    "RANK": ("WORLD_SIZE", "MASTER_ADDR"),
+    "LOCAL_RANK": ("MASTER_ADDR",),
+    "SLURM_PROCID": ("SLURM_NTASKS",),
+    "JSM_NAMESPACE_RANK": ("JSM_NAMESPACE_SIZE",),
+}
+
+log = logging.getLogger(__name__)
 
 
 def main() -> None:
     """Compose the config of the command line and run it."""
     handle_signals()
+    make_streams_last()
     show_logs()
+    _check_working_directory()
+    drop_stray_ranks(os.environ)
     warn_of_renamed(sys.argv[1:])
     words = with_new_words(sys.argv[1:])
     sys.argv[1:] = with_quickstart(arguments_of_rank(words, os.environ))
@@ -62,6 +78,35 @@ def arguments_of_rank(words: list[str], environment: Mapping[str, str]) -> list[
         return words
     others = [word for word in words if not word.startswith("hydra.run.dir=")]
     return [*others, "hydra.run.dir=.", "hydra.output_subdir=null"]
+
+
+def drop_stray_ranks(environment: MutableMapping[str, str]) -> None:
+    """Remove ranks that no launcher of processes set, with a warning.
+
+    Lightning would take the process for one of several, which write no files.
+    """
+    for name, companions in COMPANIONS.items():
+        missing = [other for other in companions if not environment.get(other)]
+        if name in environment and missing:
+            value = environment.pop(name)
+            log.warning(
+                "warning: %s=%s is ignored, because %s is not set: this is a run of one process",
+                name,
+                value,
+                " and ".join(missing),
+            )
+        elif not environment.get(name, "0").isdigit():
+            sys.exit(f"error: {name}={environment[name]!r} must be a whole number at least 0.")
+
+
+def _check_working_directory() -> None:
+    try:
+        os.getcwd()
+    except OSError as error:
+        sys.exit(
+            f"error: the working directory cannot be used ({reason(error)}): it was removed or "
+            "moved. Change to one that exists (cd)."
+        )
 
 
 def register_plugins() -> None:
@@ -121,13 +166,34 @@ def _errors_explained() -> Iterator[None]:
     except OmegaConfBaseException as error:  # such as ${nosuch}
         sys.exit(f"error: {error.full_key or 'config'}: {str(error).splitlines()[0]}")
     except OSError as error:
-        if not disk_trouble(error):
+        if error.errno is None:
             raise
         sys.exit(
-            f"error: {reason(error)}. Make room for the run directory, or choose another place "
-            "that can be written: hydra.run.dir=..."
+            f"error: {reason(error)}. {advice(error)}. hydra.run.dir= names the run directory, "
+            "cache_dir= the cache, dataset.raw_dir= the raw data."
         )
     except Stopped as stop:
         if says_so():
             print(stop, file=sys.stderr)
         sys.exit(128 + stop.signum)
+    except Exception as error:
+        text = shortage(error)
+        if text is not None:
+            sys.exit(f"error: {text}. ({_first_line(error)})")
+        if not _is_of_hydra(error):
+            raise
+        sys.exit(f"error: {_first_line(error)}. The command line was: {shlex.join(sys.argv[1:])}")
+
+
+def _is_of_hydra(error: Exception) -> bool:
+    """Did Hydra raise it, about the command line or a YAML, and not our code?"""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = "" if trace is None else str(trace.tb_frame.f_globals.get("__name__", ""))
+    return module.partition(".")[0] in ("hydra", "omegaconf")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

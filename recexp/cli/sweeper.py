@@ -13,6 +13,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from recexp.config.values import shown
+from recexp.errors import RecexpError
+
 Row = Mapping[str, Any]
 
 
@@ -27,8 +30,10 @@ class GridSweeper(Sweeper):
     """
 
     def __init__(self, params: Row | None = None, rows: Sequence[Row] = ()) -> None:
-        self.params = dict(params or {})
-        self.rows = [dict(row) for row in rows]
+        self.params = _row("params", {} if params is None else params)
+        if not isinstance(rows, Sequence) or isinstance(rows, str):
+            raise RecexpError(f"hydra.sweeper.rows={shown(rows)}: must be a list of rows.")
+        self.rows = [_row(f"rows[{number}]", row) for number, row in enumerate(rows)]
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -51,7 +56,12 @@ class GridSweeper(Sweeper):
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
-        self.validate_batch_is_legal(jobs)
+        try:
+            self.validate_batch_is_legal(jobs)
+        except ValueError as error:  # of Hydra, for a choice that is no text
+            settings = [item for row in (self.params, *self.rows) for item in row.items()]
+            keys = sorted({key for key, value in settings if not isinstance(value, str)})
+            raise RecexpError(f"hydra.sweeper, {', '.join(keys)}: {error}.") from error
         return [self.launcher.launch(jobs, initial_job_idx=0)]
 
 
@@ -90,6 +100,19 @@ def _values(override: str, parser: OverridesParser) -> tuple[str, set[str]]:
     (parsed,) = parser.parse_overrides([override])
     (jobs,) = BasicSweeper.split_arguments([parsed], None)
     return parsed.get_key_element(), {job.partition("=")[2] for (job,) in jobs}
+
+
+def _row(name: str, row: Any) -> dict[str, Any]:
+    """The keys and values of ``params`` or of a row; RecexpError where they are none."""
+    if not isinstance(row, Mapping):
+        raise RecexpError(f"hydra.sweeper.{name}={shown(row)}: must be keys with values.")
+    for key, value in row.items():
+        if not (value is None or isinstance(value, str | int | float)):
+            raise RecexpError(
+                f"hydra.sweeper.{name}.{key}={shown(value)}: must be a text or a number, a list "
+                'as "[a,b]".'
+            )
+    return dict(row)
 
 
 def _override(key: str, value: Any) -> str:

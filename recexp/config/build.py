@@ -9,6 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from recexp.errors import RecexpError
+from recexp.shortage import is_out_of_memory
 
 
 def register_resolvers() -> None:
@@ -31,5 +32,10 @@ def build(node: DictConfig, **extra: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, RecexpError):
             raise cause from None
+        if cause is not None and is_out_of_memory(cause):
+            raise RecexpError(
+                f"{node.get('_target_')}: out of memory while it was built. Lower its sizes, such "
+                "as model.n_factors, or raise the limit of memory."
+            ) from error
         message = str(cause or error).splitlines()[0]
         raise RecexpError(f"{node.get('_target_')}: {message}") from error

@@ -19,13 +19,17 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_method
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, UnsupportedInterpolationType
+from omegaconf.errors import (
+    InterpolationResolutionError,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+)
 from pydantic import Field
 
 from recexp.config.build import build
 from recexp.config.limits import check_limits
 from recexp.config.presets import is_pending
-from recexp.config.values import check_values
+from recexp.config.values import check_values, shown
 from recexp.contracts import require
 from recexp.data.datamodule import rows_per_step
 from recexp.errors import RecexpError
@@ -79,6 +83,9 @@ OTHER_KEYS = (
     "hydra",
     "over_preset",
 )
+NAMES = ("model", "dataset", "protocol")
+MAX_TARGET = 200  # characters of a _target_ that an error shows
+MORE_NAMES = ("objective", "sampler", "preset", "overrides")
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,10 @@ def check_config(cfg: DictConfig) -> None:
         require(callees["model"], callees["objective"])
     for path, node in nodes:
         _check_keys(path, node, callees[path])
+        _check_flags(path, node)
         check_values(path, _plain(node), callees[path])
+    _check_names(cfg)
+    _check_monitors(cfg)
     _check_validation(cfg.trainer)
     with suppress(*UNKNOWN_WITHOUT_HYDRA):
         check_limits(cfg)
@@ -139,7 +149,11 @@ def _check_root(cfg: DictConfig) -> None:
             f"Unknown key {sorted(map(str, unknown))} at the top of the config; known are {known}."
         )
     for name in NODES:
-        if not _is_node(cfg.get(name)):
+        try:
+            node = cfg.get(name)
+        except OmegaConfBaseException as error:
+            raise RecexpError(f"{name}: {str(error).splitlines()[0]}.") from error
+        if not _is_node(node):
             raise RecexpError(
                 f"The config has no {name}: choose one with {name}=... ({name}=? lists them)."
             )
@@ -153,6 +167,49 @@ def _check_root(cfg: DictConfig) -> None:
     check_values("", _plain(cfg, present), Root)
 
 
+def _check_names(cfg: DictConfig) -> None:
+    """Raise RecexpError unless names are texts under known keys."""
+    names = cfg.names
+    if not isinstance(names, DictConfig) or not set(NAMES) <= set(names):
+        raise RecexpError(
+            f"names={shown(names)}: must have {', '.join(NAMES)}, as conf/config.yaml."
+        )
+    if unknown := sorted(set(map(str, names)) - {*NAMES, *MORE_NAMES}):
+        raise RecexpError(
+            f"Unknown key names.{unknown[0]}; known are {', '.join((*NAMES, *MORE_NAMES))}."
+        )
+    for key, value in _plain(names).items():
+        is_text = isinstance(value, str) or (key in MORE_NAMES and value is None)
+        if key != "overrides" and not is_text:
+            raise RecexpError(f"names.{key}={shown(value)}: must be a text.")
+    tags = _plain(cfg, ["tags"] if "tags" in cfg else []).get("tags")
+    if tags is not None and not (isinstance(tags, list) and all(isinstance(t, str) for t in tags)):
+        raise RecexpError(f"tags={shown(tags)}: must be a list, each entry a text.")
+
+
+def _check_monitors(cfg: DictConfig) -> None:
+    """Raise RecexpError where a callback waits for a metric that the run does not have."""
+    splits = ("val", "test") if cfg.selection == "test_peek" else ("val",)
+    names = [f"{name}@{k}" for name in ("hr", "ndcg") for k in cfg.protocol.get("ks", ())]
+    known = [f"{split}/{name}" for split in splits for name in (*names, "mrr")]
+    for name, node in _plain(cfg.callbacks).items():
+        if not node:
+            continue
+        monitor = node.get("monitor")
+        if (monitor is not None or name == "early_stopping") and monitor not in known:
+            raise RecexpError(
+                f"callbacks.{name}.monitor={shown(monitor)}: must be one of {', '.join(known)}."
+            )
+
+
+def _check_flags(path: str, node: DictConfig) -> None:
+    """Raise RecexpError for a value of Hydra's own keys that Hydra takes for true."""
+    for key in ("_partial_", "_recursive_"):
+        value = node.get(key, False)
+        if not isinstance(value, bool):
+            raise RecexpError(f"{path}.{key}={shown(value)}: must be true or false.")
+
+
 def _check_groups(cfg: DictConfig) -> None:
     """Groups that hold nodes by name, or one node or none."""
     groups = {"callbacks": cfg.callbacks, "logger": cfg.logger, "scheduler": {"": cfg.scheduler}}
@@ -160,8 +217,8 @@ def _check_groups(cfg: DictConfig) -> None:
         by_name = isinstance(group, Mapping | DictConfig)
         if not by_name or not all(part is None or _is_node(part) for part in group.values()):
             raise RecexpError(
-                f"{name} must hold what has a _target_, got {group!r}: choose it with {name}=... "
-                f"({name}=? lists the choices)."
+                f"{name} must hold what has a _target_, got {shown(group)}: choose it with "
+                f"{name}=... ({name}=? lists the choices)."
             )
     if cfg.selection != "refit" and not cfg.callbacks.get("checkpoint"):
         raise RecexpError(
@@ -285,13 +342,14 @@ def _callee(path: str, node: DictConfig) -> Any:
     target = node["_target_"]
     allowed = ALLOWED.get(re.split(r"[.\[]", path)[0], ())
     words = f"only {', '.join(allowed) or 'nothing'} may be instantiated there."
-    refused = f"{path}._target_={target} is not allowed:"
+    text = target if _is_short_text(target) else shown(target)
+    refused = f"{path}._target_={text} is not allowed:"
     if not isinstance(target, str) or not target.startswith(allowed):
         raise RecexpError(f"{refused} {words}")
     try:
         callee: Any = get_method(target)
     except (ImportError, ValueError, TypeError, InstantiationException) as error:
-        raise RecexpError(f"{path}._target_={target} cannot be found: {error}") from error
+        raise RecexpError(f"{path}._target_={text} cannot be found: {error}") from error
     module = getattr(callee, "__module__", "?")
     home = f"{module}.{getattr(callee, '__qualname__', '?')}"
     package = target.split(".")[0] + "."
@@ -305,6 +363,10 @@ def _callee(path: str, node: DictConfig) -> Any:
             f"{refused} it is no public class{' or reader' if is_reader else ''}. {words}"
         )
     return callee
+
+
+def _is_short_text(target: Any) -> bool:
+    return isinstance(target, str) and target.isprintable() and len(target) < MAX_TARGET
 
 
 def _check_keys(path: str, node: DictConfig, callee: Any) -> None:

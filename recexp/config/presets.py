@@ -17,11 +17,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from recexp.config import CONF
+from recexp.config.values import shown
 from recexp.errors import RecexpError
 
 ANY = "*"
+PRESET_KEYS = {"name", "entries"}
 
 
 def compose_config(overrides: Iterable[str] = ()) -> DictConfig:
@@ -59,13 +62,15 @@ def apply_preset(cfg: DictConfig, hydra: HydraConf | None = None) -> DictConfig:
     command_line = OverridesParser.create().parse_overrides(list(node.overrides.task))
     chosen = {o.key_or_group for o in command_line if o.key_or_group in choices}
     values = _entry(preset, choices.model, choices.dataset)
+    over = _mapping(cfg, "over_preset", "")
     with open_dict(cfg):
+        cfg.pop("over_preset", None)
         for key, value in values.items():
             chooses_group = isinstance(value, DictConfig) and "_target_" in value
             if chooses_group and key in chosen:
                 continue
             _set(cfg, str(key), value, merge=not chooses_group)
-        for key, value in (cfg.pop("over_preset", None) or {}).items():
+        for key, value in over.items():
             _set(cfg, str(key), value, merge=True)
         for override in command_line:
             if override.key_or_group not in choices and override.key_or_group != "over_preset":
@@ -83,46 +88,89 @@ def is_pending(cfg: DictConfig) -> bool:
 
 def _entry(preset: DictConfig, model: str, dataset: str) -> DictConfig:
     """The values for the pair: those for any model or data set first, the pair's own last."""
+    if unknown := sorted(map(str, set(preset) - PRESET_KEYS)):
+        raise RecexpError(f"Unknown key preset.{unknown[0]}: a preset knows name and entries.")
+    if not isinstance(preset.get("name"), str):
+        raise RecexpError(f"preset.name={preset.get('name')!r}: must be a text.")
     if "entries" not in preset:
         return OmegaConf.create({})
-    found: list[DictConfig] = []
+    table = _mapping(preset, "entries", "preset")
+    for data in map(str, table):  # all, not only those of this pair
+        models = _mapping(table, data, "preset.entries")
+        for name in map(str, models):
+            _mapping(models, name, f"preset.entries.{data}")
+    found: list[tuple[str, str, DictConfig]] = []
     for data in (ANY, dataset):
+        models = _mapping(table, data, "preset.entries")
         for name in (ANY, model):
-            entry = (preset.entries.get(data) or {}).get(name)
-            if entry is not None:
-                found.append(entry)
+            if name in models:
+                found.append((name, data, _mapping(models, name, f"preset.entries.{data}")))
     if not found:
         raise RecexpError(
             f"preset={preset.name} has no entry for model={model} dataset={dataset}; it has "
             f"{_listed(preset.entries)}. preset=none takes the values of the model's own YAML."
         )
     values = OmegaConf.create({})
-    for entry in found:
-        values.merge_with(OmegaConf.to_container(entry, resolve=False))
+    for name, data, entry in found:
+        try:
+            values.merge_with(OmegaConf.to_container(entry, resolve=False))
+        except (OmegaConfBaseException, TypeError) as error:
+            raise RecexpError(
+                f"preset.entries.{data}.{name} does not fit the entries for any data set or "
+                f"model: {_first_line(error)}."
+            ) from error
     return values
 
 
-def _listed(entries: Mapping[Any, Mapping[Any, Any]]) -> str:
+def _mapping(parent: DictConfig, key: str, path: str) -> DictConfig:
+    """The mapping at ``key``, an empty one where there is none; RecexpError for anything else."""
+    name = f"{path}.{key}".lstrip(".")
+    try:
+        node = parent.get(key)
+    except OmegaConfBaseException as error:
+        raise RecexpError(f"{name}: {_first_line(error)}.") from error
+    if node is None:
+        return OmegaConf.create({})
+    if not isinstance(node, DictConfig):
+        raise RecexpError(f"{name}={shown(node)}: must be names with values.")
+    return node
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
+def _listed(entries: Mapping[Any, Any]) -> str:
     """The pairs of a table, as an error lists them."""
     lines = []
     for dataset, models in entries.items():
         place = "any data set" if dataset == ANY else f"dataset={dataset}"
-        lines.append(f"{place}: {', '.join(sorted(map(str, models)))}")
+        lines.append(f"{place}: {', '.join(sorted(map(str, models or ())))}")
     return "; ".join(lines)
 
 
 def _set(cfg: DictConfig, key: str, value: Any, *, merge: bool) -> None:
-    """Set or merge one top-level key, interpolations kept."""
-    if isinstance(value, DictConfig):
+    """Set or merge one top-level key, interpolations kept.
+
+    Raises RecexpError where the value has not the form of what it changes.
+    """
+    if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value, resolve=False)
-    OmegaConf.update(cfg, key, value, merge=merge, force_add=True)
+    _update(cfg, key, value, merge=merge)
+
+
+def _update(cfg: DictConfig, key: str, value: Any, *, merge: bool = True) -> None:
+    try:
+        OmegaConf.update(cfg, key, value, merge=merge, force_add=True)
+    except (OmegaConfBaseException, ValueError, TypeError) as error:
+        raise RecexpError(f"{key}={shown(value)} cannot be set: {_first_line(error)}.") from error
 
 
 def _override(cfg: DictConfig, override: Override) -> None:
     """Repeat an override of the command line, which the preset may have undone."""
     key = override.key_or_group
     if not override.is_delete():
-        OmegaConf.update(cfg, key, override.value(), merge=True, force_add=True)
+        _update(cfg, key, override.value())
         return
     parent, _, last = key.rpartition(".")
     node = OmegaConf.select(cfg, parent) if parent else cfg

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import sys
 import types
 import typing
@@ -26,6 +27,7 @@ from recexp.config.ranges import LIMITS
 from recexp.errors import RecexpError
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+LARGEST = 1e30  # of any number: torch computes in float32
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 LISTS = (list, tuple, Sequence)
 
@@ -39,12 +41,21 @@ def check_values(path: str, values: Mapping[str, Any], callee: Any) -> None:
     """
     parameters = parameters_of(callee)
     for key, value in values.items():
+        _check_size(f"{path}.{key}".lstrip("."), value)
         parameter = parameters.get(key)
         if parameter is None or not parameter.constrained:
             _check_limit(path, key, value, parameter)
         if parameter is not None:
             parameter.check(f"{path}.{key}".lstrip("."), value)
     _check_heads(path, values)
+
+
+def _check_size(name: str, value: Any) -> None:
+    """Raise RecexpError for a number beyond what float32 holds, also within a list."""
+    entries = value if isinstance(value, list | tuple) else [value]
+    for entry in entries:
+        if isinstance(entry, int | float) and math.isfinite(entry) and abs(entry) > LARGEST:
+            raise RecexpError(f"{name}={shown(value)}: must be at most {LARGEST:g}.")
 
 
 def _check_limit(path: str, key: str, value: Any, parameter: Parameter | None) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -12,6 +14,9 @@ from pydantic import Field
 from recexp.errors import RecexpError
 
 MAX_BEHAVIORS = 31  # each has one bit of an int32 mask
+MAX_COUNT = 2**31
+MAX_SHOWN = 80  # characters of a value in an error
+STEP_KEYS = {"user_min", "item_min", "user_max", "count"}  # of a filter step
 BadRows = Literal["error", "drop"]
 # What programs write where an id is missing.
 MISSING_IDS = (
@@ -72,6 +77,7 @@ class Dataset:
 
     def __post_init__(self) -> None:
         if thresholds := self.value_behaviors:
+            _check_thresholds(thresholds)
             self.behaviors = sorted(thresholds, key=lambda name: thresholds[name])
         self._check()
 
@@ -83,7 +89,8 @@ class Dataset:
     def _check(self) -> None:
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise RecexpError(
-                f"dataset.name={self.name!r} names files: use letters, digits, dots, - and _ only."
+                f"dataset.name={_shown(self.name)} names files: use letters, digits, dots, - and "
+                "_ only."
             )
         n_distinct = len(set(self.behaviors))
         if n_distinct != len(self.behaviors) or not 1 <= n_distinct <= MAX_BEHAVIORS:
@@ -96,6 +103,8 @@ class Dataset:
                 f"dataset.explicit names {sorted(unknown)}, which is not among "
                 f"dataset.behaviors {list(self.behaviors)}."
             )
+        check_filters(self.filters)
+        _check_window(self.window)
         check_choice("dataset.merge", self.merge, ("none", "pairs"))
         missing = self.missing_ids
         if isinstance(missing, str) or not all(isinstance(text, str) for text in missing or ()):
@@ -103,7 +112,71 @@ class Dataset:
         check_choice("dataset.on_bad_rows", self.on_bad_rows, ("error", "drop"))
 
 
+def _check_thresholds(thresholds: Mapping[str, float]) -> None:
+    for name, least in thresholds.items():
+        is_number = isinstance(least, int | float) and not isinstance(least, bool)
+        if not (is_number and math.isfinite(least)):
+            raise RecexpError(f"dataset.value_behaviors.{name}={_shown(least)}: must be a number.")
+
+
+def check_filters(steps: object) -> None:
+    """Raise RecexpError for a filter step that ``filters.apply_filters`` does not take."""
+    if not isinstance(steps, Sequence) or isinstance(steps, str):
+        raise RecexpError(f"dataset.filters={_shown(steps)}: must be a list of steps.")
+    for number, step in enumerate(steps):
+        place = f"dataset.filters[{number}]"
+        if not isinstance(step, Mapping):
+            raise RecexpError(f"{place}={_shown(step)}: must be a step such as {{user_min: 5}}.")
+        if unknown := sorted(map(str, set(step) - STEP_KEYS)):
+            raise RecexpError(
+                f"dataset.filters: unknown key {unknown}; a filter step knows {sorted(STEP_KEYS)}."
+            )
+        for key in sorted(STEP_KEYS - {"count"}):
+            least = step.get(key)
+            is_count = isinstance(least, int) and not isinstance(least, bool) and least >= 0
+            if least is not None and not (is_count and least <= MAX_COUNT):
+                raise RecexpError(
+                    f"{place}.{key}={_shown(least)}: must be a whole number at least 0 and at most "
+                    f"{MAX_COUNT:,}."
+                )
+        check_choice(f"{place}.count", step.get("count", "events"), ("events", "items"))
+
+
+def _check_window(window: object) -> None:
+    """Raise RecexpError unless the window is None or has a start before its end."""
+    if window is None:
+        return
+    if not isinstance(window, Mapping) or set(window) != {"start", "end"}:
+        raise RecexpError(
+            f"dataset.window={_shown(window)}: must be null, or {{start, end}} with ISO dates such "
+            "as 2016-08-08."
+        )
+    if iso_milliseconds(window, "start") >= iso_milliseconds(window, "end"):
+        raise RecexpError(
+            f"dataset.window: start {window['start']} must be before end {window['end']}."
+        )
+
+
+def iso_milliseconds(window: Mapping[str, str], key: str) -> int:
+    """The date at ``key`` in milliseconds since 1970; UTC where it names no zone."""
+    try:
+        moment = datetime.fromisoformat(str(window[key]))
+    except ValueError as error:
+        raise RecexpError(
+            f"dataset.window.{key} must be an ISO date such as 2016-08-08: {error}"
+        ) from error
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return int(moment.timestamp() * 1000)
+
+
 def check_choice(key: str, value: object, choices: Sequence[str]) -> None:
     """Raise RecexpError unless ``value`` is one of ``choices``. key: the setting's full name."""
-    if value not in choices:
-        raise RecexpError(f"{key}={value!r} is unknown; choose one of {', '.join(choices)}.")
+    if not isinstance(value, str) or value not in choices:
+        raise RecexpError(f"{key}={_shown(value)} is unknown; choose one of {', '.join(choices)}.")
+
+
+def _shown(value: object) -> str:
+    """The value in one line, shortened."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

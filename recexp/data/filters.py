@@ -10,10 +10,8 @@ from typing import Any, cast
 import polars as pl
 
 from recexp.data.audit import Report
-from recexp.data.dataset import Dataset
+from recexp.data.dataset import Dataset, check_filters, iso_milliseconds
 from recexp.errors import RecexpError
-
-STEP_KEYS = {"user_min", "item_min", "user_max", "count"}
 
 
 def behavior_codes(
@@ -45,8 +43,8 @@ def within_window(events: pl.DataFrame, dataset: Dataset, report: Report) -> pl.
     window = dataset.window
     if not window:
         return events
-    start = _milliseconds(window, "start")
-    end = _milliseconds(window, "end")
+    start = iso_milliseconds(window, "start")
+    end = iso_milliseconds(window, "end")
     kept = events.filter((pl.col("timestamp") >= start) & (pl.col("timestamp") < end))
     report.add(
         f"window {window['start']} to {window['end']}: "
@@ -76,8 +74,7 @@ def apply_filters(
     Raises:
         RecexpError: an unknown key, or no event is left.
     """
-    for step in steps:
-        _check_step(step)
+    check_filters(steps)
     lines: list[str] = []
     while True:
         n_before_all = events.height
@@ -94,18 +91,6 @@ def apply_filters(
                 )
         if not iterate or events.height == n_before_all:
             return events, lines
-
-
-def _check_step(step: Mapping[str, Any]) -> None:
-    if unknown := set(step) - STEP_KEYS:
-        raise RecexpError(
-            f"dataset.filters: unknown key {sorted(unknown)}; "
-            f"a filter step knows {sorted(STEP_KEYS)}."
-        )
-    if step.get("count", "events") not in ("events", "items"):
-        raise RecexpError(
-            f"dataset.filters: count={step['count']!r} is neither 'events' nor 'items'."
-        )
 
 
 def _apply(events: pl.DataFrame, step: Mapping[str, Any]) -> pl.DataFrame:
@@ -205,19 +190,6 @@ def _count_users(events: pl.LazyFrame) -> int:
 
 def _int8(number: int) -> pl.Expr:
     return pl.lit(number, dtype=pl.Int8)
-
-
-def _milliseconds(window: Mapping[str, str], key: str) -> int:
-    """The date at ``key`` in milliseconds since 1970; UTC where it names no zone."""
-    try:
-        moment = datetime.fromisoformat(str(window[key]))
-    except (KeyError, ValueError) as error:
-        raise RecexpError(
-            f"dataset.window.{key} must be an ISO date such as 2016-08-08: {error}"
-        ) from error
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp() * 1000)
 
 
 def _iso_date(milliseconds: int) -> str:

@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from recexp.distributed import is_first_process
 from recexp.errors import RecexpError
 from recexp.interrupts import enter_stage
-from recexp.training.memory import out_of_memory
+from recexp.shortage import is_out_of_memory
 from recexp.training.processes import is_peer_lost, peer_lost_message
 from recexp.training.signals import Interrupted, Interruption
 
@@ -39,16 +39,17 @@ def failures_explained(
             raise _interrupted(stop, run_dir, save_progress) from None
         except MisconfigurationException as error:  # such as a share of batches below one
             raise RecexpError(f"trainer: {' '.join(str(error).split())}") from error
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             # A process that a signal ended is lost for the others: for them it is the signal too.
             if is_peer_lost(error) and stop.signum:
                 raise _interrupted(stop, run_dir, save_progress) from None
             if is_peer_lost(error):
                 raise RecexpError(peer_lost_message(run_dir)) from error
-            if out_of_memory(error):
+            if is_out_of_memory(error):
                 raise RecexpError(
-                    f"Out of memory in training: lower batch_size (now {cfg.batch_size}), "
-                    "model.max_len or objective.n_negatives."
+                    f"Out of memory: lower batch_size (now {cfg.batch_size}), eval_batch_size "
+                    f"(now {cfg.eval_batch_size}), model.max_len or objective.n_negatives, or "
+                    "raise the limit of memory."
                 ) from error
             raise
 

@@ -89,7 +89,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
     run.
     """
     check_config(cfg)
-    run_dir = Path(cfg.run_dir)
+    run_dir = _run_dir(cfg)
     with claimed(run_dir):
         enter_stage(
             f"ended the run in {run_dir} before training began; to go on: the same command",
@@ -222,6 +222,12 @@ def prepare_data(cfg: DictConfig) -> Prepared:
     configured = OmegaConf.select(cfg, "callbacks.checkpoint.monitor")
     monitor = configured or f"{splits[-1]}/ndcg@10"
     return Prepared(dataset, protocol, store, splits, monitor, protocol.id(store.meta))
+
+
+def _run_dir(cfg: DictConfig) -> Path:
+    if not isinstance(cfg.run_dir, str) or not cfg.run_dir:
+        raise RecexpError(f"run_dir={cfg.run_dir!r}: must be a directory; hydra.run.dir= sets it.")
+    return Path(cfg.run_dir)
 
 
 def _set_up_process(cfg: DictConfig) -> None:

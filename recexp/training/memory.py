@@ -1,4 +1,4 @@
-"""How much is worked on at once, and how torch says that memory ran out."""
+"""How much is worked on at once."""
 
 from __future__ import annotations
 
@@ -15,13 +15,6 @@ if TYPE_CHECKING:
 # Scores of all items that a CPU holds at once: 128 MB, and as much again while they are compared.
 MAX_SCORES_ON_CPU = 2**25
 INT64_BYTES = 8
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Is this how torch says that no memory is left?"""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    )
 
 
 def users_at_once(device: torch.device, n_items: int) -> int:

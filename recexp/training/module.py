@@ -18,7 +18,8 @@ from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.metrics import RankingMetrics
 from recexp.evaluation.protocol import Protocol
 from recexp.rng import mix
-from recexp.training.memory import out_of_memory, too_large, users_at_once
+from recexp.shortage import is_out_of_memory
+from recexp.training.memory import too_large, users_at_once
 from recexp.training.nan_report import bad_rows, first_bad_output, first_bad_parameter
 from recexp.types import moved
 
@@ -283,8 +284,8 @@ class RecModule(pl.LightningModule):
         except RecexpError as error:
             place = f"Evaluating the {split} split in epoch {self.current_epoch}"
             raise RecexpError(f"{place}: {error}") from error
-        except RuntimeError as error:
-            if not out_of_memory(error):
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
                 raise
             if len(row) == 1:
                 raise RecexpError(

@@ -113,7 +113,10 @@ def test_nothing_left_is_an_error_that_names_the_filter():
     ("step", "message"),
     [
         ({"users_min": 5}, r"unknown key \['users_min'\].*user_min"),
-        ({"user_min": 5, "count": "clicks"}, "'clicks' is neither 'events' nor 'items'"),
+        (
+            {"user_min": 5, "count": "clicks"},
+            r"filters\[0\]\.count='clicks' is unknown; choose one of events, items",
+        ),
     ],
 )
 def test_wrong_keys_are_errors(step, message):
