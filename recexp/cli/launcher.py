@@ -37,6 +37,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from recexp.config.presets import apply_preset
 from recexp.errors import RecexpError
 from recexp.io import atomic_write
+from recexp.logs import printable
 from recexp.renamed import with_new_keys, with_new_words
 from recexp.runs.identity import differences, material_overrides
 
@@ -324,4 +325,4 @@ class _Sigterm(BaseException):
 
 
 def _line(text: str) -> str:
-    return f"[sweep] {text}"
+    return printable(f"[sweep] {text}")

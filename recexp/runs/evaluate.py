@@ -23,7 +23,7 @@ from recexp.data.split import Split
 from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.evaluation.protocol import Protocol
-from recexp.logs import show_logs
+from recexp.logs import printable_lines, show_logs
 from recexp.runs.assembly import assemble
 from recexp.runs.environment import describe, git_state
 from recexp.runs.loading import read_config, read_result
@@ -186,4 +186,4 @@ def main() -> None:
             threads=options.threads,
         )
     except RecexpError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printable_lines(f"error: {error}"))

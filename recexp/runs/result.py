@@ -12,10 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from recexp.errors import RecexpError
 
 LIMIT = 1e15  # no count and no measurement of a run comes near it
+MAX_NAME = 1_000  # characters of a name
+MAX_OVERRIDE = 10_000
 SHOWN = 40  # characters of a bad value that an error message shows
 
 Count = Annotated[int, Field(gt=-LIMIT, lt=LIMIT)]
 Number = Annotated[float, Field(gt=-LIMIT, lt=LIMIT, allow_inf_nan=False)]
+Name = Annotated[str, Field(max_length=MAX_NAME)]
+Override = Annotated[str, Field(max_length=MAX_OVERRIDE)]
 
 
 class _Record(BaseModel):
@@ -40,8 +44,15 @@ class DataFacts(_Record):
 class GitState(_Record):
     """The checkout that the code ran from; both None outside a checkout."""
 
-    commit: str | None = None
+    commit: Name | None = None
     dirty: bool | None = None
+
+
+class Refit(_Record):
+    """The second training under ``selection=refit``."""
+
+    epochs: Count | None = None
+    updates: Count | None = None
 
 
 class RunResult(_Record):
@@ -64,30 +75,30 @@ class RunResult(_Record):
     ranks_sha256: checksum of ``ranks.parquet``.
     """
 
-    model: str
-    dataset: str
-    protocol: str
-    protocol_id: str
+    model: Name
+    dataset: Name
+    protocol: Name
+    protocol_id: Name
     seed: Count
-    selection: str
-    metrics: dict[str, Number]
+    selection: Name
+    metrics: dict[Name, Number]
     best_epoch: Count
     epochs: Count
-    stop_reason: str
+    stop_reason: Name
     data: DataFacts
 
-    objective: str | None = None
-    sampler: str | None = None
-    overrides: list[str] | None = None
+    objective: Name | None = None
+    sampler: Name | None = None
+    overrides: list[Override] | None = None
     config: dict[str, Any] | None = None
-    batch_counts: str | None = None
+    batch_counts: Name | None = None
     git: GitState | None = None
     audit: dict[str, Any] | None = None
     left_out: dict[str, Any] | None = None
     updates: Count | None = None
     updates_per_epoch: Count | None = None
     parts: list[dict[str, Any]] | None = None
-    refit: dict[str, Any] | None = None
+    refit: Refit | None = None
     constant_loss: Number | None = None
     convergence: dict[str, Any] | None = None
     wall_time_s: Number | None = None
