@@ -198,7 +198,7 @@ def as_csv(tables: Sequence[Table]) -> str:
 
 # What a spreadsheet would compute, and the texts of this kind that are numbers or intervals.
 _FORMULA = re.compile(r"\s*[=+\-@]")
-_SIGNED = re.compile(r"[+-]\d[\d.,%* +to-]*|-")
+_SIGNED = re.compile(r"-|[+-][\d.,]+( to [+-][\d.,]+)?( ?[%*])?")
 
 
 def _csv_text(text: str) -> str:
