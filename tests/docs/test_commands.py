@@ -26,7 +26,14 @@ DOCUMENTS = [
     *sorted(RESULTS.glob("*/README.md")),
 ]
 OF_THE_READER = ("=mine", "=my_model", "=history_mean")  # files that a guide tells them to write
-OF_PLUGINS = ("hydra/launcher=", "hydra/sweeper=")  # optional packages
+# Of optional packages.
+OF_PLUGINS = (
+    "hydra/launcher=",
+    "hydra/sweeper=",
+    "hydra.launcher.",
+    "+hydra.launcher.",
+    "hydra.sweeper.",
+)
 
 
 def commands(program: str) -> list[str]:
@@ -49,6 +56,8 @@ def commands(program: str) -> list[str]:
 def first_values(word: str) -> str:
     """Of a sweep, "model=a,b", the first job's override."""
     key, equals, value = word.partition("=")
+    if "interval(" in value:  # of a search
+        return f"{key}={value.rpartition('(')[2].split(',')[0]}"
     is_list = value.startswith(("[", "{")) or "(" in value
     return word if is_list else f"{key}{equals}{value.split(',')[0]}"
 
