@@ -1,4 +1,4 @@
-"""Files: atomic writes, JSON, checksums, locks between processes, and the wording of errors."""
+"""Files: atomic writes, bounded reads, checksums, locks, and the wording of errors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,6 +90,28 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """The content of a regular file of at most ``limit`` bytes; for files of other people.
+
+    Never waits: a pipe, socket or device in place of the file is refused, not read.
+
+    Raises FileNotFoundError, and RecexpError for everything else that hinders reading.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise RecexpError(f"{path} is not a regular file.")
+            content = file.read(limit + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RecexpError(f"{path} cannot be read: {error.strerror}.") from error
+    if len(content) > limit:
+        raise RecexpError(f"{path} is larger than {limit >> 10:,} KB: no run writes so much.")
+    return content
 
 
 def checksum(path: Path) -> str:

@@ -43,6 +43,7 @@ from recexp.config.presets import apply_preset
 from recexp.errors import RecexpError
 from recexp.interrupts import SIGNALS
 from recexp.io import atomic_write
+from recexp.logs import printable
 from recexp.overrides import override
 from recexp.renamed import with_new_keys, with_new_words
 from recexp.runs.directory import INHERITED, DirectoryInUse, lock_directory
@@ -379,4 +380,4 @@ def _again(sweep: Path) -> str:
 
 
 def _line(text: str) -> str:
-    return f"[sweep] {text}"
+    return printable(f"[sweep] {text}")

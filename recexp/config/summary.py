@@ -7,6 +7,8 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from recexp.logs import printable
+
 
 def summary(cfg: DictConfig) -> list[str]:
     """Lines for the start of a run, from a config that ``check_config`` has accepted.
@@ -29,7 +31,7 @@ def summary(cfg: DictConfig) -> list[str]:
         "directory": cfg.run_dir,
     }
     lines += [f"{name + ':':<11}{value}" for name, value in facts.items() if value is not None]
-    return lines
+    return [printable(line) for line in lines]
 
 
 def _with_class(name: Any, node: DictConfig) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from recexp.errors import RecexpError
+from recexp.logs import printable, printable_lines
 from recexp.report.collect import Result, collect
 from recexp.report.formats import (
     Table,
@@ -21,9 +22,11 @@ from recexp.report.formats import (
     join_tables,
 )
 from recexp.report.papers.paper_tables import paper_tables
+from recexp.report.statistics import budgets, convergence
 from recexp.report.tables import COLUMNS, tables
 
 SWEEPS = Path("multirun_outputs")  # where conf/experiment puts its sweeps
+MAX_REASON = 200  # characters of why a run was left out
 
 
 def _as_terminal(table: Table) -> str:
@@ -48,15 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         left_out = _report(options, options.folders or [SWEEPS / experiment])
     except RecexpError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printable_lines(f"error: {error}"))
     stream = sys.stdout if options.format in FOR_READERS else sys.stderr
     for line in left_out:
-        print(f"left out: {line}", file=stream)
+        print(printable(f"left out: {line}"), file=stream)
 
 
 def _report(options: argparse.Namespace, folders: Sequence[Path]) -> list[str]:
     """Print the tables and write what was asked for; returns the runs left out."""
-    results, left_out = collect(folders)
+    found, left_out = collect(folders)
+    results = _presentable(found, left_out)
     shown = _result_tables(results, options.metric)
     cards: list[Table] = []
     if options.scorecard:
@@ -78,8 +82,31 @@ def _report(options: argparse.Namespace, folders: Sequence[Path]) -> list[str]:
             attention=options.attention,
             cache_dir=options.cache_dir,
         )
-        print(f"written: {page}", file=sys.stderr)
+        print(printable(f"written: {page}"), file=sys.stderr)
     return left_out
+
+
+def _presentable(results: Sequence[Result], left_out: list[str]) -> list[Result]:
+    """The results that can be shown; the others are added to left_out.
+
+    Settings may have any type, so each run is first shown on its own: a run that fails there would
+    take the report of all others down.
+    """
+    kept = []
+    for result in results:
+        try:
+            tables([result])
+            paper_tables([result])
+            convergence([result])
+            budgets([result])
+        except Exception as error:  # of any kind, depending on the value
+            reason = f"{type(error).__name__}: {error}"[:MAX_REASON]
+            left_out.append(f"{result['folder']}: a value is not one of a run ({reason})")
+        else:
+            kept.append(result)
+    if not kept:
+        raise RecexpError("No run can be shown. " + "; ".join(left_out))
+    return kept
 
 
 def _result_tables(results: list[Result], metric: str) -> list[Table]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
+import math
+import os
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -17,9 +17,16 @@ from recexp.config import CONF
 from recexp.errors import RecexpError
 from recexp.renamed import with_new_keys, with_new_words
 from recexp.runs.identity import IMMATERIAL, RAW_FILES, is_material, key_of
+from recexp.runs.loading import (
+    READ_ERRORS,
+    plain_yaml,
+    read_epoch_table,
+    read_json,
+    read_settings,
+)
 from recexp.runs.result import find_problem
 
-# One result.json with the keys that ``collect`` adds: folder, config, recorded, trained.
+# One result.json with the keys that ``collect`` adds: folder, config, recorded, trained, curve.
 Result = dict[str, Any]
 
 # Keys that older versions did not write.
@@ -32,7 +39,8 @@ DEFAULTS: Result = {
 }
 # Overrides that a result has a key of its own for.
 KEYS_OF_RESULTS = frozenset({"model", "dataset", "protocol", "seed", "selection"})
-UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
+RUN_FILES = frozenset({"config.yaml", "result.json"})  # a directory with one of them is a run's
+UNREADABLE = (*READ_ERRORS, OmegaConfBaseException)
 
 
 def collect(folders: Iterable[str | Path]) -> tuple[list[Result], list[str]]:
@@ -43,18 +51,24 @@ def collect(folders: Iterable[str | Path]) -> tuple[list[Result], list[str]]:
     model's YAML and the overrides stand in.
     An evaluation of a run under another protocol (``RUN_DIR/full_unseen``) is a result of its own,
     with the run's config and ``trained``: the validation metrics of the run's training.
+    ``curve`` holds the rows of ``metrics.csv``.
+
+    A run with a file that is damaged, too large or not a regular file is left out: see the limits
+    in ``recexp.runs.loading``.
 
     Raises RecexpError where a folder does not exist or no result is found.
     """
     results: list[Result] = []
     left_out: list[str] = []
-    for run in _run_directories(folders):
+    for run in _run_directories(folders, left_out):
         try:
             results.append(_read(run))
         except _WithoutMetrics as error:
             left_out.append(f"{run}: {error}")
         except FileNotFoundError:
             left_out.append(f"{run}: no result.json ({_progress(run)})")
+        except RecexpError as error:
+            left_out.append(f"{run}: not readable ({str(error).rstrip('.')})")
         except UNREADABLE as error:
             left_out.append(f"{run / 'result.json'}: not readable ({error})")
     if not results:
@@ -134,7 +148,7 @@ def n_updates(result: Mapping[str, Any]) -> int | None:
 
     None where neither ``result.json`` nor ``metrics.csv`` records them.
     """
-    if "refit" in result:
+    if result.get("refit"):
         refit_updates: int | None = result["refit"].get("updates")
         return refit_updates
     if result.get("updates") is not None:
@@ -149,41 +163,66 @@ def as_number(value: Any) -> float | None:
         value = value[0]
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    return float(value) if math.isfinite(value) else None
 
 
 def read_epochs(result: Mapping[str, Any]) -> list[dict[str, float]]:
-    """The rows of ``metrics.csv`` without empty cells; no rows where the file was not kept."""
-    path = Path(result["folder"]) / "metrics.csv"
-    if not path.is_file() and "evaluated" in result:
-        path = path.parent.parent / "metrics.csv"
-    if not path.is_file():
-        return []
-    with path.open(newline="") as file:
-        return [_numbers(row) for row in csv.DictReader(file)]
+    """The rows of ``metrics.csv`` without empty cells; no rows where the file was not kept.
+
+    Raises RecexpError for a damaged file; ``collect`` has left such runs out.
+    """
+    if "curve" in result:
+        rows: list[dict[str, float]] = result["curve"]
+        return rows
+    folder = Path(result["folder"])
+    for place in [folder, folder.parent] if "evaluated" in result else [folder]:
+        try:
+            return read_epoch_table(place / "metrics.csv")
+        except FileNotFoundError:
+            continue
+    return []
 
 
 class _WithoutMetrics(Exception):
     """The run ended before it was tested, and its result says so."""
 
 
-def _run_directories(folders: Iterable[str | Path]) -> list[Path]:
-    """Directories with a config or a result, each once even where the folders overlap."""
+def _run_directories(folders: Iterable[str | Path], left_out: list[str]) -> list[Path]:
+    """Directories with a config or a result, each once even where the folders overlap.
+
+    Directories that cannot be searched are added to left_out.
+    """
     found: dict[Path, Path] = {}
     for folder in map(Path, folders):
-        if not folder.exists():
+        if not os.path.lexists(folder):
             raise RecexpError(
                 f"{folder} does not exist: name run directories, or a folder above them."
             )
-        files = [*folder.rglob("config.yaml"), *folder.rglob("result.json")]
-        runs = {path.parent for path in files if path.parent.name != ".hydra"}
-        for run in sorted(runs):
+        for run in sorted(_search(folder, left_out)):
             found.setdefault(run.resolve(), run)
     return list(found.values())
 
 
+def _search(folder: Path, left_out: list[str]) -> list[Path]:
+    """Run directories at and below the folder. Links to directories are not followed."""
+    waiting = [folder]
+    runs = []
+    while waiting:
+        place = waiting.pop()
+        try:
+            with os.scandir(place) as entries:
+                is_folder = {entry.name: entry.is_dir(follow_symlinks=False) for entry in entries}
+        except OSError as error:
+            left_out.append(f"{place}: cannot be searched ({error.strerror})")
+            continue
+        if RUN_FILES & is_folder.keys() and place.name != ".hydra":
+            runs.append(place)
+        waiting += [place / name for name, is_one in is_folder.items() if is_one]
+    return runs
+
+
 def _read(run: Path) -> Result:
-    result = json.loads((run / "result.json").read_text())
+    result = read_json(run / "result.json")
     if isinstance(result, dict) and "interrupted" in result:
         text = f"{result['interrupted']} ended it after {result.get('epochs')} epochs"
         raise _WithoutMetrics(text)
@@ -192,9 +231,10 @@ def _read(run: Path) -> Result:
         raise _WithoutMetrics(f"no metrics ({reason})")
     if problem := find_problem(result):
         raise ValueError(problem)
+    result = {key: value for key, value in result.items() if value is not None}
     overrides = with_new_words(result.get("overrides", []))
-    result = result | {"overrides": overrides}
-    added = _config(run, result) | _training(run, result) | {"folder": str(run)}
+    result = result | {"overrides": overrides, "folder": str(run)}
+    added = _config(run, result) | _training(run, result) | {"curve": read_epochs(result)}
     return DEFAULTS | result | added
 
 
@@ -202,21 +242,25 @@ def _config(run: Path, result: Result) -> Result:
     """The settings of the run, and whether they were recorded when it ran."""
     if result.get("config"):
         return {"config": with_new_keys(result["config"]), "recorded": True}
-    folders = [run, run.parent] if "evaluated" in result else [run]
-    for folder in folders:
-        path = folder / "config.yaml"
-        if path.is_file():
-            config = with_new_keys(OmegaConf.to_container(OmegaConf.load(path)))
-            return {"config": config, "recorded": True}
+    for folder in [run, run.parent] if "evaluated" in result else [run]:
+        try:
+            return {"config": read_settings(folder / "config.yaml"), "recorded": True}
+        except FileNotFoundError:
+            continue
     return {"config": config_from_overrides(result), "recorded": False}
 
 
 def _training(run: Path, result: Result) -> Result:
     """Validation metrics of the training behind an evaluated run; empty where they are not kept."""
-    path = run.parent / "result.json"
-    if "evaluated" not in result or not path.is_file():
+    if "evaluated" not in result:
         return {}
-    metrics = json.loads(path.read_text()).get("metrics") or {}
+    try:
+        training = read_json(run.parent / "result.json")
+    except FileNotFoundError:
+        return {}
+    if problem := find_problem(training):
+        raise ValueError(f"result.json of its training: {problem}")
+    metrics = training["metrics"]
     return {"trained": {name: v for name, v in metrics.items() if name.startswith("val/")}}
 
 
@@ -233,6 +277,7 @@ def config_from_overrides(result: Mapping[str, Any]) -> dict[str, Any]:
         if key == "loss" and path.is_file():
             loss = OmegaConf.create({"loss": OmegaConf.load(path)})
         if equals and "." in key and "@" not in key:
+            plain_yaml(value)  # refuses what OmegaConf would unfold without end
             assignments.append(f"{key}={value}")
     model = _model_yaml(str(result["model"]))
     config = OmegaConf.merge(model, loss, OmegaConf.from_dotlist(assignments))
@@ -246,7 +291,8 @@ def config_from_overrides(result: Mapping[str, Any]) -> dict[str, Any]:
 def _model_yaml(name: str) -> DictConfig:
     """The YAML of a model merged into those it inherits from; empty for an unknown model."""
     path = CONF / "model" / f"{name}.yaml"
-    config = OmegaConf.load(path) if path.is_file() else OmegaConf.create({})
+    is_one = re.fullmatch(r"\w{1,80}", name) and path.is_file()
+    config = OmegaConf.load(path) if is_one else OmegaConf.create({})
     assert isinstance(config, DictConfig)
     defaults = [d for d in config.get("defaults", []) if isinstance(d, str) and d != "_self_"]
     merged = OmegaConf.merge(*map(_model_yaml, defaults), config)
@@ -256,11 +302,10 @@ def _model_yaml(name: str) -> DictConfig:
 
 def _progress(run: Path) -> str:
     """How far an unfinished run came."""
-    n_epochs = len(read_epochs({"folder": str(run)}))
+    try:
+        n_epochs = len(read_epochs({"folder": str(run)}))
+    except RecexpError as error:
+        return f"failed, or still running; {str(error).rstrip('.')}"
     if n_epochs:
         return f"interrupted or still running, {n_epochs} epochs done"
     return "failed, or still running"
-
-
-def _numbers(row: Mapping[str, str]) -> dict[str, float]:
-    return {name: float(cell) for name, cell in row.items() if name and cell}

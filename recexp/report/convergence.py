@@ -56,15 +56,19 @@ def verdict(
     own = result.get("convergence") or {}
     if own.get("kind") in KINDS and isinstance(own.get("text"), str):
         return Verdict(own["kind"], own["text"])
-    place = result["folder"] if folder is None else str(folder)
     default_monitor = "test/ndcg@10" if chose_on_test(result) else "val/ndcg@10"
     return judge(
-        read_epochs({**result, "folder": place}),
+        read_epochs(result if folder is None else _moved_to(folder, result)),
         setting(result, "callbacks.checkpoint.monitor") or default_monitor,
         stop_reason=result["stop_reason"],
         constant_loss=result.get("constant_loss"),
         threshold=threshold,
     )
+
+
+def _moved_to(folder: str | Path, result: Mapping[str, Any]) -> dict[str, Any]:
+    """The result as if its files lay in the folder."""
+    return {key: value for key, value in result.items() if key != "curve"} | {"folder": str(folder)}
 
 
 def ledger(results: Runs, *, label: Labeler = system_name, factor: float = 2.0) -> list[Budget]:

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from recexp.logs import printable
 from recexp.report.collect import Result, as_number, chose_on_test, read_epochs, setting
-from recexp.report.formats import printable
 from recexp.report.papers.matching import curve
 from recexp.report.papers.published import experiment
 from recexp.report.tables import About, System, as_words, by_protocol, flat_config, systems

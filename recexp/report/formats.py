@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from recexp.logs import printable
+
 BEST = "best"
 SECOND = "second"
 DASH = "–"  # stands where there is no value
@@ -45,34 +47,41 @@ def join_tables(tables: Sequence[Table], as_text: Callable[[Table], str]) -> str
     return "\n\n".join(map(as_text, tables)) + "\n"
 
 
-def printable(text: str) -> str:
-    """The text with control sequences, which a result file may hold, replaced by blanks."""
-    return "".join(c if c.isprintable() else " " for c in text)
-
-
 # Markdown -----------------------------------------------------------------------------------------
 
 
+_EDGE_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9_])_|_(?![A-Za-z0-9_])")
+
+
 def as_markdown(table: Table, level: int = 3) -> str:
-    lines = [f"{'#' * level} {table.title}", ""]
+    lines = [f"{'#' * level} {_markdown(table.title)}", ""]
     if table.caption:
-        lines += [table.caption, ""]
-    lines.append("| " + " | ".join(table.head) + " |")
+        lines += [_markdown(table.caption), ""]
+    lines.append("| " + " | ".join(map(_markdown_in_table, table.head)) + " |")
     lines.append("|" + " --- |" * len(table.head))
     for row in table.rows:
         lines.append("| " + " | ".join(map(_markdown_cell, row)) + " |")
     if table.notes:
         lines.append("")
-        lines += [f"- {note}".replace("<", "&lt;") for note in table.notes]
+        lines += [f"- {_markdown(note)}" for note in table.notes]
     return "\n".join(lines)
 
 
+def _markdown(text: str) -> str:
+    """As text: no HTML, no link, no emphasis by underscores at the edge of a word."""
+    text = printable(text).replace("<", "&lt;").replace("](", "]\\(")
+    return _EDGE_UNDERSCORE.sub(r"\\_", text)
+
+
+def _markdown_in_table(text: str) -> str:
+    return _markdown(text).replace("|", "\\|")
+
+
 def _markdown_cell(cell: Cell) -> str:
-    text = printable(cell.text).replace("|", "\\|")
     if cell.code:
-        text = text.replace("`", "'")
+        text = printable(cell.text).replace("|", "\\|").replace("`", "'")
         return f"`{text}`" if text else ""
-    text = text.replace("<", "&lt;")
+    text = _markdown_in_table(cell.text)
     if cell.mark == BEST:
         return f"**{text}**"
     if cell.mark == SECOND:
@@ -90,10 +99,11 @@ def as_terminal(table: Table, color: bool = False) -> str:
     """Aligned columns. With color the best value is bold and the second best underlined; without,
     ``*`` and ``_`` stand before them."""
     texts = [[_terminal_text(cell, color) for cell in row] for row in table.rows]
-    columns = zip(table.head, *texts, strict=True)
+    names = [printable(name) for name in table.head]
+    columns = zip(names, *texts, strict=True)
     widths = [max(map(len, column)) for column in columns]
-    head = [name.ljust(width) for name, width in zip(table.head, widths, strict=True)]
-    lines = [table.title, table.caption, "  ".join(head).rstrip()]
+    head = [name.ljust(width) for name, width in zip(names, widths, strict=True)]
+    lines = [printable(table.title), printable(table.caption), "  ".join(head).rstrip()]
     for row, row_texts in zip(table.rows, texts, strict=True):
         padded = []
         for cell, text, width in zip(row, row_texts, widths, strict=True):
@@ -123,6 +133,10 @@ _TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
     "Δ": r"$\Delta$",
     "–": "--",
     "×": r"$\times$",
+    # After the end of a row a bracket would begin an optional argument.
+    "[": "{[}",
+    "]": "{]}",
+    "*": "{*}",
 }
 _TEX_SPECIAL = re.compile("|".join(map(re.escape, _TEX)))
 
@@ -175,9 +189,22 @@ def as_csv(tables: Sequence[Table]) -> str:
         for n, row in enumerate(table.rows):
             for column, cell in zip(names, row, strict=True):
                 value = "" if cell.value is None else repr(cell.value)
-                record = [table.title, n, row[0].text, column, value, cell.text, cell.mark]
-                writer.writerow(record)
+                texts = map(_csv_text, (row[0].text, column, cell.text))
+                model, name, text = texts
+                title = _csv_text(table.title)
+                writer.writerow([title, n, model, name, value, text, cell.mark])
     return out.getvalue()
+
+
+# What a spreadsheet would compute, and the texts of this kind that are numbers or intervals.
+_FORMULA = re.compile(r"\s*[=+\-@]")
+_SIGNED = re.compile(r"-|[+-][\d.,]+( to [+-][\d.,]+)?( ?[%*])?")
+
+
+def _csv_text(text: str) -> str:
+    """The text, with an apostrophe before what a spreadsheet would compute as a formula."""
+    text = printable(text)
+    return f"'{text}" if _FORMULA.match(text) and not _SIGNED.fullmatch(text) else text
 
 
 def _column_names(head: Sequence[str]) -> list[str]:

@@ -16,8 +16,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from recexp.logs import printable
 from recexp.report.figures import INK, Picture
-from recexp.report.formats import Table, printable
+from recexp.report.formats import Table
 
 TEMPLATE = "page.html.j2"
 MAX_OPEN_ROWS = 30  # longer tables start folded

@@ -7,7 +7,7 @@ test holds both to the same digits.
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recexp.errors import RecexpError
+from recexp.io import read_limited
+from recexp.runs.loading import MAX_CANDIDATES, MAX_RANKS_BYTES, MAX_RANKS_ROWS, read_json
 
 FILE = "ranks.parquet"
 COLUMNS = ("user", "better", "tied", "candidates")
+SPLIT = "split"
 TIES = ("expected", "pessimistic", "optimistic")  # the order in which they are tried
 TOLERANCE = 1e-9  # between the recorded MRR and the one of the ranks
 
@@ -106,14 +109,15 @@ def _read_files(folder: Path) -> tuple[pl.DataFrame, float]:
     """The rows of the test split, sorted by user, and the recorded MRR."""
     path = folder / FILE
     try:
-        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-        if "ranks_sha256" in result and _sha256(path) != result["ranks_sha256"]:
+        result: dict[str, Any] = read_json(folder / "result.json")
+        content = read_limited(path, MAX_RANKS_BYTES)
+        digest = hashlib.sha256(content).hexdigest()
+        if "ranks_sha256" in result and digest != result["ranks_sha256"]:
             raise RecexpError(
                 f"{path} is damaged, or of another run: its checksum is not the one in "
                 "result.json. Run again."
             )
-        frame = pl.read_parquet(path).filter(pl.col("split") == "test").sort("user")
-        return frame, result["metrics"]["test/mrr"]
+        return _test_rows(content, path), result["metrics"]["test/mrr"]
     except FileNotFoundError as error:
         name = Path(error.filename or FILE).name
         raise RecexpError(f"{folder}: {name} is missing, so users cannot be compared.") from None
@@ -121,19 +125,33 @@ def _read_files(folder: Path) -> tuple[pl.DataFrame, float]:
         raise RecexpError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def _checked(frame: pl.DataFrame, path: Path) -> Ranks:
-    columns = [frame[name] for name in COLUMNS if name in frame.columns]
-    whole_numbers = all(c.dtype.is_integer() and not c.has_nulls() for c in columns)
-    if len(columns) < len(COLUMNS) or not whole_numbers:
+def _test_rows(content: bytes, path: Path) -> pl.DataFrame:
+    """The rows of the test split, by user. What the file says of itself is checked first: a small
+    file can unfold to any size."""
+    lazy = pl.scan_parquet(io.BytesIO(content))
+    schema = lazy.collect_schema()
+    found = [schema.get(name) for name in COLUMNS]
+    if not all(dtype is not None and dtype.is_integer() for dtype in found):
         raise RecexpError(
             f"{path} was not written by a run: {', '.join(COLUMNS)} must be whole numbers."
         )
+    if schema.get(SPLIT) != pl.String:
+        raise RecexpError(f"{path} was not written by a run: {SPLIT} must be text.")
+    n_rows: int = lazy.select(pl.len()).collect().item()
+    if n_rows > MAX_RANKS_ROWS:
+        raise RecexpError(f"{path} has {n_rows:,} rows: no run writes so many.")
+    frame = lazy.select(*COLUMNS, SPLIT).filter(pl.col(SPLIT) == "test").collect()
+    return frame.sort("user")
+
+
+def _checked(frame: pl.DataFrame, path: Path) -> Ranks:
+    columns = [frame[name] for name in COLUMNS]
+    if any(column.has_nulls() for column in columns):
+        raise RecexpError(f"{path} was not written by a run: cells are empty.")
     if not len(frame):
         raise RecexpError(f"{path} has no user of the test split.")
     user, better, tied, candidates = (c.to_numpy().astype(np.int64) for c in columns)
+    is_rank = (better >= 0) & (tied >= 0) & (better + tied <= candidates)
+    if not (is_rank & (candidates <= MAX_CANDIDATES)).all():
+        raise RecexpError(f"{path} was not written by a run: its ranks lie outside the candidates.")
     return Ranks(user, better, tied, int(candidates.max()))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

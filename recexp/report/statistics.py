@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from recexp.report.collect import Result
 from recexp.report.comparison import Comparison, Labeler, Spread, compare, spread
 from recexp.report.convergence import Budget, ledger, verdict
 from recexp.report.formats import DASH, Cell, Table
+from recexp.report.ranks import FILE as RANKS_FILE
+from recexp.report.ranks import per_user
 from recexp.report.tables import System, by_protocol, row_name, systems
 
 ALPHA = 0.05
@@ -67,7 +70,7 @@ def comparisons(results: Sequence[Result], metric: str = "ndcg@10") -> list[Tabl
     made = []
     for about, runs in by_protocol(results).items():
         _, label = labeled(runs)
-        ranked, notes = _with_ranks(runs)
+        ranked, notes = _with_ranks(runs, metric)
         pairs: list[Comparison] = []
         try:
             if len({label(run) for run in ranked}) > 1:
@@ -90,7 +93,7 @@ def spreads(results: Sequence[Result], metric: str = "ndcg@10") -> list[Table]:
     made = []
     for about, runs in by_protocol(results).items():
         found, label = labeled(runs)
-        ranked, notes = _with_ranks(runs)
+        ranked, notes = _with_ranks(runs, metric)
         rows = []
         for system in found:
             seeds = [run for run in system.runs if run in ranked]
@@ -144,13 +147,24 @@ def _trained(results: Sequence[Result]) -> list[Result]:
     return [result for result in results if "evaluated" not in result]
 
 
-def _with_ranks(runs: Sequence[Result]) -> tuple[list[Result], list[str]]:
-    """The runs whose ranks were kept, and a note on the others."""
-    kept = [run for run in runs if (Path(run["folder"]) / "ranks.parquet").is_file()]
-    missing = [run["folder"] for run in runs if run not in kept]
-    if not missing:
-        return kept, []
-    return kept, [f"not tested, for ranks.parquet was not kept: {', '.join(missing)}"]
+def _with_ranks(runs: Sequence[Result], metric: str) -> tuple[list[Result], list[str]]:
+    """The runs whose ranks can be read, and notes on the others."""
+    kept = []
+    missing = []
+    notes = []
+    for run in runs:
+        if not os.path.lexists(Path(run["folder"]) / RANKS_FILE):
+            missing.append(run["folder"])
+            continue
+        try:
+            per_user(run["folder"], metric)
+        except RecexpError as error:
+            notes.append(f"not tested: {error}")
+        else:
+            kept.append(run)
+    if missing:
+        notes.append(f"not tested, for {RANKS_FILE} was not kept: {', '.join(missing)}")
+    return kept, notes
 
 
 def _comparison_row(pair: Comparison) -> tuple[Cell, ...]:

@@ -202,9 +202,11 @@ def _table(results: Sequence[Result], columns: Sequence[str], metric: str) -> Ta
 
 
 def _data_caption(result: Result) -> str:
-    data = result["data"]
-    n_interactions = data.get("interactions", 0)
-    caption = f"{data['users']:,} users, {data['items']:,} items, {n_interactions:,} interactions"
+    counts = []
+    for name in ("users", "items", "interactions"):
+        n = result["data"].get(name)
+        counts.append(f"{DASH if n is None else format(n, ',')} {name}")
+    caption = ", ".join(counts)
     n_tested = result["metrics"].get("test/users")
     return f"{caption}, {int(n_tested):,} of them tested" if n_tested else caption
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from recexp.errors import RecexpError
 from recexp.io import atomic_write
 from recexp.report import figures, statistics
 from recexp.report.collect import Result, data_name, experiment_name, is_simulated
@@ -125,7 +124,7 @@ def _sections(
         Section("Spread", "", statistics.spreads(results, metric)),
         Section(
             "Convergence",
-            "An under-trained baseline is the field's commonest fault.",
+            "Under-trained baselines are a common fault of comparisons.",
             statistics.convergence(results),
         ),
         Section("Budgets", "What was spent on each system.", statistics.budgets(results)),
@@ -153,7 +152,7 @@ def _attention_maps(
         for system in found:
             try:
                 weights[system.label] = attention(system.first["folder"], cache_dir=cache_dir)
-            except (RecexpError, OSError) as error:
+            except Exception as error:  # of any kind: the settings may be another person's
                 without.append(f"no attention of {system.label}: {error}")
         if weights:
             low = min(float(w.min()) for w in weights.values())

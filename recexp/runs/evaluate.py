@@ -25,7 +25,7 @@ from recexp.data.split import Split
 from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.evaluation.protocol import Protocol
-from recexp.logs import show_logs
+from recexp.logs import printable_lines, show_logs
 from recexp.runs.assembly import assemble
 from recexp.runs.environment import describe, git_state
 from recexp.runs.finished import FinishedRun, check_size, open_data, open_run
@@ -186,4 +186,4 @@ def main() -> None:
             accelerator=options.accelerator,
         )
     except RecexpError as error:
-        sys.exit(f"error: {error}")
+        sys.exit(printable_lines(f"error: {error}"))

@@ -11,6 +11,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from recexp.io import atomic_write, checksum, write_json
+from recexp.logs import printable
 from recexp.runs.convergence import WARNED
 from recexp.runs.identity import PLACES, RAW_FILES, without
 from recexp.runs.result import RunResult
@@ -100,17 +101,12 @@ def save_curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> 
 
 def show_table(result: RunResult, run_dir: Path) -> None:
     """Print the result as a small table."""
-    print()
-    print(_title(result))
-    for line in _metric_lines(result.metrics):
-        print(line)
-    for line in _kind_lines(result.metrics):
-        print(line)
-    print(_training_line(result, run_dir))
+    lines = [_title(result), *_metric_lines(result.metrics), *_kind_lines(result.metrics)]
+    lines.append(_training_line(result, run_dir))
     convergence = result.convergence or {}
     if convergence.get("kind") in WARNED:
-        print(f"warning: {convergence['text']}")
-    print()
+        lines.append(f"warning: {convergence['text']}")
+    print("", *map(printable, lines), "", sep="\n")
 
 
 def _title(result: RunResult) -> str:

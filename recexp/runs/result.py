@@ -12,10 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from recexp.errors import RecexpError
 
 LIMIT = 1e15  # no count and no measurement of a run comes near it
+MAX_NAME = 1_000  # characters of a name
+MAX_OVERRIDE = 10_000
 SHOWN = 40  # characters of a bad value that an error message shows
 
 Count = Annotated[int, Field(gt=-LIMIT, lt=LIMIT)]
 Number = Annotated[float, Field(gt=-LIMIT, lt=LIMIT, allow_inf_nan=False)]
+Name = Annotated[str, Field(max_length=MAX_NAME)]
+Override = Annotated[str, Field(max_length=MAX_OVERRIDE)]
 
 
 class _Record(BaseModel):
@@ -44,15 +48,22 @@ class DataFacts(_Record):
 class GitState(_Record):
     """The checkout that the code ran from; both None outside a checkout."""
 
-    commit: str | None = None
+    commit: Name | None = None
     dirty: bool | None = None
 
 
 class Checkpoint(_Record):
     """The file, relative to the run's directory, whose weights were tested, and its checksum."""
 
-    file: str
-    sha256: str
+    file: Name
+    sha256: Name
+
+
+class Refit(_Record):
+    """The second training under ``selection=refit``."""
+
+    epochs: Count | None = None
+    updates: Count | None = None
 
 
 class RunResult(_Record):
@@ -76,24 +87,24 @@ class RunResult(_Record):
     ranks_sha256: checksum of ``ranks.parquet``.
     """
 
-    model: str
-    dataset: str
-    protocol: str
-    protocol_id: str
+    model: Name
+    dataset: Name
+    protocol: Name
+    protocol_id: Name
     seed: Count
-    selection: str
-    metrics: dict[str, Number]
+    selection: Name
+    metrics: dict[Name, Number]
     best_epoch: Count
     epochs: Count
-    stop_reason: str
+    stop_reason: Name
     data: DataFacts
 
-    objective: str | None = None
-    loss: str | None = None
-    sampler: str | None = None
-    overrides: list[str] | None = None
+    objective: Name | None = None
+    loss: Name | None = None
+    sampler: Name | None = None
+    overrides: list[Override] | None = None
     config: dict[str, Any] | None = None
-    batch_counts: str | None = None
+    batch_counts: Name | None = None
     git: GitState | None = None
     audit: dict[str, Any] | None = None
     left_out: dict[str, Any] | None = None
@@ -101,7 +112,7 @@ class RunResult(_Record):
     updates_per_epoch: Count | None = None
     parts: list[dict[str, Any]] | None = None
     checkpoint: Checkpoint | None = None
-    refit: dict[str, Any] | None = None
+    refit: Refit | None = None
     constant_loss: Number | None = None
     convergence: dict[str, Any] | None = None
     wall_time_s: Number | None = None

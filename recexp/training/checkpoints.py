@@ -100,10 +100,25 @@ def adopt_best(best: Path, folder: Path) -> None:
 
 
 def verify_checkpoint(path: Path) -> None:
-    """Raise RecexpError unless the file is a complete archive with the right checksums."""
+    """Raise RecexpError unless the file is a complete archive with the right checksums.
+
+    An archive that unfolds to more than its size is refused before anything is unpacked: torch
+    stores its entries uncompressed.
+    """
     try:
+        if not path.is_file() and path.exists():
+            raise RecexpError(f"The checkpoint {path} is not a regular file.")
         with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+            is_stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            if not is_stored or sum(e.file_size for e in entries) > path.stat().st_size:
+                raise RecexpError(
+                    f"{path} is no checkpoint of recexp: its archive is compressed. Nothing of it "
+                    "was unpacked."
+                )
             damaged = archive.testzip()
+    except RecexpError:
+        raise
     except FileNotFoundError:
         raise RecexpError(f"There is no checkpoint {path}.") from None
     except Exception as error:  # of zipfile, struct, zlib or codecs, depending on the damage

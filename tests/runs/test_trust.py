@@ -12,6 +12,7 @@ import shutil
 import tomllib
 import zipfile
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 
 import polars as pl
@@ -23,6 +24,7 @@ from packaging.requirements import Requirement
 from recexp.errors import RecexpError
 from recexp.report.__main__ import main as report
 from recexp.runs.evaluate import evaluate
+from recexp.training.checkpoints import verify_checkpoint
 from tests.support.finished_runs import write_run
 from tests.support.running import command, run_here
 
@@ -224,6 +226,65 @@ def test_a_result_that_is_none_is_one_error(foreign, text):
     (foreign / "result.json").write_text(text)
     with pytest.raises(RecexpError, match=r"result\.json is (no run's result|damaged)"):
         evaluate(foreign, "full_unseen")
+
+
+@pytest.mark.parametrize("name", ["result.json", "config.yaml", "checkpoints/best.ckpt"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_pipe_or_device_in_place_of_a_file_is_one_error(foreign, name, make):
+    (foreign / name).unlink()
+    make(foreign / name)
+    with pytest.raises(RecexpError, match=rf"{Path(name).name}.* is not a regular file"):
+        evaluate(foreign, "full_unseen")
+
+
+def test_a_config_whose_aliases_unfold_is_refused(foreign):
+    names = "abcdefghij"
+    lines = ["a: &a [x,x,x,x,x,x,x,x,x]"]
+    for old, new in pairwise(names):
+        lines.append(f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]")
+    (foreign / "config.yaml").write_text("\n".join(lines))
+    with pytest.raises(RecexpError, match="aliases are not allowed"):
+        evaluate(foreign, "full_unseen")
+
+
+def test_files_far_larger_than_a_run_writes_are_refused_unread(foreign):
+    for name in ("config.yaml", "result.json"):
+        with (foreign / name).open("wb") as file:
+            file.truncate(20 << 30)
+        with pytest.raises(RecexpError, match=rf"{name} is larger than"):
+            evaluate(foreign, "full_unseen")
+
+
+def test_a_checkpoint_that_unfolds_is_refused_before_it_is_unpacked(foreign, monkeypatch):
+    best = foreign / "checkpoints" / "best.ckpt"
+    with zipfile.ZipFile(best) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(best, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+        archive.writestr("archive/data/zeros", bytes(100 << 20))
+    assert best.stat().st_size < 1 << 20
+    opened = []
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *args, **kwargs: opened.append(args))
+    with pytest.raises(RecexpError, match=r"is compressed\. Nothing of it was unpacked"):
+        evaluate(foreign, "full_unseen")
+    assert not opened
+
+
+def test_entries_that_share_their_bytes_are_refused(tmp_path):
+    """Many names for the same bytes unfold a small archive although nothing is compressed."""
+    path = tmp_path / "best.ckpt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a", bytes(1 << 20))
+        for n in range(50):
+            again = zipfile.ZipInfo(f"a{n}")
+            again.file_size = again.compress_size = 1 << 20
+            again.CRC = archive.getinfo("a").CRC
+            again.header_offset = 0
+            archive.filelist.append(again)
+            archive.NameToInfo[again.filename] = again
+    with pytest.raises(RecexpError, match=r"Nothing of it was unpacked"):
+        verify_checkpoint(path)
 
 
 def test_a_foreign_config_names_no_place_to_write_to(foreign, tmp_path, monkeypatch):
