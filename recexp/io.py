@@ -10,9 +10,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from recexp.errors import RecexpError
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 # A full, read-only or failing disk: the user can correct these, so they get no traceback.
 _DISK_ERRORS = frozenset(
@@ -26,6 +29,9 @@ _DISK_ERRORS = frozenset(
         errno.EIO,
     }
 )
+
+# How file systems without locks answer.
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 
 
 @contextmanager
@@ -69,21 +75,39 @@ def file_lock(path: Path, waiting: str = "") -> Iterator[None]:
     """Hold an exclusive lock between processes on the file ``path``, which stays there afterwards.
 
     The operating system releases the lock when its process ends, so a killed process blocks no
-    other. waiting: printed to stderr once if another process holds the lock.
-    """
-    from filelock import FileLock, Timeout  # only where a lock is needed: not at start-up
+    other. A file system without locks gets a file ``path.held`` instead, for as long as the lock
+    is held; if its process was killed, the next process on that machine removes it.
+    waiting: printed to stderr once if another process holds the lock.
 
-    lock = FileLock(path)
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from filelock import FileLock, SoftFileLock  # only where a lock is needed: not at start-up
+
+    lock: BaseFileLock = FileLock(path, fallback_to_soft=False)
+    try:
+        _acquire(lock, waiting)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        lock = SoftFileLock(path.with_name(f"{path.name}.held"))
+        left_over = f"(if no process does: remove {lock.lock_file})"
+        _acquire(lock, f"{waiting} {left_over}" if waiting else "")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: BaseFileLock, waiting: str) -> None:
+    from filelock import Timeout
+
     try:
         lock.acquire(timeout=0)
     except Timeout:
         if waiting:
             print(f"[data] {waiting}", file=sys.stderr)
         lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def disk_trouble(error: OSError) -> bool:
