@@ -10,12 +10,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from recexp.errors import RecexpError
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
+    from numpy.typing import NDArray
 
 # A full, read-only or failing disk: the user can correct these, so they get no traceback.
 _DISK_ERRORS = frozenset(
@@ -62,6 +64,19 @@ def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON by ``atomic_write``. Types that JSON lacks are written as text."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1, default=str) + "\n")
+
+
+def save_array(path: str | Path, array: NDArray[Any]) -> None:
+    """Write an array as ``.npy``.
+
+    Raises:
+        OSError: the file cannot be written. ``numpy.save`` would not say why on a full disk.
+    """
+    import numpy as np
+
+    with Path(path).open("wb") as file:
+        # An object that is no file, so that numpy writes by Python's means and not by C's.
+        np.save(SimpleNamespace(write=file.write), array)
 
 
 def checksum(path: Path) -> str:
@@ -113,6 +128,11 @@ def _acquire(lock: BaseFileLock, waiting: str) -> None:
 def disk_trouble(error: OSError) -> bool:
     """Is the disk full, read-only or failing, rather than our code wrong?"""
     return error.errno in _DISK_ERRORS
+
+
+def from_system(error: Exception) -> bool:
+    """Did the operating system refuse something? polars wraps its errors in its own."""
+    return isinstance(error, OSError) or "(os error" in str(error)
 
 
 def reason(error: Exception) -> str:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recexp.errors import RecexpError
-from recexp.io import checksum, file_lock, reason, write_json
+from recexp.io import checksum, file_lock, from_system, reason, write_json
 from recexp.renamed import with_first_keys
 
 if TYPE_CHECKING:
@@ -64,8 +64,7 @@ def prepare(dataset: Dataset, split: Split, cache_dir: str | Path) -> Path:
         with file_lock(cache / f".{pointer.stem}.lock", waiting):
             return _cached(pointer, dataset.name) or _make(dataset, split, settings, pointer)
     except Exception as error:
-        # polars wraps the errors of the operating system in its own.
-        if not isinstance(error, OSError) and "(os error" not in str(error):
+        if not from_system(error):
             raise
         raise RecexpError(
             f"{dataset.name} cannot be prepared in {cache}: {reason(error)}. "

@@ -11,6 +11,7 @@ import polars as pl
 from recexp.data.readers import ItemFeature
 from recexp.data.rows import blocks
 from recexp.errors import RecexpError
+from recexp.io import save_array
 
 MAX_DEPTH = 64  # levels of a category tree; one that seems deeper most likely has a cycle
 # Below this share of the largest value, a spread is a rounding error of equal values.
@@ -51,8 +52,8 @@ def build_features(
             value = frame["id"].to_numpy()
             ids, weights = _padded(item, value, items.height)
             write_bags(out / f"bag_{name}", item, value, train_pairs, n_users, cardinality)
-        np.save(out / f"feature_{name}_id.npy", ids)
-        np.save(out / f"feature_{name}_weight.npy", weights)
+        save_array(out / f"feature_{name}_id.npy", ids)
+        save_array(out / f"feature_{name}_weight.npy", weights)
         known = float((ids[1:] != 0).any(1).mean())
         report.append(
             f"item feature {name} ({feature.kind}): {cardinality - 1:,} values, "
@@ -92,9 +93,9 @@ def write_bags(
         size_U += np.bincount(key // cardinality, minlength=n_users)
         ids.append(key % cardinality)
         counts.append(count.astype(np.float32))
-    np.save(f"{path}_ptr.npy", np.concatenate([[0], np.cumsum(size_U)]).astype(np.int64))
-    np.save(f"{path}_id.npy", np.concatenate(ids))
-    np.save(f"{path}_count.npy", np.concatenate(counts))
+    save_array(f"{path}_ptr.npy", np.concatenate([[0], np.cumsum(size_U)]).astype(np.int64))
+    save_array(f"{path}_id.npy", np.concatenate(ids))
+    save_array(f"{path}_count.npy", np.concatenate(counts))
 
 
 def _as_of(feature: ItemFeature, items: pl.DataFrame, end: int) -> pl.DataFrame:

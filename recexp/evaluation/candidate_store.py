@@ -16,7 +16,7 @@ from torch import Tensor
 from recexp.errors import RecexpError
 from recexp.evaluation.candidates import draw
 from recexp.evaluation.protocol import Protocol
-from recexp.io import atomic_write, checksum, file_lock, reason, write_json
+from recexp.io import atomic_write, checksum, file_lock, reason, save_array, write_json
 
 if TYPE_CHECKING:
     from recexp.data.store import Store
@@ -86,8 +86,8 @@ def _draw(store: Store, protocol: Protocol, split: str) -> NDArray[np.int32]:
 
 
 def _write(path: Path, drawn: NDArray[np.int32]) -> None:
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.save(file, drawn)
+    with atomic_write(path) as temporary:
+        save_array(temporary, drawn)
     write_json(path.with_suffix(".json"), {"sha256": checksum(path)})
 
 
