@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 # Raise it whenever preparation would write other arrays from the same raw files.
 CODE_VERSION = 2
 # Raise it whenever meta.json gets other content for the same arrays: cached data are then prepared
-# again, while fingerprints and protocol ids stay.
+# again, into a folder of that version, while fingerprints and protocol ids stay. Programs of two
+# versions can share a cache: each reads and replaces folders of its own version only.
 META_VERSION = 3
 
 # Fingerprints name a reader by the module path it first had, so that moving a module changes no
@@ -70,6 +71,11 @@ def prepare(dataset: Dataset, split: Split, cache_dir: str | Path) -> Path:
             f"{dataset.name} cannot be prepared in {cache}: {reason(error)}. "
             "cache_dir= must be a writable place with room, the raw files readable."
         ) from error
+
+
+def prepared_folder(cache_dir: str | Path, name: str, fingerprint: str) -> Path:
+    """Where this version of the code keeps prepared data; they may not be there."""
+    return Path(cache_dir) / f"{name}-v{META_VERSION}-{fingerprint}"
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -114,7 +120,7 @@ def _make(dataset: Dataset, split: Split, settings: dict[str, Any], pointer: Pat
         meta |= _identity(dataset, settings, records, simulated=meta["simulated"])
         meta["arrays"] = {file.name: checksum(file) for file in sorted(temporary.iterdir())}
         write_json(temporary / "meta.json", meta)
-        folder = cache / f"{dataset.name}-{meta['fingerprint']}"
+        folder = prepared_folder(cache, dataset.name, meta["fingerprint"])
         _publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recexp.config import CONF
 from recexp.config.check import build, check_config
-from recexp.data.cache import prepare
+from recexp.data.cache import prepare, prepared_folder
 from recexp.data.split import Split
 from recexp.data.store import Store
 from recexp.errors import RecexpError
@@ -123,7 +123,7 @@ def _trusted_cache(cfg: DictConfig, fingerprint: str | None) -> str:
     The config may come from another person, so it must not choose a place to write to.
     """
     cache: str = cfg.cache_dir
-    is_there = (Path(cache) / f"{cfg.dataset.name}-{fingerprint}").is_dir()
+    is_there = prepared_folder(cache, cfg.dataset.name, str(fingerprint)).is_dir()
     return cache if is_there else "cache"
 
 
