@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -58,6 +59,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def new_folder(parent: Path, prefix: str) -> Path:
+    """Create a folder in ``parent`` under a name of its own, with the permissions of the umask.
+
+    Those of ``tempfile`` stay closed to other users, who may share a cache.
+    """
+    folder = parent / f"{prefix}{secrets.token_hex(8)}"
+    folder.mkdir()
+    return folder
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from recexp.errors import RecexpError
-from recexp.io import checksum, file_lock, from_system, reason, write_json
+from recexp.io import checksum, file_lock, from_system, new_folder, reason, write_json
 from recexp.renamed import with_first_keys
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def _make(dataset: Dataset, split: Split, settings: dict[str, Any], pointer: Pat
     started = time.perf_counter()
     for left_by_a_killed_process in cache.glob(f"{prefix}*"):
         shutil.rmtree(left_by_a_killed_process)
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=cache))
+    temporary = new_folder(cache, prefix)
     try:
         files, meta = build(dataset, split, temporary)
         records = {str(file): _file_record(file) for file in files}

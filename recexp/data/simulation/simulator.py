@@ -19,7 +19,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +28,7 @@ from pydantic import Field
 
 from recexp.data.simulation.shop import GRID, catalogue, events, properties, tree
 from recexp.errors import RecexpError
-from recexp.io import from_system, reason
+from recexp.io import from_system, new_folder, reason
 
 VERSION = 2  # raise it whenever the same setting writes other files
 SETTING_FILE = "simulation.json"
@@ -117,10 +116,9 @@ def simulate(
 def _publish(out_dir: Path, setting: Mapping[str, Any]) -> None:
     """Write the shop under a temporary name and rename it."""
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.partial-", dir=out_dir.parent))
+    partial = new_folder(out_dir.parent, f".{out_dir.name}.partial-")
     try:
         _write(partial, setting)
-        partial.chmod(0o755)  # folders of mkdtemp are private
         try:
             os.rename(partial, out_dir)
         except OSError:
