@@ -6,16 +6,22 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 from recexp.errors import RecexpError
 from recexp.shortage import shortage
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+    from numpy.typing import NDArray
 
 # What to do, by the error of the operating system.
 _ADVICE = {
@@ -30,6 +36,9 @@ _ADVICE = {
     errno.EILSEQ: "The file system does not take the name: choose another path",
 }
 _NO_ROOM = "Make room there, or choose a place that can be written"
+
+# How file systems without locks answer.
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 
 
 @contextmanager
@@ -53,6 +62,16 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def new_folder(parent: Path, prefix: str) -> Path:
+    """Create a folder in ``parent`` under a name of its own, with the permissions of the umask.
+
+    Those of ``tempfile`` stay closed to other users, who may share a cache.
+    """
+    folder = parent / f"{prefix}{secrets.token_hex(8)}"
+    folder.mkdir()
+    return folder
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -114,6 +133,19 @@ def read_limited(path: Path, limit: int) -> bytes:
     return content
 
 
+def save_array(path: str | Path, array: NDArray[Any]) -> None:
+    """Write an array as ``.npy``.
+
+    Raises:
+        OSError: the file cannot be written. ``numpy.save`` would not say why on a full disk.
+    """
+    import numpy as np
+
+    with Path(path).open("wb") as file:
+        # An object that is no file, so that numpy writes by Python's means and not by C's.
+        np.save(SimpleNamespace(write=file.write), array)
+
+
 def checksum(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
@@ -125,17 +157,24 @@ def file_lock(path: Path, waiting: str = "") -> Iterator[None]:
     """Hold an exclusive lock between processes on the file ``path``, which stays there afterwards.
 
     The operating system releases the lock when its process ends, so a killed process blocks no
-    other. waiting: printed to stderr once if another process holds the lock.
-    """
-    from filelock import FileLock, Timeout  # only where a lock is needed: not at start-up
+    other. A file system without locks gets a file ``path.held`` instead, for as long as the lock
+    is held; if its process was killed, the next process on that machine removes it.
+    waiting: printed to stderr once if another process holds the lock.
 
-    lock = FileLock(path)
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from filelock import FileLock, SoftFileLock  # only where a lock is needed: not at start-up
+
+    lock: BaseFileLock = FileLock(path, fallback_to_soft=False)
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        if waiting:
-            print(f"[data] {waiting}", file=sys.stderr)
-        lock.acquire()
+        _acquire(lock, waiting)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        lock = SoftFileLock(path.with_name(f"{path.name}.held"))
+        left_over = f"(if no process does: remove {lock.lock_file})"
+        _acquire(lock, f"{waiting} {left_over}" if waiting else "")
     try:
         yield
     finally:
@@ -171,6 +210,22 @@ def advice(error: OSError) -> str:
         return _ADVICE[error.errno]
     text = shortage(error)
     return _NO_ROOM if text is None else text
+
+
+def _acquire(lock: BaseFileLock, waiting: str) -> None:
+    from filelock import Timeout
+
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if waiting:
+            print(f"[data] {waiting}", file=sys.stderr)
+        lock.acquire()
+
+
+def from_system(error: Exception) -> bool:
+    """Did the operating system refuse something? polars wraps its errors in its own."""
+    return isinstance(error, OSError) or "(os error" in str(error)
 
 
 def reason(error: Exception) -> str:

@@ -30,6 +30,7 @@ from recexp.data.readers import Raw
 from recexp.data.rows import Rows
 from recexp.data.simulation.simulator import is_simulated
 from recexp.data.split import DROPPED, PAST, TEST, TRAIN, VAL
+from recexp.io import save_array
 
 if TYPE_CHECKING:
     from recexp.data.dataset import Dataset
@@ -322,4 +323,4 @@ def _ptr(user: np.ndarray, n_users: int) -> np.ndarray:
 
 
 def _save(out: Path, name: str, array: np.ndarray) -> None:
-    np.save(out / f"{name}.npy", np.ascontiguousarray(array))
+    save_array(out / f"{name}.npy", np.ascontiguousarray(array))

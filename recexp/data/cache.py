@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -27,7 +26,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recexp.data.reader_code import source_checksums
 from recexp.errors import RecexpError
-from recexp.io import checksum, file_lock, read_object, reason, remove, write_json
+from recexp.io import (
+    checksum,
+    file_lock,
+    from_system,
+    new_folder,
+    read_object,
+    reason,
+    remove,
+    write_json,
+)
 from recexp.renamed import with_first_keys
 
 if TYPE_CHECKING:
@@ -38,7 +46,8 @@ if TYPE_CHECKING:
 # not listed in ``reader_code`` are in the fingerprint with their source.
 CODE_VERSION = 2
 # Raise it whenever meta.json gets other content for the same arrays: cached data are then prepared
-# again, while fingerprints and protocol ids stay.
+# again, into a folder of that version, while fingerprints and protocol ids stay. Programs of two
+# versions can share a cache: each reads and replaces folders of its own version only.
 META_VERSION = 4
 
 # Fingerprints name a reader by the module path it first had, so that moving a module changes no
@@ -99,13 +108,17 @@ def prepare(dataset: Dataset, split: Split, cache_dir: str | Path) -> Path:
                 print(f"[data] {dataset.name}: {why_not}; preparing again", file=sys.stderr)
             return _make(dataset, split, settings, pointer)
     except Exception as error:
-        # polars wraps the errors of the operating system in its own.
-        if not isinstance(error, OSError) and "(os error" not in str(error):
+        if not from_system(error):
             raise
         raise RecexpError(
             f"{dataset.name} cannot be prepared in {cache}: {reason(error)}. "
             "cache_dir= must be a writable place with room, the raw files readable."
         ) from error
+
+
+def prepared_folder(cache_dir: str | Path, name: str, fingerprint: str) -> Path:
+    """Where this version of the code keeps prepared data; they may not be there."""
+    return Path(cache_dir) / f"{name}-v{META_VERSION}-{fingerprint}"
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -154,14 +167,14 @@ def _make(dataset: Dataset, split: Split, settings: dict[str, Any], pointer: Pat
     started = time.perf_counter()
     for left_by_a_killed_process in cache.glob(f"{prefix}*"):
         remove(left_by_a_killed_process)
-    temporary = Path(tempfile.mkdtemp(prefix=prefix, dir=cache))
+    temporary = new_folder(cache, prefix)
     try:
         files, meta = build(dataset, split, temporary)
         records = {str(file): _file_record(file) for file in files}
         meta |= _identity(dataset, settings, records, meta)
         meta["arrays"] = {file.name: checksum(file) for file in sorted(temporary.iterdir())}
         write_json(temporary / "meta.json", meta)
-        folder = cache / f"{dataset.name}-{meta['fingerprint']}"
+        folder = prepared_folder(cache, dataset.name, meta["fingerprint"])
         _publish(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

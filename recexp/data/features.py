@@ -12,6 +12,7 @@ from recexp.data.ids import is_text
 from recexp.data.readers import ItemFeature
 from recexp.data.rows import blocks
 from recexp.errors import RecexpError
+from recexp.io import save_array
 
 MAX_DEPTH = 64  # levels of a category tree; one that seems deeper most likely has a cycle
 EXAMPLES = 5  # ids that an error shows
@@ -60,8 +61,8 @@ def build_features(
             value = frame["id"].to_numpy()
             ids, weights = _padded(item, value, items.height)
             write_bags(out / f"bag_{name}", item, value, train_pairs, n_users, cardinality)
-        np.save(out / f"feature_{name}_id.npy", ids)
-        np.save(out / f"feature_{name}_weight.npy", weights)
+        save_array(out / f"feature_{name}_id.npy", ids)
+        save_array(out / f"feature_{name}_weight.npy", weights)
         known = float((ids[1:] != 0).any(1).mean())
         report.append(
             f"item feature {name} ({feature.kind}): {cardinality - 1:,} values, "
@@ -102,9 +103,9 @@ def write_bags(
         size_U += np.bincount(key // cardinality, minlength=n_users)
         ids.append(key % cardinality)
         counts.append(count.astype(np.float32))
-    np.save(f"{path}_ptr.npy", np.concatenate([[0], np.cumsum(size_U)]).astype(np.int64))
-    np.save(f"{path}_id.npy", np.concatenate(ids))
-    np.save(f"{path}_count.npy", np.concatenate(counts))
+    save_array(f"{path}_ptr.npy", np.concatenate([[0], np.cumsum(size_U)]).astype(np.int64))
+    save_array(f"{path}_id.npy", np.concatenate(ids))
+    save_array(f"{path}_count.npy", np.concatenate(counts))
 
 
 def _of_items(

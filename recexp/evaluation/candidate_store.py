@@ -25,6 +25,7 @@ from recexp.io import (
     read_object,
     reason,
     remove,
+    save_array,
     write_json,
 )
 
@@ -103,8 +104,8 @@ def _write(path: Path, drawn: NDArray[np.int32]) -> None:
     for place in (path, beside):
         if not place.is_file():
             remove(place)  # a folder in its place
-    with atomic_write(path) as temporary, temporary.open("wb") as file:
-        np.save(file, drawn)
+    with atomic_write(path) as temporary:
+        save_array(temporary, drawn)
     write_json(beside, {"sha256": checksum(path)})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
+from recexp.errors import RecexpError
 from recexp.io import atomic_write, checksum, write_json
 from recexp.logs import printable
 from recexp.runs.convergence import WARNED
@@ -25,6 +27,8 @@ KINDS = {
     "warm": "with one",
 }
 FEW_EPOCHS = 30  # below this many, curves mark their points
+
+log = logging.getLogger(__name__)
 
 
 def kept_config(cfg: DictConfig) -> dict[str, Any]:
@@ -70,7 +74,10 @@ def save_ranks(path: Path, ranks: Mapping[str, Mapping[str, np.ndarray[Any, Any]
 
 
 def save_curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> None:
-    """``curves.png``: training loss and validation metrics against epochs."""
+    """``curves.png``: training loss and validation metrics against epochs.
+
+    A picture that cannot be written is a warning: the result stands beside it.
+    """
     import matplotlib
 
     matplotlib.use("agg")
@@ -94,8 +101,11 @@ def save_curves(path: Path, rows: Sequence[Mapping[str, float]], title: str) -> 
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(title)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=120, format="png")
+    try:
+        with atomic_write(path) as temporary:
+            figure.savefig(temporary, dpi=120, format="png")
+    except RecexpError as error:
+        log.warning("warning: %s", error)
     plt.close(figure)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import zipfile
 from pathlib import Path
@@ -31,8 +32,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         # Temporary files of a killed process. Of the processes of a run only one writes.
         for leftover in path.parent.glob(f".{path.name}.*"):
             leftover.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Not Lightning's: it goes by way of a file in the system's temporary directory, which may
+        # be full, and which then keeps that file. And not torch.save to the file itself: it hides
+        # the system's error.
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
         with atomic_write(path) as temporary:
-            super().save_checkpoint(checkpoint, temporary, storage_options)
+            temporary.write_bytes(content.getbuffer())
 
     def load_checkpoint(self, path: str | Path, *arguments: Any, **options: Any) -> dict[str, Any]:
         verify_checkpoint(Path(path))

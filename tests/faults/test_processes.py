@@ -6,17 +6,16 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from recexp.training.checkpoints import verify_checkpoint
 from recexp.training.processes import is_peer_lost
+from tests.support.processes import Run
 from tests.support.running import arguments
 
 TWO = ["trainer=ddp_cpu2", "model=bpr_mf", "model.n_factors=8"]
@@ -27,72 +26,6 @@ GONE = "Another process of this run is lost"
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("processes")
-
-
-class Run:
-    """A run of several processes in a session of their own, once its first epoch is over."""
-
-    def __init__(
-        self, folder: Path, *overrides: str, training: bool = True, **environment: str
-    ) -> None:
-        self.folder = folder
-        line = [
-            sys.executable,
-            "-m",
-            "recexp",
-            *arguments(folder, *overrides),
-            f"hydra.run.dir={folder}",
-        ]
-        self.errors = (folder.parent / f"{folder.name}.err").open("w+")
-        self.main = subprocess.Popen(
-            line,
-            stdout=subprocess.DEVNULL,
-            stderr=self.errors,
-            start_new_session=True,
-            env=os.environ | environment,
-            # a shell's background jobs ignore Ctrl-C
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-        )
-        if training:
-            self.wait_until(lambda: (folder / "checkpoints" / "last.ckpt").exists())
-            time.sleep(random.random() / 2)  # any step
-
-    def wait_until(self, there) -> None:
-        deadline = time.monotonic() + 240
-        while not there():
-            assert self.main.poll() is None and time.monotonic() < deadline, self.said()
-            time.sleep(0.02)
-
-    def pids(self) -> list[int]:
-        """All processes of the session that live, the first one first."""
-        found = []
-        for entry in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                state, _, _, session = (
-                    Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()[:4]
-                )
-            except (FileNotFoundError, ProcessLookupError):
-                continue
-            if int(session) == self.main.pid and state != "Z":
-                found.append(int(entry))
-        return sorted(found, key=lambda pid: (pid != self.main.pid, pid))
-
-    def ended(self) -> int:
-        """The exit code, no process being left behind."""
-        try:
-            code = self.main.wait(240)
-            deadline = time.monotonic() + 120
-            while (left := self.pids()) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert not left, f"left behind: {left}\n{self.said()}"
-            return code
-        finally:
-            for pid in self.pids():
-                os.kill(pid, signal.SIGKILL)
-
-    def said(self) -> str:
-        self.errors.seek(0)
-        return self.errors.read()
 
 
 def result(folder: Path) -> dict:

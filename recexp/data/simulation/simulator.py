@@ -19,7 +19,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,7 +28,7 @@ from pydantic import Field
 
 from recexp.data.simulation.shop import GRID, catalogue, events, properties, tree
 from recexp.errors import RecexpError
-from recexp.io import read_object
+from recexp.io import from_system, new_folder, read_object, reason
 
 VERSION = 2  # raise it whenever the same setting writes other files
 SETTING_FILE = "simulation.json"
@@ -85,7 +84,8 @@ def simulate(
     shop at once one succeeds, and the others use its files.
 
     Raises:
-        RecexpError: a setting is out of range, or the folder holds something else.
+        RecexpError: a setting is out of range, the folder holds something else or cannot be
+            written.
     """
     setting = {
         "users": users,
@@ -102,11 +102,23 @@ def simulate(
     out_dir = Path(out_dir)
     if _holds(out_dir, setting):
         return
+    try:
+        _publish(out_dir, setting)
+    except Exception as error:
+        if not from_system(error):
+            raise
+        raise RecexpError(
+            f"The simulated shop cannot be written to {out_dir}: {reason(error)}. "
+            "dataset.raw_dir= must be a writable place with room."
+        ) from error
+
+
+def _publish(out_dir: Path, setting: Mapping[str, Any]) -> None:
+    """Write the shop under a temporary name and rename it."""
     out_dir.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}.partial-", dir=out_dir.parent))
+    partial = new_folder(out_dir.parent, f".{out_dir.name}.partial-")
     try:
         _write(partial, setting)
-        partial.chmod(0o755)  # folders of mkdtemp are private
         try:
             os.rename(partial, out_dir)
         except OSError:
