@@ -152,9 +152,7 @@ def test_packages_import_each_other_in_no_new_circle():
     assert not in_a_circle(known), in_a_circle(known)
 
 
-@pytest.mark.xfail(
-    reason="config.check reads checkpoints; data.describe makes a page", strict=False
-)
+@pytest.mark.xfail(reason="config.check reads checkpoints; data.describe makes a page", strict=True)
 def test_packages_import_each_other_in_no_circle():
     assert not in_a_circle(edges()), in_a_circle(edges())
 

@@ -16,7 +16,11 @@ from recexp.cli.launcher import ProcessLauncher
 from recexp.logs import show_logs
 from tests.config.test_experiments import composed
 
-JOB = "import json, pathlib, sys; pathlib.Path(sys.argv[1], 'result.json').write_text(json.dumps({'metrics': {'val/ndcg@10': 0.25}}))"  # noqa: E501
+JOB = """
+import json, pathlib, sys
+result = {"metrics": {"val/ndcg@10": 0.25}}
+pathlib.Path(sys.argv[1], "result.json").write_text(json.dumps(result))
+"""
 KILLED = "import os; os.kill(os.getpid(), 9)"
 SIGNALS_THE_SWEEP = """
 import os, pathlib, signal, sys, time

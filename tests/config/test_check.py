@@ -152,7 +152,8 @@ def test_a_missing_group_is_named(default):
         (
             "sasrec",
             "pointwise",
-            r"objective=Pointwise needs a model that implements MultiBehavior .*, which SASRec does not",  # noqa: E501
+            r"objective=Pointwise needs a model that implements MultiBehavior .*, "
+            r"which SASRec does not",
         ),
         (
             "bpr_mf",
@@ -167,12 +168,14 @@ def test_a_missing_group_is_named(default):
         (
             "bert_ite",
             "none",
-            r"objective=FitPass needs a model that implements ClosedForm .*, which BertITE does not",  # noqa: E501
+            r"objective=FitPass needs a model that implements ClosedForm .*, "
+            r"which BertITE does not",
         ),
         (
             "caser",
             "session_parallel",
-            r"objective=SessionParallel needs a model that implements SessionState .*, which Caser does not",  # noqa: E501
+            r"objective=SessionParallel needs a model that implements SessionState .*, "
+            r"which Caser does not",
         ),
         ("pop", "pairwise", r"objective=Pairwise needs a model that learns by gradients.*Pop"),
     ],
@@ -197,7 +200,8 @@ def test_heads_that_do_not_divide_the_width_are_refused(model):
     cfg = composed(f"model={model}", "model.n_factors=64", "model.n_heads=7")
     with pytest.raises(
         RecexpError,
-        match=r"model\.n_heads=7: does not divide model\.n_factors=64; choose one of 1, 2, 4, 8, 16, 32, 64\.",  # noqa: E501
+        match=r"model\.n_heads=7: does not divide model\.n_factors=64; "
+        r"choose one of 1, 2, 4, 8, 16, 32, 64\.",
     ):
         check_config(cfg)
     with pytest.raises(RecexpError, match=r"n_heads=7.*n_factors=64|n_factors=64.*n_heads=7"):

@@ -61,7 +61,8 @@ def test_a_second_run_reads_neither_raw_files_nor_polars(tmp_path, shop, builds,
         "import sys, json; from recexp.data.cache import prepare;"
         "from recexp.data.dataset import Dataset; from recexp.data.store import Store;"
         "from recexp.evaluation.protocol import Protocol;"
-        "given = json.loads(sys.argv[1]); store = Store.open(prepare(Dataset(**given), Protocol('p3').split, sys.argv[2]));"  # noqa: E501
+        "given = json.loads(sys.argv[1]);"
+        "store = Store.open(prepare(Dataset(**given), Protocol('p3').split, sys.argv[2]));"
         "print(store.folder, 'polars' in sys.modules, 'pyarrow' in sys.modules)"
     )
     done = subprocess.run(

@@ -215,7 +215,8 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step_and_names_the_parame
     at_step(monkeypatch, 1, 0, spoil)
     with pytest.raises(
         RecexpError,
-        match=r"not finite in step 1 of epoch 2: parameter item\.weight is not finite at \[\[7, 2\]\]",  # noqa: E501
+        match=r"not finite in step 1 of epoch 2: "
+        r"parameter item\.weight is not finite at \[\[7, 2\]\]",
     ):
         run_here(folder, *SMALL, "batch_size=4096")
     kept = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]

@@ -12,8 +12,8 @@ import pytest
 from recexp.data.cache import prepare, verify
 from tests.support.events import P3, dataset, random_events, write
 
-# Prepares argv[1] in the folder argv[2]/N for every N of argv[3:] in a process that dies at its Nth
-# step on a file there, and prints how it ended.
+# For every N of argv[3:]: prepares argv[1] in the folder argv[2]/N, in a process that is killed at
+# its Nth operation on a file there, and prints the wait status.
 KILLED = """
 import json, os, signal, sys
 from recexp.data.cache import prepare
@@ -21,13 +21,14 @@ from recexp.data.dataset import Dataset
 from recexp.data.split import Split
 
 given, root = json.loads(sys.argv[1]), sys.argv[2]
+watched = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.scandir")
 for step in map(int, sys.argv[3:]):
     if (child := os.fork()) == 0:
         done = 0
 
         def watch(event, said):
             global done
-            if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.scandir") and root in f"{said[0]} {said[-1]}":
+            if event in watched and root in f"{said[0]} {said[-1]}":
                 done += 1
                 if done == step:
                     os.kill(os.getpid(), signal.SIGKILL)
@@ -38,7 +39,7 @@ for step in map(int, sys.argv[3:]):
         finally:
             os._exit(done % 256)
     print(step, os.waitpid(child, 0)[1], flush=True)
-"""  # noqa: E501
+"""
 
 
 def outcomes(shop, root, steps):

@@ -79,7 +79,8 @@ def test_every_user_with_all_items(tmp_path):
 def shop(tree, properties="1,10,categoryid,1"):
     head = "timestamp,itemid,property,value\n"
     return {
-        "events.csv": "timestamp,visitorid,event,itemid,transactionid\n1,1,view,10,\n2,1,view,11,\n3,2,view,10,\n",  # noqa: E501
+        "events.csv": "timestamp,visitorid,event,itemid,transactionid\n"
+        "1,1,view,10,\n2,1,view,11,\n3,2,view,10,\n",
         "item_properties_part1.csv": head + properties + "\n",
         "item_properties_part2.csv": head + "1,99,categoryid,1\n",
         "category_tree.csv": "categoryid,parentid\n"

@@ -66,7 +66,8 @@ def trial(seed: int, folder: Path) -> str:
             return check(rng, layout, files, policy, folder)
     except Wrong as error:
         raise Wrong(
-            f"{error}\nlayout {name}, on_bad_rows={policy}. Alone: python -m tests.fuzz --seed {seed}"  # noqa: E501
+            f"{error}\nlayout {name}, on_bad_rows={policy}. "
+            f"Alone: python -m tests.fuzz --seed {seed}"
         ) from error.__cause__
     finally:
         scanning.LARGE = large
@@ -220,7 +221,7 @@ def check_arrays(
             raise Wrong(f"no cycle: {found}")
         return
     if not any(len(mine) > 1 for mine in own.values()):
-        raise Wrong("prepared, though nobody can be tested")
+        raise Wrong("prepared, though no user can be tested")
     users, items = (pl.read_parquet(out / f"{name}s.parquet") for name in ("user", "item"))
     same("users", users.rows(), list(enumerate(own)))
     same("items", items.rows(), list(enumerate(sorted({e[1] for e in events}), 1)))

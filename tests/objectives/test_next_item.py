@@ -295,7 +295,8 @@ def test_wrong_options_are_named(options, text):
 def test_a_model_without_states_is_refused_in_one_sentence():
     with pytest.raises(
         RecexpError,
-        match=r"objective=NextItem needs a model that implements Encoder .*, which PairScores does not",  # noqa: E501
+        match=r"objective=NextItem needs a model that implements Encoder .*, "
+        r"which PairScores does not",
     ):
         NextItem(Uniform()).bind(PairScores(3, 4), STORE)
 

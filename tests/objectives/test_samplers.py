@@ -124,7 +124,7 @@ def test_one_unseen_item_is_always_drawn(bits):
         assert (draw(sampler, store, [2], 50) == 6).all()
 
 
-COUNTS = {1: 10, 2: 40, 3: 5, 4: 20, 5: 1, 7: 30, 8: 2, 9: 8}  # nobody trains on item 6
+COUNTS = {1: 10, 2: 40, 3: 5, 4: 20, 5: 1, 7: 30, 8: 2, 9: 8}  # item 6 has no training event
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 20])
@@ -209,7 +209,7 @@ def test_in_batch_draws_what_the_batch_predicts():
     assert close(shares(shared, 9), expected)
     items = draw(InBatch(), store, [1, 0], pool=pool)
     assert close(shares(items[0], 9), expected)
-    assert (items[1] == 3).all()  # he has 2 and 7
+    assert (items[1] == 3).all()  # user 0 has items 2 and 7 of the batch's targets
     assert (
         not set(draw(InBatch(), store, [0], 50, pool=torch.tensor([2, 7]))[0].tolist())
         & OWNED[0].keys()

@@ -163,12 +163,17 @@ BROWSER = next(
 PROBE = """<script>
 var table = document.querySelector('table'), heads = Array.from(table.tHead.rows[0].cells);
 var at = heads.findIndex(function (h) { return h.textContent === 'test/ndcg@10'; });
-function column() { return Array.from(table.tBodies[0].rows).map(function (r) { return parseFloat(r.cells[at].dataset.value); }); }
+function column() {
+  return Array.from(table.tBodies[0].rows).map(
+    function (r) { return parseFloat(r.cells[at].dataset.value); });
+}
 heads[at].firstChild.click(); var down = column(); heads[at].firstChild.click(); var up = column();
-document.title = JSON.stringify({down: down, up: up, wide: document.documentElement.scrollWidth - innerWidth,
+document.title = JSON.stringify({down: down, up: up,
+  wide: document.documentElement.scrollWidth - innerWidth,
   fetched: performance.getEntriesByType('resource').length,
-  empty: Array.from(document.querySelectorAll('svg.plot')).filter(function (s) { return !s.getBBox().width; }).length});
-</script>"""  # noqa: E501
+  empty: Array.from(document.querySelectorAll('svg.plot')).filter(
+    function (s) { return !s.getBBox().width; }).length});
+</script>"""
 
 
 @pytest.mark.slow

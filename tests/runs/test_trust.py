@@ -160,7 +160,8 @@ def test_targets_that_are_not_ours_are_refused_by_name(foreign, key, node):
     inner = node.get("lr_lambda", {}).get("_target_", target) if isinstance(node, dict) else target
     with pytest.raises(
         RecexpError,
-        match=rf"{key.replace('__', '.')}.*_target_={re.escape(inner)} (is not allowed|cannot be found)",  # noqa: E501
+        match=rf"{key.replace('__', '.')}.*_target_={re.escape(inner)} "
+        r"(is not allowed|cannot be found)",
     ):
         evaluate(foreign, "full_unseen")
 
@@ -248,7 +249,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_training(trained, shop
     last = trained / "checkpoints" / "last.ckpt"
     with pytest.raises(
         RecexpError,
-        match=r"does not fit this model and data: model\.item\.weight is \(\d+, 4\) in .* and is \(\d+, 8\) here",  # noqa: E501
+        match=r"does not fit this model and data: "
+        r"model\.item\.weight is \(\d+, 4\) in .* and is \(\d+, 8\) here",
     ):
         run_here(shop / "wider", *MODEL, "model.n_factors=8", f"ckpt_path={last}")
     with pytest.raises(RecexpError, match="was trained on other data"):
