@@ -1,6 +1,6 @@
-"""What a sweep does again and what it leaves alone.
+"""Which jobs of a sweep run again.
 
-Jobs are played by a process that writes a result and nothing else.
+A process that only writes a result stands in for every job.
 """
 
 import json
@@ -34,8 +34,9 @@ time.sleep(600)
 
 
 class Loader:
-    """Hydra's config loader as far as the launcher asks it. common: what stands in the YAMLs,
-    unknown to the overrides.
+    """The part of Hydra's config loader that the launcher uses.
+
+    common: settings of the YAML files, which are in no override.
     """
 
     def __init__(self, common):
@@ -55,8 +56,9 @@ class Context:
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
-    """sweep(jobs, *settings of the YAMLs) -> directories of the jobs that ran; ``sweep.fail`` makes
-    jobs die, ``sweep.scripts`` says how.
+    """sweep(jobs, *settings of the YAML files) returns the directories of the jobs that ran.
+
+    ``sweep.fail`` makes all jobs fail; ``sweep.scripts`` holds another program per directory.
     """
     show_logs()
     popen, ran = launcher.subprocess.Popen, []
@@ -106,7 +108,7 @@ def test_a_job_is_known_by_its_overrides_not_by_its_number(sweep, tmp_path):
 
 
 def test_a_setting_from_a_yaml_counts_like_one_from_the_command_line(sweep, capfd):
-    """As if the experiment's file had been edited between two starts."""
+    """As after an edit of the experiment's file between two starts."""
     assert sweep(["model=pop", "model=item_knn"], "seed=0") == ["0", "1"]
     assert sweep(["model=pop", "model=item_knn"], "seed=1") == ["0", "1"]
     assert re.search(
@@ -145,9 +147,7 @@ def test_a_killed_job_is_named_with_its_signal_and_the_others_finish(sweep, tmp_
 def test_a_sweep_ended_by_a_signal_ends_its_jobs_first(sweep, tmp_path, capfd, name, code):
     sweep.scripts, sweep.words = {"0": SIGNALS_THE_SWEEP}, [name]
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # which the tests' own process may ignore
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process ignores SIGINT
     try:
         with pytest.raises(SystemExit) as ended:
             sweep(["model=pop", "model=item_knn"])

@@ -87,8 +87,8 @@ def test_pairs_hold_masks_and_counts(tmp_path, split):
 @pytest.mark.parametrize("merge", ["none", "pairs"])
 @pytest.mark.parametrize("split", [P1, P2, P2_LATER, P3, GLOBAL])
 def test_seen_and_audit(tmp_path, split, merge):
-    """A target was seen if a weaker behavior on its item stands before it; a merged pair stands
-    where its last explicit event stood.
+    """A target was seen if an event of a weaker behavior on its item comes before it; a merged pair
+    has the place of its last explicit event.
     """
     events = random_events(3, n_times=15)
     opened = store(tmp_path, events, split, merge=merge)

@@ -1,6 +1,6 @@
-"""Faults on purpose: signals, kills, damaged checkpoints, losses that are no numbers.
+"""Injected faults: signals, kills, damaged checkpoints, losses that are not finite.
 
-Nothing is lost, and what happened is said.
+No result is lost, and a message says what happened.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def shop(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(shop) -> dict:
-    """Results of runs that nothing happened to."""
+    """Results of runs without a fault."""
     return {
         "bpr": run_here(shop / "whole-bpr", *SMALL),
         "sessions": run_here(shop / "whole-sessions", *SESSIONS),
@@ -49,7 +49,7 @@ def whole(shop) -> dict:
 
 @pytest.fixture(autouse=True)
 def ctrl_c():
-    """As at a terminal, also where the tests run as a background job, which ignores it."""
+    """Handle SIGINT as at a terminal. A background job of a shell ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

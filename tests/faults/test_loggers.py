@@ -12,7 +12,7 @@ from tests.support.running import run_here
 
 
 class FailingRun:
-    """What Lightning asks of a W&B run, its network gone after ``good`` calls."""
+    """The part of a W&B run that Lightning uses; the network fails after ``good`` calls."""
 
     def __init__(self, good: int) -> None:
         self.good, self.calls = good, []

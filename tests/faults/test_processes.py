@@ -1,5 +1,6 @@
-"""Runs of several processes that lose one, or are told to end: none hangs, none is left behind,
-nothing is lost.
+"""Runs of several processes that lose one process or receive a signal.
+
+All processes end, and the last checkpoint is complete.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def shop(tmp_path_factory) -> Path:
 
 
 class Run:
-    """A run of several processes in a session of their own, once its first epoch is over."""
+    """A run of several processes in its own session, after the end of its first epoch."""
 
     def __init__(
         self, folder: Path, *overrides: str, training: bool = True, **environment: str
@@ -50,7 +51,7 @@ class Run:
             stderr=self.errors,
             start_new_session=True,
             env=os.environ | environment,
-            # a shell's background jobs ignore Ctrl-C
+            # background jobs of a shell ignore SIGINT
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         if training:
@@ -64,7 +65,7 @@ class Run:
             time.sleep(0.02)
 
     def pids(self) -> list[int]:
-        """All processes of the session that live, the first one first."""
+        """All live processes of the session, the main process first."""
         found = []
         for entry in filter(str.isdigit, os.listdir("/proc")):
             try:
@@ -78,7 +79,7 @@ class Run:
         return sorted(found, key=lambda pid: (pid != self.main.pid, pid))
 
     def ended(self) -> int:
-        """The exit code, no process being left behind."""
+        """The exit code; checks that no process of the session is left."""
         try:
             code = self.main.wait(240)
             deadline = time.monotonic() + 120
@@ -142,7 +143,9 @@ def test_where_one_process_is_killed_the_other_ends_with_a_message(shop, lost):
 
 
 def test_what_a_lost_process_looks_like():
-    """In gloo's words, as seen in runs; another error of training is not taken for one."""
+    """With error texts of gloo, copied from runs; other errors of training are not lost
+    processes.
+    """
     for words in (
         "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer",
         "Application timeout caused pair closure",

@@ -82,7 +82,7 @@ def test_torchrun_gives_the_metrics_of_our_own_processes(tmp_path):
 
 
 def test_threads_stay_what_they_were_set_to(tmp_path):
-    """Lightning's launcher gives every process its share of the cores, were it asked or not."""
+    """Lightning's launcher divides the cores among the processes, whatever ``threads`` says."""
     watch = (
         "import torch, atexit; atexit.register(lambda: print('threads', torch.get_num_threads()))"
     )

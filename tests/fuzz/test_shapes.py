@@ -106,8 +106,8 @@ def test_a_tree_without_roots_is_an_error(tmp_path, tree):
 
 
 def test_a_cycle_above_no_item_and_items_without_category(tmp_path):
-    """Item 11 has no category; value 8 and 9 are each other's parents, and nobody's; two parents
-    both count.
+    """Item 11 has no category. Values 8 and 9 are each other's parents, and no item has them. Where
+    a value has two parents, both count.
     """
     store = opened(
         tmp_path,

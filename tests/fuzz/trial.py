@@ -114,7 +114,7 @@ def check(
 
 
 def attempt(call: Callable[[], object]) -> object:
-    """The result, or the RecexpError. Wrong for any other error, Rust's panics included."""
+    """The result or the RecexpError. Raises Wrong for any other error, panics of Rust included."""
     try:
         return call()
     except RecexpError as error:
@@ -216,7 +216,7 @@ def check_arrays(
     if isinstance(found, RecexpError):
         tree_fault = expected.tree and "cycle" in str(found)
         if plain and any(len(mine) > 1 for mine in own.values()) and not tree_fault:
-            raise Wrong(f"not prepared, without need: {found}")
+            raise Wrong(f"not prepared, without a reason: {found}")
         if tree_fault and not endless(expected):
             raise Wrong(f"no cycle: {found}")
         return
@@ -296,11 +296,11 @@ def check_features(expected: Expected, layout: Layout, index: dict, out: Path, e
 
 
 def check_numbers(name: str, ids: np.ndarray, weights: np.ndarray, known: dict[int, float]) -> None:
-    """Standardised over the items that have one."""
+    """Standardized over the items that have a value."""
     same(name, np.flatnonzero(ids).tolist(), sorted(known))
     values = np.array([known[i] for i in sorted(known)])
     if len(values):
-        # equal numbers have no spread but rounding: they may come out as anything small
+        # equal numbers differ by rounding only: their standardized values may be any small numbers
         spread = values.std()
         near = np.abs(values).max() * 1e-12
         wanted = (values - values.mean()) / spread if spread > near else np.zeros(len(values))
@@ -331,7 +331,7 @@ def ancestors(values: list, tree: list[tuple]) -> list:
 
 
 def endless(expected: Expected, values: set | None = None) -> bool:
-    """Is a cycle above any of the values, or of those of all items?"""
+    """Whether a cycle lies above any of the values, or of the values of all items."""
     start = values if values is not None else {row[1] for row in expected.features["category"]}
     level = set(start)
     for _ in range(MAX_DEPTH):

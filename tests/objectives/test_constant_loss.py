@@ -1,4 +1,4 @@
-"""What a loss is worth where all items score alike, against the loss itself on batches."""
+"""The loss of a model that scores all items alike, compared with the loss computed on batches."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_corrected_softmax_stands_for_the_catalog():
 
 @pytest.mark.parametrize("loss_name", SAMPLED)
 def test_losses_of_sessions_side_by_side(loss_name):
-    """Close only: steps late in an epoch have fewer sessions, and equal targets are left out."""
+    """Approximate: steps late in an epoch have fewer sessions, and equal targets are left out."""
     task = SessionParallel(InBatch(), loss_name=loss_name)
     model = Alike()
     task.bind(model, STORE)

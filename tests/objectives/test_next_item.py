@@ -87,8 +87,8 @@ def test_a_step_moves_the_windows():
 @pytest.mark.parametrize("T", [1, 3])
 @pytest.mark.parametrize("together", [True, False])
 def test_several_targets_follow_the_window(T, together):
-    """Whatever else is in the batch: a history shorter than the window still gives one event to
-    read, and predicts the rest.
+    """Independent of the other rows: a history shorter than the window gives one event to read, and
+    the others as targets.
     """
     task = objective(windows="all", targets=T)
     rows = task.rows(STORE)
@@ -235,7 +235,7 @@ def test_final_activation_and_head_of_the_model_are_applied():
 
 
 def test_log_q_subtracts_log_n_q_from_the_negatives():
-    """From a negative's score, once; nothing from the target's."""
+    """Once from the score of each negative; the target's score stays."""
     n = 6
     options = dict(loss_name="sampled_softmax", shared="batch", n_negatives=n, log_q=True)
     task = objective(Popularity(0.5), **options)

@@ -143,8 +143,8 @@ def test_users_keep_to_few_categories(views):
 
 
 def _concentration(views):
-    """Chance that two views of one user, drawn with replacement, share the category; users with ten
-    views and more.
+    """Probability that two views of one user, drawn with replacement, have the same category, over
+    users with ten views or more.
     """
     count = (
         views.group_by("visitorid", "leaf")
@@ -174,8 +174,8 @@ def _persistence(views):
 
 
 def test_the_next_item_depends_on_the_previous_beyond_its_category(views):
-    """Items of the same category follow one another far from evenly: the commonest successor beats
-    the commonest item.
+    """Within a category the next item depends on the previous one: predicting the most frequent
+    successor is better than predicting the most frequent item.
     """
     following = pl.col("itemid", "leaf").shift(-1).over("visitorid")
     pair = views.with_columns(following.name.prefix("next_"))
