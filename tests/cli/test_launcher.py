@@ -58,7 +58,8 @@ class Context:
 def sweep(tmp_path, monkeypatch):
     """sweep(jobs, *settings of the YAML files) returns the directories of the jobs that ran.
 
-    ``sweep.fail`` makes all jobs fail; ``sweep.scripts`` holds another program per directory.
+    ``sweep.fail`` makes all jobs fail; ``sweep.scripts`` holds another program per directory;
+    ``sweep.command`` is the command line of the last job.
     """
     show_logs()
     popen, ran = launcher.subprocess.Popen, []
@@ -68,6 +69,7 @@ def sweep(tmp_path, monkeypatch):
             word.split("=", 1)[1] for word in command if word.startswith("hydra.run.dir=")
         )
         ran.append(folder.rsplit("/", 1)[-1])
+        go.command = command
         script = "raise SystemExit(1)" if go.fail else go.scripts.get(ran[-1], JOB)
         return popen([sys.executable, "-S", "-c", script, folder, *go.words], **how)
 
@@ -80,7 +82,7 @@ def sweep(tmp_path, monkeypatch):
         assert all(r.return_value == 0.25 for r in returns)
         return list(ran)
 
-    go.fail, go.scripts, go.words = False, {}, []
+    go.fail, go.scripts, go.words, go.command = False, {}, [], []
     monkeypatch.setattr(launcher.subprocess, "Popen", play)
     return go
 
@@ -98,6 +100,19 @@ def test_failed_jobs_run_again(sweep):
         sweep(["model=pop"])
     sweep.fail = False
     assert sweep(["model=pop"]) == ["0"]
+
+
+def test_an_interrupted_job_resumes_from_its_checkpoint(sweep, tmp_path, capfd):
+    sweep(["model=pop"])
+    assert not any(word.startswith("ckpt_path=") for word in sweep.command)
+    last = tmp_path / "0" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir()
+    last.touch()
+    assert sweep(["model=pop"]) == [], "it has a result"
+    (tmp_path / "0" / "result.json").write_text('{"interrupted": "SIGTERM", "metrics": {}}')
+    assert sweep(["model=pop"]) == ["0"]
+    assert f"ckpt_path={last}" in sweep.command
+    assert "job 0 goes on" in capfd.readouterr().err
 
 
 def test_a_job_is_known_by_its_overrides_not_by_its_number(sweep, tmp_path):

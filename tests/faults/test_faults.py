@@ -128,12 +128,16 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+# Slow: tests/faults/test_processes.py has the code and the words for SIGTERM.
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_exit_codes_and_words_for_people(shop, signum, code):
     folder = shop / f"exit-{code}"
     process = start(folder, *SMALL, "trainer.max_epochs=5000", "callbacks.early_stopping=null")
     process.send_signal(signum)
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=300)[1]
     assert process.returncode == code, error
     assert (
         f"{signal.Signals(signum).name} ended the run" in error
@@ -156,6 +160,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_metrics(shop,
     assert result["metrics"] == whole["bpr"]["metrics"]
 
 
+@pytest.mark.slow  # tests/cli/test_launcher.py tests the command line that such a job is given
 def test_an_interrupted_job_of_a_sweep_goes_on_from_its_checkpoint(shop, whole):
     words = ["-m", *SMALL, "seed=0", f"hydra.sweep.dir={shop}/sweep"]
     assert command(shop / "sweep", *words).returncode == 0
