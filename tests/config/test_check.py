@@ -56,13 +56,17 @@ def test_every_choice_composes_and_passes_the_check(group, name):
 
 
 def test_yamls_are_short():
-    for path in CONF.rglob("*.yaml"):
+    paths = list(CONF.rglob("*.yaml"))
+    assert CONF / "config.yaml" in paths
+    for path in paths:
         if path != CONF / "config.yaml" and path.parent.name != "preset":
             assert path.read_text().count("\n") <= 40, path
 
 
 def test_models_open_with_their_run_line():
-    for path in (CONF / "model").glob("*.yaml"):
+    paths = list((CONF / "model").glob("*.yaml"))
+    assert CONF / "model" / "ite.yaml" in paths
+    for path in paths:
         assert re.search(rf"^# python -m recexp model={path.stem}( |$)", path.read_text(), re.M), (
             path
         )

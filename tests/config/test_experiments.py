@@ -343,6 +343,7 @@ def wait_for(path: Path, process):
         time.sleep(0.05)
 
 
+@pytest.mark.slow  # tests/cli/test_launcher.py tests which jobs run again, with stand-ins for jobs
 def test_a_killed_experiment_started_again_finishes_only_what_was_missing(tmp_path):
     sweep = tmp_path / "sweep"
     first = started(tmp_path)

@@ -269,7 +269,7 @@ def test_a_killed_preparation_leaves_nothing_that_counts(tmp_path, shop):
     ):
         time.sleep(0.02)
     os.kill(child, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     cache = tmp_path / "cache"
     assert len(list(cache.glob(".shop-*/"))) == 1 and not list(cache.glob("shop-*"))
     folder = prepare(shop, P3, cache)

@@ -62,6 +62,7 @@ def test_older_windows_start_every_step(step, events):
     found = {}
     for end in objective(step=step).rows(STORE).tolist():
         found.setdefault(int(STORE.train.user[end - 1]), []).append(end)
+    assert found
     for user, ends in found.items():
         start, n = int(STORE.train.ptr[user]), SIZES[user]
         expected, end = {start + n}, n

@@ -75,6 +75,7 @@ def test_a_step_moves_the_windows():
     ends = {}
     for end in objective(windows="all", step=2).rows(STORE).tolist():
         ends.setdefault(int(STORE.train.user[end - 1]), []).append(end)
+    assert ends
     for user, found in ends.items():
         start, n = int(STORE.train.ptr[user]), len(SEQUENCES[user])
         expected, end = {start + n}, n

@@ -1,6 +1,4 @@
-"""The whole program: what a run writes, that it repeats, resumes and counts alike on several
-processes.
-"""
+"""The whole program: the files of a run, repeated and resumed runs, protocols and sweeps."""
 
 from __future__ import annotations
 
