@@ -7,6 +7,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 CODE := recexp tests docs
 RUFF_FLAGS ?=
 FUZZ ?= 100000
+# Tests run in several processes, as many as there are cores but at most 8; JOBS=1 for one.
+PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),auto) --maxprocesses 8 --dist worksteal
 
 .PHONY: help setup run test test-all lint style types format docs fuzz bench versus mutations clean
 
@@ -29,11 +31,11 @@ $(VENV)/.docs: $(VENV)/.installed
 run: setup  ## train and evaluate the default experiment on the simulated shop (ARGS="model=ite ..." for anything else)
 	$(RUN) $(ARGS)
 
-test: setup  ## the tests that CI runs
-	$(BIN)/python -m pytest
+test: setup  ## the tests that CI runs (JOBS=processes)
+	$(PYTEST)
 
 test-all: setup  ## the slow tests too
-	$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m ''
 
 lint: style types  ## ruff and mypy
 

@@ -1,8 +1,8 @@
-"""``make mutations``: take one guard out at a time, in a copy of the repository, and see whether
-its tests notice.
+"""``make mutations``: remove one guard at a time, in a copy of the repository, and check that its
+tests fail.
 
-Prints the table of docs/faults.md. ``python -m tests.mutations WORD`` tries only those whose file
-or name has the word. A survivor is a missing test.
+Prints the table of docs/faults.md. ``python -m tests.mutations WORD`` tries only the guards whose
+file or name contains the word. A guard that can be removed without a failure lacks a test.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COPIED = ("recexp", "conf", "tests", "pyproject.toml", "README.md", "Makefile")
 
 @dataclass
 class Mutation:
-    """guard: what is taken out, in words. tests: pytest's arguments; they must fail without it."""
+    """guard: what is removed, in words. tests: pytest's arguments; they must fail without it."""
 
     guard: str
     file: str
@@ -212,7 +212,8 @@ MUTATIONS = [
     Mutation(
         "what is drawn again is looked at again",
         "recexp/objectives/samplers.py",
-        "        redraw_M[collides_M] = draw_unseen(pairs, n_items, user_M[collides_M], generator)\n",  # noqa: E501
+        "        redraw_M[collides_M] = "
+        "draw_unseen(pairs, n_items, user_M[collides_M], generator)\n",
         "",
         "tests/objectives/test_samplers.py",
     ),
@@ -224,7 +225,7 @@ MUTATIONS = [
         "tests/contracts/test_devices.py -k module",
     ),
     Mutation(
-        "a pair beyond the last item is nobody's",
+        "a pair beyond the last item belongs to no user",
         "recexp/data/store.py",
         "        item = item.clamp(max=8 * self._width - 1)\n",
         "",
@@ -318,7 +319,7 @@ MUTATIONS = [
 
 
 def caught(mutation: Mutation) -> bool:
-    """Do the tests, which pass as things are, fail without the guard?"""
+    """Whether the tests, which pass on the unchanged code, fail without the guard."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "repository"
         copy.mkdir()
@@ -332,11 +333,12 @@ def caught(mutation: Mutation) -> bool:
         text = path.read_text()
         if text.count(mutation.old) != 1:
             raise SystemExit(
-                f"{mutation.file} has {text.count(mutation.old)} times {mutation.old!r}: mend the list of mutations."  # noqa: E501
+                f"{mutation.file} has {text.count(mutation.old)} times {mutation.old!r}: "
+                "correct the list of mutations."
             )
         if mutation.tests not in GREEN and _fail(copy, mutation.tests):
             raise SystemExit(
-                f"{mutation.tests} fails as things are: nothing can be learnt from it."
+                f"{mutation.tests} fails on the unchanged code: it cannot test the guard."
             )
         GREEN.add(mutation.tests)
         path.write_text(text.replace(mutation.old, mutation.new))
@@ -370,10 +372,8 @@ def main() -> None:
         found = caught(mutation)
         survivors += not found
         tests = mutation.tests.replace("|", "\\|")
-        print(
-            f"| {mutation.guard} | `{mutation.file}` | {f'`{tests}`' if found else '**survived**'} |",  # noqa: E501
-            flush=True,
-        )
+        outcome = f"`{tests}`" if found else "**survived**"
+        print(f"| {mutation.guard} | `{mutation.file}` | {outcome} |", flush=True)
     sys.exit(f"{survivors} of {len(chosen)} survived: tests are missing" if survivors else 0)
 
 

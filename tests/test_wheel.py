@@ -1,4 +1,4 @@
-"""A wheel works away from the checkout."""
+"""A wheel works outside the checkout."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a sweep does again and what it leaves alone.
+"""Which jobs of a sweep run again.
 
-Jobs are played by a process that writes a result and nothing else.
+A process that only writes a result stands in for every job.
 """
 
 import json
@@ -16,7 +16,11 @@ from recexp.cli.launcher import ProcessLauncher
 from recexp.logs import show_logs
 from tests.config.test_experiments import composed
 
-JOB = "import json, pathlib, sys; pathlib.Path(sys.argv[1], 'result.json').write_text(json.dumps({'metrics': {'val/ndcg@10': 0.25}}))"  # noqa: E501
+JOB = """
+import json, pathlib, sys
+result = {"metrics": {"val/ndcg@10": 0.25}}
+pathlib.Path(sys.argv[1], "result.json").write_text(json.dumps(result))
+"""
 KILLED = "import os; os.kill(os.getpid(), 9)"
 SIGNALS_THE_SWEEP = """
 import os, pathlib, signal, sys, time
@@ -30,8 +34,9 @@ time.sleep(600)
 
 
 class Loader:
-    """Hydra's config loader as far as the launcher asks it. common: what stands in the YAMLs,
-    unknown to the overrides.
+    """The part of Hydra's config loader that the launcher uses.
+
+    common: settings of the YAML files, which are in no override.
     """
 
     def __init__(self, common):
@@ -51,8 +56,10 @@ class Context:
 
 @pytest.fixture
 def sweep(tmp_path, monkeypatch):
-    """sweep(jobs, *settings of the YAMLs) -> directories of the jobs that ran; ``sweep.fail`` makes
-    jobs die, ``sweep.scripts`` says how.
+    """sweep(jobs, *settings of the YAML files) returns the directories of the jobs that ran.
+
+    ``sweep.fail`` makes all jobs fail; ``sweep.scripts`` holds another program per directory;
+    ``sweep.command`` is the command line of the last job.
     """
     show_logs()
     popen, ran = launcher.subprocess.Popen, []
@@ -62,6 +69,7 @@ def sweep(tmp_path, monkeypatch):
             word.split("=", 1)[1] for word in command if word.startswith("hydra.run.dir=")
         )
         ran.append(folder.rsplit("/", 1)[-1])
+        go.command = command
         script = "raise SystemExit(1)" if go.fail else go.scripts.get(ran[-1], JOB)
         return popen([sys.executable, "-S", "-c", script, folder, *go.words], **how)
 
@@ -74,7 +82,7 @@ def sweep(tmp_path, monkeypatch):
         assert all(r.return_value == 0.25 for r in returns)
         return list(ran)
 
-    go.fail, go.scripts, go.words = False, {}, []
+    go.fail, go.scripts, go.words, go.command = False, {}, [], []
     monkeypatch.setattr(launcher.subprocess, "Popen", play)
     return go
 
@@ -94,6 +102,19 @@ def test_failed_jobs_run_again(sweep):
     assert sweep(["model=pop"]) == ["0"]
 
 
+def test_an_interrupted_job_resumes_from_its_checkpoint(sweep, tmp_path, capfd):
+    sweep(["model=pop"])
+    assert not any(word.startswith("ckpt_path=") for word in sweep.command)
+    last = tmp_path / "0" / "checkpoints" / "last.ckpt"
+    last.parent.mkdir()
+    last.touch()
+    assert sweep(["model=pop"]) == [], "it has a result"
+    (tmp_path / "0" / "result.json").write_text('{"interrupted": "SIGTERM", "metrics": {}}')
+    assert sweep(["model=pop"]) == ["0"]
+    assert f"ckpt_path={last}" in sweep.command
+    assert "job 0 goes on" in capfd.readouterr().err
+
+
 def test_a_job_is_known_by_its_overrides_not_by_its_number(sweep, tmp_path):
     assert sweep(["model=pop", "model=item_knn"]) == ["0", "1"]
     assert sweep(["model=item_knn"]) == []
@@ -102,7 +123,7 @@ def test_a_job_is_known_by_its_overrides_not_by_its_number(sweep, tmp_path):
 
 
 def test_a_setting_from_a_yaml_counts_like_one_from_the_command_line(sweep, capfd):
-    """As if the experiment's file had been edited between two starts."""
+    """As after an edit of the experiment's file between two starts."""
     assert sweep(["model=pop", "model=item_knn"], "seed=0") == ["0", "1"]
     assert sweep(["model=pop", "model=item_knn"], "seed=1") == ["0", "1"]
     assert re.search(
@@ -141,9 +162,7 @@ def test_a_killed_job_is_named_with_its_signal_and_the_others_finish(sweep, tmp_
 def test_a_sweep_ended_by_a_signal_ends_its_jobs_first(sweep, tmp_path, capfd, name, code):
     sweep.scripts, sweep.words = {"0": SIGNALS_THE_SWEEP}, [name]
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # which the tests' own process may ignore
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background process ignores SIGINT
     try:
         with pytest.raises(SystemExit) as ended:
             sweep(["model=pop", "model=item_knn"])

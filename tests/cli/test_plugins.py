@@ -1,4 +1,4 @@
-"""The launcher and the sweeper are found by Hydra, and no import changes Hydra."""
+"""Hydra finds the launcher and the sweeper, and no import changes Hydra."""
 
 from __future__ import annotations
 

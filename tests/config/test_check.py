@@ -62,13 +62,17 @@ def test_every_choice_composes_and_passes_the_check(group, name):
 
 
 def test_yamls_are_short():
-    for path in CONF.rglob("*.yaml"):
+    paths = list(CONF.rglob("*.yaml"))
+    assert CONF / "config.yaml" in paths
+    for path in paths:
         if path != CONF / "config.yaml" and path.parent.name != "preset":
             assert path.read_text().count("\n") <= 40, path
 
 
 def test_models_open_with_their_run_line():
-    for path in (CONF / "model").glob("*.yaml"):
+    paths = list((CONF / "model").glob("*.yaml"))
+    assert CONF / "model" / "ite.yaml" in paths
+    for path in paths:
         assert re.search(rf"^# python -m recexp model={path.stem}( |$)", path.read_text(), re.M), (
             path
         )
@@ -159,7 +163,8 @@ def test_a_missing_group_is_named(default):
         (
             "sasrec",
             "pointwise",
-            r"objective=Pointwise needs a model that implements MultiBehavior .*, which SASRec does not",  # noqa: E501
+            r"objective=Pointwise needs a model that implements MultiBehavior .*, "
+            r"which SASRec does not",
         ),
         (
             "bpr_mf",
@@ -174,12 +179,14 @@ def test_a_missing_group_is_named(default):
         (
             "bert_ite",
             "none",
-            r"objective=FitPass needs a model that implements ClosedForm .*, which BertITE does not",  # noqa: E501
+            r"objective=FitPass needs a model that implements ClosedForm .*, "
+            r"which BertITE does not",
         ),
         (
             "caser",
             "session_parallel",
-            r"objective=SessionParallel needs a model that implements SessionState .*, which Caser does not",  # noqa: E501
+            r"objective=SessionParallel needs a model that implements SessionState .*, "
+            r"which Caser does not",
         ),
         ("pop", "pairwise", r"objective=Pairwise needs a model that learns by gradients.*Pop"),
     ],
@@ -204,7 +211,8 @@ def test_heads_that_do_not_divide_the_width_are_refused(model):
     cfg = composed(f"model={model}", "model.n_factors=64", "model.n_heads=7")
     with pytest.raises(
         RecexpError,
-        match=r"model\.n_heads=7: does not divide model\.n_factors=64; choose one of 1, 2, 4, 8, 16, 32, 64\.",  # noqa: E501
+        match=r"model\.n_heads=7: does not divide model\.n_factors=64; "
+        r"choose one of 1, 2, 4, 8, 16, 32, 64\.",
     ):
         check_config(cfg)
     with pytest.raises(RecexpError, match=r"n_heads=7.*n_factors=64|n_factors=64.*n_heads=7"):

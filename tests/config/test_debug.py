@@ -1,4 +1,4 @@
-"""The debug choices: each really does what its header says."""
+"""The debug choices: each does what its header says."""
 
 from __future__ import annotations
 

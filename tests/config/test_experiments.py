@@ -1,5 +1,6 @@
-"""Every published table and figure: composes, expands to the paper's grid, and runs at smoke scale;
-a killed sweep goes on where it stopped.
+"""Every published table and figure composes, expands to the paper's grid, and runs at smoke scale.
+
+A killed sweep resumes where it stopped.
 """
 
 import json
@@ -74,8 +75,8 @@ def jobs(name, *command_line):
 
 
 def different(name, seen=None):
-    """Jobs among which every choice of a group and every set of keys occurs that is not in ``seen``
-    yet, and the last job.
+    """The last job, and the jobs that have a choice of a group or a set of keys not in ``seen``
+    yet.
     """
     seen, chosen = set() if seen is None else seen, []
     for job in jobs(name):
@@ -244,7 +245,7 @@ def test_rows_and_params_make_a_grid_in_which_the_command_line_wins(
 
 
 def smoke(folder, name, *overrides):
-    """The config of one job at smoke scale, its caches shared in ``folder``."""
+    """The config of one job at smoke scale. Jobs share the caches in ``folder``."""
     words = [
         f"experiment={name}",
         "scale=smoke",
@@ -329,7 +330,7 @@ def started(folder, *words):
         f"cache_dir={folder}/cache",
         f"hydra.sweep.dir={folder}/sweep",
     ]
-    # a session of its own: what kills the sweep kills its job too
+    # in its own session, so that a kill of the group ends the sweep and its job
     line = [sys.executable, "-m", "recexp", *LINE, *words, *places]
     return subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -342,6 +343,7 @@ def wait_for(path: Path, process):
         time.sleep(0.05)
 
 
+@pytest.mark.slow  # tests/cli/test_launcher.py tests which jobs run again, with stand-ins for jobs
 def test_a_killed_experiment_started_again_finishes_only_what_was_missing(tmp_path):
     sweep = tmp_path / "sweep"
     first = started(tmp_path)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf, open_dict
@@ -13,7 +10,6 @@ from recexp.config import CONF
 from recexp.config.check import check_config
 from recexp.config.presets import ANY, apply_preset, compose_config, with_quickstart
 from recexp.errors import RecexpError
-from tests.support.running import command
 
 TABLES = {path.stem: OmegaConf.load(path) for path in sorted((CONF / "preset").glob("*.yaml"))}
 NAMES = {g: {p.stem for p in (CONF / g).glob("*.yaml")} for g in ("model", "dataset")}
@@ -114,14 +110,3 @@ def test_the_quickstart_runs_only_where_nothing_is_chosen():
         assert with_quickstart([word]) == [word]
     cfg = compose_config(with_quickstart([]))
     assert (cfg.preset, cfg.model.n_layers) == ("tuned", 1) and "Unlike the ITE paper" in cfg.note
-
-
-def test_a_sweep_takes_each_models_own_entry(tmp_path):
-    words = ["model=ite,bert_ite", "preset=tuned", "trainer.max_epochs=1"]
-    done = command(tmp_path / "x", "-m", *words, f"hydra.sweep.dir={tmp_path}/sweep")
-    assert done.returncode == 0, done.stderr
-    results = [
-        json.loads(p.read_text()) for p in sorted(Path(tmp_path).glob("sweep/*/result.json"))
-    ]
-    assert [r["preset"] for r in results] == ["tuned", "tuned"]
-    assert [r["config"]["optimizer"]["lr"] for r in results] == [0.003, 0.003]

@@ -1,5 +1,6 @@
-"""Whatever number or word a YAML is given: one error that names the key, before any work starts, or
-a run that trains.
+"""A wrong number or word in a YAML file is one error that names the key, before any work starts.
+
+Every value that is accepted gives a run that trains.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ DATA = ("dataset=table", "dataset.behaviors=[view,buy]", "dataset.explicit=[buy]
 
 
 def numbers(node, path: str):
-    """Dotted keys of the numbers below a node, and of what is null and may become one."""
+    """Dotted keys of the numbers below a node, and of the null values, which may become numbers."""
     if isinstance(node, DictConfig):
         for key in node:
             if key != "_target_" and not OmegaConf.is_interpolation(node, key):
@@ -45,7 +46,9 @@ def numbers(node, path: str):
 
 
 def accepted(cfg, key: str) -> list:
-    """The wrong values that pass; the others must be refused by the key's name."""
+    """The values of WRONG that the check accepts; checks that the errors of the others name the
+    key.
+    """
     passed, before = [], OmegaConf.select(cfg, key)
     for value in WRONG:
         OmegaConf.update(cfg, key, value)
@@ -80,7 +83,7 @@ def test_numbers_of_everything_else_are_refused_by_name_or_make_sense(model):
     cfg = composed(f"model={model}", "scheduler=linear_warmup", *DATA)
     for key in (key for name in OTHERS for key in numbers(cfg[name], name)):
         passed = accepted(cfg, key)
-        # The machine decides about devices; -1 means "no limit" or "all" for the others.
+        # What devices may be depends on the machine; -1 means "no limit" or "all" for the others.
         free = {
             "trainer.devices": WRONG,
             "trainer.num_sanity_val_steps": (-1,),

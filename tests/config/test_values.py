@@ -1,4 +1,4 @@
-"""Values are held against the type hints of the constructor that they are for."""
+"""Values are checked against the type hints of the constructor that takes them."""
 
 from __future__ import annotations
 

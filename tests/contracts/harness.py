@@ -33,7 +33,7 @@ def config(*overrides: str) -> DictConfig:
 
 @dataclass
 class Contestant:
-    """A model with what trains it, on a store."""
+    """A model, its objective and the store that it is trained on."""
 
     model: torch.nn.Module
     objective: object

@@ -1,7 +1,7 @@
 """Every model of conf/model fulfills the public contract, trained by the objective its YAML names.
 
-What is tested of a model follows from what the model can do and from its objective, never from its
-name. A new YAML is tested without a change here.
+Which tests apply follows from the model's base classes and its objective, never from its name. A
+new YAML is tested without a change here.
 """
 
 import dataclasses
@@ -30,8 +30,8 @@ class TestModelsOfTheConfig(ModelContract):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_to_be_predicted_is_not_in_the_input(name):
-    """Other items (so other side information), behaviors and values at the events to predict leave
-    what the model reads as it was.
+    """Other items (so other side information), behaviors and values at the events to predict do not
+    change the model's input.
     """
     entry = contestant(name, STORE)
     if entry.closed_form:
@@ -65,8 +65,8 @@ def test_what_is_to_be_predicted_is_not_in_the_input(name):
 
 
 def events_to_predict(objective, rows, batch):
-    """Rows of the store's training events that stand in no input: masked ones, or the last of each
-    row's.
+    """Rows of the store's training events that are in no input: the masked events, or the last
+    event of each row.
     """
     if isinstance(objective, Cloze):
         masked_BL = batch.query.item_BL == STORE.schema.V

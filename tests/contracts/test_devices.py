@@ -1,5 +1,6 @@
-"""Every model and objective on a device whose tensors refuse to meet the CPU's: with the data
-beside the model, and with the data on the host.
+"""Every model and objective on a simulated device, whose tensors cannot be combined with the CPU's.
+
+The data are on the device, beside the model, or on the host.
 """
 
 import copy
@@ -45,8 +46,8 @@ def batch_of(objective, store, generator):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_training(name):
-    """The loss and gradients of a batch gathered on the host are the CPU's; batches gathered on the
-    device are all there.
+    """A batch gathered on the host gives the loss and gradients of the CPU; all tensors of a batch
+    gathered on the device are on the device.
     """
     entry = contestant(name, STORE, dropout=False)
     model = entry.model.train()

@@ -55,7 +55,7 @@ def held_out_hit_rate(model) -> float:
 
 
 def fit(entry: Contestant, epochs: int, until=lambda model: False) -> int:
-    """Train until it is enough, at most for so many epochs; returns how many it took."""
+    """Train until ``enough``, at most the given number of epochs; returns the number of epochs."""
     optimizer = torch.optim.Adam(entry.model.parameters(), lr=LEARNING_RATE)
     for epoch in range(epochs):
         entry.model.train()
@@ -69,7 +69,9 @@ def fit(entry: Contestant, epochs: int, until=lambda model: False) -> int:
 
 
 def enough(model) -> bool:
-    """Has it learned by heart and, which can take longer, found the pattern?"""
+    """Whether the model fits its training data and, which can take longer, has found the
+    pattern.
+    """
     return train_hit_rate(model) > 0.95 and held_out_hit_rate(model) > 5 * CHANCE
 
 
@@ -131,7 +133,7 @@ def test_learns_a_planted_pattern_and_nothing_from_its_shuffled_control(name):
 
 
 def same_for_all(model) -> bool:
-    """Are the items that two users both lack in the same order for both?"""
+    """Whether the items that two users both lack have the same order for both."""
     rows = PLANTED.train.ptr[1:3] - 1
     score = model.score(PLANTED.query(rows, model.history))
     own = PLANTED.train_pairs.item[: PLANTED.train_pairs.ptr[2]].long().unique()

@@ -1,4 +1,4 @@
-"""A cache of prepared data that is never wrong."""
+"""The cache of prepared data: every change of the input is noticed, and damage is repaired."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def shop(tmp_path):
 
 @pytest.fixture
 def builds(monkeypatch):
-    """Counts the times that raw files are prepared."""
+    """One entry for every time that raw files are prepared."""
     calls, real = [], build_module.build
     monkeypatch.setattr(build_module, "build", lambda *args: calls.append(args) or real(*args))
     return calls
@@ -61,7 +61,8 @@ def test_a_second_run_reads_neither_raw_files_nor_polars(tmp_path, shop, builds,
         "import sys, json; from recexp.data.cache import prepare;"
         "from recexp.data.dataset import Dataset; from recexp.data.store import Store;"
         "from recexp.evaluation.protocol import Protocol;"
-        "given = json.loads(sys.argv[1]); store = Store.open(prepare(Dataset(**given), Protocol('p3').split, sys.argv[2]));"  # noqa: E501
+        "given = json.loads(sys.argv[1]);"
+        "store = Store.open(prepare(Dataset(**given), Protocol('p3').split, sys.argv[2]));"
         "print(store.folder, 'polars' in sys.modules, 'pyarrow' in sys.modules)"
     )
     done = subprocess.run(
@@ -235,8 +236,8 @@ sys.exit(max(os.waitpid(child, 0)[1] for child in children))
 
 
 def start(shop, cache, processes, sleep):
-    """Processes that prepare the shop at the same time, each taking ``sleep`` seconds more after
-    the arrays are written.
+    """Processes that prepare the shop at the same time, each waiting ``sleep`` seconds after it has
+    written the arrays.
     """
     command = [
         sys.executable,
@@ -268,14 +269,14 @@ def test_a_killed_preparation_leaves_nothing_that_counts(tmp_path, shop):
     ):
         time.sleep(0.02)
     os.kill(child, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     cache = tmp_path / "cache"
     assert len(list(cache.glob(".shop-*/"))) == 1 and not list(cache.glob("shop-*"))
     folder = prepare(shop, P3, cache)
     verify(folder)
     assert [path for path in cache.iterdir() if path.is_dir()] == [
         folder
-    ]  # what the dead process left is gone too
+    ]  # the remains of the killed process are removed
 
 
 def test_killed_between_folder_and_pointer(tmp_path, shop):
@@ -285,7 +286,7 @@ def test_killed_between_folder_and_pointer(tmp_path, shop):
     assert prepare(shop, P3, tmp_path / "cache") == folder
     assert (
         content(folder) == before and folder.stat().st_ino == inode
-    )  # whole: others may be reading it
+    )  # the folder is complete and may be in use
 
 
 def test_an_error_leaves_nothing(tmp_path, shop, monkeypatch):

@@ -57,7 +57,9 @@ def test_epochs_differ_and_seeds_repeat(world):
 
 
 def test_processes_share_one_order(world):
-    """Two processes together see, batch by batch, what one sees with batches of twice the size."""
+    """The batches of two processes together are those of one process with batches of twice the
+    size.
+    """
     one, two = epoch(world, 1, 90, 16), epoch(world, 2, 90, 8)
     assert [a + b for a, b in zip(*two, strict=True)] == one[0]
 

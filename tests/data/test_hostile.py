@@ -1,6 +1,6 @@
-"""Input nobody wrote carefully: what the fuzz tests (tests/fuzz) found once, by name.
+"""Malformed input: one test for each fault that the fuzz tests (tests/fuzz) found.
 
-Each was a wrong number, a traceback or a hang.
+Each fault was a wrong number, a traceback or an endless loop.
 """
 
 import gzip
@@ -37,7 +37,7 @@ def events(folder, **options):
 
 
 def test_quotes_amid_fields_swallow_no_rows(tmp_path):
-    """Inches in two titles: polars took the rows between them for one."""
+    """An inch sign in two titles: polars read the rows between them as one row."""
     written(tmp_path, HEADER, "a,x,1,", 'b,y,2,10" tube', "c,z,3,", 'd,z,4,12" tube', "e,z,5,")
     assert [user for user, *_ in events(tmp_path)] == ["a", "b", "c", "d", "e"]
 
@@ -51,9 +51,7 @@ def test_misplaced_quotes_are_an_error(tmp_path, fields):
 
 @pytest.mark.parametrize("extra", ["5,1,view,10,,9", "5,1,view,10,", "5,1,vi,ew,10,"])
 def test_rows_of_too_many_fields_are_noticed(tmp_path, extra):
-    """polars counts fields only where every column is wanted; shifted fields were read as good
-    ones.
-    """
+    """polars counts the fields only where all columns are read; shifted fields were accepted."""
     _, read, _ = layout(
         tmp_path,
         "retailrocket",
@@ -265,7 +263,7 @@ def test_packed_in_parts_is_read_whole(tmp_path):
 
 @pytest.mark.parametrize("price", ["1e30", "0.1", "100000.1", "0"])
 def test_equal_numbers_have_no_spread(tmp_path, price):
-    """The rounding of their mean became -1 for every item."""
+    """The rounding error of their mean became the value -1 for every item."""
     written(tmp_path, HEADER, *(f"u{n % 2},i{n},{n}," for n in range(6)))
     written(tmp_path, "item,price", *(f"i{n},{price}" for n in range(6)), name="i.csv")
     features = {"file": "i.csv", "item": "item", "columns": {"price": "numeric"}}
@@ -283,9 +281,8 @@ def test_equal_numbers_have_no_spread(tmp_path, price):
 
 
 def test_any_byte_of_a_parquet_file_may_be_wrong(tmp_path):
-    """Panics of polars are no exceptions that ``except Exception`` sees.
-
-    (What the flip leaves valid is read: parquet has no checksum.)
+    """``except Exception`` does not catch panics of polars. A file that stays valid is read:
+    parquet has no checksum.
     """
     path = tmp_path / "t.parquet"
     pl.DataFrame(

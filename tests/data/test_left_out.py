@@ -1,4 +1,4 @@
-"""Users whom preparation leaves out: counted, with the reason, in the report and in meta.json."""
+"""The users that preparation leaves out are counted by reason, in the report and in meta.json."""
 
 from __future__ import annotations
 

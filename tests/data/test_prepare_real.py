@@ -48,7 +48,7 @@ def test_fingerprints(tmp_path, name):
     meta = read_meta(prepare(real_dataset(name), P3, tmp_path))
     users, items, interactions = FINGERPRINTS[name][2]
     assert (meta["users"], meta["items"], meta["interactions"]) == (users, items, interactions)
-    assert meta["train"] == interactions - 2 * users  # everybody has at least 5
+    assert meta["train"] == interactions - 2 * users  # each user has at least 5
 
 
 def test_movielens_1m_has_the_order_of_sasrec(tmp_path):

@@ -101,7 +101,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 @pytest.mark.slow
 def test_memory_grows_by_few_bytes_per_event(tmp_path):
-    """100 million events are to fit into 8 GB: 80 bytes each. Measured 60; before streaming 290."""
+    """100 million events must fit into 8 GB, 80 bytes each. Measured: 60; before streaming: 290."""
 
     def peak(events: int) -> int:
         make(tmp_path / str(events), events)

@@ -53,7 +53,7 @@ def own(text, user="u"):
 
 OTHERS = own(
     "view x 1, view y 2, view z 3, buy x 4, buy y 5", "other"
-)  # so that there is always somebody to evaluate
+)  # so that there is always a user to evaluate
 
 
 def split_of(tmp_path, text, split, **changes):

@@ -70,8 +70,8 @@ def test_a_users_candidates_depend_on_no_other_user(n_items, n, weights):
 
 
 def test_the_draws_never_change():
-    """Every sampled number ever recorded rests on them: a change here makes old and new results
-    incomparable.
+    """All recorded metrics with sampled candidates depend on them: after a change, new results
+    cannot be compared with old ones.
     """
     assert draw(np.array([0, 1, 10**12]), NOTHING, 1000, 5, 2024).tolist() == [
         [258, 943, 4, 328, 841],

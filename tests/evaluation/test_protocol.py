@@ -39,8 +39,8 @@ def test_the_id_changes_with_what_a_number_means(change):
 
 
 def test_ids_from_before_later_options_stay():
-    """Runs made before ``candidates.counts`` and ``split.test_without_history`` stand beside new
-    ones.
+    """Runs from before ``candidates.counts`` and ``split.test_without_history`` are compared with
+    new ones.
     """
     assert BASE.id(META) == "b1a040dd4a48"
 

@@ -65,7 +65,9 @@ def test_popularity_may_be_that_of_training_alone(shop):
 
 
 def test_a_viewed_target_is_never_among_its_candidates(tmp_path):
-    """Where the last event is a view, explicit_only excludes it as the target alone."""
+    """Where the last event is a view, explicit_only excludes its item only because it is the
+    target.
+    """
     opened = store(tmp_path, random_events(0), P3)
     drawn = stored_candidates(
         opened, Protocol("p", P3, Candidates(n=4, exclude="explicit_only")), "test"

@@ -1,5 +1,5 @@
-"""Disks that are full, directories that cannot be written: one sentence that names the path, the
-last good files unharmed.
+"""Full disks and read-only directories: one error names the path, and the last complete files stay
+unchanged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ POP = ["model=pop", "protocol=full"]
 
 @contextmanager
 def mounted(place: Path, *options: str):
-    """A file system of its own at ``place``; the test is skipped where mounting is not allowed."""
+    """Mount a file system at ``place``; the test is skipped where mounting is not allowed."""
     place.mkdir(exist_ok=True)
     done = subprocess.run(
         ["mount", *options, str(place)], capture_output=True, text=True, check=False
@@ -46,7 +46,7 @@ def small_disk(place: Path, kib: int):
 
 @contextmanager
 def no_file_above(size: int):
-    """As on a disk with ``size`` bytes left, and everywhere: Python gets EFBIG for the rest."""
+    """As on a disk with ``size`` bytes left, for all paths: larger writes fail with EFBIG."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -111,7 +111,7 @@ def test_a_read_only_cache_serves_what_it_has_and_refuses_the_rest(tmp_path):
 
 
 def run(folder: Path, *overrides: str) -> str:
-    """What a run says that must fail."""
+    """The one error line of a run that must fail."""
     line = [
         sys.executable,
         "-m",
@@ -130,7 +130,8 @@ def shop(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("disks")
 
 
-# By what has room: nothing, Hydra's files, config.yaml too, metrics.csv too (a page is 4 KiB).
+# The sizes leave room for nothing; for Hydra's files; also for config.yaml; also for metrics.csv (a
+# page is 4 KiB).
 @pytest.mark.parametrize(
     ("kib", "says"),
     [

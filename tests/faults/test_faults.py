@@ -1,6 +1,6 @@
-"""Faults on purpose: signals, kills, damaged checkpoints, losses that are no numbers.
+"""Injected faults: signals, kills, damaged checkpoints, losses that are not finite.
 
-Nothing is lost, and what happened is said.
+No result is lost, and a message says what happened.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def shop(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(shop) -> dict:
-    """Results of runs that nothing happened to."""
+    """Results of runs without a fault."""
     return {
         "bpr": run_here(shop / "whole-bpr", *SMALL),
         "sessions": run_here(shop / "whole-sessions", *SESSIONS),
@@ -48,7 +48,7 @@ def whole(shop) -> dict:
 
 @pytest.fixture(autouse=True)
 def ctrl_c():
-    """As at a terminal, also where the tests run as a background job, which ignores it."""
+    """Handle SIGINT as at a terminal. A background job of a shell ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -127,12 +127,16 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen:
     return process
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+# Slow: tests/faults/test_processes.py has the code and the words for SIGTERM.
+@pytest.mark.parametrize(
+    ("signum", "code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)],
+)
 def test_exit_codes_and_words_for_people(shop, signum, code):
     folder = shop / f"exit-{code}"
     process = start(folder, *SMALL, "trainer.max_epochs=5000", "callbacks.early_stopping=null")
     process.send_signal(signum)
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=300)[1]
     assert process.returncode == code, error
     assert (
         f"{signal.Signals(signum).name} ended the run" in error
@@ -155,6 +159,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_to_the_same_metrics(shop,
     assert result["metrics"] == whole["bpr"]["metrics"]
 
 
+@pytest.mark.slow  # tests/cli/test_launcher.py tests the command line that such a job is given
 def test_an_interrupted_job_of_a_sweep_goes_on_from_its_checkpoint(shop, whole):
     words = ["-m", *SMALL, "seed=0", f"hydra.sweep.dir={shop}/sweep"]
     assert command(shop / "sweep", *words).returncode == 0
@@ -214,7 +219,8 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step_and_names_the_parame
     at_step(monkeypatch, 1, 0, spoil)
     with pytest.raises(
         RecexpError,
-        match=r"not finite in step 1 of epoch 2: parameter item\.weight is not finite at \[\[7, 2\]\]",  # noqa: E501
+        match=r"not finite in step 1 of epoch 2: "
+        r"parameter item\.weight is not finite at \[\[7, 2\]\]",
     ):
         run_here(folder, *SMALL, "batch_size=4096")
     kept = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]

@@ -1,5 +1,5 @@
-"""One bit flipped, or the end cut off, anywhere in a file that a run leaves: found and named, and
-the file made again or refused.
+"""A flipped bit or a missing end in any file of a run is found: the file is named, and made again
+or refused.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SEEDS = range(12)
 
 
 def damage(path: Path, rng: random.Random) -> None:
-    """Flip a bit, or one time in four cut the file."""
+    """Flip a bit; in one of four cases cut the end off instead."""
     data = bytearray(path.read_bytes())
     if rng.random() < 0.25:
         del data[rng.randrange(len(data)) :]
@@ -75,8 +75,8 @@ def test_candidates_are_drawn_again(shop, seed):
 
 
 def test_a_checkpoint_is_refused_or_was_not_changed(tmp_path):
-    """Some bits of the archive carry nothing (dates, padding): where it loads, every number is what
-    it was.
+    """Some bits of the archive have no meaning (dates, padding): where it loads, every number is
+    unchanged.
     """
     io, path, rng = AtomicCheckpointIO(), tmp_path / "last.ckpt", random.Random(0)
     saved = {

@@ -1,5 +1,6 @@
-"""Runs of several processes that lose one, or are told to end: none hangs, none is left behind,
-nothing is lost.
+"""Runs of several processes that lose one process or receive a signal.
+
+All processes end, and the last checkpoint is complete.
 """
 
 from __future__ import annotations
@@ -75,7 +76,9 @@ def test_where_one_process_is_killed_the_other_ends_with_a_message(shop, lost):
 
 
 def test_what_a_lost_process_looks_like():
-    """In gloo's words, as seen in runs; another error of training is not taken for one."""
+    """With error texts of gloo, copied from runs; other errors of training are not lost
+    processes.
+    """
     for words in (
         "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer",
         "Application timeout caused pair closure",

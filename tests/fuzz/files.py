@@ -19,7 +19,7 @@ Columns = dict[str, tuple]
 
 
 class Refused(Exception):
-    """There must be an error: the file as a whole cannot be used."""
+    """The file as a whole cannot be used: the reader must raise an error."""
 
 
 def text_of(content: bytes, encoding: str = "utf-8") -> str:

@@ -1,7 +1,5 @@
-"""The published layouts:
-
-``write`` makes well-formed raw files, ``expect`` says what must be read from any files, however
-they were made.
+"""The published layouts: ``write`` makes well-formed raw files; ``expect`` returns what must be
+read from any files of the layout, well-formed or not.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """``python -m tests.fuzz``: many generated inputs in several processes, or one alone (``--seed``).
-See ``make fuzz``.
 
-An input that hangs or kills its process is found, too: the parent knows which seed each worker is
-at, and starts another worker after it.
+See ``make fuzz``. Inputs that hang or kill their process are found too: the parent knows the seed
+that each worker runs, and starts a new worker at the next seed.
 """
 
 from __future__ import annotations
@@ -58,7 +57,9 @@ class Worker:
         self.process.start()
 
     def look(self) -> bool:
-        """Is there more to come? A worker that hangs or died goes on after the input to blame."""
+        """Whether seeds are left. A worker that hangs or died is replaced, from the next seed
+        on.
+        """
         seed, since = int(self.at[0]), self.at[1]
         late = self.process.is_alive() and time.time() - since > LIMIT
         if late:
@@ -80,7 +81,7 @@ class Worker:
 
 
 def fuzz(inputs: int, start: int, jobs: int, folder: Path) -> int:
-    """Returns how many inputs came to a wrong outcome, after showing them."""
+    """Print the inputs with a wrong outcome; returns their number."""
     context = mp.get_context("spawn")
     said, shown = context.Queue(), 0
     edges = [start + inputs * n // jobs for n in range(jobs + 1)]
@@ -109,7 +110,7 @@ def fuzz(inputs: int, start: int, jobs: int, folder: Path) -> int:
 
 
 def main() -> None:
-    """See the module."""
+    """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(
         prog="python -m tests.fuzz",
         description="Generated raw files for every reader and the preparation behind it.",

@@ -1,4 +1,4 @@
-"""Ways in which files go wrong: a random one is applied to the bytes of a file."""
+"""Kinds of damage to files; a random one is applied to the bytes of a file."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _fields(rng: random.Random, lines: list[bytes]) -> None:
 
 
 def _quote(rng: random.Random, lines: list[bytes]) -> None:
-    """Quotes in two places, as inches in titles."""
+    """Quotes in two places, as inch signs in titles."""
     for _ in range(rng.choice([1, 2, 2])):
         at = rng.randrange(len(lines))
         place = rng.randrange(len(lines[at]) + 1)

@@ -23,7 +23,7 @@ def test_generated_inputs_are_read_right_or_refused(tmp_path, first):
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_untouched_files_are_read(tmp_path, name):
-    """Of every layout: what its publisher wrote is no cause for complaint."""
+    """Well-formed files of every layout are read without an error."""
     rng = random.Random(name)
     files = LAYOUTS[name].write(
         rng, World(3, 4, [(n % 3, n % 4, n % 2, 978_300_760 + n) for n in range(20)])
@@ -42,7 +42,7 @@ def test_the_same_seed_makes_the_same_files(tmp_path):
 
 
 def test_a_wrong_number_is_found(tmp_path):
-    """The comparison itself: files that say something else than what was read."""
+    """Tests the comparison: it fails where the files hold other values than those read."""
     rng, layout = random.Random(0), LAYOUTS["taobao"]
     files = layout.write(rng, World(2, 2, [(0, 0, 0, 5), (0, 1, 0, 6), (1, 1, 0, 7)]))
     (tmp_path / "UserBehavior.csv").write_bytes(files["UserBehavior.csv"].replace(b",6\n", b",8\n"))

@@ -79,7 +79,8 @@ def test_every_user_with_all_items(tmp_path):
 def shop(tree, properties="1,10,categoryid,1"):
     head = "timestamp,itemid,property,value\n"
     return {
-        "events.csv": "timestamp,visitorid,event,itemid,transactionid\n1,1,view,10,\n2,1,view,11,\n3,2,view,10,\n",  # noqa: E501
+        "events.csv": "timestamp,visitorid,event,itemid,transactionid\n"
+        "1,1,view,10,\n2,1,view,11,\n3,2,view,10,\n",
         "item_properties_part1.csv": head + properties + "\n",
         "item_properties_part2.csv": head + "1,99,categoryid,1\n",
         "category_tree.csv": "categoryid,parentid\n"
@@ -105,8 +106,8 @@ def test_a_tree_without_roots_is_an_error(tmp_path, tree):
 
 
 def test_a_cycle_above_no_item_and_items_without_category(tmp_path):
-    """Item 11 has no category; value 8 and 9 are each other's parents, and nobody's; two parents
-    both count.
+    """Item 11 has no category. Values 8 and 9 are each other's parents, and no item has them. Where
+    a value has two parents, both count.
     """
     store = opened(
         tmp_path,

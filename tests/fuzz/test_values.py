@@ -1,5 +1,5 @@
-"""Properties of single values: whatever text stands in a field, ``judge`` and plain Python agree on
-what it means, and fields survive quoting.
+"""Properties of single values: ``judge`` and plain Python agree on the meaning of every text, and
+quoting does not change a field.
 """
 
 import csv

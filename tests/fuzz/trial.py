@@ -67,7 +67,8 @@ def trial(seed: int, folder: Path) -> str:
             return check(rng, layout, files, policy, folder)
     except Wrong as error:
         raise Wrong(
-            f"{error}\nlayout {name}, on_bad_rows={policy}. Alone: python -m tests.fuzz --seed {seed}"  # noqa: E501
+            f"{error}\nlayout {name}, on_bad_rows={policy}. "
+            f"Alone: python -m tests.fuzz --seed {seed}"
         ) from error.__cause__
     finally:
         scanning.LARGE = large
@@ -114,7 +115,7 @@ def check(
 
 
 def attempt(call: Callable[[], object]) -> object:
-    """The result, or the RecexpError. Wrong for any other error, Rust's panics included."""
+    """The result or the RecexpError. Raises Wrong for any other error, panics of Rust included."""
     try:
         return call()
     except RecexpError as error:
@@ -234,12 +235,12 @@ def check_arrays(
                 raise Wrong(f"every feature has an item: {found}")
             return
         if plain and any(len(mine) > 1 for mine in own.values()) and not tree_fault:
-            raise Wrong(f"not prepared, without need: {found}")
+            raise Wrong(f"not prepared, without a reason: {found}")
         if tree_fault and not endless(expected):
             raise Wrong(f"no cycle: {found}")
         return
     if not any(len(mine) > 1 for mine in own.values()):
-        raise Wrong("prepared, though nobody can be tested")
+        raise Wrong("prepared, though no user can be tested")
     users, items = (pl.read_parquet(out / f"{name}s.parquet") for name in ("user", "item"))
     same("users", users.rows(), list(enumerate(own)))
     same("items", items.rows(), list(enumerate(sorted({e[1] for e in events}), 1)))
@@ -314,11 +315,11 @@ def check_features(expected: Expected, layout: Layout, index: dict, out: Path, e
 
 
 def check_numbers(name: str, ids: np.ndarray, weights: np.ndarray, known: dict[int, float]) -> None:
-    """Standardised over the items that have one."""
+    """Standardized over the items that have a value."""
     same(name, np.flatnonzero(ids).tolist(), sorted(known))
     values = np.array([known[i] for i in sorted(known)])
     if len(values):
-        # equal numbers have no spread but rounding: they may come out as anything small
+        # equal numbers differ by rounding only: their standardized values may be any small numbers
         spread = values.std()
         near = np.abs(values).max() * 1e-12
         wanted = (values - values.mean()) / spread if spread > near else np.zeros(len(values))
@@ -349,7 +350,7 @@ def ancestors(values: list, tree: list[tuple]) -> list:
 
 
 def endless(expected: Expected, values: set | None = None) -> bool:
-    """Is a cycle above any of the values, or of those of all items?"""
+    """Whether a cycle lies above any of the values, or of the values of all items."""
     start = values if values is not None else {row[1] for row in expected.features["category"]}
     level = set(start)
     for _ in range(MAX_DEPTH):

@@ -1,6 +1,5 @@
-"""What a text means, in plain Python: the authority that the readers are compared with.
-
-``Bad`` where it means nothing.
+"""The value of a text, in plain Python: the reference for the readers. ``Bad`` where the text has
+no value.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ END = 253_402_300_800_000
 
 
 class Bad(Exception):
-    """This text does not belong here."""
+    """The text has no value of the wanted kind."""
 
 
 def f32(number: float) -> float:

@@ -1,5 +1,5 @@
-"""Random events, and the words for a layout: how it is written, and what must be read from any
-files in it.
+"""Random events, and the description of a layout: how it is written, and what must be read from its
+files.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def test_item_knn_against_loops(changed, block, monkeypatch):
 def test_item_knn_of_a_single_event():
     model = ItemKNN(SCHEMA)
     model.fit_pass(events([(0, 3, 1)], SCHEMA.n_users))
-    assert model.score(QUERY)[0].argmax() == 2  # only popularity speaks
+    assert model.score(QUERY)[0].argmax() == 2  # only popularity decides
 
 
 def test_item_knn_does_not_overflow_large_item_ids():

@@ -1,4 +1,4 @@
-"""What every collaborative and several-behavior model must do, whatever its formula."""
+"""Properties of all collaborative and several-behavior models."""
 
 import inspect
 from types import SimpleNamespace
@@ -228,9 +228,7 @@ def test_chunks_change_nothing(name, monkeypatch):
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_overfits_a_toy_shop(name):
-    """The acceptance test of the specification in small: a model that can learn at all ranks its
-    own training items first.
-    """
+    """A model that learns ranks its own training items first."""
     torch.manual_seed(0)
     model = build(name, Schema(20, 60, ("view", "buy"), (False, True)), n_factors=8, init_std=0.1)
     likes = torch.stack([torch.randperm(60)[:3] + 1 for _ in range(20)])
@@ -289,7 +287,9 @@ def test_dead_branches_are_counted():
 
 
 def test_nmtr_draws_each_behaviors_negatives_for_its_own_positives():
-    """Items met through weaker behaviors alone are no negatives of the stronger ones."""
+    """Items that the user has through weaker behaviors only are not negatives of stronger
+    behaviors.
+    """
     cfg = composed("model=nmtr", "dataset=table")
     opened, task = worlds.random_store(), build_config(cfg.objective)
     task.bind(build_config(cfg.model, schema=opened.schema), opened)

@@ -27,12 +27,12 @@ def test_invasive_add_without_side_information_is_bert4rec():
 
 
 def test_nova_without_positions_and_side_information_is_bert4rec():
-    """Nothing to fuse: queries and keys are H itself."""
+    """Without anything to fuse, queries and keys are H."""
     nova = model(side=[], positions="none")
     bert = toy.randomise(BERT4Rec(SCHEMA, token_type=False, positions="none", **SMALL))
     bert.load_state_dict(nova.state_dict())
     assert torch.allclose(nova.score(QUERY), bert.score(QUERY), atol=1e-12)
-    # Nor is there, when the position is added to H instead.
+    # The same holds when the position is added to H instead.
     nova = model(side=[], position_in_sides=False)
     bert = toy.randomise(BERT4Rec(SCHEMA, token_type=False, **SMALL))
     bert.load_state_dict(nova.state_dict())
@@ -52,15 +52,15 @@ def test_nova_layer_whose_values_and_residual_are_the_fused_stream_is_an_invasiv
 
 
 def test_nova_keeps_side_information_out_of_the_values():
-    """With one event there is nothing to weigh, so side information and position cannot show;
-    invasively they do.
+    """With one event all attention is on it, so other side information changes nothing; with
+    invasive fusion it changes the state.
     """
     one, other = toy.query([0], [[4]]), toy.query([0], [[4]])
     other.value_BL, other.behavior_BL = other.value_BL % 5 + 1, 3 - other.behavior_BL
     nova, invasive = model(), model(invasive=True)
     assert torch.allclose(nova.encode(one), nova.encode(other), atol=1e-12)
     assert not torch.allclose(invasive.encode(one), invasive.encode(other))
-    # With a second event, weights move.
+    # With a second event, the attention weights change.
     one, other = toy.query([0], [[4, 5]]), toy.query([0], [[4, 5]])
     other.value_BL = other.value_BL % 5 + 1
     assert not torch.allclose(nova.encode(one), nova.encode(other))
@@ -141,7 +141,7 @@ def test_time_is_an_age_by_powers_of_two_and_hidden_where_masked():
     assert not vectors[0, 0].any()
     assert torch.equal(vectors[0, 5], ages.table.weight[ages.masked])
     query.time_BL[0, 5] = 0  # a masked event's time changes nothing
-    query.time_BL[0, 1:] += 10**12  # nor does the calendar
+    query.time_BL[0, 1:] += 10**12  # a shift of all times changes nothing
     assert torch.equal(next(iter(side(query, query.item_BL))), vectors)
 
 
@@ -171,7 +171,7 @@ def test_sizes_of_the_variants():
 
     assert (
         size(invasive=True) + 2 * 8 == size()
-    )  # add has no weights; NOVA has a norm for the second stream (spec 7.4)
+    )  # add has no weights; NOVA has a norm for the second stream
     features = 7  # item, position, category, genres, price, value, behavior
     concat = features * 8 * 8 + 8
     assert size(fusion="concat") - size() == 2 * concat

@@ -1,4 +1,4 @@
-"""What every sequence model promises, in every form it has."""
+"""Properties of all sequence models, in all their configurations."""
 
 import pytest
 import torch

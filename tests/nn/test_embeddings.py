@@ -10,7 +10,7 @@ SCHEMA = toy.schema()
 
 
 def indicators(name):
-    """Feature as a dense matrix [V, cardinality]: what one would concatenate to the one-hot id."""
+    """Feature as a dense matrix [V, cardinality], as it is concatenated to the one-hot id."""
     f = SCHEMA.item_features[name]
     dense = torch.zeros(SCHEMA.V, f.cardinality, dtype=torch.float64)
     for v in range(SCHEMA.V):
@@ -81,7 +81,7 @@ def test_user_vector_is_id_plus_normalized_bags():
 def test_leaving_an_item_out_equals_a_bag_made_without_it():
     encoder = toy.randomise(UserEncoder(SCHEMA, 4, side="all"))
     items = toy.training_items()
-    user_B = torch.tensor([0, 1, 2, 3, 4, 5])  # user 5 has a single item: nothing is left
+    user_B = torch.tensor([0, 1, 2, 3, 4, 5])  # user 5 has a single item, so no value is left
     without_B = torch.tensor([items[u][-1] for u in user_B.tolist()])
     for row, u in zip(encoder(user_B, without_B), user_B.tolist(), strict=True):
         expected = encoder.id.weight[u] + sum(
@@ -92,7 +92,7 @@ def test_leaving_an_item_out_equals_a_bag_made_without_it():
 
 
 def test_a_value_that_only_the_item_left_out_carries_gets_no_gradient():
-    """Not even a rounding error: Adam would make a full step of it."""
+    """Not even a rounding error: Adam would make a full step for it."""
     encoder = toy.randomise(UserEncoder(SCHEMA, 4, side="all"))
     items, row = toy.training_items(), 0
     for name, side in zip(SCHEMA.user_features, encoder.side, strict=True):

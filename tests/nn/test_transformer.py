@@ -79,8 +79,8 @@ def test_attention_is_the_formula_and_never_nan(make, p, block, monkeypatch):
 
 
 def test_attention_trains_in_half_precision_as_in_full():
-    """In half precision training goes another way than evaluation; both are the formula to
-    bfloat16's three digits.
+    """In half precision, training and evaluation take different code paths; both agree with the
+    formula to the three digits of bfloat16.
     """
     mask = key_mask(REAL)
     exact = [

@@ -1,4 +1,4 @@
-"""What the Cloze task hides, how much of it, and what it leaves of the rest."""
+"""Which items the Cloze task hides, how many, and that the others stay unchanged."""
 
 import pytest
 import torch
@@ -37,7 +37,9 @@ def whole(task):
 
 
 def many(task, times=40):
-    """(length, number of targets, was the last one a target) of every row, drawn often."""
+    """(length, number of targets, whether the last item is a target) of every row, over many
+    draws.
+    """
     for seed in range(times):
         batch = batch_of(task, seed)
         real, hidden = batch.query.item_BL != 0, batch.target_BL != 0
@@ -60,6 +62,7 @@ def test_older_windows_start_every_step(step, events):
     found = {}
     for end in objective(step=step).rows(STORE).tolist():
         found.setdefault(int(STORE.train.user[end - 1]), []).append(end)
+    assert found
     for user, ends in found.items():
         start, n = int(STORE.train.ptr[user]), SIZES[user]
         expected, end = {start + n}, n

@@ -1,4 +1,4 @@
-"""What a loss is worth where all items score alike, against the loss itself on batches."""
+"""The loss of a model that scores all items alike, compared with the loss computed on batches."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_a_corrected_softmax_stands_for_the_catalog():
 
 @pytest.mark.parametrize("name", [n for n in names_of(SampledLoss) if n != "gbce"])
 def test_losses_of_sessions_side_by_side(name):
-    """Close only: steps late in an epoch have fewer sessions, and equal targets are left out."""
+    """Approximate: steps late in an epoch have fewer sessions, and equal targets are left out."""
     task = SessionParallel(InBatch(), loss=loss(name))
     model = Alike()
     task.bind(model, STORE)

@@ -1,4 +1,5 @@
-"""Negatives and held-out pairs: which targets are drawn, and that being held out decides nothing.
+"""Negatives and held-out pairs: which targets are drawn, and that this does not depend on being
+held out.
 
 Every sampler of conf/sampler under every protocol of conf/protocol, and the pairs of lower levels
 of MFPR, on prepared data and through an objective's batches.
@@ -40,7 +41,9 @@ def split_of(protocol: str) -> Split:
 
 
 def world() -> tuple[list[Event], list[Event]]:
-    """Random users; and one who meets every item early and buys two more, last of all."""
+    """Random users, and one user who has an early event on every item and buys two more items at
+    the end.
+    """
     early = [Event("zz", f"i{n}", "view", n) for n in range(N_ITEMS)]
     late = [Event("zz", f"late{n}", "buy", LATE + n) for n in range(2)]
     return random_events(3, n_users=20, n_items=N_ITEMS, n_events=160) + early, late
@@ -77,7 +80,7 @@ def batches_of(opened, sampler: str, n: int, seed: int = 0) -> tuple[torch.Tenso
 def test_held_out_events_might_as_well_not_be_in_the_raw_data(
     tmp_path, prepared, protocol, merge_val
 ):
-    """Training data and negatives equal those of raw data without what the protocol holds out."""
+    """Training data and negatives equal those of raw data without the held-out events."""
     opened = prepared(protocol, merge_val)
     trained = [e for own in listed(opened, opened.train).values() for e in own]
     late = world()[1]
@@ -141,8 +144,9 @@ def test_which_targets_are_drawn_for_their_own_user(prepared, protocol, sampler)
 
 @pytest.mark.parametrize("sampler", ["supportive_only", LEVELS])
 def test_a_target_met_before_is_no_negative_once_its_pair_is_purged(tmp_path, sampler):
-    """User u carts b and then buys it. Where the cart stays in training, b is a negative of u's
-    other purchases; where the whole pair leaves, b is drawn as often as e, which u never met.
+    """User u puts b into the cart and then buys it. Where the cart event stays in training, b is
+    drawn as a negative of u's other purchases; where the whole pair is held out, b is drawn as
+    often as e, which u has no event on.
     """
     own = (("a", "view", 1), ("d", "buy", 2), ("c", "buy", 3), ("b", "cart", 4), ("b", "buy", 5))
     others = (

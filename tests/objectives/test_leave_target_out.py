@@ -25,7 +25,7 @@ FEATURES = {"genres": "multi_label", "brand": "categorical"}
 
 
 def shares(opened, name, user_B, without_B):
-    """What each value weighs in the users' vectors, float64 [B, cardinality]."""
+    """Weight of each value in the users' vectors, float64 [B, cardinality]."""
     bag = UserBag(opened.schema.user_features[name], opened.schema.item_features[name], 1).double()
     bag.table.weight = torch.nn.Parameter(
         torch.eye(opened.schema.user_features[name].cardinality, dtype=torch.float64)
@@ -119,7 +119,7 @@ def test_every_training_event(tmp_path, merge):
 
 
 def test_a_category_with_its_ancestors(tmp_path):
-    """Every ancestor of a category counts as much as the category: the tree of S000's data."""
+    """Every ancestor of a category counts as much as the category."""
     opened, _ = shop(tmp_path, P3)
     tree = pl.DataFrame({"value": ["a", "b", "c", "d"], "parent": [None, "a", "b", "a"]}).lazy()
     frame = pl.DataFrame(
@@ -154,7 +154,9 @@ def with_feature(opened, folder, name, cardinality):
 
 
 def test_only_items_of_the_rows_user_are_left_out(tmp_path):
-    """Shuffled targets belong to other users: their items are in nothing to take them out of."""
+    """Shuffled targets belong to other users: their items are not in the features of the row's
+    user.
+    """
     opened, raw = shop(tmp_path)
     batch = batch_of(opened, shuffle_targets=True)
     user_B, item_B, without_B = batch.query.user_B, batch.item_BC[:, 0], batch.query.without_B

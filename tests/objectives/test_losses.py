@@ -1,5 +1,5 @@
-"""Every loss against a plain loop over its definition, its gradient, and the corners: weights,
-masks, saturation.
+"""Every loss and its gradient against a plain loop over the definition, with weights, masks and
+saturated scores.
 """
 
 import math
@@ -36,7 +36,7 @@ def sigmoid(x):
 
 
 def one_row(name, s, negatives):
-    """The loss of one positive by the formulas of the specification, in plain Python."""
+    """The loss of one positive by the formulas of the papers, in plain Python."""
     n = len(negatives)
     total = sum(math.exp(x) for x in negatives)
     share = [math.exp(x) / total for x in negatives]
@@ -188,7 +188,7 @@ def test_log_q_correction_estimates_the_full_softmax():
     got = losses.sampled_softmax(positive, z[drawn], log_q_negative=q[drawn].log())
     assert got.item() == pytest.approx(full, abs=3e-3)
     skewed = losses.sampled_softmax(positive, z[drawn] - math.log(drawn.shape[1] / 30))
-    assert abs(skewed.item() - full) > 3e-2  # what the correction mends
+    assert abs(skewed.item() - full) > 3e-2  # without the correction the estimate is wrong
 
 
 def test_log_q_correction_of_masked_draws_estimates_the_sum_over_the_others():

@@ -1,4 +1,6 @@
-"""Which items are drawn how often: every sampler and sharing against its law, on prepared data."""
+"""How often items are drawn: every sampler and sharing against its distribution, on prepared
+data.
+"""
 
 import os
 import random
@@ -189,7 +191,9 @@ def test_negatives_of_sessions_follow_the_samplers_law(shop_with_new_items, name
 
 
 def test_in_batch_over_an_epoch_is_popularity(shop):
-    """Its ``log_prob`` holds over batches: a batch holds only some items, an epoch every target."""
+    """Its ``log_prob`` holds on average over batches: a batch has only some items, an epoch every
+    target.
+    """
     task = SessionParallel(InBatch(), n_negatives=200)
     drawn = torch.cat([drawn for _, drawn in epoch_of_sessions(shop, task, batch_size=4)])
     share = frequency(drawn, shop.schema.V) / len(drawn)
@@ -239,7 +243,7 @@ def test_supportive_only_cannot_be_common_to_a_batch(sampler):
 
 
 def test_a_user_who_has_every_item_needs_negatives_of_the_batch(tmp_path):
-    """Their own have none to be drawn from."""
+    """Their own distribution is empty."""
     own = [Event("u0", f"i{i}", "view", 1000 * i) for i in range(6)]
     again = [Event("u0", f"i{i}", "view", 10_000 + i) for i in range(2)]
     world = store(tmp_path, [*own, *again, *(Event("u1", f"i{i}", "buy", i) for i in range(4))])
@@ -305,7 +309,7 @@ def test_log_q_estimates_the_softmax_over_movielens(ml_100k, name):
 
 @needs_data
 def test_log_q_of_in_batch_estimates_the_softmax_over_the_catalogue_on_average(ml_100k):
-    """Of single batches it cannot: theirs hold only some items."""
+    """It cannot hold for single batches, which have only some items."""
     task, model = task_and_model(ml_100k, InBatch(), n=1_000, windows="all")
     generator = torch.Generator().manual_seed(0)
     rows = task.rows(ml_100k)

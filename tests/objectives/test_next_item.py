@@ -76,6 +76,7 @@ def test_a_step_moves_the_windows():
     ends = {}
     for end in objective(windows="all", step=2).rows(STORE).tolist():
         ends.setdefault(int(STORE.train.user[end - 1]), []).append(end)
+    assert ends
     for user, found in ends.items():
         start, n = int(STORE.train.ptr[user]), len(SEQUENCES[user])
         expected, end = {start + n}, n
@@ -88,8 +89,8 @@ def test_a_step_moves_the_windows():
 @pytest.mark.parametrize("T", [1, 3])
 @pytest.mark.parametrize("together", [True, False])
 def test_several_targets_follow_the_window(T, together):
-    """Whatever else is in the batch: a history shorter than the window still gives one event to
-    read, and predicts the rest.
+    """Independent of the other rows: a history shorter than the window gives one event to read, and
+    the others as targets.
     """
     task = objective(windows="all", targets=T)
     rows = task.rows(STORE)
@@ -236,7 +237,7 @@ def test_final_activation_and_head_of_the_model_are_applied():
 
 
 def test_log_q_subtracts_log_n_q_from_the_negatives():
-    """From a negative's score, once; nothing from the target's."""
+    """Once from the score of each negative; the target's score stays."""
     n = 6
     options = dict(loss=SampledSoftmax(log_q=True), shared="batch", n_negatives=n)
     task = objective(Popularity(0.5), **options)
@@ -296,7 +297,8 @@ def test_wrong_options_are_named(options, text):
 def test_a_model_without_states_is_refused_in_one_sentence():
     with pytest.raises(
         RecexpError,
-        match=r"objective=NextItem needs a model that implements Encoder .*, which PairScores does not",  # noqa: E501
+        match=r"objective=NextItem needs a model that implements Encoder .*, "
+        r"which PairScores does not",
     ):
         NextItem(Uniform()).bind(PairScores(3, 4), STORE)
 

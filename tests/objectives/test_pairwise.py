@@ -1,6 +1,4 @@
-"""Pairs of a positive and what it should beat, against loops; branches learn only from their
-behavior.
-"""
+"""Pairs of a positive and a negative, against loops; branches learn only from their behavior."""
 
 from collections import Counter
 

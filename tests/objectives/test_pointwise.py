@@ -181,8 +181,8 @@ def test_shuffled_targets_belong_to_other_users_events():
         for i, y in zip(batch.item_BC[:, 0].tolist(), batch.y_BCK[:, 0, 1].tolist(), strict=True)
     )
     assert (batch.item_BC[:, 0] != plain.item_BC[:, 0]).float().mean() > 0.7
-    # negatives that avoided the row's user would tell what he has: his own items must be drawn like
-    # any other
+    # Negatives that avoid the items of the row's user would reveal these items to the model: they
+    # must be drawn like any other item.
     own = [
         i in OWN[u]
         for (u, _, _), row in zip(EVENTS, batch.item_BC[:, 1:].tolist(), strict=True)

@@ -1,4 +1,6 @@
-"""Negative samplers: no training item where that is promised, and the promised law."""
+"""Negative samplers: their distribution, and no training item of the user where that is
+documented.
+"""
 
 from types import SimpleNamespace
 
@@ -58,7 +60,9 @@ def shares(items, n_items):
 
 
 def close(found, expected, draws=DRAWS):
-    """Does a chi-square test accept the law? Nothing may be drawn that is not expected."""
+    """Whether a chi-square test accepts the distribution. No item of probability zero may be
+    drawn.
+    """
     some = expected > 0
     assert not found[~some].any()
     chi = (draws * (found - expected)[some] ** 2 / expected[some]).sum()
@@ -79,7 +83,7 @@ OWNED = [
 
 
 def test_unseen_is_a_bijection():
-    """Every unseen item has one rank, in ascending order, whatever the user has."""
+    """Every unseen item has one rank, in ascending order, for every set of items."""
     pairs = world(OWNED, 9).train_pairs
     for user, own in enumerate(OWNED):
         free = [i for i in range(1, 10) if i not in own]
@@ -124,7 +128,7 @@ def test_one_unseen_item_is_always_drawn(bits):
         assert (draw(sampler, store, [2], 50) == 6).all()
 
 
-COUNTS = {1: 10, 2: 40, 3: 5, 4: 20, 5: 1, 7: 30, 8: 2, 9: 8}  # nobody trains on item 6
+COUNTS = {1: 10, 2: 40, 3: 5, 4: 20, 5: 1, 7: 30, 8: 2, 9: 8}  # item 6 has no training event
 
 
 @pytest.mark.parametrize("rounds", [0, 1, 20])
@@ -209,7 +213,7 @@ def test_in_batch_draws_what_the_batch_predicts():
     assert close(shares(shared, 9), expected)
     items = draw(InBatch(), store, [1, 0], pool=pool)
     assert close(shares(items[0], 9), expected)
-    assert (items[1] == 3).all()  # he has 2 and 7
+    assert (items[1] == 3).all()  # user 0 has items 2 and 7 of the batch's targets
     assert (
         not set(draw(InBatch(), store, [0], 50, pool=torch.tensor([2, 7]))[0].tolist())
         & OWNED[0].keys()
@@ -220,8 +224,8 @@ def test_in_batch_draws_what_the_batch_predicts():
 
 
 def test_supportive_only():
-    """Uniform over what the user touched through weaker behaviors only, uniform unseen for those
-    who have no such item.
+    """Uniform over the items that the user has through weaker behaviors only; without such an item,
+    uniform over the unseen items.
     """
     owned = [{1: 1, 2: 3, 7: 1}, {}, {9: 2}, {4: 1, 5: 1, 6: 2}]
     store = world(owned, 9)

@@ -1,5 +1,5 @@
-"""Sessions in lock-step: who is in which slot when, what is carried along, and who is a negative
-for whom.
+"""Session-parallel batches: the slot of each session, the states carried along, and the
+negatives.
 """
 
 import itertools

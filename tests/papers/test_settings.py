@@ -189,4 +189,3 @@ def test_sources_say_whose_a_value_is():
     for line, row in enumerate(settings._rows(), 2):
         owners = ("paper: ", "code: ") if row["stated"] == "true" else "ours: "
         assert row["source"].startswith(owners), (line, row)
-        assert "models.md" not in row["source"]

@@ -8,7 +8,7 @@ ROWS, USERS, L = [[1, 2, 9, 4, 7], [4], [3, 3, 8], []], [0, 3, 6, 5], 3
 
 
 def test_scores_follow_the_formulas():
-    """Spec 4.7, filter by filter."""
+    """Tang and Wang 2018 (Caser), arXiv:1809.07426, section 3, filter by filter."""
     model = Caser(toy.schema(), n_factors=4, max_len=L, n_horizontal=3, n_vertical=2)
     w = weights(toy.randomise(model))
     expected = []

@@ -9,7 +9,7 @@ ROWS, D = [[1, 2, 9, 4, 7], [4], [3, 3, 8], []], 4
 
 
 def official(items, w, table):
-    """Spec 4.5, one step after the other."""
+    """Hidasi et al. 2016 (GRU4Rec), arXiv:1511.06939, section 3, step by step."""
     hidden = [np.zeros(D), np.zeros(D)]
     for v in items:
         x = w["input.weight"][v] if table != "constrained" else w["item.weight"][v]

@@ -10,7 +10,9 @@ N, EPS = 5, 1e-8
 
 
 def state(items, w, layers, heads, residual):
-    """Spec 4.8, last position of one history."""
+    """Kang and McAuley 2018 (SASRec), arXiv:1808.09781, section III, last position of one
+    history.
+    """
     items = items[-N:]
     d = w["item.weight"].shape[1]
     x = np.stack(

@@ -3,8 +3,8 @@ one plot each, and growth.json.
 
     python tests/perf/growth.py --out docs/results/speed/growth [--only events items]
 
-Nothing should grow faster than its arithmetic says: the dashed line of a plot goes through its
-first point with the slope of what is counted there.
+No curve should rise faster than the number of operations: the dashed line of a plot starts at its
+first point and has the slope of that number.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Simulated events of any size for the benchmarks.
 
-They measure speed and memory; what is learned on them says nothing.
+They measure speed and memory only; metrics on these events have no meaning.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""What a step does, counted and not timed: operations, sizes of what is allocated.
-
-A regression in work done fails here.
-"""
+"""The work of a step, counted and not timed: operations and allocated bytes."""
 
 from __future__ import annotations
 
@@ -79,8 +76,8 @@ SEQUENCE = [
 
 
 def test_bert4rec_computes_its_last_layer_at_masked_places_only(tmp_path):
-    """By hand: three times the forward products, whose second layer needs keys and values of all L
-    places and all else of the M masked ones alone.
+    """By hand: three times the products of the forward pass. The second layer needs keys and values
+    of all L places, and everything else of the M masked places only.
     """
     module, data = module_of(
         tmp_path / "run",
@@ -106,9 +103,7 @@ def test_bert4rec_computes_its_last_layer_at_masked_places_only(tmp_path):
 
 
 def test_ranking_encodes_every_user_once(tmp_path):
-    """And not once per candidate: a thousand candidates cost no more than the products with their
-    vectors.
-    """
+    """Not once per candidate: a thousand candidates only add the products with their vectors."""
     module, data = module_of(tmp_path / "run", "model=sasrec", *SEQUENCE)
     row = next(iter(data.val_dataloader()[0]))
     module.eval()
@@ -169,7 +164,7 @@ def test_a_step_allocates_in_proportion_to_its_rows(tmp_path, name):
     ]
     module, data = module_of(tmp_path / "run", f"model={name}", *words, "batch_size=128")
     row = next(iter(data.train_dataloader()))
-    step(module, row)  # makes what is made once
+    step(module, row)  # allocates what is allocated once
     made = []
     for part in (row[:32], row[:64], row):
         for p in module.parameters():

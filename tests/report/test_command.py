@@ -1,4 +1,4 @@
-"""Tables of runs: nothing mixed, nothing dropped in silence."""
+"""Tables of runs: protocols are not mixed, and runs that are left out are named."""
 
 from __future__ import annotations
 

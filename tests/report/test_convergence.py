@@ -1,4 +1,4 @@
-"""Verdicts on planted curves, and budgets that are and are not equal."""
+"""Verdicts on planted curves, and comparisons of equal and unequal budgets."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def curve_of(values, loss, steps_per_epoch=100):
 def test_a_training_loss_near_a_constants_means_that_nothing_was_learned(
     tmp_path, stop_reason, last, kind
 ):
-    """However flat its validation: the loss of BPR for equal scores is log 2 = .693."""
+    """Whatever the validation curve: the loss of BPR for equal scores is log 2 = .693."""
     rows = curve_of([0.05] * 40, np.linspace(0.7, last, 40))
     found = judged(tmp_path / "run", rows=rows, stop_reason=stop_reason, constant_loss=0.6931)
     assert found.kind == kind
@@ -101,7 +101,7 @@ def test_a_training_loss_near_a_constants_means_that_nothing_was_learned(
             10,
             np.r_[np.linspace(8, 5, 6), np.full(6, 5.0)],
             "converged",
-        ),  # there is nothing left to learn
+        ),  # no loss is left
     ],
 )
 @pytest.mark.parametrize("stop_reason", [EARLY, "max_epochs reached"])
@@ -270,7 +270,7 @@ def test_ledger_flags_who_got_less_than_half(tmp_path):
     rows = {row.system: row for row in ledger(collect([tmp_path])[0])}
     assert (
         rows["bert4rec"].flags == rows["fpmc"].flags == ()
-    )  # seconds differ a thousandfold, and are no fault
+    )  # a difference in seconds, even by a factor of 1000, is not flagged
     assert rows["sasrec"].flags == (
         "epochs: 49% of what bert4rec got",
         "steps: 49% of what bert4rec got",

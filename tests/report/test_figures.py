@@ -1,4 +1,4 @@
-"""Figures: which points are drawn, against what, and the papers' curves beside them."""
+"""Figures: the points, the axes, and the papers' curves beside them."""
 
 from __future__ import annotations
 
@@ -118,7 +118,9 @@ def test_captions_call_simulated_data_so(tmp_path):
         curve=[0.1, 0.2],
         **RR | {"data": RR["data"] | {"simulated": True}},
     )
-    for picture in epoch_curves(collect([tmp_path])[0]):
+    pictures = epoch_curves(collect([tmp_path])[0])
+    assert pictures
+    for picture in pictures:
         assert "retailrocket (simulated)" in picture.title and "not drawn" not in picture.title
 
 
@@ -177,7 +179,8 @@ def test_mean_weights_over_users_and_positions(users):
         torch.nn.init.zeros_(layer.attention.query.weight)
         torch.nn.init.zeros_(layer.attention.query.bias)
     query = toy.query([0] * users, [[1, 2, 3]] * users)
-    short = toy.query([1], [[4]])  # would attend to two positions with a half each
+    # Too short to fill the positions, so it must not count: its two weights would be 1/2.
+    short = toy.query([1], [[4]])
     found = mean_weights(model, [query, short], last=4)
     assert found.shape == (2, 2, 4, 4)
     np.testing.assert_allclose(found, 0.25, rtol=1e-6)

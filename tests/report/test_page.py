@@ -1,4 +1,6 @@
-"""The page stands alone: no network, all tables, alt text, nothing from a run taken for markup."""
+"""The page is complete without network: all tables, alt text, and no text of a run becomes
+markup.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ NASTY = "<script>alert('x')</script>"
 
 
 class Reader(HTMLParser):
-    """What a browser would see: elements properly nested, references, tables, pictures, ids."""
+    """Parses the page as a browser does: nesting of elements, references, tables, pictures, ids."""
 
     def __init__(self):
         super().__init__()
@@ -163,12 +165,17 @@ BROWSER = next(
 PROBE = """<script>
 var table = document.querySelector('table'), heads = Array.from(table.tHead.rows[0].cells);
 var at = heads.findIndex(function (h) { return h.textContent === 'test/ndcg@10'; });
-function column() { return Array.from(table.tBodies[0].rows).map(function (r) { return parseFloat(r.cells[at].dataset.value); }); }
+function column() {
+  return Array.from(table.tBodies[0].rows).map(
+    function (r) { return parseFloat(r.cells[at].dataset.value); });
+}
 heads[at].firstChild.click(); var down = column(); heads[at].firstChild.click(); var up = column();
-document.title = JSON.stringify({down: down, up: up, wide: document.documentElement.scrollWidth - innerWidth,
+document.title = JSON.stringify({down: down, up: up,
+  wide: document.documentElement.scrollWidth - innerWidth,
   fetched: performance.getEntriesByType('resource').length,
-  empty: Array.from(document.querySelectorAll('svg.plot')).filter(function (s) { return !s.getBBox().width; }).length});
-</script>"""  # noqa: E501
+  empty: Array.from(document.querySelectorAll('svg.plot')).filter(
+    function (s) { return !s.getBBox().width; }).length});
+</script>"""
 
 
 @pytest.mark.slow
@@ -207,7 +214,7 @@ def test_in_a_browser(written, tmp_path, width):
 
 
 def test_statistics_by_known_answers(tmp_path):
-    """The better one has rank 1 for everybody, the other rank 2: NDCG 1 against 0.63093."""
+    """The better system has rank 1 for each user, the other rank 2: NDCG 1 and 0.63093."""
     for model, rank in (("a", 0), ("b", 1)):
         for seed in (0, 1):
             write_run(

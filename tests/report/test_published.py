@@ -1,4 +1,4 @@
-"""The papers' figures, and which of them a run may stand beside."""
+"""The papers' figures, and which of them a run may be compared with."""
 
 from __future__ import annotations
 

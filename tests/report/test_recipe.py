@@ -166,7 +166,9 @@ def test_a_batch_is_what_one_update_sees(run, settings):
 
 
 def test_what_was_not_recorded_is_no_agreement(run, settings):
-    """Of an old result without config only the command line is known, not the defaults of today."""
+    """Of an old result without a config only the command line is known; current defaults are not
+    used.
+    """
     wanted = settings("batch_size,256", "model.n_layers,2", "model.dropout,0.1")
     result = run(overrides=("batch_size=256", "model.dropout=.5")) | {"recorded": False}
     assert setting(result, "model.n_layers") == 2
@@ -203,7 +205,9 @@ def test_where_the_paper_leaves_the_length_open_training_must_have_ended(run, se
 
 
 def test_the_budget_is_that_of_the_model_tested(run, settings):
-    """After a second training with the validation items the first one's length says nothing."""
+    """After a second training with the validation items, the length of the first one does not
+    count.
+    """
     wanted = settings("trainer.max_steps,400000", "trainer.max_epochs,9")
     result = run(updates=400_000, epochs=9, refit={"updates": 120_000, "epochs": 3})
     assert told(differences(result, wanted)) == [

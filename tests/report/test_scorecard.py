@@ -1,5 +1,5 @@
-"""The scorecard: verdicts, the honest number beside them, and the papers' claims with planted
-outcomes.
+"""The scorecard: verdicts, the metric under full ranking beside them, and the papers' claims on
+planted outcomes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ TABLE = "bert4rec/table2_systems"
 
 @pytest.fixture(autouse=True)
 def settings(tmp_path_factory, monkeypatch):
-    """Of the papers' settings only these: SASRec's and Caser's losses, and one length."""
+    """Reduce the papers' settings to the losses of SASRec and Caser, and one length."""
     rows = (
         "bert4rec,*,sasrec|caser,*,loss._target_,recexp.objectives.losses.BCE,paper: 4,true",
         "bert4rec,*,bert4rec,*,model.max_len,200,paper: 4,true",
@@ -238,7 +238,7 @@ def test_a_variant_of_a_protocol_is_called_one(tmp_path):
 
 
 def test_result_and_ranks_alone_carry_scorecard_and_claims(tmp_path):
-    """What is kept of a run: no config.yaml, no metrics.csv, no checkpoint."""
+    """These are the files that are kept of a run: no config.yaml, no metrics.csv, no checkpoint."""
     for model, shift in (("sasrec", 0), ("gru4rec", 5)):
         better = [(3 * u) % 9 + shift for u in range(400)]
         run = faithful(tmp_path / model, 0.4368, model=model, better=better)
@@ -301,7 +301,7 @@ def test_a_setting_chosen_on_test_does_not_stand_for_the_paper(tmp_path):
 
 
 def planted(tmp_path, model, shift, *, users=400, seed=0, **more):
-    """Ranks around a difficulty that each user has under every model, moved by ``shift``."""
+    """Ranks around a difficulty per user that is the same for every model, moved by ``shift``."""
     generator = np.random.default_rng(7)
     difficulty = generator.integers(0, 12, users)
     noise = np.random.default_rng(100 + seed + len(model)).integers(0, 3, users)
@@ -372,7 +372,7 @@ def test_alike_needs_enough_users(tmp_path):
         (0.01, 0.03, 0.01, "held"),
         (-0.03, -0.01, 0.01, "not held: the other way round"),
         (-0.05, 0.08, 0.6, OPEN),
-        (-0.01, 0.09, 0.2, OPEN),  # the claimed difference may well be there
+        (-0.01, 0.09, 0.2, OPEN),  # the claimed difference is possible
         (-0.015, 0.018, 0.9, "not held: alike within 5 %"),
         (0.001, 0.05, 0.06, OPEN),
     ],

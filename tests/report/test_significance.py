@@ -146,7 +146,7 @@ def test_few_users_are_enumerated(difference, p):
     assert permutation_test(difference) == p
     assert (
         permutation_test([*difference, *[0] * 50]) == p
-    )  # a user without a difference tells nothing either way
+    )  # a user without a difference changes nothing
 
 
 def test_random_signs_agree_with_enumeration_and_with_the_binomial():
@@ -221,8 +221,8 @@ def test_differences_that_are_none(wrong):
 
 
 def test_p_is_uniform_where_systems_are_alike_and_small_where_they_are_not():
-    """Also of the same test with the right system's users mixed up, which has to fail both ways:
-    pairing is what the test is made of.
+    """With the users of the second system permuted, the test is wrong in both cases: it needs
+    pairs.
     """
     generator = np.random.default_rng(1)
     paired, unpaired, found, found_unpaired = [], [], [], []

@@ -1,4 +1,4 @@
-"""A finished run under another protocol: the same figures as a run that had it from the start."""
+"""A finished run under another protocol has the metrics of a run that used it from the start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a ``result.json`` must hold, and what is said where it does not."""
+"""What ``result.json`` must contain, and the errors where it does not."""
 
 from __future__ import annotations
 

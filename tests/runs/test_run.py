@@ -1,6 +1,4 @@
-"""The whole program: what a run writes, that it repeats, resumes and counts alike on several
-processes.
-"""
+"""The whole program: the files of a run, repeated and resumed runs, protocols and sweeps."""
 
 from __future__ import annotations
 
@@ -251,30 +249,21 @@ def test_every_protocol_runs(shop, protocol):
     assert 0 < result["metrics"]["test/ndcg@10"] < 1
 
 
-def test_two_processes_count_every_user_once_and_give_the_same_digits(shop):
-    one = run_here(shop / "one", "model=item_knn")
-    done = command(shop / "two", "model=item_knn", "trainer=ddp_cpu2", f"hydra.run.dir={shop}/two")
-    assert done.returncode == 0, done.stderr[-2000:]
-    two = json.loads((shop / "two" / "result.json").read_text())
-    assert two["metrics"] == one["metrics"]
-
-
 def test_a_sweep_outlives_a_failing_job_and_says_which(shop):
-    jobs = ["-m", "model=pop", "model.behaviors=[no_such],null"]
-    done = command(shop / "sweep", *jobs, f"hydra.sweep.dir={shop}/sweep")
-    assert done.returncode != 0
-    assert "FAILED job 0" in done.stderr and "FAILED job 1" not in done.stderr
-    assert "no_such" in done.stderr
-    assert not (shop / "sweep" / "0" / "result.json").exists()
-    assert (shop / "sweep" / "1" / "result.json").exists()
-
-
-def test_errors_reach_people_without_a_traceback(shop):
-    done = command(
-        shop / "error", "model=bert_ite", "model.n_heads=3", f"hydra.run.dir={shop}/error"
-    )
+    """Each job is the whole program: its error is one line, and its preset is that of its model."""
+    sweep = shop / "sweep"
+    jobs = ["-m", "model=pop,ite,bert_ite", "preset=tuned", "trainer.max_epochs=1"]
+    done = command(sweep, *jobs, f"hydra.sweep.dir={sweep}")
     assert done.returncode == 1
-    assert "n_heads" in done.stderr and "Traceback" not in done.stderr
+    failed = [line for line in done.stderr.splitlines() if "FAILED" in line]
+    assert len(failed) == 1 and "FAILED job 0" in failed[0] and "preset=tuned" in failed[0]
+    printed = (sweep / "0" / "log.txt").read_text()
+    assert printed.startswith("error: ") and "Traceback" not in printed
+    assert not (sweep / "0" / "result.json").exists()
+    results = [json.loads((sweep / name / "result.json").read_text()) for name in "12"]
+    assert [r["model"] for r in results] == ["ite", "bert_ite"]
+    assert [r["preset"] for r in results] == ["tuned", "tuned"]
+    assert [r["config"]["optimizer"]["lr"] for r in results] == [0.003, 0.003]
 
 
 @pytest.mark.parametrize("content", [None, b"no checkpoint"])

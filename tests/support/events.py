@@ -73,7 +73,7 @@ def store(folder: Path, events: list[Event], split: Split = P3, **changes) -> St
 def random_events(
     seed: int, n_users: int = 25, n_items: int = 12, n_events: int = 250, n_times: int = 60
 ) -> list[Event]:
-    """In no order of user or time, with repeated pairs and many ties in time."""
+    """Random events, in no order of user or time, with repeated pairs and many ties in time."""
     rng = random.Random(seed)
     behaviors = rng.choices(BEHAVIORS, (6, 2, 2), k=n_events)
     return [

@@ -22,7 +22,7 @@ ML = {
 
 
 def set_papers(monkeypatch, folder: Path, *rows: str) -> None:
-    """Let these rows be all that is on file of the papers' settings."""
+    """Replace the table of the papers' settings by these rows."""
     path = folder / "settings.csv"
     path.write_text("\n".join([",".join(settings.COLUMNS), *rows]) + "\n")
     monkeypatch.setattr(settings, "FILE", path)

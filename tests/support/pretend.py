@@ -1,9 +1,8 @@
-"""A device that is not there: tensors that live in main memory and refuse to meet those of the CPU,
-as a GPU's do.
+"""A simulated device: its tensors are in main memory and cannot be combined with those of the CPU.
 
-``with pretend():`` any tensor can be moved to, or made on, DEVICE; code that asks for
-``device.type`` takes its way for accelerators, on real values. Numbers without dimensions may meet
-any tensor, and a CPU's generator may draw for the device, which a GPU would refuse.
+Within ``with pretend():`` any tensor can be moved to, or made on, DEVICE. Code that asks for
+``device.type`` takes its path for accelerators, on real values. Tensors without dimensions can be
+combined with any tensor, as on a GPU; unlike there, a generator of the CPU may draw for the device.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ _MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
 
 
 class _There(torch.Tensor):
-    """Looks like a tensor of the device; ``here`` holds its values."""
+    """A tensor of the simulated device; ``here`` holds its values."""
 
     @staticmethod
     def __new__(cls, here: torch.Tensor):
@@ -84,7 +83,7 @@ class _Mode(TorchDispatchMode):
 
 
 class _Constants(TorchFunctionMode):
-    """torch.tensor and new_tensor go by no dispatcher."""
+    """torch.tensor and new_tensor do not use the dispatcher."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -105,5 +104,5 @@ def pretend():
 
 
 def values(x: torch.Tensor) -> torch.Tensor:
-    """A CPU tensor of what stands there."""
+    """The tensor's values as a CPU tensor."""
     return x.here if isinstance(x, _There) else x

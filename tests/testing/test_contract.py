@@ -1,4 +1,6 @@
-"""The public contract: a sound model outside the package passes, a faulty one fails by name."""
+"""The public contract: a correct model outside the package passes; for a faulty one, the error
+names the fault.
+"""
 
 from __future__ import annotations
 
@@ -81,7 +83,7 @@ def test_the_contract_needs_no_test_runner():
 
 
 class Mean(Recommender):
-    """A sound model; each subclass has one fault."""
+    """A correct model; each subclass has one fault."""
 
     history = 5
 

@@ -29,7 +29,7 @@ def shop(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch) -> None:
-    """Drawing takes a third of such a short run."""
+    """Draw no curves: this takes a third of the time of such a short run."""
     monkeypatch.setattr("recexp.runs.run.save_curves", lambda path, rows, title: None)
 
 

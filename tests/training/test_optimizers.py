@@ -47,7 +47,7 @@ def trained(make, *, as_sparse=False, stop=STEPS, params=None, optimizer=None):
             p.grad = torch.from_numpy(g)
         if as_sparse:
             rows = torch.from_numpy(grads[0]).any(1).nonzero().flatten()
-            # every row twice, in halves: an item that occurs twice in the batch
+            # every row twice, with half its gradient: an item that occurs twice in the batch
             half = torch.from_numpy(grads[0])[rows] / 2
             params[0].grad = torch.sparse_coo_tensor(
                 rows.repeat(2)[None], torch.cat([half, half]), SHAPES[0], check_invariants=True

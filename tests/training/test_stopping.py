@@ -1,4 +1,4 @@
-"""When a run ends, which epoch it hands on, and what it says about both."""
+"""When a run ends, which epoch is selected, and what the result says about both."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def shop(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def curves(monkeypatch) -> list[list[dict]]:
-    """The rows that would be drawn, run by run; drawing takes a third of such a short run."""
+    """The rows that would be drawn, per run. Drawing takes a third of the time of such a short
+    run.
+    """
     drawn = []
     monkeypatch.setattr("recexp.runs.run.save_curves", lambda path, rows, title: drawn.append(rows))
     return drawn
@@ -111,7 +113,7 @@ def test_peeking_stops_by_the_test_metric(shop, falling):
 
 
 def test_the_floor_is_one_of_optimizer_steps(shop, falling):
-    """A sweep over all data counts as one step, and none of them is an optimizer's."""
+    """A pass over all data is one step of the trainer, and no step of an optimizer."""
     falling(1)
     words = [
         "model=wmf",
@@ -134,7 +136,9 @@ def test_the_floor_is_what_the_verdict_asks_for(shop):
 def test_best_ckpt_holds_the_weights_of_the_best_validated_epoch(
     shop, falling, monkeypatch, curves
 ):
-    """Also where epochs without validation follow, whose metrics are those of the last one."""
+    """Also where epochs without validation follow, which repeat the metrics of the last
+    validation.
+    """
     every = 3
     falling(2)
     seen = {}
@@ -188,7 +192,7 @@ def test_a_run_says_what_ended_it(shop, request, words, reason, updates):
     assert result["stop_reason"] == reason
     rows = table(folder)
     assert int(rows[-1]["step"]) == result["updates"] and updates in (None, result["updates"])
-    assert rows[-1]["val/ndcg@10"]  # the last weights are validated, wherever they come from
+    assert rows[-1]["val/ndcg@10"]  # the last weights are validated, within an epoch too
     assert result["updates_per_epoch"] == STEPS
 
 
@@ -220,7 +224,7 @@ def interrupt(monkeypatch, epoch: int, index: int) -> None:
 
 
 def rows_trained(folder: Path) -> list[float]:
-    """By epoch."""
+    """Number of rows per epoch."""
     return [
         float(row["train/examples_per_s"]) * float(row["train/seconds"]) for row in table(folder)
     ]
@@ -259,7 +263,7 @@ def test_a_resumed_run_reports_the_whole_and_the_parts(shop, monkeypatch):
 
 
 def test_a_run_that_patience_ended_stays_ended(shop, falling):
-    """Interrupted while it tests, it is resumed from a checkpoint of its last epoch."""
+    """A run that is interrupted in its test phase resumes from a checkpoint of its last epoch."""
     words = [*SMALL, "trainer.max_epochs=9", PATIENT, "callbacks.early_stopping.patience=2"]
     falling(1)
     first = run_here(shop / "stays", *words)
@@ -270,7 +274,8 @@ def test_a_run_that_patience_ended_stays_ended(shop, falling):
     assert [part["updates"] for part in again["parts"]] == [3 * STEPS, 0]
     assert again["updates_per_epoch"] == STEPS
     more = run_here(shop / "stays", *words[:-1], "callbacks.early_stopping.patience=4", last)
-    assert more["epochs"] == 5  # the patience of the command counts, and what was counted before
+    # The patience is that of the new command; validations counted before still count.
+    assert more["epochs"] == 5
 
 
 def test_best_epochs_come_along_into_another_directory(shop, falling):

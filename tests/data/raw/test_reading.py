@@ -1,4 +1,6 @@
-"""Strict reading: one outcome whatever the form of the text, and whichever way it is read."""
+"""Strict reading: the result depends neither on the form of the text nor on the path through the
+code.
+"""
 
 import gzip
 
@@ -34,8 +36,8 @@ from recexp.errors import RecexpError
     ],
 )
 def test_the_form_of_the_text_changes_nothing(tmp_path, change):
-    """Files as other programs save them; with a blank line they go the slow way, which must give
-    the same.
+    """Files as other programs save them. A blank line selects the slow path, which must give the
+    same.
     """
     pairs = "".join(f"{n % 7} {n % 5}\n" for n in range(50))
     ratings = "".join(f"{n % 7}::{n % 5}::{1 + n % 5}::{978300760 + n}\n" for n in range(50))
@@ -110,8 +112,8 @@ TEXTS = [
 @pytest.mark.parametrize("kind", ["int", "number", "s", "ms", "iso", "id", "text"])
 @pytest.mark.parametrize("nullable", [False, True])
 def test_both_ways_of_reading_agree(tmp_path, kind, nullable):
-    """A blank line sends a file the slow way: it must accept and refuse the same texts, and read
-    the same from them.
+    """A blank line selects the slow path: it must accept and refuse the same texts, and read the
+    same from them.
     """
     columns = [Column("a", "a", "int"), Column("b", "b", kind, nullable=nullable)]
 

@@ -247,7 +247,7 @@ def test_the_line_of_a_row_after_a_quoted_line_end(tmp_path):
 
 @pytest.mark.parametrize("policy", ["error", "drop"])
 def test_an_open_quote_is_an_error(tmp_path, policy):
-    """It would swallow all rows after it."""
+    """All rows after it would become part of one field."""
     content = lines("user,item,behavior,timestamp", "a,x,view,1", 'b,"y,view,2', "c,z,view,3")
     _, read, options = layout(tmp_path, "table", t__csv=content)
     with pytest.raises(RecexpError, match=r"t\.csv, line 3: the quoting is broken"):

@@ -1,4 +1,4 @@
-"""Simulated data are known as such, whichever reader reads them and wherever their files lie."""
+"""Simulated data are recognized with every reader and in every folder."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def test_by_their_times_where_the_setting_file_is_gone(shop, tmp_path, name):
 
 
 def test_a_copy_that_cannot_be_recognized_has_another_fingerprint(shop, tmp_path):
-    """In seconds and without the setting file nothing tells where the events are from."""
+    """With times in seconds and without the setting file, the origin of the events cannot be
+    recognized.
+    """
     frame = pl.read_csv(shop / "events.csv").with_columns(pl.col("timestamp") // 1000)
     metas = []
     for folder in (tmp_path / "a", tmp_path / "b"):

@@ -1,4 +1,6 @@
-"""The chunked softmax loss against the plain one: value, gradients, edges and precisions."""
+"""The chunked softmax loss against the plain one: value, gradients, extreme inputs and
+precisions.
+"""
 
 import pytest
 import torch
