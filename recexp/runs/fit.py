@@ -11,12 +11,14 @@ from typing import Any
 import polars as pl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException
 from omegaconf import open_dict
 
 from recexp.config.build import register_resolvers
 from recexp.config.presets import compose_config
 from recexp.errors import RecexpError
 from recexp.io import atomic_write
+from recexp.runs.histories import milliseconds
 from recexp.runs.run import run
 from recexp.runs.trained import Frame, Trained, load, to_polars
 
@@ -79,7 +81,10 @@ def _run(words: Sequence[str]) -> None:
     register_resolvers()
     before = HydraConfig.instance().cfg
     try:
-        cfg = compose_config(words)
+        try:
+            cfg = compose_config(words)
+        except CompactHydraException as error:  # an unknown choice or key
+            raise RecexpError(str(error)) from error
         HydraConfig.instance().set_config(cfg)
         with open_dict(cfg):
             del cfg["hydra"]
@@ -128,3 +133,50 @@ def _of_frame(
         with atomic_write(folder / EVENTS) as temporary:
             frame.write_parquet(temporary)
     return [*words, "dataset.name=frame", f"dataset.raw_dir={_quoted(folder)}"]
+
+
+def _canonical(frame: pl.DataFrame, columns: dict[str, str]) -> pl.DataFrame:
+    """The event columns of the frame under their own names; times as int64 milliseconds."""
+    if unknown := sorted(set(columns) - set(COLUMNS)):
+        raise RecexpError(f"columns names {unknown[0]!r}; events have {', '.join(COLUMNS)}.")
+    chosen = {name: columns.get(name, name) for name in COLUMNS}
+    for name, column in chosen.items():
+        if column not in frame.columns and (name in columns or name in ("user", "item")):
+            raise RecexpError(
+                f"The events have no column {column!r} for {name}; they have "
+                f"{', '.join(frame.columns)}. Name it: columns={{{name!r}: ...}}."
+            )
+    present = {name: column for name, column in chosen.items() if column in frame.columns}
+    frame = frame.select(pl.col(column).alias(name) for name, column in present.items())
+    if "timestamp" in frame.columns:
+        frame = frame.with_columns(milliseconds(frame["timestamp"], "The events'"))
+    return frame
+
+
+def _behavior_words(
+    frame: pl.DataFrame, behaviors: Sequence[str] | None, explicit: Sequence[str] | None
+) -> list[str]:
+    names = list(behaviors or [])
+    if not names:
+        names = sorted(frame["behavior"].cast(pl.String).unique().drop_nulls())
+        if len(names) > 1:
+            raise RecexpError(
+                f"The events have the behaviors {', '.join(names)}: order them from weak to "
+                "strong, behaviors=[...]."
+            )
+    strong = list(explicit or names[-1:])
+    return [f"dataset.behaviors={_quoted(names)}", f"dataset.explicit={_quoted(strong)}"]
+
+
+def _quoted(value: Any) -> str:
+    """A value in the grammar of Hydra's command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool | int | float):
+        return str(value).lower() if isinstance(value, bool) else repr(value)
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_quoted(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ",".join(map(_quoted, value)) + "]"
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'

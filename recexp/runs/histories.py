@@ -140,7 +140,9 @@ def raw_events(
     if "timestamp" not in frame.columns:
         frame = frame.with_columns(timestamp=after + 1 + pl.int_range(pl.len(), dtype=pl.Int64))
     else:
-        frame = frame.with_columns(timestamp=_milliseconds(frame["timestamp"], dataset))
+        time_unit = dataset.source.get("time_unit")
+        time = milliseconds(frame["timestamp"], "The histories'", time_unit)
+        frame = frame.with_columns(timestamp=time)
     if not dataset.value_behaviors and "behavior" not in frame.columns:
         if len(schema.behaviors) > 1:
             raise RecexpError(
@@ -161,26 +163,27 @@ def _names(frame: pl.DataFrame, dataset: Dataset) -> dict[str, str]:
     return names
 
 
-def _milliseconds(time: pl.Series, dataset: Dataset) -> pl.Series:
-    """Times as int64 milliseconds. Integers are in the unit of the data set's file, if it has one,
-    else in that which puts them into our time.
+def milliseconds(time: pl.Series, whose: str, time_unit: str | None = None) -> pl.Series:
+    """Times as int64 milliseconds: of ISO texts, dates and times, or numbers.
+
+    whose: begins the error. time_unit: "s" or "ms" for numbers; otherwise their size decides.
+
+    Raises RecexpError for missing and unreadable times.
     """
-    if time.null_count():
-        raise RecexpError(f"The histories lack the timestamp in {time.null_count()} row(s).")
+    if n_missing := time.null_count():
+        raise RecexpError(f"{whose} timestamp is missing in {n_missing} row(s).")
     if time.dtype == pl.String:
         try:
             time = time.str.to_datetime(time_zone="UTC")
         except pl.exceptions.PolarsError as error:
             raise RecexpError(
-                f"The histories' timestamps, such as {time[0]!r}, are no ISO times: {error}"
+                f"{whose} timestamps, such as {time[0]!r}, are no ISO times: {error}"
             ) from None
     if time.dtype.is_temporal():
         return time.cast(pl.Datetime("ms")).cast(pl.Int64)
     if not time.dtype.is_numeric():
-        raise RecexpError(
-            f"The histories' timestamps are of type {time.dtype}: use numbers or ISO."
-        )
-    factor = {"s": 1000.0, "ms": 1.0}.get(str(dataset.source.get("time_unit")))
+        raise RecexpError(f"{whose} timestamps are of type {time.dtype}: use numbers or ISO texts.")
+    factor = {"s": 1000.0, "ms": 1.0}.get(str(time_unit))
     if factor is None:
         largest = float(time.abs().max() or 0)  # type: ignore[arg-type]
         factor = next((f for bound, f in TIME_UNITS if largest < bound), NANOSECONDS)
@@ -302,7 +305,14 @@ def as_series(ids: Sequence[Any] | pl.Series | None) -> pl.Series | None:
     """Raw ids as a series without repeats, in their order."""
     if ids is None:
         return None
-    series = ids if isinstance(ids, pl.Series) else pl.Series(list(ids))
+    series = ids if isinstance(ids, pl.Series) else _series(list(ids))
     if series.null_count():
         raise RecexpError(f"{series.null_count()} of the ids are missing.")
     return series.unique(maintain_order=True)
+
+
+def _series(ids: list[Any]) -> pl.Series:
+    """Ids as a series; as texts where they are of several types."""
+    if len({type(one) for one in ids}) > 1:
+        ids = [None if one is None else str(one) for one in ids]
+    return pl.Series(ids)

@@ -22,7 +22,7 @@ SHOWN_USERS = 5  # without --out
 def recommend(options: argparse.Namespace) -> None:
     """Do what the command line says."""
     others = [options.users, options.histories, options.candidates, options.fallback]
-    if options.as_tested and any(others + [options.all_users, options.include_seen]):
+    if options.as_tested and any([*others, options.all_users, options.include_seen]):
         raise RecexpError(
             "--as-tested repeats the run's test, whose users, histories and candidates are those "
             "of its protocol: leave out the other choices."

@@ -197,7 +197,7 @@ class Trained:
 
         pairs: a frame with the columns user and item. histories: as in ``recommend``.
         """
-        frame = _polars(pairs)
+        frame = to_polars(pairs)
         for column in ("user", "item"):
             if column not in frame.columns:
                 raise RecexpError(f"The pairs have no column {column!r}.")
@@ -262,7 +262,7 @@ class Trained:
         if histories is None:
             return known_histories(self._store, self._ids, users)
         after = int(self._store.past.time.max())
-        frame = raw_events(_polars(histories), self._dataset, self._store.schema, after=after)
+        frame = raw_events(to_polars(histories), self._dataset, self._store.schema, after=after)
         return given_histories(frame, self._store, self._ids, self._dataset, users)
 
     def _scored_by_model(self, audience: Histories, fallback: str | None) -> Tensor:
@@ -382,7 +382,7 @@ class Trained:
             vector_VD = self.model.item_embeddings()
         if vector_VD is None:
             raise RecexpError(f"{type(self.model).__name__} has no vectors of items.")
-        return vector_VD
+        return vector_VD.detach()
 
     def _known_items(self, raw: pl.Series) -> Tensor:
         number = torch.from_numpy(self._ids.item_numbers(raw))
@@ -443,12 +443,19 @@ def _open(
     return module, dataset
 
 
-def _polars(frame: Frame) -> pl.DataFrame:
+def to_polars(frame: Frame) -> pl.DataFrame:
     """A polars frame of a polars or pandas one, or of a mapping of columns."""
     if isinstance(frame, pl.DataFrame):
         return frame
     if isinstance(frame, pl.LazyFrame):
         return frame.collect()
-    if hasattr(frame, "__dataframe__"):
-        return pl.from_dataframe(frame)
+    if type(frame).__module__.partition(".")[0] == "pandas":
+        # polars' own conversion needs pyarrow.
+        return pl.DataFrame({str(name): _column(frame[name]) for name in frame.columns})
     return pl.DataFrame(frame)
+
+
+def _column(column: Any) -> Any:
+    """The values of a pandas column: texts and other objects as a list."""
+    values = column.to_numpy()
+    return values.tolist() if values.dtype == object else values

@@ -118,7 +118,7 @@ def test_the_history_that_the_data_hold_gives_the_same_list_when_given(sasrec):
         }
     )
     known = sasrec.recommend([sasrec.users[3]], k=10)
-    for frame in (events, events.to_pandas() if has_pandas() else events.lazy()):
+    for frame in (events, events.lazy(), events.to_dict(as_series=False)):
         new = sasrec.recommend(k=10, histories=frame)
         assert new["user"].unique().to_list() == ["somebody new"]
         assert new["item"].to_list() == known["item"].to_list()
@@ -126,12 +126,11 @@ def test_the_history_that_the_data_hold_gives_the_same_list_when_given(sasrec):
     assert shuffled["item"].to_list() == known["item"].to_list()
 
 
-def has_pandas() -> bool:
-    try:
-        import pandas  # noqa: F401
-    except ImportError:
-        return False
-    return True
+def test_pandas_frames_are_taken(sasrec):
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    events = events_of(sasrec, "new", sasrec.items[:3])
+    frame = pandas.DataFrame(events.to_dict(as_series=False))
+    assert sasrec.recommend(histories=frame).equals(sasrec.recommend(histories=events))
 
 
 def events_of(trained, user, items, **columns):
@@ -175,7 +174,7 @@ def test_unknown_items_are_left_out_and_counted(sasrec, caplog):
 
 def test_users_whom_the_model_cannot_score_are_an_error_or_get_popular_items(bpr_mf):
     users = [bpr_mf.users[0], "nobody"]
-    with pytest.raises(RecexpError, match="cannot score 1 user.*such as nobody.*popularity"):
+    with pytest.raises(RecexpError, match=r"cannot score 1 user.*such as nobody.*popularity"):
         bpr_mf.recommend(users)
     lists = bpr_mf.recommend(users, k=3, fallback="popularity")
     assert lists["by"].to_list() == ["model"] * 3 + ["popularity"] * 3
@@ -187,7 +186,7 @@ def test_users_whom_the_model_cannot_score_are_an_error_or_get_popular_items(bpr
 
 def test_a_history_does_not_help_a_model_of_user_vectors(bpr_mf):
     events = events_of(bpr_mf, "new", bpr_mf.items[:2])
-    with pytest.raises(RecexpError, match="MF cannot score.*vectors of the users"):
+    with pytest.raises(RecexpError, match=r"MF cannot score.*vectors of the users"):
         bpr_mf.recommend(histories=events)
 
 
@@ -213,7 +212,7 @@ def test_a_new_user_without_events_needs_a_fallback(sasrec):
         ),
         (
             {"user": ["a"], "item": [1], "behavior": ["view"], "timestamp": [None]},
-            "lack the timestamp in 1 row",
+            "timestamp is missing in 1 row",
         ),
     ],
 )
