@@ -11,14 +11,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recexp.errors import RecexpError as RecexpError
     from recexp.runs.evaluate import evaluate as evaluate
+    from recexp.runs.fit import fit as fit
+    from recexp.runs.trained import Trained as Trained
+    from recexp.runs.trained import load as load
 
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "RecexpError": "recexp.errors",
+    "Trained": "recexp.runs.trained",
     "evaluate": "recexp.runs.evaluate",
+    "fit": "recexp.runs.fit",
+    "load": "recexp.runs.trained",
 }
-__all__ = ["RecexpError", "__version__", "evaluate"]
+__all__ = ["RecexpError", "Trained", "__version__", "evaluate", "fit", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -46,6 +46,11 @@ class Recommender(nn.Module, ABC):
     history: int = 0
     """How many past events ``score`` reads; queries hold no more."""
 
+    needs_user: bool = True
+    """Scores depend on vectors of the user that training learned. Such a model cannot score users
+    whom it was not trained on. False: histories decide alone, or scores are the same for all.
+    """
+
     reconstruction: bool = False
     """The architecture fills gaps of its paper by own choices; ``result.json`` says so."""
 
@@ -61,6 +66,13 @@ class Recommender(nn.Module, ABC):
         """Mean square of the embeddings that scoring looks up, a scalar for ``objective.l2``.
 
         None: the model has no such penalty.
+        """
+        return None
+
+    def item_embeddings(self) -> Tensor | None:
+        """Vectors [V-1, D] of all items, whose cosine says how similar two items are to the model.
+
+        None: the model has no such vectors.
         """
         return None
 
@@ -100,6 +112,10 @@ class Encoder(Recommender):
     @abstractmethod
     def encode(self, query: Query) -> Tensor:
         """States h_BLD; [B, 1, D] for a model that makes one state per history."""
+
+    def item_embeddings(self) -> Tensor | None:
+        vectors_VD, _ = self.item_vectors()
+        return vectors_VD
 
     def encode_at(self, query: Query, wanted_BL: Tensor) -> Tensor:
         """States [N, D] at the N True places of wanted_BL, row by row.

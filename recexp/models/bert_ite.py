@@ -132,6 +132,9 @@ class BertITE(MultiBehavior):
         """``joint_logit``."""
         return self._in_chunks(query, item_BC, joint_logit)
 
+    def item_embeddings(self) -> Tensor:
+        return self.items.table()[1:]
+
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         """See the class."""
         item_BL = self._events(query, item_BC, self.history)

@@ -33,6 +33,8 @@ class Caser(SequenceModel):
     https://github.com/graytowne/caser_pytorch.
     """
 
+    needs_user = True
+
     def __init__(
         self,
         schema: Schema,

@@ -125,6 +125,8 @@ class SequenceModel(Encoder):
     ``encode`` returns one state per position of the newest max_len events.
     """
 
+    needs_user = False
+
     @abstractmethod
     def encode(self, query: Query, last_only: bool = False) -> Tensor:
         """States h_BLD; of the last position only, [B, 1, D], where last_only."""

@@ -48,6 +48,9 @@ class FPMC(MultiBehavior):
         """The score as the logit of the only behavior, z_BC1."""
         return self.score(query, item_BC).unsqueeze(-1)
 
+    def item_embeddings(self) -> Tensor:
+        return self.item_user.weight[1:]
+
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         return mean_square(
             self.user_item(query.user_B),

@@ -150,6 +150,9 @@ class ITE(MultiBehavior):
         ]
         return torch.cat(parts, 1)
 
+    def item_embeddings(self) -> Tensor:
+        return self.items.table()[1:]
+
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         """Sum over the looked-up vectors (GMF and MLP, user and item) of their mean square."""
         K = self.gmf_width

@@ -38,6 +38,7 @@ class ItemKNN(ClosedForm):
     https://doi.org/10.1145/371920.372071; distances, damping and decay are our choice.
     """
 
+    needs_user = False
     n_passes = 1
     neighbor_Vn: Tensor
     similarity_Vn: Tensor

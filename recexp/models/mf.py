@@ -49,5 +49,8 @@ class MF(MultiBehavior):
         """The score as the logit of the only behavior, z_BC1."""
         return self.score(query, item_BC).unsqueeze(-1)
 
+    def item_embeddings(self) -> Tensor:
+        return self.item.weight[1:]
+
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         return mean_square(self.user(query.user_B), self.item(item_BC))

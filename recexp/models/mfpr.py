@@ -137,6 +137,9 @@ class MFPR(MultiBehavior):
         """The score as the logit of the only behavior, z_BC1."""
         return self.score(query, item_BC).unsqueeze(-1)
 
+    def item_embeddings(self) -> Tensor:
+        return self.item.weight[1:]
+
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         """Mean square of the embeddings looked up, those of the users' items included."""
         member, _, _ = self._members(query.user_B)

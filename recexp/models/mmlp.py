@@ -119,6 +119,9 @@ class MMLP(BranchMasked):
         """
         return {f"active_branch_{t}": share for t, share in enumerate(self._active)}
 
+    def item_embeddings(self) -> Tensor:
+        return self.item.weight[1:]
+
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         vectors = [self.user(query.user_B), self.item(item_BC)]
         if self.mf_user is not None and self.mf_item is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,9 @@ class MTMF(MultiBehavior):
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         z_BCK = self.logits(query, item_BC)
         return (z_BCK * z_BCK.new_tensor(self.share)).sum(-1)
+
+    def item_embeddings(self) -> Tensor:
+        return cast(Tensor, self.items[-1].weight)[1:]
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         return mean_square(self.user(query.user_B), *(table(item_BC) for table in self.items))

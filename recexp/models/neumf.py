@@ -76,6 +76,9 @@ class NeuMF(MultiBehavior):
         """The logit of the only behavior, z_BC1."""
         return self._logit(query, item_BC).unsqueeze(-1)
 
+    def item_embeddings(self) -> Tensor:
+        return joined_table(self.item)[1:]
+
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         return mean_square_of_rows(look_up(self.user, query.user_B), look_up(self.item, item_BC))
 
@@ -173,6 +176,11 @@ def pair_tables(schema: Schema, widths: Mapping[str, int]) -> tuple[nn.ModuleDic
 def look_up(tables: nn.ModuleDict, id: Tensor) -> dict[str, Rows]:
     """The rows of the ids in every table."""
     return {part: Rows(cast(Embedding, table), id) for part, table in tables.items()}
+
+
+def joined_table(tables: nn.ModuleDict) -> Tensor:
+    """The vectors of all ids side by side, [V, sum of the parts' widths]."""
+    return torch.cat([cast(Embedding, table).weight for table in tables.values()], dim=1)
 
 
 def mean_square_of_rows(*rows: Mapping[str, Rows]) -> Tensor:

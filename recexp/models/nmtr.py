@@ -15,6 +15,7 @@ from recexp.models.neumf import (
     Interaction,
     InteractionKind,
     interaction_widths,
+    joined_table,
     look_up,
     mean_square_of_rows,
     pair_tables,
@@ -101,6 +102,9 @@ class NMTR(MultiBehavior):
     def logits(self, query: Query, item_BC: Tensor) -> Tensor:
         """z_BCK, levels weak to strong."""
         return torch.stack(self._level_logits(query, item_BC), dim=-1)
+
+    def item_embeddings(self) -> Tensor:
+        return joined_table(self.item)[1:]
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         return mean_square_of_rows(look_up(self.user, query.user_B), look_up(self.item, item_BC))

@@ -24,6 +24,7 @@ class Pop(ClosedForm):
     POP is the unpersonalized baseline of Sun et al. 2019 (BERT4Rec), arXiv:1904.06690.
     """
 
+    needs_user = False
     n_passes = 1
     count_V: Tensor
 

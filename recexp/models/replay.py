@@ -28,6 +28,7 @@ class Replay(ClosedForm):
     behavior.
     """
 
+    needs_user = False
     n_passes = 1
     prior_V: Tensor
 

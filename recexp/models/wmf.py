@@ -64,6 +64,9 @@ class WMF(ClosedForm):
         return table_scores(self.user_UD[query.user_B], self.item_VD, None, item_BC)
 
     @torch.no_grad()
+    def item_embeddings(self) -> Tensor:
+        return self.item_VD[1:]
+
     def fit_pass(self, store: Store) -> dict[str, float]:
         """Solve for all users and then for all items. Returns the objective reached.
 

@@ -28,7 +28,7 @@ from recexp.evaluation.protocol import Protocol
 from recexp.logs import printable_lines, show_logs
 from recexp.runs.assembly import assemble
 from recexp.runs.environment import describe, git_state
-from recexp.runs.finished import FinishedRun, check_size, open_data, open_run
+from recexp.runs.finished import FinishedRun, check_size, open_data, open_run, training_data
 from recexp.runs.outputs import save_ranks, save_result, show_table
 from recexp.runs.result import RunResult
 from recexp.training.checkpoints import read_matching_checkpoint
@@ -70,7 +70,7 @@ def evaluate(
         torch.set_num_threads(threads)
 
     store = open_data(run, split)
-    module = _test(run, protocol, store, accelerator)
+    module = _test(run, protocol, training_data(run, store, split), accelerator)
     changes = {
         "protocol": f"{name} of {trained.protocol}'s targets" if own_split else name,
         "protocol_id": protocol.id(store.meta),

@@ -10,7 +10,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from recexp.config import CONF
 from recexp.config.build import build
 from recexp.config.check import check_config
-from recexp.data.cache import prepare, verify
+from recexp.data.cache import prepare, prepared_folder, verify
 from recexp.data.split import Split
 from recexp.data.store import Store
 from recexp.errors import RecexpError
@@ -86,7 +86,7 @@ def open_data(run: FinishedRun, split: Split) -> Store:
     fingerprint = str(run.result.data.fingerprint)
     if not re.fullmatch(r"[0-9a-f]{16}", fingerprint):
         raise RecexpError(f"{run.folder}/result.json: no run writes the fingerprint it names.")
-    folder = Path(cfg.cache_dir) / f"{cfg.dataset.name}-{fingerprint}"
+    folder = prepared_folder(cfg.cache_dir, cfg.dataset.name, fingerprint)
     store = _open_prepared(folder, split)
     if store is None:
         if not cfg.dataset.raw_dir:
@@ -106,6 +106,22 @@ def open_data(run: FinishedRun, split: Split) -> Store:
             f"their fingerprints differ. {run.places}"
         )
     return store
+
+
+def training_data(run: FinishedRun, store: Store, split: Split) -> Store:
+    """The data that the tested weights were trained on.
+
+    store: of ``open_data``. After a refit, validation targets are among the training data, which
+    some models read when they score.
+    """
+    if not run.result.selection.startswith("refit"):
+        return store
+    merged = replace(split, merge_val=True)
+    try:
+        dataset = build(run.cfg.dataset, _recursive_=False)
+        return Store.open(prepare(dataset, merged, run.cfg.cache_dir))
+    except RecexpError as error:
+        raise RecexpError(f"{error} {run.places}") from error
 
 
 def check_size(run: FinishedRun, store: Store) -> None:

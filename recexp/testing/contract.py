@@ -190,6 +190,20 @@ class ModelContract:
             alone_1C = model.score(query[only], self.candidates_BC[only])
             assert_equal(alone_1C, score_BC[only])
 
+    def test_scores_without_user_vectors_depend_on_the_history_alone(self) -> None:
+        model = self.scoring_model
+        if model.needs_user:
+            return  # scores of another user differ, as they should
+        query = self.histories(model)
+        other_user = dataclasses.replace(query, user_B=query.user_B.flip(0))
+        torch.testing.assert_close(model.score(query), model.score(other_user))
+
+    def test_item_embeddings_have_a_row_per_item(self) -> None:
+        vectors_VD = self.scoring_model.item_embeddings()
+        if vectors_VD is not None:
+            assert vectors_VD.shape[0] == self.store.schema.n_items
+            assert vectors_VD.ndim == 2
+
     def test_its_cost_can_be_counted(self) -> None:
         """``result.json`` records the operations of scoring one user."""
         from recexp.runs.costs import scoring_flops

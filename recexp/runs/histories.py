@@ -1,0 +1,318 @@
+"""What users did, as a trained model reads it: from the prepared data, from raw events, or both."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+
+from recexp.data.dataset import Dataset
+from recexp.data.rows import Rows
+from recexp.data.store import Events, Store
+from recexp.errors import RecexpError
+from recexp.types import Schema
+
+UNKNOWN = -1  # the number of a user whom the data do not have
+COLUMNS = ("user", "item", "behavior", "value", "timestamp")
+# Integer times below these are taken as seconds, milliseconds and microseconds (until year 5138);
+# larger ones as nanoseconds.
+TIME_UNITS = ((10**11, 1000.0), (10**14, 1.0), (10**17, 1e-3))
+NANOSECONDS = 1e-6
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Histories:
+    """Events of some users up to the moment of prediction. A users, E events.
+
+    raw: the users' raw ids. user_A: their numbers in the data, int64 [A], UNKNOWN where the data do
+    not have them. The events of user a are rows start_A..end_A of ``events``.
+    """
+
+    raw: pl.Series
+    user_A: torch.Tensor
+    events: Events
+    start_A: torch.Tensor
+    end_A: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+
+class RawIds:
+    """The raw ids of users and items beside their numbers in the prepared data."""
+
+    def __init__(self, store: Store) -> None:
+        self.users = pl.read_parquet(store.folder / "users.parquet")["user"]
+        self.items = pl.read_parquet(store.folder / "items.parquet")["item"]
+
+    def user_numbers(self, raw: pl.Series) -> np.ndarray[Any, Any]:
+        """Numbers 0..U-1, int64 [len(raw)]; UNKNOWN where the data do not have the user."""
+        return _numbers(raw, self.users, first=0, unknown=UNKNOWN)
+
+    def item_numbers(self, raw: pl.Series) -> np.ndarray[Any, Any]:
+        """Numbers 1..V-1, int64 [len(raw)]; 0 where the data do not have the item."""
+        return _numbers(raw, self.items, first=1, unknown=0)
+
+
+def known_histories(store: Store, ids: RawIds, users: pl.Series | None) -> Histories:
+    """All that the data hold of these users, held-out events included; None: of every user.
+
+    Users whom the data do not have get an empty history.
+    """
+    raw = ids.users if users is None else users
+    user_A = torch.from_numpy(ids.user_numbers(raw))
+    is_known = user_A != UNKNOWN
+    at_A = user_A.clamp(min=0)
+    start_A = torch.where(is_known, store.past.ptr[at_A], 0)
+    end_A = torch.where(is_known, store.past.ptr[at_A + 1], 0)
+    return Histories(raw, user_A, store.past, start_A, end_A)
+
+
+def given_histories(
+    frame: pl.DataFrame, store: Store, ids: RawIds, dataset: Dataset, users: pl.Series | None
+) -> Histories:
+    """The known events of users with the frame's events merged into them in the order of time.
+
+    frame: columns as ``raw_events`` returns them. users: for whom; None: those of the frame.
+    Events of unknown items, and those that the data hold already, are left out and counted in the
+    log. Events are merged to pairs where the data set says so, as before training.
+    """
+    raw = frame["user"].unique(maintain_order=True) if users is None else users
+    owner = _numbers(frame["user"], raw, first=0, unknown=-1)
+    item = ids.item_numbers(frame["item"])
+    _log_left_out(frame, owner, item)
+    known = known_histories(store, ids, raw)
+    kept = (owner >= 0) & (item > 0)
+    new = Rows(
+        user=owner[kept].astype(np.int32),
+        item=item[kept].astype(np.int32),
+        behavior=_codes(frame, dataset)[kept],
+        time=frame["timestamp"].to_numpy()[kept],
+        mask=np.zeros(0),
+        origin=np.zeros(0),
+        value=_levels(frame, store)[kept],
+    )
+    rows = _joined(known, new)
+    if dataset.merge == "pairs" and len(rows):
+        rows = rows.merged(list(store.schema.explicit))
+    ptr = torch.from_numpy(np.searchsorted(rows.user, np.arange(len(raw) + 1)))
+    events = Events(
+        ptr=ptr,
+        item=torch.from_numpy(rows.item),
+        behavior=torch.from_numpy(rows.behavior),
+        time=torch.from_numpy(rows.time),
+        mask=torch.from_numpy(rows.mask),
+        value=None if store.past.value is None else torch.from_numpy(rows.value),
+    )
+    return Histories(raw, known.user_A, events, ptr[:-1], ptr[1:])
+
+
+def raw_events(
+    frame: pl.DataFrame, dataset: Dataset, schema: Schema, *, after: int = 0
+) -> pl.DataFrame:
+    """The frame with the columns user, item, behavior, timestamp (int64 ms) and value (float).
+
+    frame: columns named so, or as ``dataset.source`` names them. behavior may be missing where the
+    data set has only one; timestamp where the rows are in time order; value always.
+    after: rows without a timestamp follow this time, in milliseconds.
+
+    Raises RecexpError for a missing column, an unknown behavior, a missing id or a wrong time.
+    """
+    frame = frame.rename(_names(frame, dataset))
+    for column in ("user", "item"):
+        if column not in frame.columns:
+            raise RecexpError(
+                f"The histories have no column {column!r}; they have {', '.join(frame.columns)}. "
+                "They need user and item, and behavior, timestamp and value where the data have "
+                "them."
+            )
+        if n_missing := frame[column].null_count():
+            raise RecexpError(f"The histories lack the {column} in {n_missing} row(s).")
+    if "value" not in frame.columns:
+        frame = frame.with_columns(value=pl.lit(None, dtype=pl.Float64))
+    if "timestamp" not in frame.columns:
+        frame = frame.with_columns(timestamp=after + 1 + pl.int_range(pl.len(), dtype=pl.Int64))
+    else:
+        time_unit = dataset.source.get("time_unit")
+        time = milliseconds(frame["timestamp"], "The histories'", time_unit)
+        frame = frame.with_columns(timestamp=time)
+    if not dataset.value_behaviors and "behavior" not in frame.columns:
+        if len(schema.behaviors) > 1:
+            raise RecexpError(
+                "The histories have no column 'behavior', and the data have several: "
+                f"{', '.join(schema.behaviors)}."
+            )
+        frame = frame.with_columns(behavior=pl.lit(schema.behaviors[0]))
+    return frame.select(c for c in COLUMNS if c in frame.columns)
+
+
+def _names(frame: pl.DataFrame, dataset: Dataset) -> dict[str, str]:
+    """From the names of the data set's file to the canonical ones, where the frame has those."""
+    names = {}
+    for column in COLUMNS:
+        name = dataset.source.get(column)
+        if isinstance(name, str) and name in frame.columns and column not in frame.columns:
+            names[name] = column
+    return names
+
+
+def milliseconds(time: pl.Series, whose: str, time_unit: str | None = None) -> pl.Series:
+    """Times as int64 milliseconds: of ISO texts, dates and times, or numbers.
+
+    whose: begins the error. time_unit: "s" or "ms" for numbers; otherwise their size decides.
+
+    Raises RecexpError for missing and unreadable times.
+    """
+    if n_missing := time.null_count():
+        raise RecexpError(f"{whose} timestamp is missing in {n_missing} row(s).")
+    if time.dtype == pl.String:
+        try:
+            time = time.str.to_datetime(time_zone="UTC")
+        except pl.exceptions.PolarsError as error:
+            raise RecexpError(
+                f"{whose} timestamps, such as {time[0]!r}, are no ISO times: {error}"
+            ) from None
+    if time.dtype.is_temporal():
+        return time.cast(pl.Datetime("ms")).cast(pl.Int64)
+    if not time.dtype.is_numeric():
+        raise RecexpError(f"{whose} timestamps are of type {time.dtype}: use numbers or ISO texts.")
+    factor = {"s": 1000.0, "ms": 1.0}.get(str(time_unit))
+    if factor is None:
+        largest = float(time.abs().max() or 0)  # type: ignore[arg-type]
+        factor = next((f for bound, f in TIME_UNITS if largest < bound), NANOSECONDS)
+    return (time * factor).cast(pl.Int64)
+
+
+def _codes(frame: pl.DataFrame, dataset: Dataset) -> np.ndarray[Any, Any]:
+    """Codes of the behaviors, int8; 0 where a value lies below every threshold."""
+    names = list(dataset.behaviors)
+    if dataset.value_behaviors:
+        thresholds = np.asarray([dataset.value_behaviors[name] for name in names])
+        values = frame["value"].cast(pl.Float64).fill_null(-np.inf).to_numpy()
+        return np.searchsorted(thresholds, values, side="right").astype(np.int8)
+    unknown = sorted(set(frame["behavior"].cast(pl.String).unique()) - set(names), key=str)
+    if unknown:
+        raise RecexpError(
+            f"The histories have the unknown behavior {unknown[0]!r}; the data set has "
+            f"{', '.join(names)}."
+        )
+    codes = pl.Series(range(1, len(names) + 1), dtype=pl.Int8)
+    return frame["behavior"].cast(pl.String).replace_strict(pl.Series(names), codes).to_numpy()
+
+
+def _levels(frame: pl.DataFrame, store: Store) -> np.ndarray[Any, Any]:
+    """Level ids of the values, int16; 0 where a value is missing or was never seen."""
+    levels = np.asarray(store.meta["levels"], dtype=np.float64)
+    values = frame["value"].cast(pl.Float64).fill_null(np.nan).to_numpy()
+    if not len(levels):
+        return np.zeros(len(values), np.int16)
+    at = np.searchsorted(levels, values).clip(max=len(levels) - 1)
+    return np.where(levels[at] == values, at + 1, 0).astype(np.int16)
+
+
+def _joined(known: Histories, new: Rows) -> Rows:
+    """Known and new events, sorted by user and time; new ones after known ones of the same time."""
+    old = _rows(known)
+    behavior_known = new.behavior > 0  # below every threshold of value_behaviors: no event
+    fields = ("user", "item", "behavior", "time")
+    columns = [np.concatenate([getattr(old, f), getattr(new, f)[behavior_known]]) for f in fields]
+    user, item, behavior, time = columns
+    assert old.value is not None and new.value is not None
+    value = np.concatenate([old.value, new.value[behavior_known]])
+    is_new = np.arange(len(user)) >= len(old)
+    order = np.lexsort((is_new, time, user))
+    # An event that the data hold already is not counted twice.
+    first = pl.DataFrame(columns, schema=list(fields))[order].with_columns(is_new=is_new[order])
+    repeated = first["is_new"].to_numpy() & _equals_an_old_one(first)
+    order = order[~repeated]
+    behavior = behavior[order]
+    return Rows(
+        user=user[order],
+        item=item[order],
+        behavior=behavior,
+        time=time[order],
+        mask=np.left_shift(np.int32(1), behavior.astype(np.int32) - 1),
+        origin=np.arange(len(order)),
+        value=value[order],
+    )
+
+
+def _equals_an_old_one(events: pl.DataFrame) -> np.ndarray[Any, Any]:
+    """Is there an old event (is_new false) with the same user, item, behavior and time?"""
+    is_old = ~pl.col("is_new")
+    return (
+        events.select(is_old.any().over("user", "item", "behavior", "time")).to_series().to_numpy()
+    )
+
+
+def _rows(known: Histories) -> Rows:
+    """The known events, numbered by the place of their user in ``known``."""
+    size_A = known.end_A - known.start_A
+    owner = torch.repeat_interleave(torch.arange(len(known)), size_A)
+    n_before_A = size_A.cumsum(0) - size_A
+    at = torch.arange(len(owner)) + (known.start_A - n_before_A)[owner]
+    events = known.events
+    value = np.zeros(len(owner), np.int16)
+    if events.value is not None:
+        value = events.value[at].numpy()
+    return Rows(
+        user=owner.numpy().astype(np.int32),
+        item=events.item[at].numpy(),
+        behavior=events.behavior[at].numpy(),
+        time=events.time[at].numpy(),
+        mask=events.mask[at].numpy(),
+        origin=at.numpy(),
+        value=value,
+    )
+
+
+def _log_left_out(
+    frame: pl.DataFrame, owner: np.ndarray[Any, Any], item: np.ndarray[Any, Any]
+) -> None:
+    is_unknown = (item == 0) & (owner >= 0)
+    if n_events := int(is_unknown.sum()):
+        items = frame["item"].filter(pl.Series(is_unknown)).unique()
+        log.warning(
+            "%s event(s) of %s item(s) that the model does not know were left out, such as %s",
+            f"{n_events:,}",
+            f"{len(items):,}",
+            ", ".join(map(str, items.sort()[:3])),
+        )
+    if n_others := int((owner < 0).sum()):
+        log.warning("%s event(s) of users that were not asked for were left out", f"{n_others:,}")
+
+
+def _numbers(raw: pl.Series, known: pl.Series, first: int, unknown: int) -> np.ndarray[Any, Any]:
+    """The place of each raw id among ``known``, counted from ``first``; int64."""
+    try:
+        wanted = raw.cast(known.dtype, strict=False)
+    except pl.exceptions.PolarsError:
+        wanted = pl.Series([None] * len(raw), dtype=known.dtype)
+    table = pl.DataFrame({"id": known}).with_row_index("at", offset=first)
+    table = table.with_columns(pl.col("at").cast(pl.Int64))
+    joined = pl.DataFrame({"id": wanted}).join(table, on="id", how="left", maintain_order="left")
+    return joined["at"].fill_null(unknown).to_numpy()
+
+
+def as_series(ids: Sequence[Any] | pl.Series | None) -> pl.Series | None:
+    """Raw ids as a series without repeats, in their order."""
+    if ids is None:
+        return None
+    series = ids if isinstance(ids, pl.Series) else _series(list(ids))
+    if series.null_count():
+        raise RecexpError(f"{series.null_count()} of the ids are missing.")
+    return series.unique(maintain_order=True)
+
+
+def _series(ids: list[Any]) -> pl.Series:
+    """Ids as a series; as texts where they are of several types."""
+    if len({type(one) for one in ids}) > 1:
+        ids = [None if one is None else str(one) for one in ids]
+    return pl.Series(ids)

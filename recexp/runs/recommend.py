@@ -1,0 +1,161 @@
+"""``python -m recexp.recommend RUN_DIR``: the best items of each user, as a table or a file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+
+from recexp.errors import RecexpError
+from recexp.io import atomic_write
+from recexp.logs import show_logs
+from recexp.runs.trained import Trained, load
+
+FORMATS = (".parquet", ".csv")
+SHOWN_USERS = 5  # without --out
+
+
+def recommend(options: argparse.Namespace) -> None:
+    """Do what the command line says."""
+    others = [options.users, options.histories, options.candidates, options.fallback]
+    if options.as_tested and any([*others, options.all_users, options.include_seen]):
+        raise RecexpError(
+            "--as-tested repeats the run's test, whose users, histories and candidates are those "
+            "of its protocol: leave out the other choices."
+        )
+    if options.out and options.out.suffix not in FORMATS:
+        raise RecexpError(f"--out {options.out}: the name must end in {' or '.join(FORMATS)}.")
+    trained = load(
+        options.run_dir,
+        raw_dir=options.raw_dir,
+        cache_dir=options.cache_dir,
+        threads=options.threads,
+    )
+    if options.as_tested:
+        frames = trained.tested_lists_in_chunks(options.k, progress=True)
+    else:
+        frames = _recommended(options, trained)
+    if options.out is None:
+        _show(frames)
+        return
+    n_rows = _write(frames, options.out)
+    print(f"{n_rows:,} rows written to {options.out}")
+
+
+def _recommended(options: argparse.Namespace, trained: Trained) -> Iterator[pl.DataFrame]:
+    return trained.recommend_in_chunks(
+        _users(options, trained),
+        options.k,
+        histories=_table(options.histories) if options.histories else None,
+        candidates=_ids(options.candidates, "item") if options.candidates else None,
+        include_seen=options.include_seen,
+        fallback=options.fallback,
+        progress=True,
+    )
+
+
+def _users(options: argparse.Namespace, trained: Trained) -> pl.Series | None:
+    """Whom to recommend to; None: all users of the data, or those of the histories."""
+    if options.users:
+        return _ids(options.users, "user")
+    if options.all_users or options.histories:
+        return None
+    users: pl.Series = trained.users[:SHOWN_USERS]
+    print(
+        f"The first {len(users)} of {len(trained.users):,} users; --all-users recommends to "
+        "everybody, --users FILE to those in a file."
+    )
+    return users
+
+
+def _ids(path: Path, column: str) -> pl.Series:
+    """The column of a file, or its only column."""
+    table = _table(path)
+    if column in table.columns:
+        return table[column]
+    if table.width == 1:
+        return table.to_series()
+    raise RecexpError(f"{path} has no column {column!r}; it has {', '.join(table.columns)}.")
+
+
+def _table(path: Path) -> pl.DataFrame:
+    """A csv file with a header, or a parquet file."""
+    try:
+        if path.suffix == ".parquet":
+            return pl.read_parquet(path)
+        return pl.read_csv(path, infer_schema_length=None)
+    except FileNotFoundError:
+        raise RecexpError(f"{path} does not exist.") from None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise RecexpError(
+            f"{path} cannot be read as {'parquet' if path.suffix == '.parquet' else 'csv'}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _show(frames: Iterator[pl.DataFrame]) -> None:
+    with pl.Config(tbl_rows=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
+        for frame in frames:
+            print(frame)
+
+
+def _write(frames: Iterator[pl.DataFrame], path: Path) -> int:
+    """Write the frames as one file; returns the number of rows. Holds one frame at a time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    n_rows = 0
+    with atomic_write(path) as temporary, tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        for number, frame in enumerate(frames):
+            frame.write_parquet(Path(folder) / f"{number:09}.parquet")
+            n_rows += len(frame)
+        parts = pl.scan_parquet(Path(folder) / "*.parquet")
+        if path.suffix == ".csv":
+            parts.sink_csv(temporary)
+        else:
+            parts.sink_parquet(temporary)
+    return n_rows
+
+
+def main() -> None:
+    """Entry point of ``python -m recexp.recommend``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m recexp.recommend",
+        description="The best items of each user, by the model of a finished run: user, item, "
+        "rank, score. Equal scores are ordered by the item's id.",
+    )
+    add = parser.add_argument
+    add("run_dir", type=Path, metavar="RUN_DIR")
+    add("-k", type=int, default=10, help="length of the lists (default: 10)")
+    add("--users", type=Path, metavar="FILE", help="csv or parquet with a column user")
+    add("--all-users", action="store_true", help="all users of the data")
+    add(
+        "--histories",
+        type=Path,
+        metavar="FILE",
+        help="csv or parquet with later events, or events of new users",
+    )
+    add(
+        "--as-tested",
+        action="store_true",
+        help="the lists that the run's test ranked: before each test target, by its protocol",
+    )
+    add("--candidates", type=Path, metavar="FILE", help="csv or parquet with a column item")
+    add("--include-seen", action="store_true", help="also items of the user's history")
+    add(
+        "--fallback",
+        choices=["popularity"],
+        help="what to recommend to users whom the model cannot score",
+    )
+    add("--out", type=Path, metavar="FILE", help="a .parquet or .csv file; else printed")
+    add("--raw-dir", help="where the raw data lie, if not where conf/dataset looks for them")
+    add("--cache-dir", help="where prepared data are kept, if not in cache")
+    add("--threads", type=int)
+    options = parser.parse_args()
+    show_logs()
+    try:
+        recommend(options)
+    except RecexpError as error:
+        sys.exit(f"error: {error}")
