@@ -85,7 +85,7 @@ OTHER_KEYS = (
 )
 NAMES = ("model", "dataset", "protocol")
 MAX_TARGET = 200  # characters of a _target_ that an error shows
-MORE_NAMES = ("objective", "sampler", "preset", "overrides")
+MORE_NAMES = ("objective", "loss", "sampler", "preset", "overrides")
 
 
 @dataclass(frozen=True)
