@@ -8,9 +8,19 @@ import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
+import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 
 from recexp.config.build import register_resolvers
 
 torch.set_num_threads(1)
 register_resolvers()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fresh_hydra():
+    """Hydra's global state is that of a new process, so that modules may run in any order."""
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
