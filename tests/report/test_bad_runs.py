@@ -324,3 +324,22 @@ def test_the_limits_are_far_above_what_a_run_writes():
     assert 10 * largest["result.json"] < loading.MAX_RESULT_BYTES
     assert 10 * largest["metrics.csv"] < loading.MAX_EPOCHS_BYTES
     assert 10 * largest["ranks.parquet"] < loading.MAX_RANKS_BYTES
+
+
+def test_a_run_that_fails_in_a_table_of_its_own_is_left_out(tmp_path, capsys, monkeypatch):
+    """Which value fails where is not known beforehand, so the failure is made here."""
+    write_run(tmp_path / "good")
+    write_run(tmp_path / "bad", seed=1)
+
+    def failing(results):
+        if any(result["seed"] == 1 for result in results):
+            raise TypeError("odd value")
+        return []
+
+    monkeypatch.setattr("recexp.report.__main__.budgets", failing)
+    report([str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert (
+        f"left out: {tmp_path}/bad: a value is not one of a run (TypeError: odd value)" in printed
+    )
+    assert "| pop |" in printed
