@@ -1,4 +1,4 @@
-"""What models, objectives and samplers promise to the engine.
+"""What models, objectives, losses and samplers promise to the engine.
 
 Every method and attribute that the engine uses is declared here, with a neutral default where
 one exists. A class inherits from the contract it fulfills, so ``isinstance`` tells what an object
@@ -13,6 +13,13 @@ Models: ``Recommender`` scores items. Its subclasses add what an objective may n
     SessionState     an Encoder that advances event by event  (session_parallel)
     ClosedForm       fits without gradients                   (none)
 
+Losses: an objective takes a loss of a kind that its constructor names.
+
+    CatalogLoss      the target against all items             (next_item, cloze)
+    SampledLoss      positives against drawn negatives        (next_item, cloze, pairwise,
+                                                               session_parallel)
+    LabelLoss        scores against labels 0 and 1            (pointwise)
+
 The shape suffixes are those of ``recexp.types``.
 """
 
@@ -20,14 +27,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from recexp.errors import RecexpError
-from recexp.types import Query
+from recexp.types import Query, SampledScores
 
 if TYPE_CHECKING:
     from recexp.data.store import Store
@@ -165,7 +172,7 @@ class Objective(ABC, Generic[ModelT, BatchT]):
     """What a training example is, and what its loss is. It never asks which model it trains.
 
     A run calls ``bind`` once. Then every epoch deals out ``rows`` in shuffled batches, and every
-    step calls ``batch`` and ``loss``.
+    step calls ``batch`` and ``losses``.
     """
 
     needs: ClassVar[type] = Recommender
@@ -188,10 +195,10 @@ class Objective(ABC, Generic[ModelT, BatchT]):
 
     @abstractmethod
     def batch(self, store: Store, rows: Tensor, generator: torch.Generator) -> BatchT:
-        """All that the loss of these rows needs, gathered and drawn on the store's device."""
+        """All that the losses of these rows need, gathered and drawn on the store's device."""
 
     @abstractmethod
-    def loss(self, model: ModelT, batch: BatchT) -> Mapping[str, Tensor | float]:
+    def losses(self, model: ModelT, batch: BatchT) -> Mapping[str, Tensor | float]:
         """Scalars by name; "loss" is the one to minimize."""
 
     def batches(self, store: Store, batch_size: int, seed: int) -> Sampler[Tensor]:
@@ -222,6 +229,74 @@ class Objective(ABC, Generic[ModelT, BatchT]):
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from ``state()``."""
         return None
+
+
+class Loss:
+    """What training minimizes, given to an objective as an object (``conf/loss``).
+
+    A class may be of several kinds. The ``constant_of_...`` methods say what a model reaches that
+    scores all items of a query equal; ``Objective.constant_loss`` is computed from them.
+    """
+
+
+class CatalogLoss(Loss, ABC):
+    """Compares each target with the whole catalog."""
+
+    @abstractmethod
+    def of_catalog(
+        self, h_ND: Tensor, vectors_VD: Tensor, bias_V: Tensor | None, target_N: Tensor
+    ) -> Tensor:
+        """The mean loss of N states, a scalar.
+
+        vectors_VD and bias_V: of the items 1..V-1, as ``Encoder.item_vectors`` returns them.
+        target_N: int64, rows of vectors_VD.
+        """
+
+    @abstractmethod
+    def constant_of_catalog(self, n_items: int) -> float:
+        """The least loss where all scores are equal."""
+
+
+class SampledLoss(Loss, ABC):
+    """Compares positives with sampled negatives."""
+
+    activates: ClassVar[bool] = True
+    """Scores pass ``Encoder.final_activation`` first."""
+
+    counts_negatives: ClassVar[bool] = False
+    """The formula has the number of negatives in it, so none may be left out by a mask."""
+
+    @property
+    def needs_log_q(self) -> bool:
+        """Uses the log-probabilities of negatives, ``SampledScores.log_q``."""
+        return False
+
+    @abstractmethod
+    def of_sampled(self, scores: SampledScores) -> Tensor:
+        """The mean loss over the positives, a scalar."""
+
+    @abstractmethod
+    def constant_of_sampled(self, n: int, n_items: int) -> float:
+        """The least loss of one positive and n negatives whose scores are all equal."""
+
+
+Mean = Literal["weights", "rows"]
+
+
+class LabelLoss(Loss, ABC):
+    """Compares scores of pairs with labels 0 and 1."""
+
+    @abstractmethod
+    def of_labels(self, z: Tensor, y: Tensor, w: Tensor, *, mean: Mean) -> Tensor:
+        """The mean loss of scores z against labels y with weights w, all [...].
+
+        mean: "weights" divides the weighted sum by the sum of weights, "rows" by the number of
+        elements.
+        """
+
+    @abstractmethod
+    def constant_of_labels(self, ones: float, zeros: float) -> float:
+        """Summed loss of the best constant prediction for labels of these total weights."""
 
 
 class NegativeSampler(Protocol):

@@ -149,3 +149,14 @@ class SequenceBatch:
     negative_Bn: Tensor | None = None  # shared by all positions of a row, or
     negative_n: Tensor | None = None  # shared by the batch
     log_prob_n: Tensor | None = None  # of negative_n in one draw, for corrections
+
+
+@dataclass(frozen=True)
+class SampledScores:
+    """Scores of N positives and of the n negatives of each, for a ``SampledLoss``."""
+
+    positive: Tensor  # [N]
+    negative: Tensor  # [N, n]
+    n_items: int  # size of the catalog
+    mask: Tensor | None = None  # bool [N, n]: the negative counts; None: all do
+    log_q: Tensor | None = None  # [n]: log-probability of each negative in one draw

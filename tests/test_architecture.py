@@ -39,7 +39,12 @@ MAY_IMPORT = {
         "recexp.data.store",
         "recexp.rng",
     ),
-    "recexp/objectives/losses.py": ("recexp.contracts", "recexp.types", "recexp.errors"),
+    "recexp/objectives/losses.py": (
+        "recexp.contracts",
+        "recexp.nn.cpu",
+        "recexp.types",
+        "recexp.errors",
+    ),
     "recexp/evaluation": (
         "recexp.evaluation",
         "recexp.contracts",

@@ -16,6 +16,7 @@ import pytest
 
 from recexp.config.check import check_config
 from recexp.errors import RecexpError
+from recexp.objectives import losses
 from recexp.report.papers.claims import all_claims
 from recexp.report.papers.published import figures
 from recexp.runs.run import run
@@ -249,23 +250,50 @@ def test_a_new_kind_of_split_is_a_class_and_a_file(workshop, monkeypatch):
     assert result["metrics"]["test/users"] == 7
 
 
-def test_a_loss_is_a_class_and_its_name(workshop, monkeypatch):
-    """Both stand in recexp/objectives/losses.py; no YAML is needed to choose it."""
-    from recexp.objectives import losses, sequence
+LOSS = """
+    from dataclasses import dataclass
+    from typing import Annotated
 
-    class Hinge(losses.SampledLoss):
-        def __call__(self, scores):
-            return (1 - scores.positive[:, None] + scores.negative).clamp(min=0).mean()
+    from pydantic import Field
 
-        def constant(self, n, n_items):
-            return 1.0
+    from recexp.contracts import SampledLoss
 
-    monkeypatch.setitem(losses.SAMPLED_LOSSES, "hinge", Hinge)
-    names = ("ce", *losses.SAMPLED_LOSSES)
-    monkeypatch.setattr(sequence, "LOSSES", names, raising=False)
-    words = ["model=sasrec", "model.max_len=5", "model.n_factors=8", "model.n_heads=1"]
-    result = workshop.run("inside", *words, "objective.loss_name=hinge")
-    assert result["metrics"]["test/users"] == 30
+
+    @dataclass(frozen=True)
+    class Hinge(SampledLoss):
+        margin: Annotated[float, Field(gt=0)] = 1.0
+
+        def of_sampled(self, scores):
+            too_close = self.margin - scores.positive[:, None] + scores.negative
+            return too_close.clamp(min=0).mean()
+
+        def constant_of_sampled(self, n, n_items):
+            return self.margin
+"""
+
+
+@pytest.mark.parametrize("home", HOMES)
+@pytest.mark.parametrize("model", ["sasrec", "bpr_mf"])
+def test_a_loss_with_a_parameter_of_its_own_is_a_class_and_a_yaml(
+    workshop, monkeypatch, home, model
+):
+    """Inside, the class stands in recexp/objectives/losses.py."""
+    module = "recexp.objectives.losses"
+    if home == "outside":
+        module = workshop.code(home, module, "hinge", LOSS)
+    else:
+        scope = vars(losses).copy()
+        exec(dedent(LOSS), scope)
+        monkeypatch.setattr(losses, "Hinge", scope["Hinge"], raising=False)
+    workshop.conf("loss/hinge", f"_target_: {module}.Hinge\nmargin: 1.0")
+    words = [f"model={model}", "model.n_factors=8", "loss=hinge"]
+    result = workshop.run(home, *words, "loss.margin=0.5")
+    assert result["loss"] == "hinge" and result["metrics"]["test/users"] == 30
+    assert result["constant_loss"] == 0.5
+    with pytest.raises(RecexpError, match=r"loss\.margin=-1: must be a number above 0"):
+        check_config(workshop.config(home, *words, "loss.margin=-1"))
+    with pytest.raises(RecexpError, match="objective=Pointwise cannot train with loss=Hinge"):
+        check_config(workshop.config(home, "model=mf", "loss=hinge"))
 
 
 def test_a_metric_is_one_function(workshop, monkeypatch):

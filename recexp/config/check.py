@@ -28,6 +28,7 @@ from recexp.config.values import check_values
 from recexp.contracts import require
 from recexp.data.datamodule import rows_per_step
 from recexp.errors import RecexpError
+from recexp.renamed import MOVED
 from recexp.types import Schema
 
 # What each group may instantiate. The config of a run that comes from elsewhere must not run other
@@ -35,6 +36,7 @@ from recexp.types import Schema
 ALLOWED: dict[str, tuple[str, ...]] = {
     "model": ("recexp.models.",),
     "objective": ("recexp.objectives.", "recexp.objectives.samplers."),
+    "loss": ("recexp.objectives.losses.",),
     "sampler": ("recexp.objectives.samplers.",),
     "protocol": ("recexp.evaluation.protocol.", "recexp.data.split."),
     "dataset": (
@@ -65,6 +67,7 @@ UNKNOWN_WITHOUT_HYDRA = (InterpolationResolutionError, UnsupportedInterpolationT
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_"}
 NODES = ("dataset", "protocol", "objective", "model", "trainer", "optimizer")
 OTHER_KEYS = (
+    "loss",
     "sampler",
     "scheduler",
     "logger",
@@ -313,7 +316,9 @@ def _check_keys(path: str, node: DictConfig, callee: Any) -> None:
         return
     known = ", ".join(k for k in parameters if k not in ("schema", "self")) or "no options"
     hint = ""
-    if path in ("objective", "sampler"):
+    if path in ("objective", "loss", "sampler"):
         drops = " ".join(f"~{path}.{key}" for key in unknown)
         hint = f" If the model's YAML set it for another {path}, drop it: {drops}"
+    if now := MOVED.get(f"{path}.{unknown[0]}"):
+        hint = f" It is {now} now, a group of its own (conf/loss)."
     raise RecexpError(f"Unknown key {path}.{unknown[0]}: {callee.__name__} knows {known}.{hint}")

@@ -19,7 +19,7 @@ def summary(cfg: DictConfig) -> list[str]:
     facts = {
         "model": _with_class(names.get("model"), cfg.model),
         "objective": _with_class(names.get("objective"), cfg.objective),
-        "loss": _loss(cfg.objective),
+        "loss": names.get("loss") if cfg.objective.get("loss") else None,
         "sampler": names.get("sampler"),
         "optimizer": _optimizer(cfg),
         "protocol": f"{names.get('protocol')}, selection={cfg.selection}",
@@ -34,14 +34,6 @@ def summary(cfg: DictConfig) -> list[str]:
 
 def _with_class(name: Any, node: DictConfig) -> str:
     return f"{name} ({node['_target_'].rpartition('.')[2]})"
-
-
-def _loss(objective: DictConfig) -> str | None:
-    """The name of the loss, or the class of a loss that is a node; None for closed-form models."""
-    loss: Any = objective.get("loss", objective.get("loss_name"))
-    if isinstance(loss, DictConfig):
-        return str(loss.get("_target_", "")).rpartition(".")[2]
-    return None if loss is None else str(loss)
 
 
 def _optimizer(cfg: DictConfig) -> str:

@@ -26,7 +26,7 @@ class MTMF(MultiBehavior):
     https://research.ibm.com/publications/multi-task-matrix-factorization-for-collaborative-filtering;
     a baseline of the ITE paper. Reconstruction: only the abstract was available. It confirms the
     common user factors and the joint training of the parts; the biases and the binary loss are our
-    choice. The original predicts ratings; its squared error is objective.loss_name=mse.
+    choice. The original predicts ratings; its squared error is loss=mse.
     """
 
     n_behaviors = 2

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from recexp.contracts import NegativeSampler, Recommender
+from recexp.contracts import Loss, NegativeSampler, Recommender
 from recexp.data.store import Store
 from recexp.errors import RecexpError
-from recexp.objectives.samplers import Mixed, NoSampler, SupportiveOnly
+from recexp.objectives.samplers import NO_SAMPLER, Mixed, NoSampler, SupportiveOnly
 from recexp.types import Query
 
 Positives = Literal["any", "explicit", "strongest"]
@@ -24,6 +25,27 @@ def check_choice(name: str, value: str, choices: Any) -> None:
         raise RecexpError(f"objective.{name}={value!r}: choose {allowed}.")
 
 
+def check_loss(objective: object, loss: Loss, *kinds: type[Loss]) -> None:
+    """Raise RecexpError where the loss is of no kind that the objective takes."""
+    if isinstance(loss, kinds):
+        return
+    fitting = dict.fromkeys(found.__name__ for kind in kinds for found in _classes(kind))
+    raise RecexpError(
+        f"objective={type(objective).__name__} cannot train with loss={type(loss).__name__}; "
+        f"choose one of {', '.join(fitting)} (loss=? lists their names)."
+    )
+
+
+def _classes(kind: type[Loss]) -> list[type[Loss]]:
+    """The classes of a kind that can be instantiated."""
+    found: list[type[Loss]] = []
+    for subclass in kind.__subclasses__():
+        if not inspect.isabstract(subclass):
+            found.append(subclass)
+        found += _classes(subclass)
+    return found
+
+
 def check_sampler(sampler: NegativeSampler, *, shared: bool = False) -> None:
     """Raise RecexpError where an objective is to draw from a sampler that cannot.
 
@@ -33,9 +55,7 @@ def check_sampler(sampler: NegativeSampler, *, shared: bool = False) -> None:
         check_sampler(sampler.first, shared=shared)
         check_sampler(sampler.second, shared=shared)
     if isinstance(sampler, NoSampler):
-        raise RecexpError(
-            "This objective draws negatives, but sampler=none: choose sampler=uniform or another."
-        )
+        raise RecexpError(NO_SAMPLER)
     if shared and isinstance(sampler, SupportiveOnly):
         raise RecexpError(
             "sampler=supportive_only draws from a user's own items, so its negatives cannot be "

@@ -23,6 +23,6 @@ class FitPass(Objective[ClosedForm, Store]):
     def batch(self, store: Store, rows: Tensor, generator: torch.Generator) -> Store:
         return store
 
-    def loss(self, model: ClosedForm, batch: Store) -> dict[str, float]:
+    def losses(self, model: ClosedForm, batch: Store) -> dict[str, float]:
         """What the pass reports; there is nothing to minimize."""
         return model.fit_pass(batch)

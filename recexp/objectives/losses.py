@@ -1,4 +1,4 @@
-"""Losses: pure functions of scores, and the objects by which objectives choose among them.
+"""Losses: pure functions of scores, and the objects that objectives take (``conf/loss``).
 
 Shapes: ``...`` is any leading shape (rows, positions), ``n`` the negatives per positive.
 
@@ -6,24 +6,26 @@ Every function averages over the leading shape. Where a weight ``w`` of that sha
 average is weighted, and a weight of 0 leaves its row or position out; where all weights are 0 the
 loss is 0. ``mask`` [..., n] is True where a negative counts.
 
-To add a loss over sampled negatives, subclass ``SampledLoss`` and enter it in ``SAMPLED_LOSSES``.
+To add a loss, subclass one of the kinds of ``recexp.contracts`` and name it in a YAML of
+``conf/loss``.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from recexp.contracts import CatalogLoss, LabelLoss, Mean, SampledLoss
+from recexp.nn.cpu.linear_cross_entropy import linear_cross_entropy
+from recexp.types import SampledScores
+
 _BPR_MAX_EPS = 1e-24
-
-Mean = Literal["weights", "rows"]
-
 
 # ---------------------------------------------------------------- labels and weights per pair
 
@@ -230,60 +232,47 @@ def _without_empty(mask: Tensor, w: Tensor | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SampledScores:
-    """Scores of positives and their negatives."""
+class CE(CatalogLoss):
+    """``cross_entropy``: softmax over all items."""
 
-    positive: Tensor  # [N]
-    negative: Tensor  # [N, n]
-    n_items: int  # size of the catalog
-    mask: Tensor | None = None  # bool [N, n]: the negative counts; None: all do
-    log_q: Tensor | None = None  # [n]: log-probability of each negative in one draw
+    def of_catalog(
+        self, h_ND: Tensor, vectors_VD: Tensor, bias_V: Tensor | None, target_N: Tensor
+    ) -> Tensor:
+        return linear_cross_entropy(h_ND, vectors_VD, bias_V, target_N)
 
-
-class SampledLoss(ABC):
-    """A loss of positives against sampled negatives, for the objectives over sequences."""
-
-    activates: ClassVar[bool] = True
-    """Scores pass ``Encoder.final_activation`` first."""
-
-    counts_negatives: ClassVar[bool] = False
-    """The formula has the number of negatives in it, so none may be left out by a mask."""
-
-    corrects: ClassVar[bool] = False
-    """Uses the log-probabilities of negatives."""
-
-    @abstractmethod
-    def __call__(self, scores: SampledScores) -> Tensor:
-        """The mean loss over the positives, a scalar."""
-
-    @abstractmethod
-    def constant(self, n: int, n_items: int) -> float:
-        """The least loss of one positive and n negatives whose scores are all equal."""
+    def constant_of_catalog(self, n_items: int) -> float:
+        return math.log(n_items)
 
 
 @dataclass(frozen=True)
-class BCE(SampledLoss):
-    """``bce_negatives``."""
+class BCE(SampledLoss, LabelLoss):
+    """Binary cross-entropy: ``bce_negatives``, and ``bce_with_weights`` of labeled logits."""
 
-    def __call__(self, scores: SampledScores) -> Tensor:
+    def of_sampled(self, scores: SampledScores) -> Tensor:
         return bce_negatives(scores.positive, scores.negative, mask=scores.mask)
 
-    def constant(self, n: int, n_items: int) -> float:
+    def constant_of_sampled(self, n: int, n_items: int) -> float:
         return _least_bce(1.0, n)
+
+    def of_labels(self, z: Tensor, y: Tensor, w: Tensor, *, mean: Mean) -> Tensor:
+        return bce_with_weights(z, y, w, mean=mean)
+
+    def constant_of_labels(self, ones: float, zeros: float) -> float:
+        return _least_bce(ones, zeros)
 
 
 @dataclass(frozen=True)
 class GBCE(SampledLoss):
     """``gbce``; t is its calibration."""
 
-    t: float = 0.75
+    t: Annotated[float, Field(ge=0, le=1)] = 0.75
 
     counts_negatives = True
 
-    def __call__(self, scores: SampledScores) -> Tensor:
+    def of_sampled(self, scores: SampledScores) -> Tensor:
         return gbce(scores.positive, scores.negative, n_items=scores.n_items, t=self.t)
 
-    def constant(self, n: int, n_items: int) -> float:
+    def constant_of_sampled(self, n: int, n_items: int) -> float:
         return _least_bce(gbce_beta(self.t, n, n_items), n) / (1 + n)
 
 
@@ -291,37 +280,47 @@ class GBCE(SampledLoss):
 class BPR(SampledLoss):
     """``bpr``, which depends on differences of scores only."""
 
-    def __call__(self, scores: SampledScores) -> Tensor:
+    def of_sampled(self, scores: SampledScores) -> Tensor:
         return bpr(scores.positive, scores.negative, mask=scores.mask)
 
-    def constant(self, n: int, n_items: int) -> float:
+    def constant_of_sampled(self, n: int, n_items: int) -> float:
         return math.log(2)
 
 
 @dataclass(frozen=True)
 class SampledSoftmax(SampledLoss):
-    """``sampled_softmax``."""
+    """``sampled_softmax``.
+
+    log_q: subtract log(n q) from the negatives' scores, so that the loss estimates the softmax
+        over the items that the sampler can draw. Needs negatives common to a batch.
+    """
+
+    log_q: bool = False
 
     activates = False
-    corrects = True
 
-    def __call__(self, scores: SampledScores) -> Tensor:
+    @property
+    def needs_log_q(self) -> bool:
+        return self.log_q
+
+    def of_sampled(self, scores: SampledScores) -> Tensor:
         return sampled_softmax(
             scores.positive, scores.negative, mask=scores.mask, log_q_negative=scores.log_q
         )
 
-    def constant(self, n: int, n_items: int) -> float:
-        return math.log(1 + n)
+    def constant_of_sampled(self, n: int, n_items: int) -> float:
+        # Corrected, a sample stands for the catalog.
+        return math.log(n_items) if self.log_q else math.log(1 + n)
 
 
 @dataclass(frozen=True)
 class TOP1(SampledLoss):
     """``top1``, least where all scores are 0."""
 
-    def __call__(self, scores: SampledScores) -> Tensor:
+    def of_sampled(self, scores: SampledScores) -> Tensor:
         return top1(scores.positive, scores.negative, mask=scores.mask)
 
-    def constant(self, n: int, n_items: int) -> float:
+    def constant_of_sampled(self, n: int, n_items: int) -> float:
         return (0.5 + n) / (1 + n)
 
 
@@ -329,10 +328,10 @@ class TOP1(SampledLoss):
 class TOP1Max(SampledLoss):
     """``top1_max``, least where all scores are 0."""
 
-    def __call__(self, scores: SampledScores) -> Tensor:
+    def of_sampled(self, scores: SampledScores) -> Tensor:
         return top1_max(scores.positive, scores.negative, mask=scores.mask)
 
-    def constant(self, n: int, n_items: int) -> float:
+    def constant_of_sampled(self, n: int, n_items: int) -> float:
         return 1.0
 
 
@@ -340,67 +339,26 @@ class TOP1Max(SampledLoss):
 class BPRMax(SampledLoss):
     """``bpr_max``, least where all scores are 0; bpreg weighs its regularization."""
 
-    bpreg: float = 1.0
+    bpreg: Annotated[float, Field(ge=0)] = 1.0
 
-    def __call__(self, scores: SampledScores) -> Tensor:
+    def of_sampled(self, scores: SampledScores) -> Tensor:
         return bpr_max(scores.positive, scores.negative, mask=scores.mask, bpreg=self.bpreg)
 
-    def constant(self, n: int, n_items: int) -> float:
+    def constant_of_sampled(self, n: int, n_items: int) -> float:
         return math.log(2)
 
 
-SAMPLED_LOSSES: dict[str, type[SampledLoss]] = {
-    "bce": BCE,
-    "gbce": GBCE,
-    "bpr": BPR,
-    "sampled_softmax": SampledSoftmax,
-    "top1": TOP1,
-    "top1_max": TOP1Max,
-    "bpr_max": BPRMax,
-}
+@dataclass(frozen=True)
+class MSE(LabelLoss):
+    """``mse_with_weights``: squared error of the scores themselves."""
 
-
-def sampled_loss(name: str, *, t: float, bpreg: float) -> SampledLoss:
-    """The loss of that name with the options that it takes."""
-    options: dict[str, dict[str, float]] = {"gbce": {"t": t}, "bpr_max": {"bpreg": bpreg}}
-    return SAMPLED_LOSSES[name](**options.get(name, {}))
-
-
-class PairLoss(ABC):
-    """A loss of labeled pairs, for ``Pointwise``."""
-
-    @abstractmethod
-    def __call__(self, z: Tensor, y: Tensor, w: Tensor, *, mean: Mean) -> Tensor:
-        """The mean loss of scores z against labels y with weights w, all [...]."""
-
-    @abstractmethod
-    def constant(self, ones: float, zeros: float) -> float:
-        """Summed loss of the best constant prediction for labels of these total weights."""
-
-
-class BinaryCrossEntropy(PairLoss):
-    """``bce_with_weights``: z are logits."""
-
-    def __call__(self, z: Tensor, y: Tensor, w: Tensor, *, mean: Mean) -> Tensor:
-        return bce_with_weights(z, y, w, mean=mean)
-
-    def constant(self, ones: float, zeros: float) -> float:
-        return _least_bce(ones, zeros)
-
-
-class SquaredError(PairLoss):
-    """``mse_with_weights``."""
-
-    def __call__(self, z: Tensor, y: Tensor, w: Tensor, *, mean: Mean) -> Tensor:
+    def of_labels(self, z: Tensor, y: Tensor, w: Tensor, *, mean: Mean) -> Tensor:
         return mse_with_weights(z, y, w, mean=mean)
 
-    def constant(self, ones: float, zeros: float) -> float:
+    def constant_of_labels(self, ones: float, zeros: float) -> float:
         if not ones or not zeros:
             return 0.0
         return ones * (1 - ones / (ones + zeros))
-
-
-PAIR_LOSSES: dict[str, type[PairLoss]] = {"bce": BinaryCrossEntropy, "mse": SquaredError}
 
 
 def _least_bce(ones: float, zeros: float) -> float:

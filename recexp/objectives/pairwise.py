@@ -6,29 +6,29 @@ negatives met through weaker behaviors and for pairs ordered by level.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from recexp.contracts import BranchMasked, NegativeSampler, Objective, Recommender
+from recexp.contracts import BranchMasked, NegativeSampler, Objective, Recommender, SampledLoss
 from recexp.data.store import Pairs, Store
 from recexp.errors import RecexpError
-from recexp.objectives import losses
 from recexp.objectives.base import (
     Positives,
     behaviors_on,
     check_choice,
+    check_loss,
     check_negatives,
     check_sampler,
     penalty,
     positive_rows,
     random_rows,
 )
-from recexp.types import PairwiseBatch, Query
+from recexp.objectives.losses import BPR
+from recexp.types import PairwiseBatch, Query, SampledScores
 
 PairKind = Literal["sampler", "levels"]
 _LARGE = 2**62  # range of integers that are reduced modulo a per-row bound
@@ -47,8 +47,9 @@ class _Levels:
 
 @dataclass
 class Pairwise(Objective[Recommender, PairwiseBatch]):
-    """-log sigmoid(score(positive) - score(negative)) over training events.
+    """Training events above drawn or weaker items: by ``BPR``, -log sigmoid(s_pos - s_neg).
 
+    loss: over positives and their negatives.
     positives: "any" event, "explicit" ones or those of the "strongest" behavior only (the
         multi-feedback paper: purchases).
     pairs: "sampler" draws the negatives from the sampler. "levels" takes items of a lower level
@@ -64,6 +65,7 @@ class Pairwise(Objective[Recommender, PairwiseBatch]):
 
     sampler: NegativeSampler
     n_negatives: Annotated[int, Field(ge=0, le=1_000_000)] = 1
+    loss: SampledLoss = field(default_factory=BPR)
     positives: Positives = "any"
     pairs: PairKind = "sampler"
     levels: list[Annotated[int, Field(ge=1, le=31)]] | None = None
@@ -75,6 +77,13 @@ class Pairwise(Objective[Recommender, PairwiseBatch]):
     def __post_init__(self) -> None:
         check_choice("positives", self.positives, Positives)
         check_choice("pairs", self.pairs, PairKind)
+        check_loss(self, self.loss, SampledLoss)
+        if self.loss.needs_log_q:
+            raise RecexpError(
+                f"loss={type(self.loss).__name__} with loss.log_q=true corrects for negatives that "
+                "are common to a batch, and objective=Pairwise draws them for each row: set "
+                "loss.log_q=false."
+            )
         check_sampler(self.sampler)
         if self.n_negatives < 1:
             raise RecexpError("objective.n_negatives must be at least 1: a pair needs a negative.")
@@ -96,6 +105,7 @@ class Pairwise(Objective[Recommender, PairwiseBatch]):
         super().bind(model, store)
         self._history = model.history
         self._has_branches = isinstance(model, BranchMasked)
+        self._n_items = store.schema.n_items
         self._levels = None
 
     def rows(self, store: Store) -> Tensor:
@@ -106,7 +116,7 @@ class Pairwise(Objective[Recommender, PairwiseBatch]):
         return self.n_negatives
 
     def constant_loss(self, store: Store, batch_size: int) -> float:
-        return math.log(2)
+        return self.loss.constant_of_sampled(self.n_negatives, store.schema.n_items)
 
     def batch(self, store: Store, rows: Tensor, generator: torch.Generator) -> PairwiseBatch:
         query = store.query(rows, self._history)
@@ -179,14 +189,15 @@ class Pairwise(Objective[Recommender, PairwiseBatch]):
             self._levels = _Levels(pairs, n_levels, level_P, item_P, ptr)
         return self._levels
 
-    def loss(self, model: Recommender, batch: PairwiseBatch) -> dict[str, Tensor]:
+    def losses(self, model: Recommender, batch: PairwiseBatch) -> dict[str, Tensor]:
         item_BC = torch.cat([batch.positive_B[:, None], batch.negative_Bn], 1)
         if batch.did_BCT is None:
             score_BC = model.score(batch.query, item_BC)
         else:
             assert isinstance(model, BranchMasked)
             score_BC = model.logits(batch.query, item_BC, batch.did_BCT)[..., -1]
-        total = losses.bpr(score_BC[:, 0], score_BC[:, 1:])
+        scores = SampledScores(score_BC[:, 0], score_BC[:, 1:], self._n_items)
+        total = self.loss.of_sampled(scores)
         extra = penalty(model, batch.query, item_BC, self.l2)
         if extra is not None:
             total = total + extra

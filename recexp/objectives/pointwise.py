@@ -6,20 +6,28 @@ arXiv:1708.05031.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from recexp.contracts import BranchMasked, MultiBehavior, NegativeSampler, Objective
+from recexp.contracts import (
+    BranchMasked,
+    LabelLoss,
+    Mean,
+    MultiBehavior,
+    NegativeSampler,
+    Objective,
+)
 from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.objectives.base import (
     Positives,
     behaviors_on,
     check_choice,
+    check_loss,
     check_negatives,
     check_sampler,
     explicit_bits,
@@ -27,11 +35,10 @@ from recexp.objectives.base import (
     positive_rows,
     random_rows,
 )
-from recexp.objectives.losses import PAIR_LOSSES, Mean
+from recexp.objectives.losses import BCE
 from recexp.types import PointwiseBatch, Query
 
 ExplicitNegatives = Literal["unobserved", "clicked_only", "both"]
-LossName = Literal["bce", "mse"]
 
 
 @dataclass
@@ -43,8 +50,7 @@ class Pointwise(Objective[MultiBehavior, PointwiseBatch]):
     levels: what each of the model's K logits means, weak to strong: "any" (any behavior),
         "explicit" (any explicit behavior) or the name of a behavior. None: "any" for a model with
         K = 1, "any" and "explicit" with K = 2, otherwise each behavior.
-    loss_name: "bce" on logits, or "mse", squared error of the scores themselves against the
-        labels 0 and 1 (MTMF).
+    loss: over labels, such as ``BCE`` of logits or ``MSE`` of the scores themselves (MTMF).
     weights: weight of each level's loss (ITE paper: eta = weights[0] on the implicit loss); None:
         all 1.
     explicit_neg: which pairs are negatives of the levels above the first: "unobserved" (items
@@ -63,7 +69,7 @@ class Pointwise(Objective[MultiBehavior, PointwiseBatch]):
 
     sampler: NegativeSampler
     n_negatives: Annotated[int, Field(ge=0, le=1_000_000)] = 4
-    loss_name: LossName = "bce"
+    loss: LabelLoss = field(default_factory=BCE)
     positives: Positives = "any"
     levels: list[str] | None = None
     weights: list[Annotated[float, Field(ge=0)]] | None = None
@@ -79,7 +85,7 @@ class Pointwise(Objective[MultiBehavior, PointwiseBatch]):
     def __post_init__(self) -> None:
         check_choice("positives", self.positives, Positives)
         check_choice("explicit_neg", self.explicit_neg, ExplicitNegatives)
-        check_choice("loss_name", self.loss_name, LossName)
+        check_loss(self, self.loss, LabelLoss)
         check_choice("reduction", self.reduction, Mean)
         check_sampler(self.sampler)
         if self.n_negatives < 1:
@@ -87,7 +93,6 @@ class Pointwise(Objective[MultiBehavior, PointwiseBatch]):
                 "objective.n_negatives must be at least 1: a binary loss without negatives learns "
                 "nothing."
             )
-        self._loss = PAIR_LOSSES[self.loss_name]()
 
     def check(self, model: MultiBehavior, store: Store) -> None:
         super().check(model, store)
@@ -161,7 +166,7 @@ class Pointwise(Objective[MultiBehavior, PointwiseBatch]):
             others = _total(~label, weight)
             zeros = self._weight_of_zeros(k, ones, others)
             n_terms = n_scored if self.reduction == "rows" else max(ones + zeros, 1e-12)
-            level_loss = self._loss.constant(ones, zeros) / n_terms
+            level_loss = self.loss.constant_of_labels(ones, zeros) / n_terms
             total += self._level_weight(k) * level_loss
         return total
 
@@ -215,7 +220,7 @@ class Pointwise(Objective[MultiBehavior, PointwiseBatch]):
             w_BCK[:, 1:, 1:] = 0
         return y_BCK, w_BCK
 
-    def loss(self, model: MultiBehavior, batch: PointwiseBatch) -> dict[str, Tensor]:
+    def losses(self, model: MultiBehavior, batch: PointwiseBatch) -> dict[str, Tensor]:
         if batch.did_BCT is None:
             z_BCK = model.logits(batch.query, batch.item_BC)
         else:
@@ -226,7 +231,7 @@ class Pointwise(Objective[MultiBehavior, PointwiseBatch]):
         for k in range(K):
             y_BC = batch.y_BCK[..., k]
             w_BC = batch.w_BCK[..., k]
-            parts.append(self._loss(z_BCK[..., k], y_BC, w_BC, mean=self.reduction))
+            parts.append(self.loss.of_labels(z_BCK[..., k], y_BC, w_BC, mean=self.reduction))
         total = self._level_weight(0) * parts[0]
         for k in range(1, K):
             total = total + self._level_weight(k) * parts[k]

@@ -33,7 +33,7 @@ from recexp.data.store import Events, Pairs, Store
 from recexp.errors import RecexpError
 from recexp.types import Query
 
-_NO_SAMPLER = "This objective draws negatives, but sampler=none: choose sampler=uniform or another."
+NO_SAMPLER = "This objective draws negatives, but sampler=none: choose sampler=uniform or another."
 _CHUNK_SIZE = 2**22  # entries of a user x item table that exist at a time
 _LARGE = 2**62  # range of integers that are reduced modulo a per-row bound
 
@@ -391,12 +391,12 @@ class NoSampler:
         generator: torch.Generator,
         pool: Tensor | None = None,
     ) -> Tensor:
-        raise RecexpError(_NO_SAMPLER)
+        raise RecexpError(NO_SAMPLER)
 
     def draw_shared(
         self, store: Store, n: int, generator: torch.Generator, pool: Tensor | None = None
     ) -> Tensor:
-        raise RecexpError(_NO_SAMPLER)
+        raise RecexpError(NO_SAMPLER)
 
     def log_prob(self, store: Store, item: Tensor) -> Tensor:
         raise RecexpError(

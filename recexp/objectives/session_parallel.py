@@ -7,7 +7,7 @@ arXiv:1706.03847.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
@@ -15,16 +15,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from recexp.contracts import NegativeSampler, Objective, SessionState
+from recexp.contracts import NegativeSampler, Objective, SampledLoss, SessionState
 from recexp.data.store import Store
 from recexp.distributed import rank_and_world
 from recexp.errors import RecexpError
-from recexp.objectives.base import check_sampler, random_rows
-from recexp.objectives.losses import SAMPLED_LOSSES, SampledScores, sampled_loss
+from recexp.objectives.base import check_loss, check_sampler, random_rows
+from recexp.objectives.losses import TOP1
 from recexp.objectives.sequence import sampled_scores
-
-# gBCE needs a fixed number of negatives, of which there are as many as sessions here.
-SAMPLED = tuple(name for name, loss in SAMPLED_LOSSES.items() if not loss.counts_negatives)
+from recexp.types import SampledScores
 
 
 @dataclass
@@ -46,19 +44,16 @@ class SessionParallel(Objective[SessionState, SessionBatch]):
     after each step. A session's negatives are the targets of the others, and ``n_negatives`` more
     from the sampler, common to all sessions and drawn from all items.
 
-    loss_name: one of ``SAMPLED``, see ``losses.SAMPLED_LOSSES``.
+    loss: over negatives, but none that counts them: there are as many as sessions.
     target_copies: whether copies of a session's own target, drawn or the target of another session
         too, count as negatives. GRU4Rec's official code counts them. False leaves them out.
-    bpreg: regularization of BPR-max.
     shuffle_targets: control, see ``Pointwise``.
     """
 
     sampler: NegativeSampler
-    loss_name: str = "top1"
+    loss: SampledLoss = field(default_factory=TOP1)
     n_negatives: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     shared: Literal["batch"] = "batch"
-    log_q: bool = False
-    bpreg: Annotated[float, Field(ge=0)] = 1.0
     shuffle_targets: bool = False
     target_copies: bool = False
 
@@ -66,25 +61,26 @@ class SessionParallel(Objective[SessionState, SessionBatch]):
     independent_rows = False
 
     def __post_init__(self) -> None:
-        if self.loss_name not in SAMPLED:
+        check_loss(self, self.loss, SampledLoss)
+        name = type(self.loss).__name__
+        if self.loss.counts_negatives:
             raise RecexpError(
-                f"objective.loss_name={self.loss_name!r}: session_parallel knows "
-                f"{', '.join(SAMPLED)}."
+                f"loss={name} counts its negatives, which session_parallel has as many of as "
+                "sessions: choose another loss over sampled negatives."
             )
         if self.n_negatives < 0 or self.shared != "batch":
             raise RecexpError(
                 "session_parallel shares its negatives in the batch: n_negatives >= 0, "
                 "shared=batch."
             )
-        if self.log_q:
+        if self.loss.needs_log_q:
             raise RecexpError(
-                "objective.log_q=true: session_parallel's negatives, the other sessions' targets "
-                "and the sampler's items, follow two distributions, so it has no such correction. "
-                "Set objective.log_q=false."
+                f"loss={name} with loss.log_q=true: session_parallel's negatives, the other "
+                "sessions' targets and the sampler's items, follow two distributions, so it has no "
+                "such correction. Set loss.log_q=false."
             )
         if self.n_negatives > 0:
             check_sampler(self.sampler, shared=True)
-        self._loss = sampled_loss(self.loss_name, t=0.0, bpreg=self.bpreg)
         self._hidden: Tensor | None = None  # [layers, slots, D]
 
     def bind(self, model: SessionState, store: Store) -> None:
@@ -109,7 +105,7 @@ class SessionParallel(Objective[SessionState, SessionBatch]):
         n_events_U = store.train.ptr[1:] - store.train.ptr[:-1]
         n_sessions = int((n_events_U >= 2).sum())
         n = max(1, min(batch_size, n_sessions) - 1 + self.n_negatives)
-        return self._loss.constant(n, store.schema.n_items)
+        return self.loss.constant_of_sampled(n, store.schema.n_items)
 
     def batches(self, store: Store, batch_size: int, seed: int) -> SessionSteps:
         return SessionSteps(store.train.ptr.cpu(), batch_size, seed)
@@ -129,17 +125,17 @@ class SessionParallel(Objective[SessionState, SessionBatch]):
         item_S = store.train.item[row_S - 1].long()
         return SessionBatch(item_S, target_S, start_S, slot_S, negative_n)
 
-    def loss(self, model: SessionState, batch: SessionBatch) -> dict[str, Tensor]:
+    def losses(self, model: SessionState, batch: SessionBatch) -> dict[str, Tensor]:
         hidden = self._hidden_of(model, batch)  # [layers, slots, D]
         h_SD, advanced = model.step(batch.item_S, hidden[:, batch.slot_S] * ~batch.start_S[:, None])
         hidden[:, batch.slot_S] = advanced.detach().to(hidden.dtype)
         self._hidden = hidden
         positive_S, score_Sn = sampled_scores(
-            model, model.head(h_SD), batch.target_S, batch.negative_n, self._loss
+            model, model.head(h_SD), batch.target_S, batch.negative_n, self.loss
         )
         mask_Sn = self._counts(batch)
         scores = SampledScores(positive_S, score_Sn, self._n_items, mask_Sn)
-        return {"loss": self._loss(scores)}
+        return {"loss": self.loss.of_sampled(scores)}
 
     def _hidden_of(self, model: SessionState, batch: SessionBatch) -> Tensor:
         """Hidden states with at least as many slots as the batch uses, on its device."""

@@ -221,17 +221,21 @@ def _training(run: Path, result: Result) -> Result:
 
 
 def config_from_overrides(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Today's YAML of the model with the run's overrides merged into it.
+    """Today's YAML of the model with the loss and the values of the run's overrides merged into it.
 
     What experiments and tuned values set remains unknown.
     """
     assignments = []
+    loss = OmegaConf.create({})
     for override in result.get("overrides", []):
         key, equals, value = override.lstrip("+~").partition("=")
+        path = CONF / "loss" / f"{value}.yaml"
+        if key == "loss" and path.is_file():
+            loss = OmegaConf.create({"loss": OmegaConf.load(path)})
         if equals and "." in key and "@" not in key:
             assignments.append(f"{key}={value}")
     model = _model_yaml(str(result["model"]))
-    config = OmegaConf.merge(model, OmegaConf.from_dotlist(assignments))
+    config = OmegaConf.merge(model, loss, OmegaConf.from_dotlist(assignments))
     plain = OmegaConf.to_container(config)
     assert isinstance(plain, dict)
     plain.pop("defaults", None)

@@ -25,7 +25,7 @@ from recexp.report.collect import Result, as_number, chose_on_test, read_epochs,
 from recexp.report.formats import printable
 from recexp.report.papers.matching import curve
 from recexp.report.papers.published import experiment
-from recexp.report.tables import About, System, by_protocol, flat_config, systems
+from recexp.report.tables import About, System, as_words, by_protocol, flat_config, systems
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8A6D00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -194,8 +194,8 @@ def _sweep_labels(results: Sequence[Result], key: str) -> list[str]:
         apart = []
         for name, value in config.items():
             if name != key and any(rival.get(name) != value for rival in rivals):
-                apart.append(f"{name.split('.')[-1]}={value}")
-        labels.append(" ".join([result["model"], *apart[:3]]))
+                apart.append(as_words(name, value).split(".")[-1])
+        labels.append(" ".join([result["model"], *list(dict.fromkeys(apart))[:3]]))
     numbered = []
     for n, label in enumerate(labels, 1):
         numbered.append(label if labels.count(label) == 1 else f"{label} ({n})")

@@ -310,6 +310,14 @@ def _flatten(config: Mapping[str, Any], start: str) -> dict[str, str]:
     return flat
 
 
+def as_words(key: str, value: str) -> str:
+    """``loss=BCE`` for a class, ``key=value`` for another setting."""
+    group, _, name = key.rpartition(".")
+    if name != "_target_":
+        return f"{key}={value}"
+    return f"{group.rpartition('.')[2]}={value.rpartition('.')[2]}"
+
+
 def _identity(result: Result) -> tuple[Any, ...]:
     """What two seeds of one system have in common."""
     overrides = tuple(sorted(settings(result)))
@@ -359,8 +367,8 @@ def _config_apart(system: System, rivals: Sequence[System]) -> list[str]:
     apart = []
     for key, value in flat_config(system.first).items():
         if any(config.get(key) != value for config in configs):
-            apart.append(f"{key}={value}")
-    return apart
+            apart.append(as_words(key, value))
+    return list(dict.fromkeys(apart))
 
 
 def _selection(system: System) -> str:

@@ -77,6 +77,7 @@ class RunResult(_Record):
     data: DataFacts
 
     objective: str | None = None
+    loss: str | None = None
     sampler: str | None = None
     overrides: list[str] | None = None
     config: dict[str, Any] | None = None

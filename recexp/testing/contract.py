@@ -137,7 +137,7 @@ class ModelContract:
         model.train()
         objective = self.training_objective(model)
         for batch in self.batches(objective):
-            losses = objective.loss(model, batch)
+            losses = objective.losses(model, batch)
             for value in losses.values():
                 assert torch.as_tensor(value).ndim == 0
                 assert torch.isfinite(torch.as_tensor(value))

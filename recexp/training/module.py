@@ -141,7 +141,7 @@ class RecModule(pl.LightningModule):
         # resumed run equals an uninterrupted one.
         seed = mix(self.seed, self.current_epoch, rank_and_world()[0], index)
         _seed_everything(self.device, seed)
-        losses = self.objective.loss(self.model, self._batch(row, seed))
+        losses = self.objective.losses(self.model, self._batch(row, seed))
         if self.gradient_free:
             self._add(losses, len(row))
             self._count_step()
@@ -172,7 +172,7 @@ class RecModule(pl.LightningModule):
         @torch.no_grad()
         def loss_of(some: Tensor) -> Tensor:
             _seed_everything(self.device, seed)
-            loss = self.objective.loss(self.model, self._batch(some, seed))["loss"]
+            loss = self.objective.losses(self.model, self._batch(some, seed))["loss"]
             assert isinstance(loss, Tensor)
             return loss
 

@@ -41,6 +41,9 @@ def composed(*overrides):
     return cfg
 
 
+MODEL_FOR_LOSS = {"mse": "mtmf", "none": "pop"}  # the others fit sequences
+
+
 @pytest.fixture(scope="module")
 def default():
     return composed("model=sasrec", "dataset=table")
@@ -51,6 +54,8 @@ def default():
 )
 def test_every_choice_composes_and_passes_the_check(group, name):
     model = {"sampler": ["model=sasrec_softmax"]}  # which needs no sampler
+    if group == "loss":
+        model[group] = [f"model={MODEL_FOR_LOSS.get(name, 'sasrec')}"]
     if group == "objective":
         model[group] = [f"model={model_for(name)}"]
     check_config(composed(*model.get(group, []), f"{group}={name}"))
@@ -74,6 +79,7 @@ def test_models_open_with_their_run_line():
     [
         (["+model.num_facters=3"], r"Unknown key model\.num_facters: SASRec knows .*n_factors"),
         (["+objective.n_negative=3"], r"Unknown key objective\.n_negative"),
+        (["+objective.loss_name=ce"], r"Unknown key objective\.loss_name: .* It is loss now"),
         (["+dataset.behavours=[x]"], r"Unknown key dataset\.behavours"),
         (["+dataset.source.seperator=x"], r"Unknown key dataset\.source\.seperator"),
         (["+protocol.split.purged=pair"], r"Unknown key protocol\.split\.purged"),

@@ -22,6 +22,7 @@ OTHERS = (
     "optimizer",
     "trainer",
     "protocol",
+    "loss",
     "sampler",
     "scheduler",
     "seed",
@@ -97,10 +98,32 @@ def test_numbers_of_everything_else_are_refused_by_name_or_make_sense(model):
             r"model\.n_heads=3: does not divide model\.n_factors=64; choose one of 1, 2, 4, 8",
         ),
         (["model=bpr_mf", "objective.n_negatives=0"], r"objective\.n_negatives must be at least 1"),
-        (["model=sasrec_softmax", "objective.loss_name=bce"], r"draws negatives, but sampler=none"),
+        (["model=sasrec_softmax", "loss=bce"], r"draws negatives, but sampler=none"),
         (
-            ["model=sasrec", "objective.loss_name=hinge"],
-            r"objective\.loss_name='hinge' is unknown; choose one of ce",
+            ["model=sasrec", "loss=mse"],
+            r"objective=NextItem cannot train with loss=MSE; choose one of CE, BCE, GBCE",
+        ),
+        (
+            ["model=bpr_mf", "loss=ce"],
+            r"objective=Pairwise cannot train with loss=CE; choose one of",
+        ),
+        (
+            ["model=mf", "loss=bpr"],
+            r"objective=Pointwise cannot train with loss=BPR; choose one of",
+        ),
+        (["model=gru4rec", "loss=gbce"], r"loss=GBCE counts its negatives"),
+        (
+            ["model=bert_ite", "loss=none"],
+            r"objective\.loss=null: must be a LabelLoss with a _target",
+        ),
+        (
+            ["model=sasrec", "loss=gbce", "loss.t=2"],
+            r"loss\.t=2: must be a number at least 0 and at",
+        ),
+        (["model=gru4rec_plus", "loss.bpreg=-1"], r"loss\.bpreg=-1: must be a number at least 0"),
+        (
+            ["model=bpr_mf", "loss=sampled_softmax", "loss.log_q=true"],
+            r"loss=SampledSoftmax with loss\.log_q=true corrects for negatives that are common to",
         ),
         (["model=nova_bert", "model.fusion=sum"], r"model\.fusion='sum': must be one of add"),
         (["model=ite", "model.n_factors=7"], r"model: n_factors=7"),

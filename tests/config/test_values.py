@@ -132,7 +132,7 @@ def test_a_limit_on_the_parameter_replaces_the_table_of_ranges():
         check_values("optimizer", {"momentum": 3}, silent)
 
 
-OWN_GROUPS = ("dataset", "model", "objective", "sampler", "protocol", "optimizer", "debug")
+OWN_GROUPS = ("dataset", "model", "objective", "loss", "sampler", "protocol", "optimizer", "debug")
 OWN_TARGET = re.compile(r"_target_: (recexp[\w.]+)")
 
 

@@ -59,12 +59,12 @@ def test_training(name):
     objective = copy.deepcopy(entry.objective)
     batch = batch_of(objective, STORE, torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    loss = entry.objective.loss(model, batch)["loss"]
+    loss = entry.objective.losses(model, batch)["loss"]
     loss.backward()
     with pretend():
         far = there(model)
         torch.manual_seed(0)
-        far_loss = objective.loss(far, moved(batch, DEVICE))["loss"]
+        far_loss = objective.losses(far, moved(batch, DEVICE))["loss"]
         far_loss.backward()
         assert far_loss.device == DEVICE
         torch.testing.assert_close(values(far_loss.detach()), loss.detach())
@@ -79,7 +79,7 @@ def test_training(name):
                 )
         gathered = batch_of(objective, STORE.to(DEVICE), torch.Generator().manual_seed(0))
         assert {x.device for x in tensors(gathered)} == {DEVICE}
-        assert torch.isfinite(objective.loss(far, gathered)["loss"])
+        assert torch.isfinite(objective.losses(far, gathered)["loss"])
 
 
 PROTOCOLS = [

@@ -61,7 +61,7 @@ def fit(entry: Contestant, epochs: int, until=lambda model: False) -> int:
         entry.model.train()
         for batch in entry.batches(epoch, BATCH_SIZE):
             optimizer.zero_grad()
-            entry.objective.loss(entry.model, batch)["loss"].backward()
+            entry.objective.losses(entry.model, batch)["loss"].backward()
             optimizer.step()
         if (epoch + 1) % CHECK_EVERY == 0 and until(entry.model):
             return epoch + 1

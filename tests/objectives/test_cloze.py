@@ -201,7 +201,7 @@ def test_side_information_of_hidden_items_shows_only_where_it_is_to_leak():
         task = Cloze(NoSampler(), mask_prob=0.5, hide_side=hide)
         task.bind(model, STORE)
         batch = batch_of(task)
-        task.loss(model, batch)
+        task.losses(model, batch)
         hidden = batch.target_BL != 0
         assert (
             (model.shown == MASK)[hidden].all()
@@ -220,7 +220,7 @@ def test_loss_is_the_mean_cross_entropy_at_the_targets():
     hidden = batch.target_BL != 0
     vectors, bias = model.item_vectors()
     z = model.encode(batch.query)[hidden] @ vectors.T + bias
-    assert task.loss(model, batch)["loss"].item() == pytest.approx(
+    assert task.losses(model, batch)["loss"].item() == pytest.approx(
         F.cross_entropy(z, batch.target_BL[hidden] - 1).item(), rel=1e-9
     )
 

@@ -13,6 +13,7 @@ from recexp.data.datamodule import RecDataModule
 from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.objectives.cloze import Cloze
+from recexp.objectives.losses import BCE, CE, SampledSoftmax
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.samplers import InBatch, Mixed, Popularity, SupportiveOnly, Uniform
 from recexp.objectives.session_parallel import SessionParallel
@@ -138,7 +139,7 @@ def law(sampler, store: Store, pool: torch.Tensor, user: int | None = None) -> t
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_negatives_of_a_history_follow_its_users_law(shop_with_new_items, name, shared, kind):
     store, n = shop_with_new_items, 300 if shared == "position" else 3_000
-    task = kind(SAMPLERS[name], loss_name="bce", n_negatives=n, shared=shared)
+    task = kind(SAMPLERS[name], loss=BCE(), n_negatives=n, shared=shared)
     check_users_law(store, task)
 
 
@@ -157,7 +158,7 @@ def check_users_law(store: Store, task, rows: slice = slice(None)) -> None:
 @pytest.mark.parametrize("name", USERLESS)
 def test_negatives_common_to_a_batch_follow_the_samplers_law(shop_with_new_items, name, kind):
     store, n = shop_with_new_items, 50_000
-    task = kind(SAMPLERS[name], loss_name="bce", n_negatives=n, shared="batch")
+    task = kind(SAMPLERS[name], loss=BCE(), n_negatives=n, shared="batch")
     task.bind(RunningSum(store.schema.V, HISTORY), store)
     batch = task.batch(store, task.rows(store), torch.Generator().manual_seed(0))
     expected = n * law(task.sampler, store, batch.target_BL)
@@ -217,9 +218,9 @@ def test_laws_of_movielens(ml_100k, name):
     n, V = 100_000, ml_100k.schema.V
     rows = slice(0, 60)  # among them users with half of the catalogue
     check_users_law(
-        ml_100k, NextItem(SAMPLERS[name], loss_name="bce", n_negatives=5_000, shared="row"), rows
+        ml_100k, NextItem(SAMPLERS[name], loss=BCE(), n_negatives=5_000, shared="row"), rows
     )
-    task = NextItem(SAMPLERS[name], loss_name="bce", n_negatives=n, shared="batch")
+    task = NextItem(SAMPLERS[name], loss=BCE(), n_negatives=n, shared="batch")
     task.bind(RunningSum(V, 50), ml_100k)
     batch = task.batch(ml_100k, task.rows(ml_100k), torch.Generator().manual_seed(0))
     assert_law(frequency(batch.negative_n, V), n * law(task.sampler, ml_100k, batch.target_BL))
@@ -229,9 +230,9 @@ def test_laws_of_movielens(ml_100k, name):
 def test_supportive_only_cannot_be_common_to_a_batch(sampler):
     for kind in (NextItem, Cloze):
         with pytest.raises(RecexpError, match=r"sampler=supportive_only .* shared"):
-            kind(sampler, loss_name="bce", shared="batch")
-        kind(sampler, loss_name="bce", shared="row")
-        kind(sampler, loss_name="ce", shared="batch")
+            kind(sampler, loss=BCE(), shared="batch")
+        kind(sampler, loss=BCE(), shared="row")
+        kind(sampler, loss=CE(), shared="batch")
     with pytest.raises(RecexpError, match="sampler=supportive_only"):
         SessionParallel(sampler, n_negatives=1)
     SessionParallel(sampler)
@@ -244,11 +245,11 @@ def test_a_user_who_has_every_item_needs_negatives_of_the_batch(tmp_path):
     world = store(tmp_path, [*own, *again, *(Event("u1", f"i{i}", "buy", i) for i in range(4))])
     model = RunningSum(world.schema.V, HISTORY)
     with pytest.raises(RecexpError, match="has all 6 items"):
-        NextItem(Uniform(), loss_name="bce", shared="row").bind(model, world)
-    task = NextItem(Uniform(), loss_name="bce", shared="batch", n_negatives=3)
+        NextItem(Uniform(), loss=BCE(), shared="row").bind(model, world)
+    task = NextItem(Uniform(), loss=BCE(), shared="batch", n_negatives=3)
     task.bind(model, world)
     batch = task.batch(world, task.rows(world), torch.Generator().manual_seed(0))
-    assert task.loss(model, batch)["loss"].isfinite()
+    assert task.losses(model, batch)["loss"].isfinite()
 
 
 LOG_Q = {
@@ -261,7 +262,7 @@ LOG_Q = {
 
 def task_and_model(store: Store, sampler, n: int, **options) -> tuple[NextItem, RunningSum]:
     """Sampled softmax with corrected negatives, and a model that returns a state per target."""
-    options = {"loss_name": "sampled_softmax", "shared": "batch", "log_q": True} | options
+    options = {"loss": SampledSoftmax(log_q=True), "shared": "batch"} | options
     task = NextItem(sampler, n_negatives=n, **options)
     model = RunningSum(store.schema.V, HISTORY, one_state=task.targets is not None)
     with torch.no_grad():
@@ -273,14 +274,14 @@ def task_and_model(store: Store, sampler, n: int, **options) -> tuple[NextItem, 
 def full_softmax(store: Store, task: NextItem, model: RunningSum, rows: torch.Tensor) -> float:
     full = NextItem(task.sampler, windows=task.windows, targets=task.targets)
     full.bind(model, store)
-    return full.loss(model, full.batch(store, rows, torch.Generator()))["loss"].item()
+    return full.losses(model, full.batch(store, rows, torch.Generator()))["loss"].item()
 
 
 def sampled_losses(store: Store, task, model, rows, repeats: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         draws = (task.batch(store, rows, generator) for _ in range(repeats))
-        return torch.stack([task.loss(model, batch)["loss"] for batch in draws])
+        return torch.stack([task.losses(model, batch)["loss"] for batch in draws])
 
 
 def check_estimate(store: Store, sampler, n: int, repeats: int, rows: slice = slice(None)) -> None:

@@ -6,12 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from recexp.contracts import CatalogLoss, SampledLoss
 from recexp.errors import RecexpError
-from recexp.objectives.losses import gbce_beta
+from recexp.objectives.losses import BCE, MSE, SampledSoftmax, gbce_beta
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.samplers import NoSampler, Popularity, Uniform
-from recexp.objectives.sequence import LOSSES
 from recexp.testing import worlds
+from tests.support.losses import loss, names_of
 from tests.support.stub_models import PairScores, RunningSum
 
 STORE = worlds.random_store(n_users=14)
@@ -126,7 +127,7 @@ def test_one_state_serves_all_targets_of_its_window():
         for target in targets
         if target
     ]
-    assert task.loss(model, batch)["loss"].item() == pytest.approx(
+    assert task.losses(model, batch)["loss"].item() == pytest.approx(
         torch.stack(terms).mean().item(), rel=1e-9
     )
 
@@ -142,7 +143,7 @@ def test_users_with_a_single_event_or_none_have_no_window():
     ("shared", "shape"), [("position", (12, HISTORY, 4)), ("row", (12, 4)), ("batch", (4,))]
 )
 def test_negatives_are_drawn_per_position_row_or_batch(shared, shape):
-    batch = batch_of(objective(loss_name="bce", n_negatives=4, shared=shared))
+    batch = batch_of(objective(loss=BCE(), n_negatives=4, shared=shared))
     drawn = {"position": batch.negative_BLn, "row": batch.negative_Bn, "batch": batch.negative_n}
     assert tuple(drawn.pop(shared).shape) == shape
     assert all(x is None for x in drawn.values())
@@ -182,14 +183,14 @@ def plain_loss(name, positive, negative, *, n_items, t=0.75, bpreg=1.0):
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shared", ["position", "row", "batch"])
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", [*names_of(CatalogLoss), *names_of(SampledLoss)])
 def test_every_loss_equals_its_plain_computation(name, shared, bias):
     if name == "gbce" and shared == "batch":
-        with pytest.raises(RecexpError, match="gbce"):
-            objective(loss_name=name, shared=shared)
+        with pytest.raises(RecexpError, match="loss=GBCE counts its negatives"):
+            objective(loss=loss(name), shared=shared)
         return
     task, model = (
-        objective(loss_name=name, n_negatives=5, shared=shared),
+        objective(loss=loss(name), n_negatives=5, shared=shared),
         RunningSum(STORE.schema.V, HISTORY, bias=bias),
     )
     batch = batch_of(task)
@@ -211,14 +212,14 @@ def test_every_loss_equals_its_plain_computation(name, shared, bias):
             terms.append(
                 plain_loss(name, score[target], score[negative], n_items=STORE.schema.n_items)
             )
-    assert task.loss(model, batch)["loss"].item() == pytest.approx(
+    assert task.losses(model, batch)["loss"].item() == pytest.approx(
         torch.stack(terms).mean().item(), rel=1e-7
     )
 
 
 def test_final_activation_and_head_of_the_model_are_applied():
     task, model = (
-        objective(loss_name="bce", n_negatives=1),
+        objective(loss=BCE(), n_negatives=1),
         RunningSum(STORE.schema.V, HISTORY, bias=False),
     )
     model.head, model.final_activation = (lambda h: 2 * h), torch.tanh
@@ -231,13 +232,13 @@ def test_final_activation_and_head_of_the_model_are_applied():
     positive = (h * vectors[batch.target_BL[wanted]]).sum(-1).tanh()
     negative = (h * vectors[batch.negative_BLn[wanted][:, 0]]).sum(-1).tanh()
     expected = -(F.logsigmoid(positive) + F.logsigmoid(-negative)).mean()
-    assert task.loss(model, batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-9)
+    assert task.losses(model, batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-9)
 
 
 def test_log_q_subtracts_log_n_q_from_the_negatives():
     """From a negative's score, once; nothing from the target's."""
     n = 6
-    options = dict(loss_name="sampled_softmax", shared="batch", n_negatives=n, log_q=True)
+    options = dict(loss=SampledSoftmax(log_q=True), shared="batch", n_negatives=n)
     task = objective(Popularity(0.5), **options)
     model = RunningSum(STORE.schema.V, HISTORY)
     batch = batch_of(task)
@@ -253,13 +254,13 @@ def test_log_q_subtracts_log_n_q_from_the_negatives():
         others = score[negative].exp() / (n * q[negative])
         terms.append(torch.log(score[target].exp() + others.sum()) - score[target])
     expected = torch.stack(terms).mean().item()
-    assert task.loss(model, batch)["loss"].item() == pytest.approx(expected, rel=1e-6)
+    assert task.losses(model, batch)["loss"].item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_shuffled_targets_keep_the_inputs_and_say_nothing_about_the_user():
     plain, batch = (
-        batch_of(objective(loss_name="bce", n_negatives=8)),
-        batch_of(objective(loss_name="bce", n_negatives=8, shuffle_targets=True)),
+        batch_of(objective(loss=BCE(), n_negatives=8)),
+        batch_of(objective(loss=BCE(), n_negatives=8, shuffle_targets=True)),
     )
     assert torch.equal(plain.query.item_BL, batch.query.item_BL)
     wanted = batch.target_BL != 0
@@ -278,10 +279,10 @@ def test_shuffled_targets_keep_the_inputs_and_say_nothing_about_the_user():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (dict(loss_name="hinge"), "loss_name"),
+        (dict(loss=MSE()), "NextItem cannot train with loss=MSE; choose one of CE, BCE, GBCE, BPR"),
         (dict(shared="user"), "shared"),
-        (dict(loss_name="bce", n_negatives=0), "n_negatives"),
-        (dict(log_q=True), "log_q"),
+        (dict(loss=BCE(), n_negatives=0), "n_negatives"),
+        (dict(loss=SampledSoftmax(log_q=True)), "objective.shared=batch"),
         (dict(windows="some"), "windows"),
         (dict(step=-1), "step"),
         (dict(targets=-3), "targets"),
@@ -302,4 +303,4 @@ def test_a_model_without_states_is_refused_in_one_sentence():
 
 def test_losses_with_negatives_need_a_sampler():
     with pytest.raises(RecexpError, match="sampler=none"):
-        batch_of(objective(NoSampler(), loss_name="bce"))
+        batch_of(objective(NoSampler(), loss=BCE()))

@@ -133,7 +133,7 @@ def test_loss_is_the_mean_of_log_sigmoids():
         ]
     looked_up = torch.cat([batch.positive_B[:, None], batch.negative_Bn], 1)
     expected = torch.stack(terms).mean() + 0.1 * model.penalty(batch.query, looked_up)
-    assert task.loss(model, batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert task.losses(model, batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("pairs", ["sampler", "levels"])
@@ -166,7 +166,7 @@ def test_branches_learn_only_where_the_user_showed_their_behavior():
     ):
         assert did == [[bool(PAIRS.get((user, i), 0) >> t & 1) for t in range(4)] for i in row]
     score = model.score(batch.query, items)
-    assert task.loss(model, batch)["loss"].item() == pytest.approx(
+    assert task.losses(model, batch)["loss"].item() == pytest.approx(
         -F.logsigmoid(score[:, :1] - score[:, 1:]).mean().item(), rel=1e-9
     )
     met = sum(
@@ -174,11 +174,11 @@ def test_branches_learn_only_where_the_user_showed_their_behavior():
         for user, row in zip(batch.query.user_B.tolist(), batch.negative_Bn.tolist(), strict=True)
         for i in row
     )
-    assert float(task.loss(model, batch)["negatives_met"]) == pytest.approx(
+    assert float(task.losses(model, batch)["negatives_met"]) == pytest.approx(
         met / batch.negative_Bn.numel()
     )
     batch.did_BCT[..., 1] = False
-    task.loss(model, batch)["loss"].backward()
+    task.losses(model, batch)["loss"].backward()
     grads = [
         sum(float(p.grad.abs().sum()) for p in branch.parameters()) for branch in model.branches
     ]

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from recexp.contracts import BranchMasked
 from recexp.errors import RecexpError
+from recexp.objectives.losses import MSE
 from recexp.objectives.pointwise import Pointwise
 from recexp.objectives.samplers import Uniform
 from recexp.testing import worlds
@@ -135,28 +136,28 @@ def test_loss_is_the_weighted_sum_of_binary_cross_entropies(reduction, weights):
                 total += w * F.binary_cross_entropy_with_logits(z, batch.y_BCK[row, c, k]).item()
                 count += 1.0 if reduction == "rows" else w
         expected += (weights or [1.0, 1.0])[k] * total / count
-    losses = task.loss(model, batch)
+    losses = task.losses(model, batch)
     assert losses["loss"].item() == pytest.approx(expected, rel=1e-5)
     assert set(losses) == {"loss", "loss_0", "loss_1"} and not losses["loss_0"].requires_grad
 
 
 def test_squared_error_is_of_the_scores_themselves():
-    task, model = objective(loss_name="mse", explicit_neg="unobserved", reduction="weights")
+    task, model = objective(loss=MSE(), explicit_neg="unobserved", reduction="weights")
     batch = batch_of(task)
     error = (model.logits(batch.query, batch.item_BC) - batch.y_BCK) ** 2
     expected = sum(
         (error[..., k] * batch.w_BCK[..., k]).sum() / batch.w_BCK[..., k].sum() for k in range(2)
     )
-    assert task.loss(model, batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert task.losses(model, batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_l2_adds_the_penalty_of_the_looked_up_embeddings():
     task, model = objective()
     batch = batch_of(task)
-    plain = task.loss(model, batch)["loss"].item()
+    plain = task.losses(model, batch)["loss"].item()
     task.l2 = 0.3
     extra = 0.3 * model.penalty(batch.query, batch.item_BC).item()
-    assert task.loss(model, batch)["loss"].item() == pytest.approx(plain + extra, rel=1e-6)
+    assert task.losses(model, batch)["loss"].item() == pytest.approx(plain + extra, rel=1e-6)
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0])

@@ -7,16 +7,21 @@ import itertools
 import pytest
 import torch
 
+from recexp.contracts import SampledLoss
 from recexp.data.datamodule import RecDataModule
 from recexp.errors import RecexpError
 from recexp.models.gru4rec import GRU4Rec
 from recexp.objectives import session_parallel
+from recexp.objectives.losses import BPR, CE, GBCE, SampledSoftmax
 from recexp.objectives.samplers import InBatch, NoSampler, Popularity
-from recexp.objectives.session_parallel import SAMPLED, SessionParallel, SessionSteps
+from recexp.objectives.session_parallel import SessionParallel, SessionSteps
 from recexp.testing import toy, worlds
 from tests.objectives.test_next_item import plain_loss
+from tests.support.losses import loss, names_of
 from tests.support.stub_models import RunningSum
 
+# Losses that do not count their negatives, of which there are as many as sessions.
+SAMPLED = [name for name in names_of(SampledLoss) if not loss(name).counts_negatives]
 STORE = worlds.random_store(n_users=23, n_items=40)
 TARGETS = {r for r in range(1, len(STORE.train)) if STORE.train.user[r] == STORE.train.user[r - 1]}
 
@@ -88,13 +93,13 @@ def test_processes_share_the_slots_and_take_equally_many_steps(monkeypatch):
 
 
 def test_states_are_those_of_the_whole_history_so_far():
-    task, model = objective(loss_name="bpr")
+    task, model = objective(loss=BPR())
     seen = []
     step, model.step = model.step, lambda item, hidden: seen.append(step(item, hidden)) or seen[-1]
     for epoch in range(2):
         for rows in steps_of(task, epoch=epoch):
             batch = task.batch(STORE, rows, torch.Generator().manual_seed(0))
-            task.loss(model, batch)
+            task.losses(model, batch)
             rows = rows[rows != 0]
             whole = model.encode(STORE.query(rows, 50))[:, -1]
             torch.testing.assert_close(seen[-1][0], whole)
@@ -105,7 +110,7 @@ def test_states_are_those_of_the_whole_history_so_far():
 def test_gradients_end_at_the_step():
     task, model = objective()
     for rows in steps_of(task)[:3]:
-        loss = task.loss(model, task.batch(STORE, rows, torch.Generator()))["loss"]
+        loss = task.losses(model, task.batch(STORE, rows, torch.Generator()))["loss"]
         # would fail on the second step if the state carried the first one's graph along
         loss.backward()
         assert not task._hidden.requires_grad
@@ -114,7 +119,8 @@ def test_gradients_end_at_the_step():
 @pytest.mark.parametrize("extra", [0, 7])
 @pytest.mark.parametrize("name", SAMPLED)
 def test_negatives_are_the_other_targets_and_the_drawn_items(name, extra):
-    task, model = objective(Popularity(0.75), loss_name=name, n_negatives=extra, bpreg=0.7)
+    options = {"bpreg": 0.7} if name == "bpr_max" else {}
+    task, model = objective(Popularity(0.75), loss=loss(name, **options), n_negatives=extra)
     rows = next(s for s in steps_of(task) if (s != 0).all())
     batch = task.batch(STORE, rows, torch.Generator().manual_seed(0))
     assert (
@@ -133,7 +139,7 @@ def test_negatives_are_the_other_targets_and_the_drawn_items(name, extra):
         terms.append(
             plain_loss(name, score[row, target], score[row, negative], n_items=0, bpreg=0.7)
         )
-    assert task.loss(model, batch)["loss"].item() == pytest.approx(
+    assert task.losses(model, batch)["loss"].item() == pytest.approx(
         torch.stack(terms).mean().item(), rel=1e-7
     )
 
@@ -142,7 +148,7 @@ def test_negatives_are_the_other_targets_and_the_drawn_items(name, extra):
 @pytest.mark.parametrize("name", SAMPLED)
 def test_copies_of_the_target_are_negatives_where_asked_for(name, copies):
     """Two sessions of one target, and drawn items among which are the targets."""
-    task, model = objective(Popularity(), loss_name=name, n_negatives=4, target_copies=copies)
+    task, model = objective(Popularity(), loss=loss(name), n_negatives=4, target_copies=copies)
     rows = next(s for s in steps_of(task) if (s != 0).all())
     batch = task.batch(STORE, rows, torch.Generator().manual_seed(0))
     batch.target_S[3] = batch.target_S[1]
@@ -160,7 +166,7 @@ def test_copies_of_the_target_are_negatives_where_asked_for(name, copies):
         negative = score[row, counting]
         terms.append(plain_loss(name, score[row, target], negative, n_items=0, bpreg=1.0))
     expected = torch.stack(terms).mean().item()
-    assert task.loss(model, batch)["loss"].item() == pytest.approx(expected, rel=1e-7)
+    assert task.losses(model, batch)["loss"].item() == pytest.approx(expected, rel=1e-7)
 
 
 def test_shuffled_targets_keep_what_is_read():
@@ -178,10 +184,13 @@ def test_shuffled_targets_keep_what_is_read():
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (dict(loss_name="ce"), "loss_name"),
-        (dict(loss_name="gbce"), "loss_name"),
+        (
+            dict(loss=CE()),
+            "SessionParallel cannot train with loss=CE; choose one of BCE, GBCE",
+        ),
+        (dict(loss=GBCE()), "loss=GBCE counts its negatives"),
         (dict(n_negatives=-1), "n_negatives"),
-        (dict(log_q=True), "log_q"),
+        (dict(loss=SampledSoftmax(log_q=True)), "log_q"),
     ],
 )
 def test_wrong_options_are_named(options, text):

@@ -152,7 +152,7 @@ PRINTED = {
         "model.n_factors": 64,
     },
     ("bert4rec/table2_systems", "sasrec", "ml_1m"): {
-        "objective.loss_name": "bce",
+        "loss._target_": "recexp.objectives.losses.BCE",
         "objective.n_negatives": 1,
         "optimizer.betas": [0.9, 0.98],
         "batch_size": 128,

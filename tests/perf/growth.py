@@ -27,7 +27,7 @@ from tests.perf.versus_peers import store, worker  # noqa: E402
 SASREC = ["model=sasrec_softmax", "model.n_factors=64", "model.n_layers=2"]
 SASREC += ["model.n_heads=1", "batch_size=128"]
 SAMPLED = [
-    "objective.loss_name=sampled_softmax",
+    "loss=sampled_softmax",
     "objective.n_negatives=256",
     "objective.shared=batch",
     "sampler=popularity",

@@ -59,7 +59,7 @@ def module_of(folder, *words: str) -> tuple[RecModule, object]:
 def step(module, row, seed: int = 0) -> None:
     torch.manual_seed(seed)
     batch = module.objective.batch(module.store, row, torch.Generator().manual_seed(seed))
-    module.objective.loss(module.model, batch)["loss"].backward()
+    module.objective.losses(module.model, batch)["loss"].backward()
 
 
 def flops(action) -> int:

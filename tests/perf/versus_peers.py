@@ -132,7 +132,7 @@ CASES: dict[str, dict] = {
             "model.n_horizontal=8",
             "model.n_vertical=4",
             "objective.targets=1",
-            "objective.loss_name=bpr",
+            "loss=bpr",
         ],
         "batch": 512,
         "best": (2048, 2048),

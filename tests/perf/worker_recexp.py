@@ -150,7 +150,7 @@ def counted(module, data, batches: int = 3) -> dict[str, float]:
             break
         generator = torch.Generator().manual_seed(at)
         with FlopCounterMode(display=False) as counter:
-            module.objective.loss(
+            module.objective.losses(
                 module.model.train(), module.objective.batch(module.store, row, generator)
             )["loss"].backward()
         flops.append(counter.get_total_flops())

@@ -15,7 +15,7 @@ from tests.support.running import composed
 
 # One setting of each kind that decides whether a figure was reproduced, and another value of it.
 STATED = {
-    "objective.loss_name": ("ce", "bce"),
+    "loss._target_": ("recexp.objectives.losses.CE", "recexp.objectives.losses.BCE"),
     "objective.n_negatives": ("1", 500),
     "sampler._target_": (
         "recexp.objectives.samplers.Uniform",

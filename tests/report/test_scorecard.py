@@ -32,7 +32,7 @@ TABLE = "bert4rec/table2_systems"
 def settings(tmp_path_factory, monkeypatch):
     """Of the papers' settings only these: SASRec's and Caser's losses, and one length."""
     rows = (
-        "bert4rec,*,sasrec|caser,*,objective.loss_name,bce,paper: 4,true",
+        "bert4rec,*,sasrec|caser,*,loss._target_,recexp.objectives.losses.BCE,paper: 4,true",
         "bert4rec,*,bert4rec,*,model.max_len,200,paper: 4,true",
         "nova,*,*,*,model.n_layers,3,paper: 4,true",
         "multi_feedback,*,*,*,optimizer.lr,1e-3,paper: 4,true",
@@ -42,7 +42,7 @@ def settings(tmp_path_factory, monkeypatch):
 
 def faithful(folder, ndcg, model="sasrec", **more):
     """A run with all that the papers' settings above ask for, selected as BERT4Rec's paper does."""
-    config = {"objective.loss_name": "bce"} | more.pop("config", {})
+    config = {"loss._target_": "recexp.objectives.losses.BCE"} | more.pop("config", {})
     return write_run(folder, ndcg, model=model, config=config, selection="refit", **ML | more)
 
 
@@ -130,8 +130,8 @@ def test_a_figure_without_data_set_gets_no_verdict(tmp_path):
 
 def test_differences_stand_in_the_row_of_the_verdict(tmp_path):
     faithful(tmp_path / "a", 0.4368)
-    softmax = {"objective.loss_name": "ce"}
-    faithful(tmp_path / "b", 0.4368, config=softmax, overrides=("objective.loss_name=ce",))
+    softmax = {"loss._target_": "recexp.objectives.losses.CE"}
+    faithful(tmp_path / "b", 0.4368, config=softmax, overrides=("loss=ce",))
     lines = {}
     for folder in "ab":
         table = scorecard(TABLE, collect([tmp_path / folder])[0])[0]
@@ -141,7 +141,7 @@ def test_differences_stand_in_the_row_of_the_verdict(tmp_path):
     kept = [(r["verdict"], r["differs from the paper in"]) for r in lines.values()]
     assert kept == [
         ("reproduced", "none"),
-        ("within tolerance, other settings", "loss ce (paper bce)"),
+        ("within tolerance, other settings", "loss CE (paper BCE)"),
     ]
 
 

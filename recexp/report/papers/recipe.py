@@ -24,20 +24,26 @@ BUDGETS = ("trainer.max_steps", "trainer.max_epochs")
 # What defines a system: a departure counts even where the paper leaves the choice open.
 DEFINING = (
     "objective._target_",
-    "objective.loss_name",
+    "loss._target_",
     "objective.n_negatives",
     "sampler._target_",
 )
 # Settings of a training by gradients, which a model fitted in one pass does not have.
-OF_GRADIENTS = ("sampler", "optimizer", "scheduler", "batch_", "trainer", "callbacks")
+OF_GRADIENTS = ("loss", "sampler", "optimizer", "scheduler", "batch_", "trainer", "callbacks")
 # Compared elsewhere: by the protocol's name, and in ``deviations``.
 ELSEWHERE = ("protocol.", "selection", "seed")
-CONSTRUCTED = ("model", "objective", "sampler", "optimizer")  # their constructors have defaults
+CONSTRUCTED = (
+    "model",
+    "objective",
+    "loss",
+    "sampler",
+    "optimizer",
+)  # their constructors have defaults
 OWN_CODE = ("recexp.", "torch.optim.")
 # How a training ended that was too short, where the paper does not say how long it is.
 UNFINISHED = {"rising": "still rising when it ended", "unlearned": "stopped before it learned"}
 WORDS = {
-    "objective.loss_name": "loss",
+    "loss._target_": "loss",
     "objective.n_negatives": "negatives",
     "batch_size": "batch",
     "batch_counts": "batch counts",
@@ -185,12 +191,12 @@ def _fits_in_one_pass(result: Result) -> bool:
 
 def _value_on_command_line(result: Result, key: str) -> tuple[bool, Any]:
     """As ``value_of``, of a result whose config was not kept."""
+    group = key.removesuffix("._target_")
     for override in reversed(result.get("overrides", [])):
         name, _, value = override.lstrip("+").partition("=")
-        if name == key:
+        if name == key or (name == group == "loss"):
             return True, parse_value(value)
-    group = key.removesuffix("._target_")
-    if group in ("sampler", "objective") and result.get(group) not in (None, "none"):
+    if group in ("sampler", "loss", "objective") and result.get(group) not in (None, "none"):
         return group != key, result[group]
     return False, None
 

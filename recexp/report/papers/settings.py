@@ -52,13 +52,14 @@ TRAINER = (
 )
 PROTOCOL = ("history", "ties")
 ROOT = ("batch_size", "batch_counts", "selection", "seed")
-CONSTRUCTED = ("model", "objective", "sampler", "optimizer", "scheduler")
+CONSTRUCTED = ("model", "objective", "loss", "sampler", "optimizer", "scheduler")
 NOT_SETTINGS = (
     "_partial_",
     "_recursive_",
     "_convert_",
     "self",
     "schema",
+    "loss",
     "sampler",
     "shuffle_targets",
     "name",
@@ -76,9 +77,6 @@ KNOWN = (
 
 # Keys that have no effect unless another setting has one of these values.
 EFFECT_REQUIRES: dict[str, tuple[str, tuple[Any, ...]]] = {
-    "objective.t": ("objective.loss_name", ("gbce",)),
-    "objective.bpreg": ("objective.loss_name", ("bpr_max",)),
-    "objective.log_q": ("objective.loss_name", ("sampled_softmax",)),
     "objective.step": ("objective.windows", ("all", None)),
     "objective.levels": ("objective.pairs", ("levels", None)),
     "objective.last_prob": ("objective.copies", (0,)),
@@ -107,7 +105,7 @@ OF_MANY_MASKS = (
     "objective.count",
     "objective.last_prob",
 )
-OF_GRADIENTS = ("optimizer.", "scheduler.", "sampler.", "batch_", "trainer.", "callbacks.")
+OF_GRADIENTS = ("optimizer.", "scheduler.", "loss.", "sampler.", "batch_", "trainer.", "callbacks.")
 
 
 @dataclass(frozen=True)
@@ -239,7 +237,7 @@ def _has_effect(key: str, found: Mapping[str, Any]) -> bool:
             return False
     if found["objective._target_"].endswith((".FitPass", ".Sweep")):  # fitted in one pass
         return not key.startswith(OF_GRADIENTS)
-    if found.get("objective.loss_name") == "ce" and key.startswith(OF_NEGATIVES):
+    if str(found.get("loss._target_")).endswith(".CE") and key.startswith(OF_NEGATIVES):
         return False
     if found.get("objective.one_mask") and key in OF_MANY_MASKS:
         return False
