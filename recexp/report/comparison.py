@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from recexp.errors import RecexpError
-from recexp.report.collect import setting_overrides
 from recexp.report.ranks import Floats, Integers, per_user
 from recexp.report.significance import (
     N_SAMPLES,
@@ -30,6 +29,7 @@ from recexp.report.significance import (
     resampled_means,
     sampled_p_values,
 )
+from recexp.report.tables import identity, settings
 
 # Signs drawn per pair, so that the least p-value survives Holm's factor at 5 %.
 SIGNS_PER_PAIR = 200
@@ -79,14 +79,15 @@ class Spread:
 def system_name(result: Mapping[str, Any]) -> str:
     """The name that runs share which differ in nothing but the seed.
 
-    It is the model, the selection where unusual, and the settings in alphabetical order.
+    It is the model, the selection where unusual, and the settings in alphabetical order. Where two
+    configs have one name, ``compare`` and ``spread`` number them: what a system is, ``identity``
+    of ``recexp.report.tables`` says.
     """
-    settings = sorted(setting_overrides(result))
     words = [result["model"]]
     selection = result.get("selection", "val")
     if selection != "val":
         words.append(f"selection={selection.split(' (')[0]}")
-    return " ".join(words + settings)
+    return " ".join(words + sorted(settings(result)))
 
 
 def spread(results: Runs, metric: str = "ndcg@10", *, label: Labeler = system_name) -> Spread:
@@ -140,6 +141,8 @@ def compare(
 
 
 def _by_system(results: Runs, label: Labeler) -> dict[str, list[Mapping[str, Any]]]:
+    if label is system_name:
+        label = _distinct_names(results)
     groups: dict[str, list[Mapping[str, Any]]] = {}
     folders: dict[tuple[str, str, int], str] = {}
     for result in results:
@@ -154,6 +157,20 @@ def _by_system(results: Runs, label: Labeler) -> dict[str, list[Mapping[str, Any
         folders[run] = result["folder"]
         groups.setdefault(name, []).append(result)
     return groups
+
+
+def _distinct_names(results: Runs) -> Labeler:
+    """``system_name``, numbered where systems of different configs share it."""
+    names: dict[tuple[Any, ...], str] = {}
+    for result in results:
+        name = system_name(result)
+        namesakes = sum(
+            known == name or known.startswith(f"{name} (")
+            for key, known in names.items()
+            if key != identity(result)
+        )
+        names.setdefault(identity(result), f"{name} ({namesakes + 1})" if namesakes else name)
+    return lambda result: names[identity(result)]
 
 
 def _compare_pairs(

@@ -98,7 +98,7 @@ def systems(results: Sequence[Result], metric: str = "test/ndcg@10") -> list[Sys
     """
     found: dict[tuple[Any, int], System] = {}
     for result in results:
-        key = _identity(result)
+        key = identity(result)
         repetition = 0
         while _has_seed(found.get((key, repetition)), result["seed"]):
             repetition += 1
@@ -320,11 +320,11 @@ def as_words(key: str, value: str) -> str:
     return f"{group.rpartition('.')[2]}={value.rpartition('.')[2]}"
 
 
-def _identity(result: Result) -> tuple[Any, ...]:
+def identity(result: Mapping[str, Any]) -> tuple[Any, ...]:
     """What two seeds of one system have in common."""
     overrides = tuple(sorted(settings(result)))
     config = tuple(sorted(flat_config(result).items()))
-    return (result["model"], result["selection"], overrides, config)
+    return (result["model"], result.get("selection", "val"), overrides, config)
 
 
 def _has_seed(system: System | None, seed: int) -> bool:

@@ -22,6 +22,7 @@ from recexp.report.collect import collect
 from recexp.report.comparison import compare, spread, system_name
 from recexp.report.ranks import per_user
 from recexp.report.significance import bootstrap_interval, effect_size, holm, permutation_test
+from recexp.report.tables import systems
 from recexp.runs.outputs import save_ranks
 
 
@@ -364,6 +365,24 @@ def test_systems_are_told_apart_by_settings_alone():
     assert system_name(
         {**run, "overrides": [*run["overrides"], "seeds_of_model=3"]}
     ) != system_name(run)
+
+
+def test_experiments_only_choose_values_and_the_config_decides(tmp_path):
+    """As in the tables: runs of one config are seeds of one system, whatever chose its values."""
+    generator = np.random.default_rng(8)
+    runs = []
+    chosen = [("experiment=a", 8), ("experiment=b", 8), ("experiment=b", 16)]
+    for seed, (word, width) in enumerate(chosen):
+        better, tied = ranks_like(generator, np.full(40, 0.2))
+        folder = write(tmp_path / f"{seed}", better, tied, model="ite", seed=seed, overrides=[word])
+        result = json.loads((folder / "result.json").read_text())
+        runs.append({**result, "folder": str(folder), "config": {"model": {"n_factors": width}}})
+    assert spread(runs[:2]).seeds == 2
+    with pytest.raises(RecexpError, match="one system"):
+        spread(runs)
+    (pair,) = compare(runs)
+    assert {pair.left, pair.right} == {"ite", "ite (2)"}
+    assert len(systems(runs)) == 2
 
 
 def test_compare_finds_the_planted_difference_and_no_other(tmp_path):
