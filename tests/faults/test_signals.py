@@ -33,13 +33,13 @@ BEFORE = {
     "claim": "recexp.runs.directory lock_directory",
     "preparation": "recexp.data.cache _publish",
     "preparation published": "recexp.data.cache _write_pointer",
-    "candidates": "recexp.training.module stored_candidates",
     "assembly": "recexp.runs.run assemble",
     "clearing": "recexp.runs.run clear",
     "config": "recexp.runs.run save_config",
     "trainer": "recexp.runs.run build_trainer",
 }
 DURING = {
+    "candidates": "recexp.training.module stored_candidates",
     "setup": "recexp.training.module RecModule.configure_optimizers",
     "first batch": "recexp.training.module RecModule.training_step",
     "validation": "recexp.training.module RecModule.validation_step",

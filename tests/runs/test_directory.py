@@ -97,8 +97,12 @@ def test_a_new_run_in_a_used_directory_removes_what_the_older_one_left(
     for name in ("full/result.json", "full/ranks.parquet", "curves.png"):
         (tmp_path / name).write_text("old")
     (tmp_path / "mine.txt").write_text("not of a run")
-    monkeypatch.setattr(RecModule, "training_step", None)  # the new run dies in its first step
-    with caplog.at_level(logging.INFO, "recexp"), pytest.raises(TypeError):
+
+    def dies(self, row, index):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(RecModule, "training_step", dies)
+    with caplog.at_level(logging.INFO, "recexp"), pytest.raises(ZeroDivisionError):
         run(config(shop, tmp_path))
     assert files(tmp_path) == {".run.lock", "config.yaml", "mine.txt"}
     (line,) = [text for text in caplog.messages if text.startswith("removed what an earlier run")]
@@ -118,8 +122,8 @@ def test_results_go_before_the_checkpoints_that_they_are_of(shop, tmp_path, monk
 def test_an_older_run_is_unharmed_by_a_run_that_cannot_start(shop, tmp_path):
     run(config(shop, tmp_path))
     before = {name: checksum(tmp_path / name) for name in files(tmp_path) - {".run.lock"}}
-    with pytest.raises(RecexpError, match="candidates"):
-        run(config(shop, tmp_path, "protocol.candidates.n=5000"))
+    with pytest.raises(RecexpError, match="There is no checkpoint"):
+        run(config(shop, tmp_path, f"ckpt_path={tmp_path}/absent.ckpt"))
     after = {name: checksum(tmp_path / name) for name in files(tmp_path) - {".run.lock"}}
     assert after == before
 
