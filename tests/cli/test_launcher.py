@@ -3,10 +3,13 @@
 A process that only writes a result stands in for every job.
 """
 
+import contextlib
 import json
+import os
 import re
 import signal
 import sys
+import time
 
 import pytest
 from omegaconf import OmegaConf
@@ -14,6 +17,7 @@ from omegaconf import OmegaConf
 from recexp.cli import launcher
 from recexp.cli.launcher import ProcessLauncher
 from recexp.logs import show_logs
+from recexp.runs.directory import lock_directory
 from tests.config.test_experiments import composed
 
 JOB = """
@@ -175,3 +179,39 @@ def test_a_sweep_ended_by_a_signal_ends_its_jobs_first(sweep, tmp_path, capfd, n
         assert signal.getsignal(signal.SIGTERM) is before[signal.SIGTERM]
     finally:
         signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+
+def test_a_job_that_outlived_its_sweep_is_waited_for_and_not_started_twice(
+    sweep, tmp_path, capfd, monkeypatch
+):
+    sweep.scripts = {"0": KILLED}
+    with pytest.raises(SystemExit):
+        sweep(["model=pop"])
+    lock = lock_directory(tmp_path / "0")  # the job of the killed sweep still runs
+    sleep = time.sleep
+
+    def finished(seconds):
+        (tmp_path / "0" / "result.json").write_text('{"metrics": {"val/ndcg@10": 0.25}}')
+        with contextlib.suppress(OSError):
+            os.close(lock)
+        sleep(0)
+
+    monkeypatch.setattr(launcher.time, "sleep", finished)
+    sweep.scripts = {}
+    assert sweep(["model=pop"]) == []
+    said = capfd.readouterr().err
+    assert f"job 0 waits: {tmp_path}/0 is in use" in said and "has its result already" in said
+
+
+def test_a_job_has_the_lock_of_its_directory_from_its_first_moment(sweep, tmp_path):
+    """The process inherits the lock: there is no moment at which another sweep could take it."""
+    locked = (
+        "import fcntl, json, os, pathlib, sys; there = pathlib.Path(sys.argv[1]);"
+        "file = (there / '.run.lock').open('r+');\n"
+        "try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+        "except BlockingIOError: (there / 'result.json').write_text("
+        "json.dumps({'metrics': {'val/ndcg@10': 0.25}}))"
+    )
+    sweep.scripts = {"0": locked}
+    assert sweep(["model=pop"]) == ["0"]
+    os.close(lock_directory(tmp_path / "0"))  # it ended with the job
