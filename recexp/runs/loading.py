@@ -49,7 +49,7 @@ def read_config(path: Path) -> DictConfig:
     Raises RecexpError for anything that would be computed while reading it (``${...}``, YAML tags).
     """
     try:
-        cfg = OmegaConf.create(with_new_keys(yaml.safe_load(path.read_text())))
+        cfg = OmegaConf.create(with_new_keys(yaml.safe_load(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
         raise RecexpError(f"{path} is missing: it says what was trained.") from None
     except (
