@@ -20,7 +20,7 @@ def read(folder: Path) -> tuple[dict, pl.DataFrame]:
     return result, pl.read_parquet(folder / "ranks.parquet").sort("user")
 
 
-def tested(result: dict) -> dict[str, float]:
+def _of_test(result: dict) -> dict[str, float]:
     return {name: x for name, x in result["metrics"].items() if name.startswith("test/")}
 
 
@@ -37,13 +37,13 @@ def test_one_checkpoint_gives_the_same_ranks_under_any_number_of_processes(tmp_p
         run = Run(folder, *words, training=False)
         assert run.ended() == 0, run.said()
         result, again = read(folder)
-        assert again.equals(ranks) and tested(result) == tested(original)
+        assert again.equals(ranks) and _of_test(result) == _of_test(original)
 
 
 @pytest.mark.slow  # runs of up to three processes
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_evaluate_repeats_the_metrics_of_a_run_of_several_processes(tmp_path, n):
-    small = ["protocol=p2_uniform99", "protocol.candidates.n=99"]
+    small = ["protocol=p2_uniform99", "protocol.candidates.n=99", "dataset.source.items=1000"]
     run = Run(tmp_path / "run", *MODEL, *small, f"trainer.devices={n}", training=False)
     assert run.ended() == 0, run.said()
     line = [sys.executable, "-m", "recexp.evaluate", str(run.folder), "p2_uniform99"]
@@ -52,4 +52,4 @@ def test_evaluate_repeats_the_metrics_of_a_run_of_several_processes(tmp_path, n)
     assert done.returncode == 0, done.stderr
     result, ranks = read(run.folder)
     evaluated, ranks_again = read(run.folder / "p2_uniform99")
-    assert tested(evaluated) == tested(result) and ranks_again.equals(ranks)
+    assert _of_test(evaluated) == _of_test(result) and ranks_again.equals(ranks)
