@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -26,7 +27,10 @@ def test_a_wheel_installed_elsewhere_runs_outside_the_checkout(tmp_path):
         ],
         check=True,
     )
-    subprocess.run([*pip, "wheel", "--no-deps", "-w", str(tmp_path), str(copy)], check=True)
+    subprocess.run(
+        [*pip, "wheel", "--no-build-isolation", "--no-deps", "-w", str(tmp_path), str(copy)],
+        check=True,
+    )
     wheel = next(tmp_path.glob("recexp-*.whl"))
     subprocess.run(
         [*pip, "install", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)], check=True
@@ -40,7 +44,7 @@ def test_a_wheel_installed_elsewhere_runs_outside_the_checkout(tmp_path):
         "model=pop",
         "logger=csv",
         "dataset.source.users=150",
-        "protocol.candidates.n=50",
+        "protocol=p2_uniform99",
         "hydra.run.dir=out",
     ]
     away_from_home = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
@@ -51,3 +55,17 @@ def test_a_wheel_installed_elsewhere_runs_outside_the_checkout(tmp_path):
     assert (away / "out" / "result.json").exists()
     where = [sys.executable, "-c", "import recexp; print(recexp.__file__)"]
     assert str(tmp_path) in subprocess.check_output(where, cwd=away, env=away_from_home, text=True)
+    for words in (
+        ["recexp.evaluate", "out", "p2_uniform99"],
+        ["recexp.report", "out", "--out", "page"],
+        ["recexp.data.describe", "simulated_shop", "dataset.source.users=150"],
+    ):
+        command = [sys.executable, "-m", *words]
+        done = subprocess.run(
+            command, cwd=away, env=away_from_home, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, (words, done.stderr[-2000:])
+    result = json.loads((away / "out" / "result.json").read_text())
+    again = json.loads((away / "out" / "p2_uniform99" / "result.json").read_text())
+    assert again["metrics"]["test/mrr"] == result["metrics"]["test/mrr"]
+    assert (away / "page" / "index.html").exists()
