@@ -11,7 +11,7 @@ import shutil
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ _ADVICE = {
     errno.ENOENT: "It does not exist, or was removed meanwhile: check the path",
     errno.ESTALE: "The network file system lost it: mount it again, or choose another path",
     errno.EINVAL: "The file system does not take it: choose another path",
+    errno.EMFILE: "Raise the limit of open files (ulimit -n)",
     errno.EILSEQ: "The file system does not take the name: choose another path",
 }
 _NO_ROOM = "Make room there, or choose a place that can be written"
@@ -56,12 +57,13 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        kept = "What was there before is unharmed. " if path.exists() else ""
+        kept = "What was there before is unharmed. " if os.path.exists(path) else ""
         raise RecexpError(
             f"{path} cannot be written: {reason(error)}. {kept}{advice(error)}."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there after success, and in places that cannot be
+            temporary.unlink()
 
 
 def new_folder(parent: Path, prefix: str) -> Path:

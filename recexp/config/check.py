@@ -192,11 +192,10 @@ def _check_monitors(cfg: DictConfig) -> None:
     splits = ("val", "test") if cfg.selection == "test_peek" else ("val",)
     names = [f"{name}@{k}" for name in ("hr", "ndcg") for k in cfg.protocol.get("ks", ())]
     known = [f"{split}/{name}" for split in splits for name in (*names, "mrr")]
-    for name, node in _plain(cfg.callbacks).items():
-        if not node:
-            continue
-        monitor = node.get("monitor")
-        if (monitor is not None or name == "early_stopping") and monitor not in known:
+    for name, node in cfg.callbacks.items():
+        values = _plain(node, ["monitor"]) if node and "monitor" in node else {}
+        monitor = values.get("monitor")
+        if monitor is not None and monitor not in known:
             raise RecexpError(
                 f"callbacks.{name}.monitor={shown(monitor)}: must be one of {', '.join(known)}."
             )

@@ -96,7 +96,7 @@ def test_accepted_values_of_a_model_train_or_end_with_one_sentence(file, tmp_pat
 @pytest.mark.parametrize(
     ("key", "value", "text"),
     [
-        ("dataset.filters", [None], r"dataset\.filters.*null|dataset\.filters\[0\]"),
+        ("dataset.filters", [None], r"dataset\.filters=\[None\]: must be a list"),
         ("dataset.filters", [{"user_min": "abc"}], r"dataset\.filters\[0\]\.user_min='abc'"),
         ("dataset.filters", [{"users_min": 1}], r"dataset\.filters: unknown key \['users_min'\]"),
         ("dataset.window", {"start": "2016-01-01"}, r"dataset\.window=.*\{start, end\}"),
@@ -142,9 +142,7 @@ def test_a_preset_of_another_form_is_refused_by_name(key, value, text, monkeypat
         apply_preset(cfg)
 
 
-@pytest.mark.parametrize(
-    "word", ["preset=tunde", "model=1.5", "debug=1.5", "debug=abc", "model={}", "preset=[]"]
-)
+@pytest.mark.parametrize("word", ["preset=tunde", "model=1.5", "debug=1.5", "debug=abc"])
 def test_a_choice_that_is_none_ends_with_one_message(word):
     with pytest.raises(SystemExit) as ended, _errors_explained():
         check_config(composed("dataset=ml_1m", word))
