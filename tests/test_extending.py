@@ -29,12 +29,7 @@ SMALL = (
     "++trainer.enable_progress_bar=false",
 )
 TABLE = ("dataset=table", "dataset.source.file=events.csv")
-PLUGINS = pytest.mark.xfail(
-    reason="targets outside recexp are refused until plugins can be named",
-    raises=RecexpError,
-    strict=True,
-)
-HOMES = ["inside", pytest.param("outside", marks=PLUGINS)]
+HOMES = ["inside", "outside"]
 
 
 @dataclass
@@ -75,7 +70,7 @@ class Workshop:
         self.write(f"conf/{name}.yaml", text)
 
     def config(self, home: str, *words: str, data: tuple[str, ...] = TABLE):
-        plugins = ["++plugins=[my_package]"] if home == "outside" else []
+        plugins = ["plugins=[my_package]"] if home == "outside" else []
         conf = self.folder / "conf"
         conf.mkdir(exist_ok=True)
         overrides = ["protocol=full", *data, *words, *plugins]

@@ -6,12 +6,13 @@ node names, then builds what needs no data.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Annotated, Any, Literal
 
 import torch
@@ -33,6 +34,8 @@ from recexp.config.values import check_values, shown
 from recexp.contracts import require
 from recexp.data.datamodule import rows_per_step
 from recexp.errors import RecexpError
+from recexp.evaluation.metrics import METRICS_AT_K, METRICS_WITHOUT_CUTOFF
+from recexp.evaluation.protocol import Protocol
 from recexp.renamed import MOVED
 from recexp.types import Schema
 
@@ -84,6 +87,7 @@ OTHER_KEYS = (
     "over_preset",
 )
 NAMES = ("model", "dataset", "protocol")
+PLUGIN_ADVICE = "Own code is allowed by name: plugins=[my_package]."
 MAX_TARGET = 200  # characters of a _target_ that an error shows
 MORE_NAMES = ("objective", "loss", "sampler", "preset", "overrides")
 
@@ -105,9 +109,10 @@ class Root:
     note: str | None = None
     batch_counts: Literal["positives", "instances"] = "positives"
     store_on: Literal["auto", "device", "host"] = "auto"
+    plugins: list[str] = field(default_factory=list)
 
 
-VALUE_KEYS = tuple(field.name for field in fields(Root))
+VALUE_KEYS = tuple(entry.name for entry in fields(Root))
 ROOT_KEYS = {*NODES, *OTHER_KEYS, *VALUE_KEYS}
 
 
@@ -119,8 +124,9 @@ def check_config(cfg: DictConfig) -> None:
     """
     _check_root(cfg)
     _check_groups(cfg)
+    plugins = load_plugins(cfg.get("plugins") or [])
     nodes = list(_targets(cfg, ""))
-    callees = {path: _callee(path, node) for path, node in nodes}
+    callees = {path: _callee(path, node, plugins) for path, node in nodes}
     if isinstance(callees["model"], type) and isinstance(callees["objective"], type):
         require(callees["model"], callees["objective"])
     for path, node in nodes:
@@ -157,7 +163,11 @@ def _check_root(cfg: DictConfig) -> None:
             raise RecexpError(
                 f"The config has no {name}: choose one with {name}=... ({name}=? lists them)."
             )
-    required = [field.name for field in fields(Root) if field.default is MISSING]
+    required = [
+        entry.name
+        for entry in fields(Root)
+        if entry.default is MISSING and entry.default_factory is MISSING
+    ]
     missing = [k for k in (*required, "names", "callbacks", "logger", "scheduler") if k not in cfg]
     if missing:
         raise RecexpError(f"The config lacks {', '.join(missing)}: conf/config.yaml has them.")
@@ -190,8 +200,9 @@ def _check_names(cfg: DictConfig) -> None:
 def _check_monitors(cfg: DictConfig) -> None:
     """Raise RecexpError where a callback waits for a metric that the run does not have."""
     splits = ("val", "test") if cfg.selection == "test_peek" else ("val",)
-    names = [f"{name}@{k}" for name in ("hr", "ndcg") for k in cfg.protocol.get("ks", ())]
-    known = [f"{split}/{name}" for split in splits for name in (*names, "mrr")]
+    cutoffs = cfg.protocol.get("ks", Protocol.ks)
+    names = [f"{name}@{k}" for name in METRICS_AT_K for k in cutoffs] + [*METRICS_WITHOUT_CUTOFF]
+    known = [f"{split}/{name}" for split in splits for name in names]
     for name, node in cfg.callbacks.items():
         values = _plain(node, ["monitor"]) if node and "monitor" in node else {}
         monitor = values.get("monitor")
@@ -336,32 +347,58 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
         yield from _targets(node._get_node(i), f"{path}[{i}]")
 
 
-def _callee(path: str, node: DictConfig) -> Any:
-    """What a node's ``_target_`` names, if it may be instantiated in this place."""
+def _callee(path: str, node: DictConfig, plugins: tuple[str, ...]) -> Any:
+    """What a node's ``_target_`` names, if it may be instantiated in this place.
+
+    plugins: of ``load_plugins``; what they hold may be instantiated in every place.
+    """
     target = node["_target_"]
-    allowed = ALLOWED.get(re.split(r"[.\[]", path)[0], ())
-    words = f"only {', '.join(allowed) or 'nothing'} may be instantiated there."
+    own = ALLOWED.get(re.split(r"[.\[]", path)[0], ())
+    words = f"only {', '.join(own + plugins) or 'nothing'} may be instantiated there."
     text = target if _is_short_text(target) else shown(target)
     refused = f"{path}._target_={text} is not allowed:"
-    if not isinstance(target, str) or not target.startswith(allowed):
-        raise RecexpError(f"{refused} {words}")
+    if not isinstance(target, str) or not target.startswith(own + plugins):
+        advice = "" if plugins else f" {PLUGIN_ADVICE}"
+        raise RecexpError(f"{refused} {words}{advice}")
     try:
         callee: Any = get_method(target)
     except (ImportError, ValueError, TypeError, InstantiationException) as error:
         raise RecexpError(f"{path}._target_={text} cannot be found: {error}") from error
     module = getattr(callee, "__module__", "?")
     home = f"{module}.{getattr(callee, '__qualname__', '?')}"
+    is_plugin = target.startswith(plugins)
     package = target.split(".")[0] + "."
     # One of our modules may import names of others, such as recexp.cli.launcher.subprocess.
-    if not home.startswith(allowed if package == "recexp." else package):
+    if not home.startswith(own if package == "recexp." and not is_plugin else package):
         raise RecexpError(f"{refused} it belongs to {module}. {words}")
     is_function = inspect.isfunction(callee) and callee.__qualname__ == callee.__name__
-    is_reader = is_function and home.startswith(FUNCTIONS)
+    is_reader = is_function and (is_plugin or home.startswith(FUNCTIONS))
     if not (isinstance(callee, type) or is_reader) or callee.__name__.startswith("_"):
         raise RecexpError(
             f"{refused} it is no public class{' or reader' if is_reader else ''}. {words}"
         )
     return callee
+
+
+def load_plugins(names: Iterable[str]) -> tuple[str, ...]:
+    """Import the packages; returns the prefixes of what they may add to a config.
+
+    Only the person who runs may name them: a config that a run left is read without its plugins.
+    Raises RecexpError for a name that cannot be imported.
+    """
+    prefixes = []
+    for name in names:
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise RecexpError(f"plugins={shown(list(names))}: {name!r} is no name of a package.")
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise RecexpError(
+                f"plugins: {name} cannot be imported ({error}). It must be installed, or lie in "
+                "the working directory or on PYTHONPATH."
+            ) from error
+        prefixes.append(f"{name}.")
+    return tuple(prefixes)
 
 
 def _is_short_text(target: Any) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -46,6 +47,7 @@ def evaluate(
     cache_dir: str | None = None,
     threads: int | None = None,
     accelerator: Accelerator = "cpu",
+    plugins: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Test the model of a finished run (its best epoch, or the refitted one) under a protocol.
 
@@ -54,7 +56,8 @@ def evaluate(
 
     name: of a protocol in ``conf/protocol``. own_split: the targets stay those of the run's own
     protocol; candidates, histories and the rest are those of ``name``. raw_dir, cache_dir: where
-    raw and prepared data lie; the defaults are those of ``conf``, never those of the run.
+    raw and prepared data lie; the defaults are those of ``conf``, never those of the run. plugins:
+    own packages whose code the run may name.
 
     Raises RecexpError where the run is unfinished, its data or its checkpoint are not found, the
     protocol is unknown, or it splits the data otherwise: the model may have been trained on the new
@@ -62,7 +65,7 @@ def evaluate(
     """
     run_dir = Path(run_dir)
     started = time.perf_counter()
-    run = open_run(run_dir, raw_dir=raw_dir, cache_dir=cache_dir)
+    run = open_run(run_dir, raw_dir=raw_dir, cache_dir=cache_dir, plugins=plugins)
     trained = run.result
     protocol, split = _replace_protocol(run.cfg, name, run_dir, own_split)
     folder = _output_folder(run_dir, name, own_split)
@@ -171,6 +174,9 @@ def main() -> None:
         "--raw-dir", help="where the raw data lie, if not where conf/dataset looks for them"
     )
     parser.add_argument("--cache-dir", help="where prepared data are kept, if not in cache")
+    parser.add_argument(
+        "--plugins", nargs="+", default=[], metavar="PACKAGE", help="own code that the run uses"
+    )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--accelerator", choices=get_args(Accelerator), default="cpu")
     options = parser.parse_args()
@@ -184,6 +190,7 @@ def main() -> None:
             cache_dir=options.cache_dir,
             threads=options.threads,
             accelerator=options.accelerator,
+            plugins=options.plugins,
         )
     except RecexpError as error:
         sys.exit(printable_lines(f"error: {error}"))

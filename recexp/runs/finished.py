@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -55,12 +55,16 @@ class FinishedRun:
 
 
 def open_run(
-    run_dir: str | Path, *, raw_dir: str | None = None, cache_dir: str | None = None
+    run_dir: str | Path,
+    *,
+    raw_dir: str | None = None,
+    cache_dir: str | None = None,
+    plugins: Sequence[str] = (),
 ) -> FinishedRun:
     """Read a finished run.
 
     raw_dir, cache_dir: where raw and prepared data lie; the defaults are those of ``conf``, never
-    those of the run.
+    those of the run. plugins: packages of the user's whose code the run may name.
 
     Raises RecexpError where the run is unfinished, or one of its files is missing, damaged, or not
     what a run writes.
@@ -68,6 +72,7 @@ def open_run(
     folder = Path(run_dir)
     result = read_result(_inside(folder, "result.json"))
     cfg = read_config(_inside(folder, "config.yaml"))
+    cfg.plugins = list(plugins)  # never those of the run
     check_config(cfg)  # before anything of it is built
     checkpoint = _tested_checkpoint(folder, result)
     places = _places(cfg)

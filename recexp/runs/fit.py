@@ -73,7 +73,12 @@ def fit(
     words += [f"{key}={_quoted(value)}" for key, value in (settings or {}).items()]
     words += [f"+trainer.enable_progress_bar={str(progress).lower()}", "logger=none", *overrides]
     cfg = _run(words)
-    return load(folder, raw_dir=cfg.dataset.raw_dir, cache_dir=cfg.cache_dir)
+    return load(
+        folder,
+        raw_dir=cfg.dataset.raw_dir,
+        cache_dir=cfg.cache_dir,
+        plugins=cfg.plugins,
+    )
 
 
 def _run(words: Sequence[str]) -> DictConfig:

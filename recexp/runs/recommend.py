@@ -34,6 +34,7 @@ def recommend(options: argparse.Namespace) -> None:
         raw_dir=options.raw_dir,
         cache_dir=options.cache_dir,
         threads=options.threads,
+        plugins=options.plugins,
     )
     if options.as_tested:
         frames = trained.tested_lists_in_chunks(options.k, progress=True)
@@ -152,6 +153,7 @@ def main() -> None:
     add("--out", type=Path, metavar="FILE", help="a .parquet or .csv file; else printed")
     add("--raw-dir", help="where the raw data lie, if not where conf/dataset looks for them")
     add("--cache-dir", help="where prepared data are kept, if not in cache")
+    add("--plugins", nargs="+", default=[], metavar="PACKAGE", help="own code that the run uses")
     add("--threads", type=int)
     options = parser.parse_args()
     show_logs()

@@ -398,16 +398,18 @@ def load(
     raw_dir: str | None = None,
     cache_dir: str | None = None,
     threads: int | None = None,
+    plugins: Sequence[str] = (),
 ) -> Trained:
     """The trained model of a finished run.
 
     raw_dir, cache_dir: where the raw and the prepared data lie, if not in the default places. The
-    run may come from another person, so its files choose no place.
+    run may come from another person, so its files choose no place. plugins: own packages whose code
+    the run may name.
 
     Raises RecexpError where the run is unfinished, its files are damaged, or its data are not there
     or have changed.
     """
-    run = open_run(run_dir, raw_dir=raw_dir, cache_dir=cache_dir)
+    run = open_run(run_dir, raw_dir=raw_dir, cache_dir=cache_dir, plugins=plugins)
     if threads:
         torch.set_num_threads(threads)
     protocol: Protocol = build(run.cfg.protocol)
