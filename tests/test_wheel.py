@@ -55,10 +55,11 @@ def test_a_wheel_installed_elsewhere_runs_outside_the_checkout(tmp_path):
     assert (away / "out" / "result.json").exists()
     where = [sys.executable, "-c", "import recexp; print(recexp.__file__)"]
     assert str(tmp_path) in subprocess.check_output(where, cwd=away, env=away_from_home, text=True)
+    (prepared,) = (away / "cache").glob("simulated_shop-*/")
     for words in (
         ["recexp.evaluate", "out", "p2_uniform99"],
         ["recexp.report", "out", "--out", "page"],
-        ["recexp.data.describe", "simulated_shop", "dataset.source.users=150"],
+        ["recexp.data.describe", str(prepared)],
     ):
         command = [sys.executable, "-m", *words]
         done = subprocess.run(

@@ -68,8 +68,9 @@ def save_ranks(path: Path, ranks: Mapping[str, Mapping[str, np.ndarray[Any, Any]
         pl.DataFrame(dict(columns)).with_columns(split=pl.lit(split))
         for split, columns in ranks.items()
     ]
-    with atomic_write(path) as temporary:
-        pl.concat(frames).write_parquet(temporary)
+    # A file and no path: polars takes every path for UTF-8, whatever the locale.
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        pl.concat(frames).write_parquet(file)
     return checksum(path)
 
 

@@ -43,10 +43,10 @@ def test_two_processes_with_next_to_no_shared_memory(tmp_path, options):
 
 def test_a_run_needs_no_semaphores(tmp_path, monkeypatch):
     """multiprocessing's live in /dev/shm; batches are loaded in the process itself."""
-    import _multiprocessing
+    from multiprocessing import synchronize
 
     def none_left(*_, **__):
         raise OSError(38, "Function not implemented")
 
-    monkeypatch.setattr(_multiprocessing, "SemLock", none_left)
+    monkeypatch.setattr(synchronize.SemLock, "__init__", none_left)
     assert run_here(tmp_path / "run", "model=bpr_mf", "model.n_factors=8")["metrics"]
