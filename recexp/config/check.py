@@ -188,7 +188,10 @@ def _check_names(cfg: DictConfig) -> None:
         raise RecexpError(
             f"Unknown key names.{unknown[0]}; known are {', '.join((*NAMES, *MORE_NAMES))}."
         )
-    for key, value in _plain(names).items():
+    values = _plain(names)
+    if isinstance(cfg.get("preset"), DictConfig):  # one without entries
+        values.pop("preset", None)
+    for key, value in values.items():
         is_text = isinstance(value, str) or (key in MORE_NAMES and value is None)
         if key != "overrides" and not is_text:
             raise RecexpError(f"names.{key}={shown(value)}: must be a text.")
