@@ -278,6 +278,48 @@ def test_a_run_that_patience_ended_stays_ended(shop, falling):
     assert more["epochs"] == 5
 
 
+def interrupt_refit(monkeypatch, after: int) -> None:
+    """SIGTERM in the training step that follows ``after`` others."""
+    step = RecModule.training_step
+    n_steps = 0
+
+    def training_step(self, row, index):
+        nonlocal n_steps
+        n_steps += 1
+        if n_steps == after + 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, row, index)
+
+    monkeypatch.setattr(RecModule, "training_step", training_step)
+
+
+def test_an_interrupted_refit_goes_on_to_the_same_result(shop, falling, monkeypatch):
+    """The first training, which patience ended, is not trained again, and trains no further."""
+    words = [*SMALL, "trainer.max_epochs=9", PATIENT, "callbacks.early_stopping.patience=2"]
+    words.append("selection=refit")
+    falling(2)
+    whole = run_here(shop / "refit-whole", *words)
+    assert whole["refit"] == {"epochs": 2, "updates": 2 * STEPS}
+    folder = shop / "refit-cut"
+    falling(2)
+    with monkeypatch.context() as m:
+        interrupt_refit(m, whole["updates"] + STEPS)
+        with pytest.raises(Interrupted):
+            run_here(folder, *words)
+    said = json.loads((folder / "result.json").read_text())
+    assert said["stop_reason"] == "interrupted by SIGTERM"
+    falling(2)
+    last = folder / "checkpoints" / "last.ckpt"
+    again = run_here(folder, *words, f"ckpt_path={last}")
+    for key in ("best_epoch", "epochs", "stop_reason", "refit", "updates"):
+        assert again[key] == whole[key], key
+    planted = "test/ndcg@10"  # by the number of the call
+    for result in (again, whole):
+        del result["metrics"][planted]
+    assert again["metrics"] == whole["metrics"]
+    assert [part["updates"] for part in again["parts"]] == [whole["updates"], 0]
+
+
 def test_best_epochs_come_along_into_another_directory(shop, falling):
     falling(1)
     run_here(shop / "here", *SMALL, "trainer.max_epochs=3")
