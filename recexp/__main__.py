@@ -1,6 +1,6 @@
 """``python -m recexp``: train and evaluate a recommender."""
 
-from recexp.interrupts import enter_stage, handle_signals
+from recexp.training.interrupts import enter_stage, handle_signals
 
 
 def main() -> None:

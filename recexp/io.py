@@ -16,8 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from recexp.errors import RecexpError
-from recexp.shortage import shortage
+from recexp.errors import RecexpError, shortage
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -39,7 +38,7 @@ _ADVICE = {
 _NO_ROOM = "Make room there, or choose a place that can be written"
 
 # How file systems without locks answer.
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
+NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL})
 
 
 @contextmanager
@@ -172,7 +171,7 @@ def file_lock(path: Path, waiting: str = "") -> Iterator[None]:
     try:
         _acquire(lock, waiting)
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
         lock = SoftFileLock(path.with_name(f"{path.name}.held"))
         left_over = f"(if no process does: remove {lock.lock_file})"

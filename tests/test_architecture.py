@@ -17,8 +17,7 @@ CODE = sorted((ROOT / "recexp").rglob("*.py"))
 MAY_IMPORT = {
     "recexp/errors.py": (),
     "recexp/types.py": (),
-    "recexp/io.py": ("recexp.errors", "recexp.shortage"),
-    "recexp/shortage.py": (),
+    "recexp/io.py": ("recexp.errors",),
     "recexp/distributed.py": (),
     "recexp/rng.py": (),
     "recexp/contracts.py": ("recexp.types", "recexp.errors"),

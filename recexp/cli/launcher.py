@@ -39,15 +39,15 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from recexp.config.overrides import override
 from recexp.config.presets import apply_preset
 from recexp.errors import RecexpError
-from recexp.interrupts import SIGNALS
 from recexp.io import atomic_write
 from recexp.logs import printable
-from recexp.overrides import override
 from recexp.renamed import with_new_keys, with_new_words
 from recexp.runs.directory import INHERITED, DirectoryInUse, lock_directory
 from recexp.runs.identity import differences, material_overrides
+from recexp.training.interrupts import SIGNALS
 
 POLL = 0.2  # seconds between two checks of the running jobs
 GRACE = 60  # seconds that a running job has to save a checkpoint when the sweep is ended

@@ -23,14 +23,13 @@ from omegaconf.errors import OmegaConfBaseException
 from recexp.cli.streams import make_streams_last
 from recexp.config import CONF
 from recexp.config.build import register_resolvers
+from recexp.config.overrides import resume_advice
 from recexp.config.presets import apply_preset, with_quickstart
-from recexp.errors import RecexpError
-from recexp.interrupts import Stopped, enter_stage, handle_signals, says_so
+from recexp.errors import RecexpError, shortage
 from recexp.io import advice, reason
 from recexp.logs import show_logs
-from recexp.overrides import resume_advice
 from recexp.renamed import warn_of_renamed, with_new_words
-from recexp.shortage import shortage
+from recexp.training.interrupts import Stopped, enter_stage, handle_signals, says_so
 
 if TYPE_CHECKING:
     from recexp.training.signals import Interrupted

@@ -8,8 +8,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from recexp.errors import RecexpError
-from recexp.shortage import is_out_of_memory
+from recexp.errors import RecexpError, is_out_of_memory
 
 
 def register_resolvers() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import socket
@@ -14,13 +13,11 @@ from pathlib import Path
 from recexp.config import CONF
 from recexp.distributed import is_first_process
 from recexp.errors import RecexpError
-from recexp.io import try_lock
+from recexp.io import NO_LOCKS, try_lock
 
 LOCK = ".run.lock"
 # Environment variable: the descriptor of the lock that the launcher took for this process.
 INHERITED = "RECEXP_RUN_LOCK"
-# File systems without locks answer with one of these.
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 # What a run leaves. Results come first: an older result must not lie beside newer weights.
 RESULTS = ("result.json", "ranks.parquet", "curves.png")
 CHECKPOINTS = "checkpoints"

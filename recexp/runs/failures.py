@@ -11,9 +11,8 @@ from omegaconf import DictConfig
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from recexp.distributed import is_first_process
-from recexp.errors import RecexpError
-from recexp.interrupts import enter_stage
-from recexp.shortage import is_out_of_memory
+from recexp.errors import RecexpError, is_out_of_memory
+from recexp.training.interrupts import enter_stage
 from recexp.training.processes import is_peer_lost, peer_lost_message
 from recexp.training.signals import Interrupted, Interruption
 

@@ -15,6 +15,7 @@ from hydra.errors import CompactHydraException
 from omegaconf import DictConfig, open_dict
 
 from recexp.config.build import register_resolvers
+from recexp.config.overrides import as_word
 from recexp.config.presets import compose_config
 from recexp.errors import RecexpError
 from recexp.io import atomic_write
@@ -63,14 +64,14 @@ def fit(
     if (data is None) == (dataset is None):
         raise RecexpError("fit needs either data (events) or dataset (a name of conf/dataset).")
     folder = Path(run_dir) if run_dir is not None else _new_folder()
-    words = [f"model={model}", f"run_dir={_quoted(folder)}", f"cache_dir={_quoted(cache_dir)}"]
+    words = [f"model={model}", f"run_dir={as_word(folder)}", f"cache_dir={as_word(cache_dir)}"]
     if data is not None:
         words += _of_frame(_read(data), Path(cache_dir), dict(columns or {}), behaviors, explicit)
         words.append(f"protocol={protocol or 'full_unseen'}")
     else:
         words.append(f"dataset={dataset}")
         words += [f"protocol={protocol}"] if protocol else []
-    words += [f"{key}={_quoted(value)}" for key, value in (settings or {}).items()]
+    words += [f"{key}={as_word(value)}" for key, value in (settings or {}).items()]
     words += [f"+trainer.enable_progress_bar={str(progress).lower()}", "logger=none", *overrides]
     cfg = _run(words)
     return load(
@@ -138,7 +139,7 @@ def _of_frame(
     if not (folder / EVENTS).exists():
         with atomic_write(folder / EVENTS) as temporary:
             frame.write_parquet(temporary)
-    return [*words, "dataset.name=frame", f"dataset.raw_dir={_quoted(folder)}"]
+    return [*words, "dataset.name=frame", f"dataset.raw_dir={as_word(folder)}"]
 
 
 def _canonical(frame: pl.DataFrame, columns: dict[str, str]) -> pl.DataFrame:
@@ -171,18 +172,4 @@ def _behavior_words(
                 "strong, behaviors=[...]."
             )
     strong = list(explicit or names[-1:])
-    return [f"dataset.behaviors={_quoted(names)}", f"dataset.explicit={_quoted(strong)}"]
-
-
-def _quoted(value: Any) -> str:
-    """A value in the grammar of Hydra's command line."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool | int | float):
-        return str(value).lower() if isinstance(value, bool) else repr(value)
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_quoted(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "[" + ",".join(map(_quoted, value)) + "]"
-    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{text}"'
+    return [f"dataset.behaviors={as_word(names)}", f"dataset.explicit={as_word(strong)}"]

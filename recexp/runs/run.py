@@ -25,7 +25,6 @@ from recexp.data.store import Store
 from recexp.distributed import is_first_process
 from recexp.errors import RecexpError
 from recexp.evaluation.protocol import Protocol
-from recexp.interrupts import enter_stage
 from recexp.io import checksum
 from recexp.runs.assembly import assemble, build_loggers, build_trainer
 from recexp.runs.convergence import judge
@@ -51,6 +50,7 @@ from recexp.training.checkpoints import (
     read_matching_checkpoint,
 )
 from recexp.training.early_stopping import ValidateAtLastStep, stop_reason
+from recexp.training.interrupts import enter_stage
 from recexp.training.loggers import GuardedWandbLogger, finish, finished_on_failure
 from recexp.training.module import RecModule
 from recexp.training.parts import Parts

@@ -13,12 +13,11 @@ from torch import Tensor
 from recexp.contracts import ClosedForm, Objective, Recommender
 from recexp.data.store import Store
 from recexp.distributed import rank_and_world
-from recexp.errors import RecexpError
+from recexp.errors import RecexpError, is_out_of_memory
 from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.metrics import RankingMetrics
 from recexp.evaluation.protocol import Protocol
 from recexp.rng import mix
-from recexp.shortage import is_out_of_memory
 from recexp.training.memory import too_large, users_at_once
 from recexp.training.nan_report import bad_rows, first_bad_output, first_bad_parameter
 from recexp.types import moved

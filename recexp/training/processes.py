@@ -17,8 +17,8 @@ import torch.distributed as dist
 from pydantic import Field
 from pytorch_lightning.strategies import DDPStrategy
 
-from recexp.interrupts import SIGNALS
-from recexp.overrides import resume_advice
+from recexp.config.overrides import resume_advice
+from recexp.training.interrupts import SIGNALS
 
 MAIN = "RECEXP_MAIN_PID"  # environment variable of processes that the first one started
 GRACE = 5.0  # seconds that a process has to end by itself

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from recexp.interrupts import SIGNALS, received
+from recexp.training.interrupts import SIGNALS, received
 
 
 class Interrupted(Exception):

@@ -17,9 +17,8 @@ import pytest
 import torch
 
 from recexp.cli.main import _errors_explained, drop_stray_ranks
-from recexp.errors import RecexpError
+from recexp.errors import RecexpError, shortage
 from recexp.io import advice, atomic_write
-from recexp.shortage import shortage
 from tests.support.running import arguments
 
 STREAMS = """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from recexp.overrides import override
+from recexp.config.overrides import override
 from recexp.training.checkpoints import verify_checkpoint
 from tests.support.running import arguments
 
