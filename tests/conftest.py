@@ -4,6 +4,7 @@ The tests' tensors are too small for several threads: these would wait for each 
 other processes of a parallel test run. Programs that a test starts inherit the variable.
 """
 
+import logging
 import os
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -24,3 +25,14 @@ def fresh_hydra():
     """Hydra's global state is that of a new process, so that modules may run in any order."""
     GlobalHydra.instance().clear()
     HydraConfig.instance().cfg = None
+
+
+@pytest.fixture(autouse=True)
+def fresh_logs():
+    """Messages reach the terminal only where a test itself starts a program that shows them."""
+    logger = logging.getLogger("recexp")
+    handlers = list(logger.handlers)
+    level = logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)

@@ -13,9 +13,9 @@ import pytest
 from recexp.cli.launcher import _line
 from recexp.config.check import check_config
 from recexp.config.summary import summary
-from recexp.data.describe import WRITERS
 from recexp.logs import printable, printable_lines, show_logs
 from recexp.report.__main__ import main as report
+from recexp.report.describe import WRITERS
 from recexp.report.formats import Cell, Table, as_csv, as_latex, as_markdown, as_terminal
 from recexp.runs.outputs import show_table
 from recexp.runs.result import RunResult
@@ -148,7 +148,12 @@ def test_lines_of_a_sweep_show_names_as_text():
     )
 
 
-def test_log_messages_keep_their_lines_and_lose_control_sequences(capsys):
+def test_log_messages_keep_their_lines_and_lose_control_sequences(capsys, monkeypatch):
+    logger = logging.getLogger("recexp")
+    for name, value in (("handlers", []), ("level", logger.level)):  # as before afterwards
+        monkeypatch.setattr(logger, name, value)
+    # pytest's own handler would keep the message as it is; its workers cannot send it.
+    monkeypatch.setattr(logger, "propagate", False)
     show_logs()
     logging.getLogger("recexp.test").warning("first \x1b[31m\nsecond \udcff")
     assert "first \\x1b[31m\nsecond \\udcff\n" in capsys.readouterr().err

@@ -134,12 +134,12 @@ def check_config(cfg: DictConfig) -> None:
         _check_flags(path, node)
         check_values(path, _plain(node), callees[path])
     _check_names(cfg)
-    _check_monitors(cfg)
     _check_validation(cfg.trainer)
     with suppress(*UNKNOWN_WITHOUT_HYDRA):
         check_limits(cfg)
     with suppress(*UNKNOWN_WITHOUT_HYDRA):
         _rehearse(cfg)
+    _check_monitors(cfg)
 
 
 def _check_root(cfg: DictConfig) -> None:
@@ -195,9 +195,6 @@ def _check_names(cfg: DictConfig) -> None:
         is_text = isinstance(value, str) or (key in MORE_NAMES and value is None)
         if key != "overrides" and not is_text:
             raise RecexpError(f"names.{key}={shown(value)}: must be a text.")
-    tags = _plain(cfg, ["tags"] if "tags" in cfg else []).get("tags")
-    if tags is not None and not (isinstance(tags, list) and all(isinstance(t, str) for t in tags)):
-        raise RecexpError(f"tags={shown(tags)}: must be a list, each entry a text.")
 
 
 def _check_monitors(cfg: DictConfig) -> None:

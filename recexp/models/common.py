@@ -19,6 +19,7 @@ from recexp.types import Query, Schema
 if TYPE_CHECKING:
     from recexp.data.store import Store
 
+SHOWN = 200  # characters of a wrong value that an error shows
 COLUMNS = ("item_BL", "behavior_BL", "time_BL", "value_BL")
 # Positions that a CPU encodes together: 16 rows at length 200, 320 at length 10. Histories of ten
 # train 1.5 times as fast as in groups of a fixed number of rows.
@@ -231,7 +232,7 @@ def behavior_codes(schema: Schema, behaviors: list[str] | str | None) -> list[in
         wrong = "this data set has no such behavior"
     if wrong:
         raise RecexpError(
-            f"behaviors={behaviors!r}: {wrong}. "
+            f"behaviors={str(behaviors)[:SHOWN]}: {wrong[:SHOWN]}. "
             f"Choose from {list(schema.behaviors)}, 'explicit', 'strongest', null (all)."
         )
     return sorted(schema.behaviors.index(name) + 1 for name in chosen)

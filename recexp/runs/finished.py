@@ -89,9 +89,7 @@ def open_data(run: FinishedRun, split: Split) -> Store:
     """
     cfg = run.cfg
     fingerprint = str(run.result.data.fingerprint)
-    if not re.fullmatch(r"[0-9a-f]{16}", fingerprint):
-        raise RecexpError(f"{run.folder}/result.json: no run writes the fingerprint it names.")
-    folder = prepared_folder(cfg.cache_dir, cfg.dataset.name, fingerprint)
+    folder = _prepared_folder(run, fingerprint)
     store = _open_prepared(folder, split)
     if store is None:
         if not cfg.dataset.raw_dir:
@@ -117,16 +115,29 @@ def training_data(run: FinishedRun, store: Store, split: Split) -> Store:
     """The data that the tested weights were trained on.
 
     store: of ``open_data``. After a refit, validation targets are among the training data, which
-    some models read when they score.
+    some models read when they score. Results of earlier versions do not name those data; then it is
+    ``store``.
     """
-    if not run.result.selection.startswith("refit"):
+    refit = run.result.refit
+    if not run.result.selection.startswith("refit") or refit is None or refit.fingerprint is None:
         return store
+    cfg = run.cfg
     merged = replace(split, merge_val=True)
+    folder = _prepared_folder(run, refit.fingerprint)
+    opened = _open_prepared(folder, merged)
+    if opened is not None:
+        return opened
     try:
-        dataset = build(run.cfg.dataset, _recursive_=False)
-        return Store.open(prepare(dataset, merged, run.cfg.cache_dir))
+        return Store.open(prepare(build(cfg.dataset, _recursive_=False), merged, cfg.cache_dir))
     except RecexpError as error:
         raise RecexpError(f"{error} {run.places}") from error
+
+
+def _prepared_folder(run: FinishedRun, fingerprint: str) -> Path:
+    """Where the user's cache has the data. Raises RecexpError for what is no fingerprint."""
+    if not re.fullmatch(r"[0-9a-f]{16}", fingerprint):
+        raise RecexpError(f"{run.folder}/result.json: no run writes the fingerprint it names.")
+    return prepared_folder(run.cfg.cache_dir, run.cfg.dataset.name, fingerprint)
 
 
 def check_size(run: FinishedRun, store: Store) -> None:
@@ -168,6 +179,8 @@ def _tested_checkpoint(run_dir: Path, result: RunResult) -> Path:
         is_refit = result.selection.startswith("refit")
         return _inside(run_dir, f"checkpoints/{'refit' if is_refit else 'best'}.ckpt")
     path = _inside(run_dir, named.file)
+    if path.exists() and not path.is_file():
+        raise RecexpError(f"{path} is not a regular file.")
     if not path.is_file():
         raise RecexpError(f"{path} is missing: the result in {run_dir} was made with it.")
     if checksum(path) != named.sha256:

@@ -60,10 +60,16 @@ class Checkpoint(_Record):
 
 
 class Refit(_Record):
-    """The second training under ``selection=refit``."""
+    """The second training under ``selection=refit``.
+
+    stop_reason: only where it was cut short. fingerprint: of its data, which hold the validation
+    targets.
+    """
 
     epochs: Count | None = None
     updates: Count | None = None
+    stop_reason: Name | None = None
+    fingerprint: Name | None = None
 
 
 class RunResult(_Record):

@@ -337,6 +337,7 @@ def _refit_record(trainer: pl.Trainer, module: RecModule) -> dict[str, Any]:
     record: dict[str, Any] = {
         "epochs": trainer.current_epoch,
         "updates": 0 if module.gradient_free else trainer.global_step,
+        "fingerprint": module.store.meta["fingerprint"],
     }
     stopped = stop_reason(trainer)
     return record if stopped == "max_epochs reached" else record | {"stop_reason": stopped}

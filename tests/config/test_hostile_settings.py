@@ -111,7 +111,6 @@ def test_accepted_values_of_a_model_train_or_end_with_one_sentence(file, tmp_pat
         ("optimizer.weight_decay", 1e308, r"optimizer\.weight_decay=1e\+308: must be at most"),
         ("names.extra", "x", r"Unknown key names\.extra"),
         ("names", 0, r"names=0"),
-        ("tags", [3], r"tags=\[3\]"),
     ],
 )
 def test_a_setting_that_ended_in_a_traceback_is_refused_by_name(key, value, text):

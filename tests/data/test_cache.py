@@ -304,6 +304,6 @@ def test_a_cache_that_cannot_be_written_is_one_clear_error(tmp_path, shop, monke
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied", "cache")
 
-    monkeypatch.setattr(prepare_module.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(prepare_module, "new_folder", refuse)
     with pytest.raises(RecexpError, match="Permission denied"):
         prepare(shop, P3, tmp_path / "cache")
