@@ -73,6 +73,7 @@ def said(done: subprocess.CompletedProcess) -> str:
     return line
 
 
+@pytest.mark.slow  # four whole runs of other users; the umask test covers the rights of the files
 def test_a_cache_that_only_its_owner_can_write_serves_other_users(place, shared):
     home = place / "home"
     words = arguments(place / "theirs", *BPR)
