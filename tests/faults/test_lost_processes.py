@@ -20,7 +20,6 @@ TWO = ["trainer=ddp_cpu2", "model=bpr_mf", "model.n_factors=8", "eval_batch_size
 WORDS = {"fit": TWO, "refit": [*TWO, "selection=refit"]}
 BOUND = 60  # seconds between a kill and the end of the others, on a busy machine
 MODULE = "recexp.training.module:RecModule"
-slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -59,17 +58,14 @@ PLACES = {
     "main before the result": ("fit", "recexp.runs.run:_write_result", 0, 0),
     "child before the second preparation": ("refit", "recexp.runs.run:prepare", 1, 1),
     "main before the second preparation": ("refit", "recexp.runs.run:prepare", 0, 1),
-    "child in the second training": ("refit", "recexp.runs.run:_n_updates", 1, 0),
-    "main in the second training": ("refit", "recexp.runs.run:_n_updates", 0, 0),
+    "child in the second training": ("refit", "recexp.runs.run:_refit_record", 1, 0),
+    "main in the second training": ("refit", "recexp.runs.run:_refit_record", 0, 0),
 }
 SILENT = ("main before the result",)  # the other process has nothing left to do
-# test_processes.py kills a child in training in the default suite; each case here takes 40 s.
-QUICK: tuple[str, ...] = ()
 
 
-@pytest.mark.parametrize(
-    "place", [p if p in QUICK else pytest.param(p, marks=slow) for p in PLACES]
-)
+@pytest.mark.slow  # 40 s each; test_processes.py kills a child in training in the default suite
+@pytest.mark.parametrize("place", PLACES)
 def test_a_process_killed_at_any_step_ends_the_run_which_goes_on(shop, whole, place):
     kind, function, rank, call = PLACES[place]
     words = WORDS[kind]
