@@ -284,6 +284,7 @@ def test_the_advice_works_when_pasted_into_a_shell(shop, server):
     assert [part["epochs"] for part in result["parts"]] == [2, 0]
 
 
+@pytest.mark.slow  # two whole runs; the handlers are set in one place
 def test_signals_that_a_process_was_started_to_ignore_stay_ignored(shop):
     folder = shop / "nohup"
     words = [*arguments(folder, *WORDS), f"hydra.run.dir={folder}"]
