@@ -176,6 +176,31 @@ def test_an_interrupted_job_of_a_sweep_goes_on_from_its_checkpoint(shop, whole):
     ).read_text()
 
 
+@pytest.mark.slow  # three program starts; tests/cli/test_launcher.py plays it with a held lock
+def test_a_job_that_outlives_its_killed_sweep_is_not_started_twice(shop, whole):
+    """SIGKILL takes the sweep's process only. The same command waits for the job's end."""
+    folder = shop / "orphan"
+    # Epochs last long enough for the second sweep to start while the job runs.
+    words = [*SMALL, "trainer.max_epochs=60", "callbacks.early_stopping=null"]
+    line = [sys.executable, "-m", "recexp", "-m", *arguments(folder, *words)]
+    line.append(f"hydra.sweep.dir={folder}")
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not (folder / "0" / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert not (folder / "0" / "result.json").exists()
+    again = command(folder, "-m", *words, f"hydra.sweep.dir={folder}")
+    assert again.returncode == 0, again.stderr
+    assert "job 0 waits" in again.stderr and "is in use" in again.stderr, again.stderr
+    assert "has its result already" in again.stderr, again.stderr
+    result = json.loads((folder / "0" / "result.json").read_text())
+    assert len(result["parts"]) == 1 and result["epochs"] == 60
+    assert sorted(path.name for path in folder.iterdir() if path.name.isdigit()) == ["0"]
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "absent"])
 def test_a_damaged_checkpoint_is_refused_by_name(shop, whole, tmp_path, damage):
     path = tmp_path / "last.ckpt"
