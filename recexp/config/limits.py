@@ -10,6 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from recexp.errors import RecexpError
 
+SHOWN = 80  # characters of a wrong value that an error shows
+
 # Settings of the trainer that are refused unless they have the neutral value, with the reason.
 REFUSED = {
     "overfit_batches": (0, "it also replaces the validation data: use debug=overfit"),
@@ -43,7 +45,7 @@ def check_limits(cfg: DictConfig) -> None:
     for key, (neutral, why) in REFUSED.items():
         value = trainer.get(key)
         if value is not None and value != neutral:
-            raise RecexpError(f"trainer.{key}={value} is not possible: {why}.")
+            raise RecexpError(f"trainer.{key}={_short(value)} is not possible: {why}.")
     if trainer.get("max_steps") == 0:
         raise RecexpError(
             "trainer.max_steps=0 trains nothing, so no epoch could be chosen: give a number of "
@@ -73,8 +75,8 @@ def _check_time(duration: Any) -> None:
         return  # the trainer refuses it
     if is_zero:
         raise RecexpError(
-            f"trainer.max_time={duration} trains nothing, so no epoch could be chosen: give more "
-            "time, or null for no limit."
+            f"trainer.max_time={_short(duration)} trains nothing, so no epoch could be chosen: "
+            "give more time, or null for no limit."
         )
 
 
@@ -86,7 +88,7 @@ def _check_callback(name: str, node: DictConfig | None, needed: Mapping[str, Any
         if key in node and node[key] != value:
             wanted = "null" if value is None else value
             raise RecexpError(
-                f"callbacks.{name}.{key}={node[key]} is not possible: the run relies on "
+                f"callbacks.{name}.{key}={_short(node[key])} is not possible: the run relies on "
                 f"{wanted}. Add a callback of your own beside it."
             )
 
@@ -98,6 +100,12 @@ def _check_folder(name: str, node: DictConfig | None, run_dir: str | None) -> No
     folder = node.get("dirpath")
     if folder is None or Path(folder) != Path(run_dir) / "checkpoints":
         raise RecexpError(
-            f"callbacks.{name}.dirpath={folder} is not possible: the run reads its checkpoints "
-            "from checkpoints/ in its own directory, which hydra.run.dir chooses."
+            f"callbacks.{name}.dirpath={_short(folder)} is not possible: the run reads its "
+            "checkpoints from checkpoints/ in its own directory, which hydra.run.dir chooses."
         )
+
+
+def _short(value: Any) -> str:
+    """The value as text, shortened."""
+    text = str(value)
+    return text if len(text) < SHOWN else f"{text[: SHOWN - 3]}..."

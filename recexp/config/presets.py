@@ -106,9 +106,10 @@ def _entry(preset: DictConfig, model: str, dataset: str) -> DictConfig:
             if name in models:
                 found.append((name, data, _mapping(models, name, f"preset.entries.{data}")))
     if not found:
+        entries = _listed(preset.entries or {})
         raise RecexpError(
             f"preset={preset.name} has no entry for model={model} dataset={dataset}; it has "
-            f"{_listed(preset.entries)}. preset=none takes the values of the model's own YAML."
+            f"{entries}. preset=none takes the values of the model's own YAML."
         )
     values = OmegaConf.create({})
     for name, data, entry in found:

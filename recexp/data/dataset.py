@@ -101,7 +101,7 @@ class Dataset:
         if unknown := set(self.explicit) - set(self.behaviors):
             raise RecexpError(
                 f"dataset.explicit names {_shown(sorted(unknown))}, which is not among "
-                f"dataset.behaviors {list(self.behaviors)}."
+                f"dataset.behaviors {_shown(list(self.behaviors))}."
             )
         check_filters(self.filters)
         _check_window(self.window)

@@ -62,6 +62,8 @@ BEST, REFIT = "checkpoints/best.ckpt", "checkpoints/refit.ckpt"
 LOGGED_FACTS = ("protocol_id", "data", "parameters", "git", "versions")  # besides the settings
 TEST_PEEK = "test_peek (epoch chosen on the TEST set: optimistic)"
 
+MAX_SHOWN = 1000  # characters of an error about a path
+
 log = logging.getLogger(__name__)
 
 
@@ -224,6 +226,14 @@ def prepare_data(cfg: DictConfig) -> Prepared:
     return Prepared(dataset, protocol, store, splits, monitor, protocol.id(store.meta))
 
 
+def _check_checkpoint(ckpt_path: str) -> None:
+    """Refuse a damaged or missing checkpoint before any work."""
+    try:
+        read_checkpoint(Path(ckpt_path))
+    except RecexpError as error:
+        raise RecexpError(f"ckpt_path: {str(error)[:MAX_SHOWN]}") from error
+
+
 def _run_dir(cfg: DictConfig) -> Path:
     if not isinstance(cfg.run_dir, str) or not cfg.run_dir:
         raise RecexpError(f"run_dir={cfg.run_dir!r}: must be a directory; hydra.run.dir= sets it.")
@@ -235,7 +245,7 @@ def _set_up_process(cfg: DictConfig) -> None:
     silence_lightning()
     check_machine(cfg)
     if cfg.ckpt_path:
-        read_checkpoint(Path(cfg.ckpt_path))  # a damaged one is refused before any work
+        _check_checkpoint(cfg.ckpt_path)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     if is_first_process():
