@@ -133,8 +133,9 @@ def _of_frame(
         words.append("dataset.source.timestamp=null")
     if "behavior" in frame.columns:
         words += _behavior_words(frame, behaviors, explicit)
-    digest = hashlib.sha256(frame.hash_rows(seed=0).to_numpy().tobytes()).hexdigest()[:12]
-    folder = cache / "frames" / digest
+    digest = hashlib.sha256(frame.hash_rows(seed=0).to_numpy().tobytes())
+    digest.update(str(frame.schema).encode())  # the same numbers may stand for something else
+    folder = cache / "frames" / digest.hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / EVENTS).exists():
         with atomic_write(folder / EVENTS) as temporary:

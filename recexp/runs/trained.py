@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -51,12 +51,18 @@ class Trained:
 
     Raw ids go in and come out. ``recexp.load`` and ``recexp.fit`` return one.
 
+    places: of the data and of own code, as ``load`` takes them.
     run_dir: the run's directory. result: its ``result.json``. model: a ``Recommender`` in
     evaluation mode. users, items: all raw ids, ascending.
     """
 
     def __init__(
-        self, run_dir: Path, result: RunResult, module: RecModule, dataset: Dataset
+        self,
+        run_dir: Path,
+        result: RunResult,
+        module: RecModule,
+        dataset: Dataset,
+        places: Mapping[str, Any],
     ) -> None:
         self.run_dir = run_dir
         self.result = result
@@ -64,6 +70,7 @@ class Trained:
         self._store = module.store
         self._protocol = module.protocol
         self._dataset = dataset
+        self._places = dict(places)
         self._ids = RawIds(module.store)
         self.users = self._ids.users
         self.items = self._ids.items
@@ -248,10 +255,10 @@ class Trained:
         return self.items, self._item_tensor().float().numpy()
 
     def evaluate(self, protocol: str, **options: Any) -> dict[str, Any]:
-        """Test the model under another protocol; see ``recexp.evaluate``."""
+        """Test the model under another protocol, on the same data; see ``recexp.evaluate``."""
         from recexp.runs.evaluate import evaluate
 
-        return evaluate(self.run_dir, protocol, **options)
+        return evaluate(self.run_dir, protocol, **self._places | options)
 
     # The parts
 
@@ -409,6 +416,7 @@ def load(
     Raises RecexpError where the run is unfinished, its files are damaged, or its data are not there
     or have changed.
     """
+    places = {"raw_dir": raw_dir, "cache_dir": cache_dir, "plugins": plugins}
     run = open_run(run_dir, raw_dir=raw_dir, cache_dir=cache_dir, plugins=plugins)
     if threads:
         torch.set_num_threads(threads)
@@ -419,7 +427,7 @@ def load(
     content = read_matching_checkpoint(run.checkpoint, module)
     module.load_state_dict(content["state_dict"])
     dataset: Dataset = build(run.cfg.dataset, _recursive_=False)
-    return Trained(run.folder, run.result, module, dataset)
+    return Trained(run.folder, run.result, module, dataset, places)
 
 
 def to_polars(frame: Frame) -> pl.DataFrame:

@@ -56,6 +56,21 @@ def test_a_fitted_run_loads_again(place, fitted):
     assert again.recommend().equals(fitted.recommend())
 
 
+def test_a_fitted_model_is_tested_again_on_the_same_data(fitted):
+    """Its data lie in places that only the call of fit knows."""
+    again = fitted.evaluate("full_unseen")
+    assert again["metrics"]["test/mrr"] == fitted.metrics["test/mrr"]
+
+
+def test_frames_that_differ_in_the_meaning_of_a_column_are_two_data_sets(place):
+    frame = events()
+    times = fit(place, "pop", frame, settings={}, run_dir=place / "as-times")
+    values = frame.rename({"timestamp": "value"})
+    ratings = fit(place, "pop", values, settings={}, run_dir=place / "as-values")
+    assert times.result.data.fingerprint != ratings.result.data.fingerprint
+    assert times._dataset.raw_dir != ratings._dataset.raw_dir
+
+
 def test_two_fits_in_one_process_are_independent(place, fitted):
     """Another model in between changes nothing, and no global state of Hydra is left."""
     fit(place, "pop", events(n_users=30), settings={}, run_dir=place / "between")
