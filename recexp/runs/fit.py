@@ -19,7 +19,7 @@ from recexp.config.overrides import as_word
 from recexp.config.presets import compose_config
 from recexp.errors import RecexpError
 from recexp.io import atomic_write
-from recexp.runs.histories import milliseconds
+from recexp.runs.histories import milliseconds, read_table
 from recexp.runs.run import run
 from recexp.runs.trained import Frame, Trained, load, to_polars
 
@@ -66,7 +66,8 @@ def fit(
     folder = Path(run_dir) if run_dir is not None else _new_folder()
     words = [f"model={model}", f"run_dir={as_word(folder)}", f"cache_dir={as_word(cache_dir)}"]
     if data is not None:
-        words += _of_frame(_read(data), Path(cache_dir), dict(columns or {}), behaviors, explicit)
+        frame = read_table(Path(data)) if isinstance(data, str | Path) else to_polars(data)
+        words += _of_frame(frame, Path(cache_dir), dict(columns or {}), behaviors, explicit)
         words.append(f"protocol={protocol or 'full_unseen'}")
     else:
         words.append(f"dataset={dataset}")
@@ -104,16 +105,6 @@ def _run(words: Sequence[str]) -> DictConfig:
 def _new_folder() -> Path:
     now = datetime.now()
     return Path("multirun_outputs") / f"{now:%Y-%m-%d}" / f"{now:%H-%M-%S-%f}"
-
-
-def _read(data: Frame | str | Path) -> pl.DataFrame:
-    if not isinstance(data, str | Path):
-        return to_polars(data)
-    path = Path(data)
-    try:
-        return pl.read_parquet(path) if path.suffix == ".parquet" else pl.read_csv(path)
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise RecexpError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _of_frame(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -316,3 +317,18 @@ def _series(ids: list[Any]) -> pl.Series:
     if len({type(one) for one in ids}) > 1:
         ids = [None if one is None else str(one) for one in ids]
     return pl.Series(ids)
+
+
+def read_table(path: Path) -> pl.DataFrame:
+    """A csv file with a header, or a parquet file."""
+    try:
+        if path.suffix == ".parquet":
+            return pl.read_parquet(path)
+        return pl.read_csv(path, infer_schema_length=None)
+    except FileNotFoundError:
+        raise RecexpError(f"{path} does not exist.") from None
+    except (pl.exceptions.PolarsError, OSError) as error:
+        raise RecexpError(
+            f"{path} cannot be read as {'parquet' if path.suffix == '.parquet' else 'csv'}: "
+            f"{' '.join(str(error).split())[:200]}"
+        ) from error

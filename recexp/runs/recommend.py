@@ -13,6 +13,7 @@ import polars as pl
 from recexp.errors import RecexpError
 from recexp.io import atomic_write
 from recexp.logs import show_logs
+from recexp.runs.histories import read_table
 from recexp.runs.trained import Trained, load
 
 FORMATS = (".parquet", ".csv")
@@ -51,7 +52,7 @@ def _recommended(options: argparse.Namespace, trained: Trained) -> Iterator[pl.D
     return trained.recommend_in_chunks(
         _users(options, trained),
         options.k,
-        histories=_table(options.histories) if options.histories else None,
+        histories=read_table(options.histories) if options.histories else None,
         candidates=_ids(options.candidates, "item") if options.candidates else None,
         include_seen=options.include_seen,
         fallback=options.fallback,
@@ -75,27 +76,12 @@ def _users(options: argparse.Namespace, trained: Trained) -> pl.Series | None:
 
 def _ids(path: Path, column: str) -> pl.Series:
     """The column of a file, or its only column."""
-    table = _table(path)
+    table = read_table(path)
     if column in table.columns:
         return table[column]
     if table.width == 1:
         return table.to_series()
     raise RecexpError(f"{path} has no column {column!r}; it has {', '.join(table.columns)}.")
-
-
-def _table(path: Path) -> pl.DataFrame:
-    """A csv file with a header, or a parquet file."""
-    try:
-        if path.suffix == ".parquet":
-            return pl.read_parquet(path)
-        return pl.read_csv(path, infer_schema_length=None)
-    except FileNotFoundError:
-        raise RecexpError(f"{path} does not exist.") from None
-    except (pl.exceptions.PolarsError, OSError) as error:
-        raise RecexpError(
-            f"{path} cannot be read as {'parquet' if path.suffix == '.parquet' else 'csv'}: "
-            f"{' '.join(str(error).split())[:200]}"
-        ) from error
 
 
 def _show(frames: Iterator[pl.DataFrame]) -> None:

@@ -122,7 +122,7 @@ def test_a_data_set_of_conf_is_named(place):
         ({"data": events().drop("user")}, "no column 'user' for user"),
         ({"data": events(), "columns": {"user": "who"}}, "no column 'who' for user"),
         ({"data": events(), "columns": {"person": "user"}}, "'person'"),
-        ({"data": "nowhere.csv"}, "nowhere.csv cannot be read"),
+        ({"data": "nowhere.csv"}, "nowhere.csv does not exist"),
         ({"data": events(), "settings": {"model.n_factors": 0}}, "n_factors"),
         ({"data": events(), "settings": {"model.no_such_key": 0}}, "model.no_such_key"),
     ],
