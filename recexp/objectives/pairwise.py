@@ -21,7 +21,7 @@ from recexp.contracts import (
     Recommender,
     SampledLoss,
 )
-from recexp.data.store import Pairs, Store
+from recexp.data.store import Pairs, Store, elements
 from recexp.errors import RecexpError
 from recexp.nn.cpu.factor_bpr import factor_bpr
 from recexp.objectives.base import (
@@ -131,8 +131,8 @@ class Pairwise(Objective[Recommender, PairwiseBatch]):
         owner = query  # whose event the positive is
         if self.shuffle_targets:
             rows = random_rows(store, rows.shape, generator)
-            owner = replace(query, user_B=store.train.user.take(rows))
-        positive_B = store.train.item.take(rows).long()
+            owner = replace(query, user_B=elements(store.train.user, rows))
+        positive_B = elements(store.train.item, rows).long()
         negative_Bn = self.sampler(store, owner, self.n_negatives, generator, positive_B)
         if self.pairs == "levels":
             negative_Bn = self._draw_lower(store, owner, positive_B, negative_Bn, generator)
