@@ -16,7 +16,7 @@ from recexp.models.common import SequenceModel, checked_length, latest
 from recexp.nn.cpu.closed_form import closed_form_helps
 from recexp.nn.cpu.gru import gru_step
 from recexp.nn.dropout import Dropout
-from recexp.nn.lookup import Embedding, biases
+from recexp.nn.lookup import Embedding
 from recexp.nn.parameters import Depth, Length, Positive, Rate, Width, one_of
 from recexp.types import Query, Schema
 
@@ -277,7 +277,7 @@ class GRU4Rec(SequenceModel, SessionState):
         bias = self.item_bias
         if item is None:
             return self.item.weight[1:], None if bias is None else bias[1:]
-        return self.item(item), None if bias is None else biases(bias, item, self.item)
+        return self.item(item), None if bias is None else bias[item]
 
 
 def _permute(x_BLD: Tensor, order_BL: Tensor) -> Tensor:

@@ -18,20 +18,10 @@ class Embedding(nn.Embedding):
     """
 
     def forward(self, index: Tensor) -> Tensor:
-        if _trains_on_cpu(self.weight):
+        trains = self.weight.requires_grad and torch.is_grad_enabled()
+        if trains and self.weight.device.type == "cpu":
             return look_up(self.weight, index, self.padding_idx, self.sparse)
         return super().forward(index)
-
-
-def biases(bias_V: Tensor, item: Tensor, like: Embedding) -> Tensor:
-    """The items' elements of bias_V, whose gradient is sparse where that of the table ``like`` is."""
-    if _trains_on_cpu(bias_V):
-        return look_up(bias_V, item, None, like.sparse)
-    return bias_V[item]
-
-
-def _trains_on_cpu(table: Tensor) -> bool:
-    return table.requires_grad and torch.is_grad_enabled() and table.device.type == "cpu"
 
 
 class Rows:

@@ -55,52 +55,39 @@ class GRU4RecAdagrad(TakesSparseGradients, torch.optim.Adagrad):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters that have a gradient."""
-        groups = self.param_groups
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        parameters = [p for group in groups for p in group["params"]]
-        has_sparse = any(p.grad is not None and p.grad.is_sparse for p in parameters)
-        has_momentum = any(group["momentum"] != 0 for group in groups)
-        if not has_sparse and not has_momentum:
-            super().step()
-            return loss
+        by_rows = [
+            (p, p.grad, group)
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None and (p.grad.is_sparse or group["momentum"])
+        ]
+        # torch updates the others: it skips a parameter without a gradient.
+        for p, _, _ in by_rows:
+            p.grad = None
+        super().step()
         with torch.no_grad():
-            for group in groups:
-                for p in group["params"]:
-                    if p.grad is not None:
-                        self._update(p, p.grad, group["lr"], group["momentum"])
+            for p, grad, group in by_rows:
+                p.grad = grad
+                self._update_rows(p, grad, group["lr"], group["momentum"])
         return loss
 
-    def _update(self, p: Tensor, grad: Tensor, lr: float, momentum: float) -> None:
+    def _update_rows(self, p: Tensor, grad: Tensor, lr: float, momentum: float) -> None:
         state = self.state[p]
         state["step"] += 1
+        row_R, grad_R = _rows_with_gradient(grad) if momentum else _rows(grad)
+        acc_R = state["sum"].index_select(0, row_R).addcmul_(grad_R, grad_R)
+        state["sum"].index_copy_(0, row_R, acc_R)
+        change_R = (grad_R / acc_R.sqrt_()).mul_(-lr)
         if momentum:
             if "velocity" not in state:
                 state["velocity"] = torch.zeros_like(p)
-            _update_with_momentum(p, grad, state["sum"], state["velocity"], lr, momentum)
-        elif grad.is_sparse:
-            row_R, grad_R = _rows(grad)
-            acc_R = state["sum"].index_select(0, row_R).addcmul_(grad_R, grad_R)
-            state["sum"].index_copy_(0, row_R, acc_R)
-            p.index_add_(0, row_R, grad_R / acc_R.sqrt_(), alpha=-lr)
-        else:
-            acc = state["sum"].addcmul_(grad, grad)
-            p.addcdiv_(grad, acc.sqrt(), value=-lr)
-
-
-def _update_with_momentum(
-    p: Tensor, grad: Tensor, acc: Tensor, velocity: Tensor, lr: float, momentum: float
-) -> None:
-    """One step of the rows of p whose gradient is not all 0."""
-    row_R, grad_R = _rows_with_gradient(grad)
-    acc_R = acc.index_select(0, row_R).addcmul_(grad_R, grad_R)
-    acc.index_copy_(0, row_R, acc_R)
-    change_R = (grad_R / acc_R.sqrt_()).mul_(-lr)
-    change_R.add_(velocity.index_select(0, row_R), alpha=momentum)
-    velocity.index_copy_(0, row_R, change_R)
-    p.index_add_(0, row_R, change_R)
+            change_R.add_(state["velocity"].index_select(0, row_R), alpha=momentum)
+            state["velocity"].index_copy_(0, row_R, change_R)
+        p.index_add_(0, row_R, change_R)
 
 
 def _rows_with_gradient(grad: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,10 +93,9 @@ def test_rows_dot():
 
 
 @pytest.mark.parametrize("padding", [None, 0])
-@pytest.mark.parametrize("shape", [(6, 4), (6,)])
-def test_a_sparse_gradient_is_the_dense_one(shape, padding):
-    """Of a table and of biases; an item twice in the index, and the padding among it."""
-    table = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+def test_a_sparse_gradient_is_the_dense_one(padding):
+    """An item twice in the index, and the padding among it."""
+    table = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
     index = torch.tensor([[0, 1, 1], [5, 0, 1]])
     dense, sparse = (
         torch.autograd.grad(lookup.look_up(table, index, padding, how).square().sum(), table)[0]
