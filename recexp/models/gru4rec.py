@@ -13,6 +13,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from recexp.contracts import SessionState
 from recexp.errors import RecexpError
 from recexp.models.common import SequenceModel, checked_length, latest
+from recexp.nn.cpu.closed_form import closed_form_helps
+from recexp.nn.cpu.gru import gru_step
 from recexp.nn.dropout import Dropout
 from recexp.nn.lookup import Embedding
 from recexp.nn.parameters import Depth, Length, Positive, Rate, Width, one_of
@@ -46,8 +48,16 @@ class GRULayer(nn.Module):
         self.candidate = nn.Linear(width, width, bias=False)
         self.bias = nn.Parameter(torch.zeros(3 * width))
 
+    def project(self, x: Tensor) -> Tensor:
+        """x W + b, [..., 3D]."""
+        if isinstance(self.input, nn.Linear):
+            return F.linear(x, self.input.weight, self.bias)
+        return x + self.bias
+
     def step(self, projected_BG: Tensor, h_BD: Tensor) -> Tensor:
         """The next state [B, D], from x W + b, [B, 3D], and the last state."""
+        if closed_form_helps(h_BD):
+            return gru_step(projected_BG, h_BD, self.gates.weight, self.candidate.weight)
         width = h_BD.shape[-1]
         gates = (projected_BG[:, : 2 * width] + self.gates(h_BD)).sigmoid()
         r_BD, z_BD = gates.chunk(2, -1)
@@ -165,7 +175,7 @@ class GRU4Rec(SequenceModel, SessionState):
         return [cast(GRULayer, layer) for layer in self.layers]
 
     def _run_official(self, layer: GRULayer, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        projected_BLG = layer.input(x_BLD) + layer.bias
+        projected_BLG = layer.project(x_BLD)
         h_BD = projected_BLG.new_zeros(len(projected_BLG), self.width)
         states = []
         real_BL1 = mask_BL[..., None]
@@ -250,7 +260,7 @@ class GRU4Rec(SequenceModel, SessionState):
         x = self._inputs(item_B)
         states = []
         for layer, h_BD in zip(self._official_layers, hidden, strict=True):
-            x = self.dropout(layer.step(layer.input(x) + layer.bias, h_BD))
+            x = self.dropout(layer.step(layer.project(x), h_BD))
             states.append(x)
         return states
 
@@ -260,7 +270,8 @@ class GRU4Rec(SequenceModel, SessionState):
         """The activation that the losses of 2016 and 2018 apply to scores."""
         if self.activation == "tanh":
             return score.tanh()
-        return F.elu(score, self.elu_alpha) if self.activation == "elu" else score
+        # In place, elu keeps its result, whose gradient needs no exponential.
+        return F.elu_(score.clone(), self.elu_alpha) if self.activation == "elu" else score
 
     def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         bias = self.item_bias

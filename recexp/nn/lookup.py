@@ -12,12 +12,15 @@ from recexp.nn.cpu.lookup import look_up, table_dot
 
 
 class Embedding(nn.Embedding):
-    """torch's embedding; its gradient on CPUs is that of ``recexp.nn.cpu.lookup``."""
+    """torch's embedding; its gradient on CPUs is that of ``recexp.nn.cpu.lookup``.
+
+    ``RecModule`` sets ``sparse``, torch's own attribute, by the optimizer of the run.
+    """
 
     def forward(self, index: Tensor) -> Tensor:
         trains = self.weight.requires_grad and torch.is_grad_enabled()
         if trains and self.weight.device.type == "cpu":
-            return look_up(self.weight, index, self.padding_idx)
+            return look_up(self.weight, index, self.padding_idx, self.sparse)
         return super().forward(index)
 
 

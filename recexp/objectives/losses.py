@@ -22,7 +22,10 @@ from pydantic import Field
 from torch import Tensor
 
 from recexp.contracts import CatalogLoss, LabelLoss, Mean, SampledLoss
+from recexp.nn.cpu import sampled_losses
+from recexp.nn.cpu.closed_form import closed_form_helps
 from recexp.nn.cpu.linear_cross_entropy import linear_cross_entropy
+from recexp.nn.cpu.sampled_losses import mean_loss
 from recexp.types import SampledScores
 
 _BPR_MAX_EPS = 1e-24
@@ -158,6 +161,8 @@ def top1(
     The mean over the N = n + 1 scored items of sigma(s_j - s_pos) + sigma(s_j^2), without the
     target's own sigma(s_pos^2) / N. The target's remaining term is the constant sigma(0) / N.
     """
+    if closed_form_helps(negative):
+        return mean_loss(sampled_losses.top1, positive, negative, mask, w, needs_negative=False)
     term = torch.sigmoid(negative - positive.unsqueeze(-1)) + torch.sigmoid(negative.square())
     if mask is None:
         return weighted_mean((0.5 + term.sum(-1)) / (1 + negative.shape[-1]), w)
@@ -173,6 +178,8 @@ def top1_max(
     """
     positive = _full(positive)
     negative = _full(negative)
+    if closed_form_helps(negative):
+        return mean_loss(sampled_losses.top1_max, positive, negative, mask, w, needs_negative=True)
     share, w = _softmax_over_negatives(negative, mask, w)
     term = torch.sigmoid(negative - positive.unsqueeze(-1)) + torch.sigmoid(negative.square())
     return weighted_mean((share * term).sum(-1), w)
@@ -193,6 +200,9 @@ def bpr_max(
     """
     positive = _full(positive)
     negative = _full(negative)
+    if closed_form_helps(negative):
+        form = sampled_losses.bpr_max(_BPR_MAX_EPS, bpreg)
+        return mean_loss(form, positive, negative, mask, w, needs_negative=True)
     share, w = _softmax_over_negatives(negative, mask, w)
     win = (share * torch.sigmoid(positive.unsqueeze(-1) - negative)).sum(-1)
     loss = -torch.log(win + _BPR_MAX_EPS) + bpreg * (share * negative.square()).sum(-1)

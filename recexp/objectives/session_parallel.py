@@ -11,17 +11,17 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from recexp.contracts import NegativeSampler, Objective, SampledLoss, SessionState
-from recexp.data.store import Store
+from recexp.data.store import Events, Store
 from recexp.distributed import rank_and_world
 from recexp.errors import RecexpError
 from recexp.objectives.base import check_loss, check_sampler, random_rows
 from recexp.objectives.losses import TOP1
-from recexp.objectives.sequence import sampled_scores
 from recexp.types import SampledScores
 
 
@@ -82,6 +82,7 @@ class SessionParallel(Objective[SessionState, SessionBatch]):
         if self.n_negatives > 0:
             check_sampler(self.sampler, shared=True)
         self._hidden: Tensor | None = None  # [layers, slots, D]
+        self._starts_of: Events | None = None
 
     def bind(self, model: SessionState, store: Store) -> None:
         super().bind(model, store)
@@ -112,30 +113,57 @@ class SessionParallel(Objective[SessionState, SessionBatch]):
 
     def batch(self, store: Store, rows: Tensor, generator: torch.Generator) -> SessionBatch:
         slot_S = torch.nonzero(rows).flatten()
-        row_S = rows[slot_S]
+        row_S = rows.take(slot_S)
         target_row_S = row_S
         if self.shuffle_targets:
             target_row_S = random_rows(store, row_S.shape, generator)
-        target_S = store.train.item[target_row_S].long()
+        target_S = store.train.item.take(target_row_S).long()
         negative_n = target_S
         if self.n_negatives:
             drawn_n = self.sampler.draw_shared(store, self.n_negatives, generator, target_S)
             negative_n = torch.cat([target_S, drawn_n])
-        start_S = row_S - 1 == store.train.ptr[store.train.user[row_S]]
-        item_S = store.train.item[row_S - 1].long()
+        start_S = self._starts(store).take(row_S)
+        item_S = store.train.item.take(row_S - 1).long()
         return SessionBatch(item_S, target_S, start_S, slot_S, negative_n)
 
+    def _starts(self, store: Store) -> Tensor:
+        """bool [events]: is this the second event of a session? Cached per store."""
+        if self._starts_of is not store.train:
+            ptr = store.train.ptr
+            second_U = ptr[:-1][ptr[1:] - ptr[:-1] >= 2] + 1
+            self._starts_E = torch.zeros_like(store.train.item, dtype=torch.bool)
+            self._starts_E[second_U] = True
+            self._starts_of = store.train
+        return self._starts_E
+
     def losses(self, model: SessionState, batch: SessionBatch) -> dict[str, Tensor]:
-        hidden = self._hidden_of(model, batch)  # [layers, slots, D]
-        h_SD, advanced = model.step(batch.item_S, hidden[:, batch.slot_S] * ~batch.start_S[:, None])
-        hidden[:, batch.slot_S] = advanced.detach().to(hidden.dtype)
-        self._hidden = hidden
-        positive_S, score_Sn = sampled_scores(
-            model, model.head(h_SD), batch.target_S, batch.negative_n, self.loss
-        )
-        mask_Sn = self._counts(batch)
-        scores = SampledScores(positive_S, score_Sn, self._n_items, mask_Sn)
+        h_SD = model.head(self._advance(model, batch))
+        vectors_nD, bias_n = model.item_vectors(batch.negative_n)
+        score_Sn = F.linear(h_SD, vectors_nD, bias_n)
+        if self.loss.activates:
+            score_Sn = model.final_activation(score_Sn)
+        # The first S negatives are the targets, each of them its own session's positive.
+        positive_S = score_Sn.diagonal()
+        scores = SampledScores(positive_S, score_Sn, self._n_items, self._counts(batch))
         return {"loss": self.loss.of_sampled(scores)}
+
+    def _advance(self, model: SessionState, batch: SessionBatch) -> Tensor:
+        """The states [S, D] after the events of the batch; keeps them for the next step."""
+        hidden = self._hidden_of(model, batch)  # [layers, slots, D]
+        new_slots = batch.slot_S[batch.start_S]
+        if len(new_slots):
+            hidden[:, new_slots] = 0
+        all_slots = len(batch.slot_S) == hidden.shape[1]
+        before = hidden if all_slots else hidden[:, batch.slot_S]
+        h_SD, after = model.step(batch.item_S, before)
+        after = after.detach().to(hidden.dtype)
+        if all_slots:
+            # Not in place: the backward pass needs the hidden states of before.
+            self._hidden = after
+        else:
+            hidden[:, batch.slot_S] = after
+            self._hidden = hidden
+        return h_SD
 
     def _hidden_of(self, model: SessionState, batch: SessionBatch) -> Tensor:
         """Hidden states with at least as many slots as the batch uses, on its device."""
@@ -148,12 +176,19 @@ class SessionParallel(Objective[SessionState, SessionBatch]):
         return hidden.to(batch.item_S.device)
 
     def _counts(self, batch: SessionBatch) -> Tensor:
-        """bool [S, n]: is this item a negative of this session?"""
-        if not self.target_copies:
-            return batch.negative_n != batch.target_S[:, None]
+        """bool [S, n]: is this item a negative of this session?
+
+        Computed in integers: on CPUs torch compares into booleans ten times as slowly.
+        """
         shape = (len(batch.target_S), len(batch.negative_n))
-        own_Sn = torch.eye(*shape, dtype=torch.bool, device=batch.target_S.device)
-        return ~own_Sn
+        if self.target_copies:
+            counts_Sn = batch.target_S.new_ones(shape, dtype=torch.uint8).fill_diagonal_(0)
+        else:
+            target_S1 = batch.target_S.int()[:, None]
+            differs_Sn = target_S1.new_empty(shape)
+            torch.ne(batch.negative_n.int(), target_S1, out=differs_Sn)
+            counts_Sn = differs_Sn.to(torch.uint8)
+        return counts_Sn.view(torch.bool)
 
 
 class SessionSteps(Sampler[Tensor]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,11 @@ from recexp.errors import RecexpError, is_out_of_memory
 from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.metrics import RankingMetrics
 from recexp.evaluation.protocol import Protocol
+from recexp.nn.lookup import Embedding
 from recexp.rng import mix
 from recexp.training.memory import too_large, users_at_once
 from recexp.training.nan_report import bad_rows, first_bad_output, first_bad_parameter
+from recexp.training.optimizers import TakesSparseGradients
 from recexp.types import moved
 
 
@@ -32,6 +35,13 @@ def _seed_everything(device: torch.device, seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
+
+
+def _double(value: Tensor | float) -> Tensor | float:
+    """The value as a number; a tensor on a device stays there, as reading it would wait for it."""
+    if not isinstance(value, Tensor):
+        return float(value)
+    return value.item() if value.device.type == "cpu" else value.detach().double()
 
 
 class RecModule(pl.LightningModule):
@@ -136,6 +146,24 @@ class RecModule(pl.LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def on_train_start(self) -> None:
+        """Let the gradients of embedding tables be sparse where that changes no result.
+
+        Clipping reads whole gradients, and processes exchange them whole.
+        """
+        if self.gradient_free:
+            return
+        (optimizer,) = self.trainer.optimizers
+        sparse = (
+            isinstance(optimizer, TakesSparseGradients)
+            and self.device.type == "cpu"
+            and self.trainer.world_size == 1
+            and not self.trainer.gradient_clip_val
+        )
+        for table in self.model.modules():
+            if isinstance(table, Embedding):
+                table.sparse = sparse
+
     def training_step(self, row: Tensor, index: int) -> Tensor | None:
         # A step's randomness (negatives, masks, dropout) depends on nothing before it, so that a
         # resumed run equals an uninterrupted one.
@@ -148,7 +176,7 @@ class RecModule(pl.LightningModule):
             return None
         loss = losses["loss"]
         assert isinstance(loss, Tensor)
-        if not torch.isfinite(loss):
+        if not math.isfinite(loss.item()):
             raise RecexpError(self._not_finite(row, index, seed))
         self._add({**losses, **self.model.diagnostics()}, len(row))
         self.latest_loss = loss.detach()
@@ -206,7 +234,7 @@ class RecModule(pl.LightningModule):
     def _add(self, losses: Mapping[str, Tensor | float], n_rows: int) -> None:
         # Lightning's own log takes longer than a training step of matrix factorization.
         for name, value in losses.items():
-            number = value.detach().double() if isinstance(value, Tensor) else float(value)
+            number = _double(value)
             total, n_total = self._sums.get(name, (0.0, 0))
             self._sums[name] = (total + number * n_rows, n_total + n_rows)
 

@@ -12,7 +12,15 @@ from torch import Tensor
 from recexp.errors import RecexpError
 
 
-class GRU4RecAdagrad(torch.optim.Adagrad):
+class TakesSparseGradients:
+    """Marks an optimizer to which the gradient of a table may be the rows of a batch alone.
+
+    ``RecModule`` then makes the gradients of embedding tables sparse where it can. The optimizer
+    must make the steps that it makes with dense gradients, and accept both kinds in a step.
+    """
+
+
+class GRU4RecAdagrad(TakesSparseGradients, torch.optim.Adagrad):
     """Adagrad of GRU4Rec's official code (Hidasi and Karatzoglou 2018, arXiv:1706.03847).
 
     acc += g^2; v = momentum * v - lr * g / sqrt(acc + eps); p += v. torch's Adagrad adds its
@@ -47,47 +55,57 @@ class GRU4RecAdagrad(torch.optim.Adagrad):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of all parameters that have a gradient."""
-        groups = self.param_groups
-        parameters = [p for group in groups for p in group["params"]]
-        has_sparse = any(p.grad is not None and p.grad.is_sparse for p in parameters)
-        has_momentum = any(group["momentum"] != 0 for group in groups)
-        if not has_sparse and not has_momentum:
-            return super().step(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        by_rows = [
+            (p, p.grad, group)
+            for group in self.param_groups
+            for p in group["params"]
+            if p.grad is not None and (p.grad.is_sparse or group["momentum"])
+        ]
+        # torch updates the others: it skips a parameter without a gradient.
+        for p, _, _ in by_rows:
+            p.grad = None
+        super().step()
         with torch.no_grad():
-            for group in groups:
-                for p in group["params"]:
-                    if p.grad is not None:
-                        self._update_rows(p, p.grad, group["lr"], group["momentum"])
+            for p, grad, group in by_rows:
+                p.grad = grad
+                self._update_rows(p, grad, group["lr"], group["momentum"])
         return loss
 
     def _update_rows(self, p: Tensor, grad: Tensor, lr: float, momentum: float) -> None:
         state = self.state[p]
-        row_R, grad_R = _rows_with_gradient(grad)  # [R], [R, ...]
         state["step"] += 1
-        acc = state["sum"][row_R].addcmul_(grad_R, grad_R)
-        state["sum"][row_R] = acc
-        change = grad_R.div_(acc.sqrt_()).mul_(-lr)
+        row_R, grad_R = _rows_with_gradient(grad) if momentum else _rows(grad)
+        acc_R = state["sum"].index_select(0, row_R).addcmul_(grad_R, grad_R)
+        state["sum"].index_copy_(0, row_R, acc_R)
+        change_R = (grad_R / acc_R.sqrt_()).mul_(-lr)
         if momentum:
             if "velocity" not in state:
                 state["velocity"] = torch.zeros_like(p)
-            change = change.add_(state["velocity"][row_R], alpha=momentum)
-            state["velocity"][row_R] = change
-        p.index_add_(0, row_R, change)
+            change_R.add_(state["velocity"].index_select(0, row_R), alpha=momentum)
+            state["velocity"].index_copy_(0, row_R, change_R)
+        p.index_add_(0, row_R, change_R)
 
 
 def _rows_with_gradient(grad: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows that are not all 0, ascending, and a copy of their gradients [R, ...]."""
+    """Rows that are not all 0, ascending, and their gradients [R, ...]."""
     if grad.is_sparse:
-        grad = grad.coalesce()
-        return grad.indices()[0], grad.values().clone()
+        row_R, grad = _rows(grad)
+    else:
+        row_R = torch.arange(len(grad), device=grad.device)
     # The largest absolute value of a row; (grad != 0).any(1) takes ten times as long.
     largest = grad if grad.dim() <= 1 else grad.flatten(1).abs().amax(1)
-    row_R = (largest != 0).nonzero().flatten()
-    return row_R, grad[row_R]
+    place_R = (largest != 0).nonzero().flatten()
+    return row_R[place_R], grad[place_R]
+
+
+def _rows(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The distinct rows [R] of a sparse gradient, ascending, and their sums [R, ...]."""
+    grad = grad.coalesce()
+    return grad.indices()[0], grad.values()
 
 
 class BertAdamW(torch.optim.AdamW):

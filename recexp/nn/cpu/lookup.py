@@ -35,9 +35,13 @@ def table_dot(one_BD: Tensor, table_VD: Tensor, index_BC: Tensor) -> Tensor:
     return row_dot(F.embedding(index_BC, table_VD, padding_idx=0), one_BD)
 
 
-def look_up(table_VD: Tensor, index: Tensor, padding: int | None) -> Tensor:
-    """Rows of a table, [..., D]. padding: a row that gets no gradient."""
-    return _LookUp.apply(table_VD, index, padding)
+def look_up(table_VD: Tensor, index: Tensor, padding: int | None, sparse: bool = False) -> Tensor:
+    """Rows of a table, [..., D].
+
+    padding: a row that gets no gradient. sparse: the gradient is a sparse tensor of the rows of
+    index, with a row as often as index has it. In half precision it is dense nevertheless.
+    """
+    return _LookUp.apply(table_VD, index, padding, sparse)
 
 
 class _TableDot(torch.autograd.Function):
@@ -95,23 +99,41 @@ def _own_vectors(one_BD: Tensor, tile: tuple[slice, int | slice]) -> Tensor:
 
 
 class _LookUp(torch.autograd.Function):
-    """A lookup whose gradient is one ``index_add_``."""
+    """A lookup whose gradient is one ``index_add_``, or sparse."""
 
     @staticmethod
-    def forward(ctx: Any, table_VD: Tensor, index: Tensor, padding: int | None) -> Tensor:
+    def forward(
+        ctx: Any, table_VD: Tensor, index: Tensor, padding: int | None, sparse: bool
+    ) -> Tensor:
         ctx.save_for_backward(index)
         ctx.shape = table_VD.shape
         ctx.padding = padding
+        ctx.sparse = sparse
         return F.embedding(index, table_VD)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (index,) = ctx.saved_tensors
+        index_M = index.flatten()
+        d_rows_MD = grad.flatten(0, -2)
         # float32 at least: a GPU adds bfloat16 terms one by one, and 256 + 1 is 256 in bfloat16.
         exact = torch.promote_types(grad.dtype, torch.float32)
+        if ctx.sparse and grad.dtype == exact:
+            return _sparse_rows(index_M, d_rows_MD, ctx.shape, ctx.padding), None, None, None
         d_table = grad.new_zeros(ctx.shape, dtype=exact)
-        d_table.index_add_(0, index.flatten(), grad.flatten(0, -2).to(exact))
+        d_table.index_add_(0, index_M, d_rows_MD.to(exact))
         if ctx.padding is not None:
             d_table[ctx.padding] = 0
-        return d_table.to(grad.dtype), None, None
+        return d_table.to(grad.dtype), None, None, None
+
+
+def _sparse_rows(
+    index_M: Tensor, rows_MD: Tensor, shape: torch.Size, padding: int | None
+) -> Tensor:
+    """A sparse tensor of this shape from rows [M, D] without those of the padding."""
+    if padding is not None:
+        real_M = index_M != padding
+        if not real_M.all():
+            index_M, rows_MD = index_M[real_M], rows_MD[real_M]
+    return torch.sparse_coo_tensor(index_M[None], rows_MD, shape, check_invariants=False)

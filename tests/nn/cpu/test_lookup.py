@@ -90,3 +90,27 @@ def test_rows_dot():
         Rows(table, each).dot(one), torch.einsum("bd,bcd->bc", one, table(each))
     )
     torch.testing.assert_close(Rows(table, shared).dot(one), one @ table(shared).T)
+
+
+@pytest.mark.parametrize("padding", [None, 0])
+def test_a_sparse_gradient_is_the_dense_one(padding):
+    """An item twice in the index, and the padding among it."""
+    table = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    index = torch.tensor([[0, 1, 1], [5, 0, 1]])
+    dense, sparse = (
+        torch.autograd.grad(lookup.look_up(table, index, padding, how).square().sum(), table)[0]
+        for how in (False, True)
+    )
+    assert sparse.is_sparse and not dense.is_sparse
+    torch.testing.assert_close(sparse.to_dense(), dense)
+    rows = sparse.coalesce().indices()[0].tolist()
+    assert rows == ([0, 1, 5] if padding is None else [1, 5])
+
+
+def test_in_half_precision_the_gradient_stays_dense():
+    """A sparse one would be summed in half precision, where 256 + 1 is 256."""
+    table = torch.ones(2, 3, dtype=torch.bfloat16, requires_grad=True)
+    index = torch.ones(300, dtype=torch.int64)
+    lookup.look_up(table, index, None, True).sum().backward()
+    assert not table.grad.is_sparse
+    assert table.grad[1, 0] == 300
