@@ -1,5 +1,5 @@
-"""recexp beside RecBole 1.2.1 and RecTools 0.19 on the same machine, data, sizes and threads:
-prints and stores the ratios.
+"""recexp beside RecBole 1.2.1, RecTools 0.19, implicit 0.7.3 and the authors' GRU4Rec, on the same
+machine, data, sizes and threads: prints and stores the ratios.
 
     python tests/perf/versus_peers.py --raw-dir path/to/ml-1m [--only rectools/sasrec ...] [--rounds
     1] [--out FILE]
@@ -30,6 +30,8 @@ TORCH = "torch==2.13.0"
 PEERS = {
     "rectools": [[TORCH], ["rectools[torch]==0.19.0"]],
     "recbole": [[TORCH], ["recbole==1.2.1"], ["setuptools<81", "numpy<2", "pandas<3"]],
+    "implicit": [["implicit==0.7.3"]],
+    "gru4rec": [[TORCH], ["pandas<3"]],
 }
 
 TRANSFORMER = ["model.n_factors=64", "model.n_layers=2", "model.n_heads=2"]
@@ -188,6 +190,45 @@ CASES: dict[str, dict] = {
     },
 }
 
+WMF = ["model=wmf", "model.n_factors=64", "model.alpha=40", "model.regularization=0.1"]
+CASES |= {
+    "implicit/bpr": {
+        "ours": ["model=bpr_mf", "model.n_factors=64"],
+        "batch": 65536,
+        "best": (65536, 65536),
+        "lists": True,
+        "peer": {"model": "bpr", "width": 64},
+        "targets": {"epoch": 1, "lists": 1},
+    },
+    "implicit/wmf": {
+        "ours": [*WMF, "model.solver=exact"],
+        "batch": 1,
+        "best": (1, 1),
+        "passes": 8,
+        "lists": True,
+        "peer": {"model": "als", "width": 64},
+        "targets": {"epoch": 1.3, "lists": 1},
+    },
+    "implicit/wmf_cg": {
+        "ours": [*WMF, "model.solver=cg"],
+        "batch": 1,
+        "best": (1, 1),
+        "passes": 8,
+        "lists": True,
+        "peer": {"model": "als_cg", "width": 64},
+        "targets": {"epoch": 0.8, "lists": 1},
+    },
+}
+CASES |= {
+    "gru4rec/bpr_max": {
+        "ours": ["model=gru4rec_plus", "model.n_factors=64", "objective.n_negatives=256"],
+        "batch": 128,
+        "best": (128, 128),
+        "peer": {"width": 64, "negatives": 256},
+        "targets": {"epoch": 2},
+    },
+}
+
 # Wall time to the best validation NDCG@10 that RecBole reaches within its time: ML-100K,
 # leave-one-out, full ranking, RecBole's own defaults.
 RACES: dict[str, dict] = {
@@ -249,6 +290,13 @@ def main() -> None:
         help="on ML-100K (in --raw-dir), to the same NDCG@10",
     )
     parser.add_argument(
+        "--gru4rec",
+        type=Path,
+        metavar="FOLDER",
+        help="a clone of https://github.com/hidasib/GRU4Rec_PyTorch_Official; without it the "
+        "gru4rec cases are left out",
+    )
+    parser.add_argument(
         "--rounds", type=int, default=1, help="times each side is measured; medians are compared"
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -262,6 +310,12 @@ def main() -> None:
     a = parser.parse_args()
     a.work = a.work.resolve()
     a.work.mkdir(parents=True, exist_ok=True)
+    if a.gru4rec is None:
+        a.only = [case for case in a.only if not case.startswith("gru4rec/")]
+    elif not (a.gru4rec / "gru4rec_pytorch.py").is_file():
+        sys.exit(
+            f"error: {a.gru4rec} has no gru4rec_pytorch.py; --gru4rec names the folder that has."
+        )
     if a.race is not None:
         return race(a)
     convert(a.raw_dir / "ratings.dat", a.work)
@@ -293,6 +347,8 @@ def measure(case: str, a: argparse.Namespace) -> dict[str, list[dict]]:
             "conf": str(ROOT / "conf"),
             "folder": str(a.work / "run"),
             "rankings": 3,
+            "epochs": setting.get("passes", 1),
+            "lists": setting.get("lists", False),
         } | spec
         said.setdefault(key, []).append(worker(Path(sys.executable), "worker_recexp.py", spec, a))
 
@@ -309,6 +365,7 @@ def measure(case: str, a: argparse.Namespace) -> dict[str, list[dict]]:
             "events": str(a.work / "ml-1m.tsv"),
             "data_path": str(a.work),
             "folder": str(a.work),
+            "gru4rec": str(a.gru4rec),
         }
         said.setdefault(key, []).append(
             worker(environment(peer, a.work), f"worker_{peer}.py", spec, a)
@@ -425,16 +482,22 @@ def rows(case: str, said: dict[str, list[dict]]) -> list[tuple]:
         ("ours, own best" if "ours, own best" in said else "ours"),
         ("peer, own best" if "peer, own best" in said else "peer"),
     )
-    pairs = {
-        "epoch": (of("ours", "epoch_s"), of("peer", "epoch_s")),
-        "rank": (of("ours", "rank_s"), of("peer", "rank_s")),
-        "prepare": (of("ours", "prepare_s"), of("peer", "prepare_s")),
-        "prepare, warm": (of("ours, warm", "prepare_s"), of("peer", "prepare_s")),
-        "first step": (of("ours", "first_step_s"), of("peer", "first_step_s")),
-        "first step, warm": (of("ours, warm", "first_step_s"), of("peer", "first_step_s")),
-        "memory": (of("ours", "peak_gb"), of("peer", "peak_gb")),
-        "memory, warm": (of("ours, warm", "peak_gb"), of("peer", "peak_gb")),
+    measures = {
+        "epoch": "epoch_s",
+        "rank": "rank_s",
+        "prepare": "prepare_s",
+        "first step": "first_step_s",
+        "memory": "peak_gb",
     }
+    pairs = {}
+    for name, key in measures.items():
+        if key not in said["peer"][0]:
+            continue
+        pairs[name] = (of("ours", key), of("peer", key))
+        if name not in ("epoch", "rank"):
+            pairs[f"{name}, warm"] = (of("ours, warm", key), of("peer", key))
+    if "lists_s" in said["ours"][0]:
+        pairs["lists"] = of("ours", "lists_s"), pairs.pop("rank")[1]
     if mine != "ours" or peer != "peer":
         pairs["epoch, own best"] = (
             min(of("ours", "epoch_s"), of(mine, "epoch_s")),
