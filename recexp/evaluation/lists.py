@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-
 # Columns whose maximum is taken in one piece; narrower blocks do not fill vector registers.
 MIN_BLOCK = 32
 
