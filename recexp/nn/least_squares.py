@@ -134,17 +134,12 @@ class WhitenedTable:
         self.factor_DD = torch.linalg.cholesky(gram_DD)
         identity_DD = torch.eye(len(gram_DD), dtype=gram_DD.dtype, device=gram_DD.device)
         self.inverse_DD = torch.linalg.solve_triangular(self.factor_DD, identity_DD, upper=False)
-        self.z_SD = self._whitened(torch.promote_types(y_SD.dtype, torch.float32))
+        self.z_SD = self.whitened(torch.promote_types(y_SD.dtype, torch.float32))
 
     @property
     def padding(self) -> int:
         """The column whose vector is 0."""
         return len(self.y_SD)
-
-    @cached_property
-    def double_z_SD(self) -> Tensor:
-        """``z_SD`` in double precision."""
-        return self._whitened(torch.float64)
 
     def largest_eigenvalues(self, rows: SparseRows, alpha: float) -> Tensor:
         """An upper bound for the matrix of each row, [R]."""
@@ -165,7 +160,8 @@ class WhitenedTable:
         for part_sD in self.y_SD.split(max(1, CG_BLOCK // self.y_SD.shape[1])):
             yield part_sD.double()
 
-    def _whitened(self, dtype: torch.dtype) -> Tensor:
+    def whitened(self, dtype: torch.dtype) -> Tensor:
+        """z and the row of zeros."""
         z_SD = self.y_SD.new_zeros(len(self.y_SD) + 1, self.y_SD.shape[1], dtype=dtype)
         first = 0
         for part_sD in self._double_parts():
@@ -183,12 +179,15 @@ def solve_exactly(out_RD: Tensor, rows: SparseRows, table: WhitenedTable, alpha:
     is_single = table.z_SD.dtype != torch.float64
     needs_double_R = ~(table.largest_eigenvalues(rows, alpha) * table.root_condition <= MAX_SINGLE)
     scaled_SD = table.z_SD * alpha**0.5
+    double_SD = None
     most = _most_pairs(out_RD)
     total = out_RD.new_zeros((), dtype=torch.float64)
     out_RD.zero_()
     for row_r, column_rL, count_rL in rows.padded_batches(most, table.padding):
         if is_single and bool(needs_double_R[row_r].any()):
-            batch = _PaddedBatch(table.double_z_SD * alpha**0.5, column_rL, count_rL, alpha)
+            if double_SD is None:
+                double_SD = table.whitened(torch.float64).mul_(alpha**0.5)
+            batch = _PaddedBatch(double_SD, column_rL, count_rL, alpha)
         else:
             batch = _PaddedBatch(scaled_SD, column_rL, count_rL, alpha)
         b_rD = batch.sum_of_vectors(batch.weight_rL)
