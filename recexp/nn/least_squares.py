@@ -29,8 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Numbers gathered at a time: few enough for a processor's cache. A GPU takes 64 times as many.
-BLOCK = 1 << 18
+# Numbers gathered at a time: few enough for a processor's last cache. A GPU takes 64 times as many.
+BLOCK = 1 << 19
 # Pairs, and numbers in the vectors of their rows, that conjugate gradient works on at a time.
 CG_BLOCK = 1 << 22
 # Single precision serves where the bound on the eigenvalues, times the root of G's condition
