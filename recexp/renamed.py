@@ -61,12 +61,15 @@ _LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
     "mse": ("MSE", {}),
 }
 
+# Parameters that a model got later, with the values under which it computes as before.
+_ADDED = {"recexp.models.wmf.WMF": {"solver": "auto", "cg_steps": 3}}
+
 log = logging.getLogger(__name__)
 
 
 def with_new_keys(node: Any) -> Any:
     """A stored config, or a part of one, in today's spelling."""
-    return _with_loss(_map_keys(node, lambda key: RENAMED.get(key, key)))
+    return _with_added(_with_loss(_map_keys(node, lambda key: RENAMED.get(key, key))))
 
 
 def with_first_keys(node: Any) -> Any:
@@ -135,6 +138,14 @@ def _with_loss(config: Any) -> Any:
     is_plain = objective.get("sampler") != "${sampler}"
     kept["loss"] = dict(loss) if is_plain else "${loss}"
     return config | {"loss": loss, "objective": kept}
+
+
+def _with_added(config: Any) -> Any:
+    """A stored config with the parameters that its model got later."""
+    model = config.get("model") if isinstance(config, dict) else None
+    if not isinstance(model, dict):
+        return config
+    return config | {"model": model | _ADDED.get(str(model.get("_target_")), {}) | model}
 
 
 def _map_keys(node: Any, new_key: Callable[[str], str]) -> Any:

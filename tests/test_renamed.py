@@ -97,6 +97,16 @@ def test_a_stored_config_with_an_earlier_loss_is_accepted(tmp_path):
     assert read.objective.loss == {"_target_": "recexp.objectives.losses.GBCE", "t": 0.25}
 
 
+def test_a_stored_config_without_a_later_parameter_of_its_model_is_the_same_run(tmp_path):
+    cfg = composed(tmp_path, "model=wmf")
+    now = json.loads(json.dumps(OmegaConf.to_container(cfg, resolve=True), default=str))
+    earlier = json.loads(json.dumps(now))
+    del earlier["model"]["solver"], earlier["model"]["cg_steps"]
+    assert differences(with_new_keys(earlier), now) == []
+    other = now | {"model": now["model"] | {"solver": "cg"}}
+    assert with_new_keys(other) == other
+
+
 def test_keys_are_translated_at_any_depth_and_back():
     earlier = {"model": {"num_factors": 8}, "dataset": [{"behaviours": ["behaviours"]}]}
     now = {"model": {"n_factors": 8}, "dataset": [{"behaviors": ["behaviours"]}]}

@@ -34,11 +34,13 @@ SAMPLED = [
     "model.max_len=50",
 ]
 BPR = ["model=bpr_mf", "batch_size=8192"]
+WMF = ["model=wmf", "model.n_factors=64"]  # a step is a pass over all data
 
 # axis -> its points: (value, users, items, events, words)
 AXES = {
     "events": [(n, max(100, n // 100), 20_000, n, BPR) for n in (10**5, 10**6, 10**7, 10**8)],
     "users": [(n, n, 10_000, 50 * n, BPR) for n in (10**3, 10**4, 10**5, 10**6)],
+    "users_wmf": [(n, n, 10_000, 50 * n, WMF) for n in (10**3, 10**4, 10**5, 10**6)],
     "items": [(n, 40_000, n, 4 * 10**6, [*SASREC, *SAMPLED]) for n in (10**3, 10**4, 10**5, 10**6)],
     "length": [
         (n, 6_000, 3_700, 10**6, [*SASREC, f"model.max_len={n}"]) for n in (25, 50, 100, 200, 400)
@@ -92,7 +94,13 @@ def main() -> None:
             one = worker(
                 Path(sys.executable),
                 "worker_recexp.py",
-                spec | {"folder": str(a.work / "run"), "rankings": 1, "rank_users": 1024},
+                spec
+                | {
+                    "folder": str(a.work / "run"),
+                    "rankings": 1,
+                    "rank_users": 1024,
+                    "epochs": 3 if words is WMF else 1,  # the time between two steps is measured
+                },
                 a,
             )
             said[axis].append({"value": value} | one)

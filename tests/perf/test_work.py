@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -9,10 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from recexp.evaluation.lists import top_k
 from recexp.evaluation.ranks import full_ranks
+from recexp.models.wmf import WMF
+from recexp.nn import least_squares
 from recexp.nn.cpu.linear_cross_entropy import CHUNK_BYTES, linear_cross_entropy
 from recexp.training import memory
 from recexp.training.module import RecModule
+from recexp.types import Schema
 from tests.support.running import composed, run_here
 
 
@@ -25,16 +31,23 @@ class Allocations(TorchDispatchMode):
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         out = op(*args, **(kwargs or {}))
-        known = {
-            x.untyped_storage().data_ptr()
-            for x in tree_leaves((args, kwargs))
-            if isinstance(x, torch.Tensor)
-        }
-        for x in tree_leaves(out):
-            if isinstance(x, torch.Tensor) and x.untyped_storage().data_ptr() not in known:
+        known = {x.untyped_storage().data_ptr() for x in dense_tensors((args, kwargs))}
+        for x in dense_tensors(out):
+            if x.untyped_storage().data_ptr() not in known:
                 self.total += x.untyped_storage().nbytes()
                 self.largest = max(self.largest, x.untyped_storage().nbytes())
         return out
+
+
+def dense_tensors(tree) -> list[torch.Tensor]:
+    """All tensors; of sparse ones their values and indices."""
+    found = []
+    for x in tree_leaves(tree):
+        if isinstance(x, torch.Tensor) and x.layout is torch.sparse_csr:
+            found += [x.crow_indices(), x.col_indices(), x.values()]
+        elif isinstance(x, torch.Tensor):
+            found.append(x)
+    return found
 
 
 def module_of(folder, *words: str) -> tuple[RecModule, object]:
@@ -173,6 +186,57 @@ def test_a_step_allocates_in_proportion_to_its_rows(tmp_path, name):
             step(module, part)
         made.append(seen.total)
     assert made[2] - made[1] <= 3 * (made[1] - made[0]) + 2**20
+
+
+def fitted_wmf(n_events: int, solver: str) -> tuple[WMF, object]:
+    """A model after one pass over simulated events, and the store."""
+    g = torch.Generator().manual_seed(0)
+    user = torch.randint(600, (n_events,), generator=g).sort().values
+    item = torch.randint(1, 401, (n_events,), generator=g, dtype=torch.int32)
+    store = SimpleNamespace(train=SimpleNamespace(user=user, item=item))
+    torch.manual_seed(0)
+    model = WMF(Schema(600, 400, ("view",), (False,)), n_factors=16, solver=solver)
+    model.fit_pass(store)  # makes what is made once per store
+    return model, store
+
+
+@pytest.mark.parametrize("solver", ["exact", "cg"])
+def test_a_pass_of_wmf_allocates_in_proportion_to_its_pairs(solver, monkeypatch):
+    """And never a vector for every pair at once."""
+    monkeypatch.setattr(least_squares, "BLOCK", 1 << 15)
+    monkeypatch.setattr(least_squares, "CG_BLOCK", 1 << 13)
+    made = []
+    for n_events in (20_000, 40_000, 60_000):
+        model, store = fitted_wmf(n_events, solver)
+        with Allocations() as seen:
+            model.fit_pass(store)
+        assert seen.largest <= 4 * n_events * 16 / 8
+        made.append(seen.total)
+    assert made[2] - made[1] <= 1.3 * (made[1] - made[0])
+    if solver == "exact":
+        assert made[2] - made[1] <= 20_000 * 2 * (4 * 16 + 40)  # a vector and some numbers
+    else:
+        assert made[2] - made[1] <= 20_000 * 2 * 5 * 20  # five products with the matrix
+
+
+def test_a_pass_of_wmf_multiplies_each_pair_s_vector_once():
+    """By hand: an outer product per pair and half; changes of coordinates per row; no more than a
+    tenth of padding.
+    """
+    model, store = fitted_wmf(60_000, "exact")
+    counted = flops(lambda: model.fit_pass(store))
+    n_pairs, D, rows = len(model._layout.by_user.column_P), 16, 600 + 401
+    by_hand = 2 * n_pairs * 2 * D * D + 3 * rows * 2 * D * D
+    assert by_hand <= counted <= 1.1 * by_hand
+
+
+@pytest.mark.parametrize("n_columns", [3_416, 100_000])
+def test_lists_do_not_copy_the_scores(n_columns):
+    score_BC = torch.randn(20, n_columns)
+    score_BC[:, ::7] = -torch.inf
+    with Allocations() as seen:
+        top_k(score_BC, 10)
+    assert 0 < seen.total <= 4 * score_BC.numel() / 2
 
 
 def test_the_counter_of_allocations_counts():

@@ -84,7 +84,7 @@ def main() -> None:
         callbacks=[clock],
         logger=False,
         enable_checkpointing=False,
-        check_val_every_n_epoch=1 if "until" in SPEC else SPEC.get("epochs", 1) + 1,
+        check_val_every_n_epoch=1 if "until" in SPEC else SPEC.get("epochs", 1) + 1,  # else never
         num_sanity_val_steps=0,
         enable_model_summary=False,
         enable_progress_bar=False,
