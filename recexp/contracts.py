@@ -12,6 +12,7 @@ Models: ``Recommender`` scores items. Its subclasses add what an objective may n
     SideEncoder      an Encoder that reads side information   (cloze with hide_side=false)
     SessionState     an Encoder that advances event by event  (session_parallel)
     ClosedForm       fits without gradients                   (none)
+    Factorized       an inner product of two vectors          (pairwise, with closed gradients)
 
 Losses: an objective takes a loss of a kind that its constructor names.
 
@@ -90,6 +91,22 @@ class MultiBehavior(Recommender):
     @abstractmethod
     def logits(self, query: Query, item_BC: Tensor) -> Tensor:
         """Logits z_BCK, behaviors weak to strong."""
+
+
+class Factorized(Recommender):
+    """s_ui = p_u . q_i (+ b_i), the rows of two tables: losses may use gradients in closed form."""
+
+    @abstractmethod
+    def tables(self) -> tuple[nn.Embedding, nn.Embedding, Tensor | None]:
+        """The tables of p, [U, D], and of q, [V, D], and the biases [V] of the items, or None."""
+
+    @property
+    def is_plain(self) -> bool:
+        """False for a subclass that scores otherwise than the class whose tables it inherits."""
+        for part in type(self).__mro__:
+            if "score" in vars(part):
+                return "tables" in vars(part)
+        return False
 
 
 class BranchMasked(MultiBehavior):

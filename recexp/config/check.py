@@ -53,7 +53,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "recexp.data.simulation.stand_in.",
     ),
     "stand_in": ("recexp.data.simulation.stand_in.",),
-    "optimizer": ("torch.optim.", "recexp.training.optimizers."),
+    "optimizer": ("torch.optim.", "recexp.training.optimizers.", "recexp.training.row_optimizers."),
     "scheduler": ("recexp.training.schedules.", "torch.optim.lr_scheduler."),
     "trainer": (
         "pytorch_lightning.Trainer",

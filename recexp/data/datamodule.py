@@ -89,7 +89,7 @@ class _Rows(Dataset[Tensor]):
         self.row = row
 
     def __getitem__(self, place: Tensor) -> Tensor:
-        return self.row.take(place)
+        return self.row.index_select(0, place)
 
     def __len__(self) -> int:
         return len(self.row)

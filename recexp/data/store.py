@@ -110,14 +110,14 @@ class Pairs:
         if self.bits is None:
             return self.find(user, item) >= 0
         item = item.clamp(max=8 * self._width - 1)
-        byte = self.bits.take(user * self._width + (item >> 3))
+        byte = elements(self.bits, user * self._width + (item >> 3))
         return (byte >> (item & 7)).bitwise_and_(1) != 0
 
     def find(self, user: Tensor, item: Tensor) -> Tensor:
         """Row of each pair, -1 where it does not exist; int64 in the common shape."""
         key = (user << 32) + item
         at = torch.searchsorted(self.key, key).clamp_(max=len(self) - 1)
-        return torch.where(self.key.take(at) == key, at, -1)
+        return torch.where(elements(self.key, at) == key, at, -1)
 
     def to(self, device: torch.device | str) -> Pairs:
         return Pairs(
@@ -237,7 +237,7 @@ class Store:
 
         row_B: int64, rows of ``train``.
         """
-        user_B = self.train.user.take(row_B)  # takes a fifth of the time of indexing
+        user_B = elements(self.train.user, row_B)
         if length == 0:  # models without a history have short steps, where this counts
             empty_BL = row_B.new_zeros(len(row_B), 0)
             value_BL = None if self.train.value is None else empty_BL
@@ -269,7 +269,7 @@ class Store:
         at_BL = at_BL.clamp_(min=0)
 
         def gather(column: Tensor) -> Tensor:
-            return torch.where(real_BL, column.take(at_BL), 0).long()
+            return torch.where(real_BL, elements(column, at_BL), 0).long()
 
         return Query(
             user_B=user_B,
@@ -290,7 +290,7 @@ class Store:
         row_M = torch.repeat_interleave(torch.arange(len(start_B), device=start_B.device), size_B)
         n_before_B = size_B.cumsum(0) - size_B
         at_M = torch.arange(len(row_M), device=row_M.device) + (start_B - n_before_B)[row_M]
-        return row_M, events.item.take(at_M).long()
+        return row_M, elements(events.item, at_M).long()
 
 
 def _schema(folder: Path, meta: dict[str, Any]) -> Schema:
@@ -335,6 +335,14 @@ def _map(path: Path) -> Tensor:
         # torch warns that the mapping is read-only; nothing here writes to it.
         warnings.simplefilter("ignore")
         return torch.from_numpy(np.load(path, mmap_mode="r"))
+
+
+def elements(column_N: Tensor, at: Tensor) -> Tensor:
+    """``column_N[at]`` for int64 numbers ``at`` >= 0 of any shape.
+
+    On CPUs ``index_select`` takes a tenth of the time of indexing.
+    """
+    return column_N.index_select(0, at.flatten()).view(at.shape)
 
 
 def _owners(ptr: Tensor) -> Tensor:

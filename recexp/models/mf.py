@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from recexp.contracts import MultiBehavior
+from recexp.contracts import Factorized, MultiBehavior
 from recexp.models.common import mean_square, table_scores
 from recexp.nn.init import normal_embeddings
 from recexp.nn.lookup import Embedding
@@ -13,7 +13,7 @@ from recexp.nn.parameters import NonNegative, Width, require_positive
 from recexp.types import Query, Schema
 
 
-class MF(MultiBehavior):
+class MF(MultiBehavior, Factorized):
     """s_ui = p_u . q_i (+ b_i).
 
     n_factors: width of p and q.
@@ -44,6 +44,9 @@ class MF(MultiBehavior):
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         return table_scores(self.user(query.user_B), self.item.weight, self.item_bias, item_BC)
+
+    def tables(self) -> tuple[nn.Embedding, nn.Embedding, Tensor | None]:
+        return self.user, self.item, self.item_bias
 
     def logits(self, query: Query, item_BC: Tensor) -> Tensor:
         """The score as the logit of the only behavior, z_BC1."""

@@ -13,9 +13,17 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from recexp.contracts import BranchMasked, NegativeSampler, Objective, Recommender, SampledLoss
-from recexp.data.store import Pairs, Store
+from recexp.contracts import (
+    BranchMasked,
+    Factorized,
+    NegativeSampler,
+    Objective,
+    Recommender,
+    SampledLoss,
+)
+from recexp.data.store import Pairs, Store, elements
 from recexp.errors import RecexpError
+from recexp.nn.cpu.factor_bpr import factor_bpr
 from recexp.objectives.base import (
     Positives,
     behaviors_on,
@@ -123,8 +131,8 @@ class Pairwise(Objective[Recommender, PairwiseBatch]):
         owner = query  # whose event the positive is
         if self.shuffle_targets:
             rows = random_rows(store, rows.shape, generator)
-            owner = replace(query, user_B=store.train.user.take(rows))
-        positive_B = store.train.item.take(rows).long()
+            owner = replace(query, user_B=elements(store.train.user, rows))
+        positive_B = elements(store.train.item, rows).long()
         negative_Bn = self.sampler(store, owner, self.n_negatives, generator, positive_B)
         if self.pairs == "levels":
             negative_Bn = self._draw_lower(store, owner, positive_B, negative_Bn, generator)
@@ -191,13 +199,7 @@ class Pairwise(Objective[Recommender, PairwiseBatch]):
 
     def losses(self, model: Recommender, batch: PairwiseBatch) -> dict[str, Tensor]:
         item_BC = torch.cat([batch.positive_B[:, None], batch.negative_Bn], 1)
-        if batch.did_BCT is None:
-            score_BC = model.score(batch.query, item_BC)
-        else:
-            assert isinstance(model, BranchMasked)
-            score_BC = model.logits(batch.query, item_BC, batch.did_BCT)[..., -1]
-        scores = SampledScores(score_BC[:, 0], score_BC[:, 1:], self._n_items)
-        total = self.loss.of_sampled(scores)
+        total = self._loss(model, batch, item_BC)
         extra = penalty(model, batch.query, item_BC, self.l2)
         if extra is not None:
             total = total + extra
@@ -206,3 +208,15 @@ class Pairwise(Objective[Recommender, PairwiseBatch]):
         # Users without items met only through weaker behaviors got unseen items instead.
         negatives_met = batch.did_BCT[:, 1:].any(-1).float().mean()
         return {"loss": total, "negatives_met": negatives_met}
+
+    def _loss(self, model: Recommender, batch: PairwiseBatch, item_BC: Tensor) -> Tensor:
+        """The loss of the batch, without the penalty."""
+        if isinstance(model, Factorized) and model.is_plain and type(self.loss) is BPR:
+            return factor_bpr(*model.tables(), batch.query.user_B, item_BC)
+        if batch.did_BCT is None:
+            score_BC = model.score(batch.query, item_BC)
+        else:
+            assert isinstance(model, BranchMasked)
+            score_BC = model.logits(batch.query, item_BC, batch.did_BCT)[..., -1]
+        scores = SampledScores(score_BC[:, 0], score_BC[:, 1:], self._n_items)
+        return self.loss.of_sampled(scores)

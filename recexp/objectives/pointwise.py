@@ -21,7 +21,7 @@ from recexp.contracts import (
     NegativeSampler,
     Objective,
 )
-from recexp.data.store import Store
+from recexp.data.store import Store, elements
 from recexp.errors import RecexpError
 from recexp.objectives.base import (
     Positives,
@@ -154,8 +154,8 @@ class Pointwise(Objective[MultiBehavior, PointwiseBatch]):
 
     def constant_loss(self, store: Store, batch_size: int) -> float:
         rows = self.rows(store).to(store.device)
-        user = store.train.user.take(rows)
-        item = store.train.item.take(rows).long()
+        user = elements(store.train.user, rows)
+        item = elements(store.train.item, rows).long()
         mask = store.train_pairs.mask[store.train_pairs.find(user, item)]
         weight = _balance(store, user, self.balance) if self.balance else None
         n_scored = (1 + self.n_negatives) * len(rows)
@@ -189,8 +189,8 @@ class Pointwise(Objective[MultiBehavior, PointwiseBatch]):
         owner = query  # whose event the labels belong to
         if self.shuffle_targets:
             rows = random_rows(store, rows.shape, generator)
-            owner = replace(query, user_B=store.train.user.take(rows))
-        positive_B = store.train.item.take(rows).long()
+            owner = replace(query, user_B=elements(store.train.user, rows))
+        positive_B = elements(store.train.item, rows).long()
         if self.leave_target_out:
             # A shuffled target may be an item that the row's user never had.
             own_B = store.train_pairs.contain(query.user_B, positive_B)

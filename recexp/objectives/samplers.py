@@ -29,7 +29,7 @@ from pydantic import Field
 from torch import Tensor
 
 from recexp.contracts import NegativeSampler
-from recexp.data.store import Events, Pairs, Store
+from recexp.data.store import Events, Pairs, Store, elements
 from recexp.errors import RecexpError
 from recexp.types import Query
 
@@ -46,13 +46,13 @@ def unseen(pairs: Pairs, n_items: int, user: Tensor, rank: Tensor) -> Tensor:
     finds how many of the user's items precede the wanted one.
     """
     before = torch.searchsorted(pairs.gap_key, (user << 32) + rank, right=True)
-    before = before - pairs.ptr.take(user)
+    before = before - elements(pairs.ptr, user)
     return rank + 1 + before
 
 
 def draw_unseen(pairs: Pairs, n_items: int, user: Tensor, generator: torch.Generator) -> Tensor:
     """One item per user, uniform over those that the user does not have; of the shape of user."""
-    n_unseen = n_items - (pairs.ptr.take(user + 1) - pairs.ptr.take(user))
+    n_unseen = n_items - (elements(pairs.ptr, user + 1) - elements(pairs.ptr, user))
     # The bias of the modulo is below 2^-30 for any catalog.
     draw = torch.randint(_LARGE, user.shape, generator=generator, device=user.device)
     return unseen(pairs, n_items, user, draw % n_unseen.clamp(min=1))

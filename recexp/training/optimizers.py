@@ -85,7 +85,7 @@ class GRU4RecAdagrad(TakesSparseGradients, torch.optim.Adagrad):
     def _update_rows(self, p: Tensor, grad: Tensor, lr: float, momentum: float) -> None:
         state = self.state[p]
         state["step"] += 1
-        row_R, grad_R = _rows_with_gradient(grad) if momentum else _rows(grad)
+        row_R, grad_R = rows_with_gradient(grad) if momentum else _rows(grad)
         acc_R = state["sum"].index_select(0, row_R).addcmul_(grad_R, grad_R)
         state["sum"].index_copy_(0, row_R, acc_R)
         change_R = (grad_R / acc_R.sqrt_()).mul_(-lr)
@@ -97,7 +97,7 @@ class GRU4RecAdagrad(TakesSparseGradients, torch.optim.Adagrad):
         p.index_add_(0, row_R, change_R)
 
 
-def _rows_with_gradient(grad: Tensor) -> tuple[Tensor, Tensor]:
+def rows_with_gradient(grad: Tensor) -> tuple[Tensor, Tensor]:
     """Rows that are not all 0, ascending, and their gradients [R, ...]."""
     if grad.is_sparse:
         row_R, grad = _rows(grad)
