@@ -94,6 +94,14 @@ class RecModule(pl.LightningModule):
         self._sums: dict[str, tuple[Tensor | float, int]] = {}
         model.bind(store)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":
+            # Lightning notes the hooks that it calls here, forty times per step. torch would look
+            # for parameters in these strings, which takes a tenth of Lightning's time per step.
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
     @property
     def _all_splits(self) -> set[str]:
         return {*self.splits, "test"}

