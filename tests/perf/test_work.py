@@ -219,10 +219,11 @@ def test_a_pass_of_wmf_allocates_in_proportion_to_its_pairs(solver, monkeypatch)
         assert made[2] - made[1] <= 20_000 * 2 * 5 * 20  # five products with the matrix
 
 
-def test_a_pass_of_wmf_multiplies_each_pair_s_vector_once():
+def test_a_pass_of_wmf_multiplies_each_pair_s_vector_once(monkeypatch):
     """By hand: an outer product per pair and half; changes of coordinates per row; no more than a
     tenth of padding.
     """
+    monkeypatch.setattr(least_squares, "BLOCK", 1 << 15)
     model, store = fitted_wmf(60_000, "exact")
     counted = flops(lambda: model.fit_pass(store))
     n_pairs, D, rows = len(model._layout.by_user.column_P), 16, 600 + 401
