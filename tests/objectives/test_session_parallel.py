@@ -10,8 +10,9 @@ import torch
 from recexp.contracts import SampledLoss
 from recexp.data.datamodule import RecDataModule
 from recexp.errors import RecexpError
+from recexp.models import gru4rec
 from recexp.models.gru4rec import GRU4Rec
-from recexp.objectives import session_parallel
+from recexp.objectives import losses, session_parallel
 from recexp.objectives.losses import BPR, CE, GBCE, SampledSoftmax
 from recexp.objectives.samplers import InBatch, NoSampler, Popularity
 from recexp.objectives.session_parallel import SessionParallel, SessionSteps
@@ -167,6 +168,42 @@ def test_copies_of_the_target_are_negatives_where_asked_for(name, copies):
         terms.append(plain_loss(name, score[row, target], negative, n_items=0, bpreg=1.0))
     expected = torch.stack(terms).mean().item()
     assert task.losses(model, batch)["loss"].item() == pytest.approx(expected, rel=1e-7)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("n_layers", [1, 2])
+@pytest.mark.parametrize("table", ["one_hot", "separate", "constrained"])
+@pytest.mark.parametrize("activation", ["linear", "tanh", "elu"])
+@pytest.mark.parametrize("name", SAMPLED)
+def test_closed_forms_have_the_gradients_of_the_plain_formulas(
+    monkeypatch, name, activation, table, n_layers, dropout
+):
+    """Over two steps, the second of which has states to read and sessions that start."""
+    found = []
+    for closed in (False, True):
+        for module in (losses, gru4rec):
+            monkeypatch.setattr(module, "closed_form_helps", lambda x, closed=closed: closed)
+        task = SessionParallel(Popularity(), loss=loss(name), n_negatives=4)
+        torch.manual_seed(0)
+        model = GRU4Rec(
+            STORE.schema,
+            n_factors=6,
+            n_layers=n_layers,
+            input_table=table,
+            embedding_dropout=dropout,
+            dropout=dropout,
+            final_activation=activation,
+            elu_alpha=0.5,
+        )
+        model = toy.randomise(model).train()
+        task.bind(model, STORE)
+        torch.manual_seed(1)
+        for rows in steps_of(task)[2:4]:
+            batch = task.batch(STORE, rows, torch.Generator().manual_seed(0))
+            value = task.losses(model, batch)["loss"]
+            value.backward()
+        found.append([value, *(p.grad for p in model.parameters())])
+    torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-11)
 
 
 def test_shuffled_targets_keep_what_is_read():
