@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from recexp.evaluation.ranks import full_ranks
+from recexp.nn.cpu import tower
 from recexp.nn.cpu.linear_cross_entropy import CHUNK_BYTES, linear_cross_entropy
 from recexp.training import memory
 from recexp.training.module import RecModule
@@ -116,6 +117,30 @@ def test_ranking_encodes_every_user_once(tmp_path):
             flops(lambda item=item: module.model.score(query, item))
             <= encode + 2 * 32 * item.numel()
         )
+
+
+@pytest.mark.parametrize(("name", "n_factors", "levels"), [("neumf", 16, 1), ("nmtr", 32, 2)])
+def test_ranking_by_a_tower_holds_one_block_of_its_layers(
+    tmp_path, monkeypatch, name, n_factors, levels
+):
+    """And computes both parts of the first layer once per user and item, not once per block."""
+    monkeypatch.setattr(tower, "BLOCK", 500)
+    words = [f"model={name}", f"model.n_factors={n_factors}", "model.n_layers=2"]
+    module, data = module_of(tmp_path / "run", *words, "protocol=full_unseen")
+    first, second = 32, 16  # widths of the tower's layers
+    module.eval()
+    query = module.store.query_held_out(module.store.val, next(iter(data.val_dataloader()[0])), 1)
+    module.requires_grad_(False)  # the counter hangs its hooks on whatever asks for a gradient
+    with torch.no_grad(), Allocations() as seen:
+        n_users, n_items = module.model.score(query).shape
+    n_pairs = n_users * n_items
+    assert seen.largest <= 4 * max(500 * first, n_pairs * levels, (n_items + 1) * 2 * first)
+    with torch.no_grad():
+        counted = flops(lambda: module.model.score(query))
+    rows = n_users + n_items + 1
+    least = levels * 2 * n_pairs * first * second
+    most = levels * (2 * n_pairs * (first * second + 3 * second) + 2 * rows * 2 * first * first)
+    assert least <= counted <= most
 
 
 def test_softmax_never_holds_all_logits():
