@@ -1,17 +1,19 @@
 """Scores of all pairs of a user and an item by a ReLU tower, for inference on CPUs.
 
-NeuMF with layers 256 -> 128 -> 64 ranks 6 040 users by 3 416 items: BEFORE_AFTER. Layer by layer, a
-sum, a bias and a ReLU each read and write what the matrix product alone would need once.
-Measured by ``python tests/perf/kernels.py tower``.
+NeuMF with layers 256 -> 128 -> 64 ranks 6 040 users by 3 416 items: 3.4 / 2.5 s, of which the
+matrix product takes 2 s. A new tensor for each sum, bias and ReLU costs more than computing it.
+Measured with two threads on 512 users and scaled to all of them.
 
-Extra shape symbols: b users of one block, c items of one block, W width of a layer.
+Extra shape symbols: b users and c items of one block, W width of a layer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 # Pairs of one block. In small blocks the threads wait for each other more often; what is written in
@@ -35,35 +37,28 @@ def tower_dot(
         shifts.append(layer(shifts[-1]))
     floors = [-shift for shift in shifts]
     out_BC = left_BW.new_empty(len(left_BW), len(right_CW))
-    n_items = min(BLOCK, len(right_CW))
-    n_users = max(1, BLOCK // max(1, n_items))
-    buffers = [left_BW.new_empty(n_users * n_items, shift.shape[-1]) for shift in shifts]
+    n_items = max(1, min(BLOCK, len(right_CW)))
+    n_users = max(1, BLOCK // n_items)
+    buffer = left_BW.new_empty(n_users * n_items * left_BW.shape[1])
     for out_Bc, right_cW in zip(out_BC.split(n_items, 1), right_CW.split(n_items), strict=True):
         for start in range(0, len(left_BW), n_users):
             rows = slice(start, start + n_users)
-            blocks = [floor[rows] for floor in floors]
-            out_Bc[rows] = _block_dot(layers, blocks, right_cW, weight, buffers)
+            first_bW, *rest = [floor[rows, None] for floor in floors]
+            shape = (len(first_bW), *right_cW.shape)
+            x_bcW = torch.maximum(right_cW, first_bW, out=buffer[: math.prod(shape)].view(shape))
+            for layer, floor_bW in zip(layers, rest, strict=True):
+                x_bcW = _times(x_bcW, layer.weight)
+                torch.maximum(x_bcW, floor_bW, out=x_bcW)
+            out_Bc[rows] = x_bcW @ weight
     return out_BC.add_((shifts[-1] @ weight)[:, None])
 
 
-def _block_dot(
-    layers: Sequence[nn.Linear],
-    floors: list[Tensor],
-    right_cW: Tensor,
-    weight: Tensor,
-    buffers: list[Tensor],
-) -> Tensor:
-    """Inner products of ``weight`` with the tower's outputs minus the last s, [b, c].
+def _times(x_bcW: Tensor, weight: Tensor) -> Tensor:
+    """x weight^T as a convolution by 1 x 1 kernels.
 
-    floors: -s of each layer, [b, W]. buffers: room for each layer's outputs, [at least b c, W].
+    oneDNN computes that. With two threads of an AMD EPYC it ranked in 2.5 s where torch.mm, by
+    another library, took 2.4 s in some processes and 4.1 s in others; with one thread they are
+    equal.
     """
-    shape = (len(floors[0]), len(right_cW))
-    x_bcW = right_cW
-    for i, (floor_bW, buffer) in enumerate(zip(floors, buffers, strict=True)):
-        out = buffer[: shape[0] * shape[1]]
-        out_bcW = out.view(*shape, floor_bW.shape[-1])
-        if i > 0:
-            torch.mm(x_bcW.flatten(0, 1), layers[i - 1].weight.T, out=out)
-            x_bcW = out_bcW
-        x_bcW = torch.maximum(x_bcW, floor_bW[:, None], out=out_bcW)
-    return x_bcW @ weight
+    image_1Wbc = x_bcW[None].permute(0, 3, 1, 2)  # channels last, not copied
+    return F.conv2d(image_1Wbc, weight[:, :, None, None]).permute(0, 2, 3, 1)[0].contiguous()
