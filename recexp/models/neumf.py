@@ -67,9 +67,9 @@ class NeuMF(MultiBehavior):
         return self.interact(look_up(self.user, query.user_B), look_up(self.item, item))
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        widest = self.interact.widest
+        width = self.interact.floats_per_pair(shared=item_BC is None)
         return score_in_chunks(
-            lambda item: self._logit(query, item), query, item_BC, widest, self.n_items
+            lambda item: self._logit(query, item), query, item_BC, width, self.n_items
         )
 
     def logits(self, query: Query, item_BC: Tensor) -> Tensor:
@@ -148,14 +148,28 @@ class Interaction(nn.Module):
         if "gmf" in user:
             z = z + item["gmf"].dot(user["gmf"].vectors * weights[0])
         if self.tower is not None:
-            z = z + self._run_tower(self.tower, user["mlp"], item["mlp"]) @ weights[-1]
+            z = z + self._tower_dot(self.tower, user["mlp"], item["mlp"], weights[-1])
         return cast(Tensor, z)
 
-    def _run_tower(self, tower: PairMLP, user: Rows, item: Rows) -> Tensor:
+    def floats_per_pair(self, shared: bool) -> int:
+        """How many floats a pair takes while it is scored. shared: whether all rows' items are."""
+        return 1 if shared and self._scores_in_blocks() else self.widest
+
+    def _tower_dot(self, tower: PairMLP, user: Rows, item: Rows, weight: Tensor) -> Tensor:
+        """Inner products of the tower's outputs with the head's weights, [B, C]."""
         if self.training and tower.dropout.p > 0:
             # Every pair drops inputs of its own.
-            return tower(user.vectors.unsqueeze(1), item.vectors)
-        return tower.join(user.through(tower.left).unsqueeze(1), item.through(tower.right))
+            return tower(user.vectors.unsqueeze(1), item.vectors) @ weight
+        left = user.through(tower.left)
+        right = item.through(tower.right)
+        if item.id.dim() == 1 and self._scores_in_blocks():
+            return tower.dot_all(left, right, weight)
+        return tower.join(left.unsqueeze(1), right) @ weight
+
+    def _scores_in_blocks(self) -> bool:
+        on_cpu = self.head.weight.device.type == "cpu"
+        keeps_type = not torch.is_autocast_enabled("cpu")
+        return on_cpu and keeps_type and not torch.is_grad_enabled() and not self.training
 
 
 def interaction_widths(interaction: str, n_factors: int, n_layers: int) -> dict[str, int]:

@@ -93,10 +93,10 @@ class NMTR(MultiBehavior):
         return z
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        widest = cast(Interaction, self.levels[0]).widest
+        width = cast(Interaction, self.levels[0]).floats_per_pair(shared=item_BC is None)
         n_items = len(self.item_bias) - 1
         return score_in_chunks(
-            lambda item: self._level_logits(query, item)[-1], query, item_BC, widest, n_items
+            lambda item: self._level_logits(query, item)[-1], query, item_BC, width, n_items
         )
 
     def logits(self, query: Query, item_BC: Tensor) -> Tensor:

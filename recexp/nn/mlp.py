@@ -9,6 +9,7 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recexp.nn.cpu.tower import tower_dot
 from recexp.nn.dropout import Dropout
 
 
@@ -76,6 +77,15 @@ class PairMLP(_Tower):
     def join(self, left: Tensor, right: Tensor) -> Tensor:
         """The tower's output, from both parts of the first layer."""
         return self._run_from(1, self._activate(0, left + right))
+
+    def dot_all(self, left_BW: Tensor, right_CW: Tensor, weight: Tensor) -> Tensor:
+        """Inner products of ``weight`` with the outputs of all pairs of rows, [B, C].
+
+        From both parts of the first layer. Without gradients, without dropout, on a CPU, in a
+        tower of ReLUs, where it holds one block of pairs at a time.
+        """
+        rest = [cast(nn.Linear, layer) for layer in self.layers[1:]]
+        return tower_dot(rest, left_BW, right_CW, weight)
 
     @property
     def _first(self) -> nn.Linear:

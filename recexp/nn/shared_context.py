@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from recexp.errors import RecexpError
 from recexp.nn.attention import attend
 from recexp.nn.dropout import Dropout
+from recexp.nn.gelu import gelu_linear
 from recexp.nn.parameters import one_of
 
 NormPlace = Literal["post", "pre"]
@@ -184,7 +185,7 @@ class SharedContextLayer(nn.Module):
         return self.norm2(x + self._feed_forward(x))
 
     def _feed_forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.outer(F.gelu(self.inner(x))))
+        return self.dropout(gelu_linear(self.inner(x), self.outer))
 
 
 def join_rows(x_BmD: Tensor, e_BCD: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from recexp.errors import RecexpError
 from recexp.nn.attention import MultiHeadAttention
 from recexp.nn.dropout import Dropout
+from recexp.nn.gelu import gelu_linear
 from recexp.nn.parameters import one_of
 
 NormPlace = Literal["post", "pre", "none"]
@@ -114,8 +115,13 @@ class TransformerLayer(nn.Module):
         if not self.ffn:
             return self.second_dropout(h)
         z = self.norm2(h) if self.norm == "pre" else h
-        z = self.second_dropout(F.gelu(self.inner(z), approximate=self.approximate))
-        return self.second_dropout(self._step(h, self.outer(z), self.norm2))
+        return self.second_dropout(self._step(h, self._feed_forward(z), self.norm2))
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.second_dropout, nn.Identity):
+            return gelu_linear(self.inner(x), self.outer, self.approximate)
+        z = F.gelu(self.inner(x), approximate=self.approximate)
+        return self.outer(self.second_dropout(z))
 
     def _step(self, x: Tensor, change: Tensor, norm: nn.Module) -> Tensor:
         h = self.dropout(change)

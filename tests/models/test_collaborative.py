@@ -224,6 +224,22 @@ def test_chunks_change_nothing(name, monkeypatch):
     monkeypatch.setattr(home, "_SCORED" if name in SWEPT else "SCORE_BLOCK", 1)
     torch.testing.assert_close(model.score(QUERY), whole, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(model.score(QUERY, candidates), some, rtol=1e-10, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(model.score(QUERY), whole, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_ranking_all_items_without_gradients_changes_nothing(name):
+    """That is how a run ranks, and some models then compute their scores in another way."""
+    model = ready(name)
+    plain = model.score(QUERY)
+    with torch.no_grad():
+        torch.testing.assert_close(model.score(QUERY), plain, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(model.float().score(QUERY), plain.float(), rtol=1e-4, atol=1e-5)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(
+                model.score(QUERY).float(), plain.float(), rtol=5e-2, atol=5e-2
+            )
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -13,13 +13,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from recexp.evaluation.lists import top_k
 from recexp.evaluation.ranks import full_ranks
+from recexp.models.bert_ite import BertITE
 from recexp.models.wmf import WMF
 from recexp.nn import least_squares
+from recexp.nn.cpu import tower
 from recexp.nn.cpu.linear_cross_entropy import CHUNK_BYTES, linear_cross_entropy
 from recexp.nn.lookup import Embedding
 from recexp.training import memory
 from recexp.training.module import RecModule
-from recexp.types import Schema
+from recexp.types import Query, Schema
 from tests.support.running import composed, run_here
 
 
@@ -119,6 +121,31 @@ def test_bert4rec_computes_its_last_layer_at_masked_places_only(tmp_path):
     assert counted >= 0.8 * 3 * 2 * forward
 
 
+def test_bert_ite_computes_what_differs_between_candidates_and_no_more():
+    """By hand, of the form of the paper: two layers, the candidate in the sequence.
+
+    All N = m + 1 rows attend to the candidate, so after the first layer they differ between
+    candidates: output map and feed-forward net are needed N times per candidate. What is projected
+    in the first layer is computed once per context and candidate, and the last layer computes one
+    row. A backward pass has two products for each of the forward pass.
+    """
+    B, C, m, D = 16, 5, 13, 32
+    schema = Schema(B, 50, ("view", "buy"), (False, True))
+    model = BertITE(schema, n_factors=D, n_layers=2, max_len=m - 1).train()
+    item_BL = torch.randint(1, 51, (B, m - 1))
+    query = Query(torch.arange(B), item_BL, torch.ones_like(item_BL), torch.zeros_like(item_BL))
+    item_BC = torch.randint(1, 51, (B, C))
+    counted = flops(lambda: model.logits(query, item_BC).sum().backward())
+    N = m + 1
+    first_of_context = m * 3 * D * D + 2 * m * m * D
+    first_of_candidate = 3 * D * D + 3 * m * D + N * (D * D + 8 * D * D)
+    # Queries folded into keys, logits and averages of two heads; value, output map, feed-forward.
+    last_of_candidate = 2 * D * D + 2 * N * 2 * D + D * D + D * D + 8 * D * D
+    head = D + D * D // 2 + D // 2
+    by_hand = 3 * 2 * B * (first_of_context + C * (first_of_candidate + last_of_candidate + head))
+    assert 0.9 * by_hand <= counted <= 1.1 * by_hand
+
+
 def test_ranking_encodes_every_user_once(tmp_path):
     """Not once per candidate: a thousand candidates only add the products with their vectors."""
     module, data = module_of(tmp_path / "run", "model=sasrec", *SEQUENCE)
@@ -133,6 +160,30 @@ def test_ranking_encodes_every_user_once(tmp_path):
             flops(lambda item=item: module.model.score(query, item))
             <= encode + 2 * 32 * item.numel()
         )
+
+
+@pytest.mark.parametrize(("name", "n_factors", "levels"), [("neumf", 16, 1), ("nmtr", 32, 2)])
+def test_ranking_by_a_tower_holds_one_block_of_its_layers(
+    tmp_path, monkeypatch, name, n_factors, levels
+):
+    """And computes both parts of the first layer once per user and item, not once per block."""
+    monkeypatch.setattr(tower, "BLOCK", 500)
+    words = [f"model={name}", f"model.n_factors={n_factors}", "model.n_layers=2"]
+    module, data = module_of(tmp_path / "run", *words, "protocol=full_unseen")
+    first, second = 32, 16  # widths of the tower's layers
+    module.eval()
+    query = module.store.query_held_out(module.store.val, next(iter(data.val_dataloader()[0])), 1)
+    module.requires_grad_(False)  # the counter hangs its hooks on whatever asks for a gradient
+    with torch.no_grad(), Allocations() as seen:
+        n_users, n_items = module.model.score(query).shape
+    n_pairs = n_users * n_items
+    assert seen.largest <= 4 * max(500 * first, n_pairs * levels, (n_items + 1) * 2 * first)
+    with torch.no_grad():
+        counted = flops(lambda: module.model.score(query))
+    rows = n_users + n_items + 1
+    least = levels * 2 * n_pairs * first * second
+    most = levels * (2 * n_pairs * (first * second + 3 * second) + 2 * rows * 2 * first * first)
+    assert least <= counted <= most
 
 
 def test_softmax_never_holds_all_logits():

@@ -46,7 +46,10 @@ class _BlockAttention(torch.autograd.Function):
         ctx: Any, q_BHQd: Tensor, k_BHLd: Tensor, v_BHLd: Tensor, mask: Tensor, p: float
     ) -> Tensor:
         ctx.root = q_BHQd.shape[-1] ** -0.5
-        out_BHQd = torch.empty(*q_BHQd.shape[:3], v_BHLd.shape[-1], dtype=v_BHLd.dtype)
+        B, H, Q, _ = q_BHQd.shape
+        # In the order [B, Q, H, d], so that joining the heads afterwards needs no copy.
+        out_BQHd = torch.empty(B, Q, H, v_BHLd.shape[-1], dtype=v_BHLd.dtype)
+        out_BHQd = out_BQHd.transpose(1, 2)
         saved = []
         for rows in _blocks(q_BHQd, k_BHLd):
             weights_bHQL = _softmax_weights(q_BHQd[rows], k_BHLd[rows], _rows_of(mask, rows))
