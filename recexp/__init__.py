@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from recexp.errors import RecexpError as RecexpError
     from recexp.runs.evaluate import evaluate as evaluate
+    from recexp.runs.exported import Exported as Exported
+    from recexp.runs.exported import load_exported as load_exported
     from recexp.runs.fit import fit as fit
     from recexp.runs.trained import Trained as Trained
     from recexp.runs.trained import load as load
@@ -18,13 +20,24 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "Exported": "recexp.runs.exported",
     "RecexpError": "recexp.errors",
     "Trained": "recexp.runs.trained",
     "evaluate": "recexp.runs.evaluate",
     "fit": "recexp.runs.fit",
     "load": "recexp.runs.trained",
+    "load_exported": "recexp.runs.exported",
 }
-__all__ = ["RecexpError", "Trained", "__version__", "evaluate", "fit", "load"]
+__all__ = [
+    "Exported",
+    "RecexpError",
+    "Trained",
+    "__version__",
+    "evaluate",
+    "fit",
+    "load",
+    "load_exported",
+]
 
 
 def __getattr__(name: str) -> Any:

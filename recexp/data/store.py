@@ -262,22 +262,7 @@ class Store:
         self, events: Events, user_B: Tensor, start_B: Tensor, end_B: Tensor, length: int
     ) -> Query:
         """The last ``length`` rows of start..end, left-padded to the longest of the batch."""
-        longest = int((end_B - start_B).max()) if len(user_B) else 0
-        from_end_L = torch.arange(min(length, longest), 0, -1, device=user_B.device)
-        at_BL = end_B[:, None] - from_end_L
-        real_BL = at_BL >= start_B[:, None]
-        at_BL = at_BL.clamp_(min=0)
-
-        def gather(column: Tensor) -> Tensor:
-            return torch.where(real_BL, elements(column, at_BL), 0).long()
-
-        return Query(
-            user_B=user_B,
-            item_BL=gather(events.item),
-            behavior_BL=gather(events.behavior),
-            time_BL=gather(events.time),
-            value_BL=None if events.value is None else gather(events.value),
-        )
+        return window(events, user_B, start_B, end_B, length)
 
     def items_between(
         self, events: Events, start_B: Tensor, end_B: Tensor
@@ -291,6 +276,26 @@ class Store:
         n_before_B = size_B.cumsum(0) - size_B
         at_M = torch.arange(len(row_M), device=row_M.device) + (start_B - n_before_B)[row_M]
         return row_M, elements(events.item, at_M).long()
+
+
+def window(events: Events, user_B: Tensor, start_B: Tensor, end_B: Tensor, length: int) -> Query:
+    """The last ``length`` rows of start..end, left-padded to the longest of the batch."""
+    longest = int((end_B - start_B).max()) if len(user_B) else 0
+    from_end_L = torch.arange(min(length, longest), 0, -1, device=user_B.device)
+    at_BL = end_B[:, None] - from_end_L
+    real_BL = at_BL >= start_B[:, None]
+    at_BL = at_BL.clamp_(min=0)
+
+    def gather(column: Tensor) -> Tensor:
+        return torch.where(real_BL, elements(column, at_BL), 0).long()
+
+    return Query(
+        user_B=user_B,
+        item_BL=gather(events.item),
+        behavior_BL=gather(events.behavior),
+        time_BL=gather(events.time),
+        value_BL=None if events.value is None else gather(events.value),
+    )
 
 
 def _schema(folder: Path, meta: dict[str, Any]) -> Schema:

@@ -23,12 +23,13 @@ from recexp.nn.embeddings import ItemEncoder, SideScale, UserEncoder
 from recexp.nn.init import normal_embeddings, xavier_linears
 from recexp.nn.parameters import Count, Depth, Rate, Share, Width, one_of
 from recexp.nn.shared_context import NormPlace, SharedContextTransformer
+from recexp.nn.traced import Foldable, score_catalog
 from recexp.types import Query, Schema
 
 Pad = Literal["mask", "random"]
 
 
-class BertITE(MultiBehavior):
+class BertITE(MultiBehavior, Foldable):
     """Ranks by P(implicit) * P(explicit | implicit) from phi = u * e.
 
     u is the last state of the user's row of a Transformer over [user; history; target], without
@@ -130,7 +131,21 @@ class BertITE(MultiBehavior):
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         """``joint_logit``."""
+        if torch.compiler.is_exporting() and item_BC is None:
+            return self._traced_scores(query)
         return self._in_chunks(query, item_BC, joint_logit)
+
+    def _traced_scores(self, query: Query) -> Tensor:
+        """Scores [B, V-1] of all items, of all rows together."""
+        # Candidates matter to the context in training mode only.
+        x_BmD, mask_Bm = self._context(query, query.item_BL, self.history)
+        n_rows = x_BmD.shape[1] + 1
+        width = self.transformer.widest * (n_rows if self.transformer.keeps_rows else 1)
+        return score_catalog(
+            lambda item: joint_logit(self._logits(x_BmD, mask_Bm, self.items(item[None]))),
+            self.items.n_items,
+            width,
+        )
 
     def item_embeddings(self) -> Tensor:
         return self.items.table()[1:]
@@ -207,7 +222,8 @@ class BertITE(MultiBehavior):
         if not self.random_pad:
             return item_BL
         item_BL = F.pad(item_BL, (self.history - item_BL.shape[1], 0))
-        filler_BL = self._filler(query.user_B)
+        folded = self.folded
+        filler_BL = self._filler(query.user_B) if folded is None else folded[query.user_B]
         if self.training:
             is_positive_BL = filler_BL == item_BC[:, :1]
             filler_BL = torch.where(is_positive_BL, filler_BL % self.items.n_items + 1, filler_BL)
@@ -220,6 +236,11 @@ class BertITE(MultiBehavior):
         if self.user_dropout == 0 or not self.training:
             return user_BD
         return user_BD * (torch.rand(len(user_BD), 1, device=user_BD.device) >= self.user_dropout)
+
+    def fold(self) -> None:
+        """Keep the items that fill up histories; ONNX cannot compute them."""
+        if self.random_pad:
+            self.folded = self._filler(torch.arange(self.users.id.num_embeddings))
 
     def _filler(self, user_B: Tensor) -> Tensor:
         """An item per (user, slot), [B, L]: pseudorandom, but always the same.

@@ -14,6 +14,7 @@ from torch import Tensor
 from recexp.contracts import Encoder
 from recexp.errors import RecexpError
 from recexp.nn.cpu.lookup import row_dot, table_dot
+from recexp.nn.traced import score_catalog
 from recexp.types import Query, Schema
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _change_columns(query: Query, change: Callable[[Tensor], Tensor]) -> Query:
 def last_item(query: Query) -> Tensor:
     """The newest item [B] of each history, 0 where it is empty."""
     if query.item_BL.shape[1] == 0:
-        return query.user_B.new_zeros(len(query))
+        return torch.zeros_like(query.user_B)
     return query.item_BL[:, -1]
 
 
@@ -86,8 +87,10 @@ def encode_by_length(
     Returns [B, L, D]; [B, 1, D] where ``encode`` returns the last state only (last_only); [B, M, D]
     where at_BM names the positions wanted.
     """
+    if query.item_BL.device.type != "cpu" or torch.compiler.is_exporting():
+        return encode(query, slice(None), at_BM)
     group = group_size(query)
-    if query.item_BL.device.type != "cpu" or len(query) <= group:
+    if len(query) <= group:
         return encode(query, slice(None), at_BM)
     length_B = query.mask_BL.sum(1)
     order_B = length_B.argsort()
@@ -180,6 +183,8 @@ def score_in_chunks(
     Scores so few items at a time that B * items * width floats stay within a block.
     score: takes item ids [B, c], or [c] shared by all rows, and returns [B, c].
     """
+    if torch.compiler.is_exporting() and item_BC is None:
+        return score_catalog(score, n_items, width)
     device = query.user_B.device
     items = torch.arange(1, n_items + 1, device=device) if item_BC is None else item_BC
     block = SCORE_BLOCK if device.type == "cpu" else SCORE_BLOCK << 6
@@ -236,6 +241,12 @@ def behavior_codes(schema: Schema, behaviors: list[str] | str | None) -> list[in
             f"Choose from {list(schema.behaviors)}, 'explicit', 'strongest', null (all)."
         )
     return sorted(schema.behaviors.index(name) + 1 for name in chosen)
+
+
+def has_behavior(behavior_BL: Tensor, codes: list[int]) -> Tensor:
+    """Whether each event is of one of the behaviors, bool [B, L]."""
+    # Not torch.isin, which ONNX does not have.
+    return (behavior_BL[..., None] == torch.tensor(codes, device=behavior_BL.device)).any(-1)
 
 
 def select_events(store: Store, codes: list[int] | None) -> tuple[Tensor, Tensor]:

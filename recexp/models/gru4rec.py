@@ -18,6 +18,7 @@ from recexp.nn.cpu.gru import gru_step
 from recexp.nn.dropout import Dropout
 from recexp.nn.lookup import Embedding
 from recexp.nn.parameters import Depth, Length, Positive, Rate, Width, one_of
+from recexp.nn.traced import recurrent_states
 from recexp.types import Query, Schema
 
 Cell = Literal["official", "torch"]
@@ -155,7 +156,7 @@ class GRU4Rec(SequenceModel, SessionState):
 
     def encode(self, query: Query, last_only: bool = False) -> Tensor:
         query = latest(query, self.max_len, least=1)
-        if last_only:
+        if last_only and not torch.compiler.is_exporting():
             return self._final_states(query)[:, None]
         x = self._inputs(query.item_BL)
         mask_BL = query.mask_BL
@@ -176,6 +177,8 @@ class GRU4Rec(SequenceModel, SessionState):
 
     def _run_official(self, layer: GRULayer, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         projected_BLG = layer.project(x_BLD)
+        if torch.compiler.is_exporting():
+            return recurrent_states(layer.step, projected_BLG, mask_BL, self.width)
         h_BD = projected_BLG.new_zeros(len(projected_BLG), self.width)
         states = []
         real_BL1 = mask_BL[..., None]

@@ -14,6 +14,7 @@ from recexp.nn.embeddings import ItemEncoder, SideScale, UserEncoder
 from recexp.nn.init import normal_embeddings, xavier_linears
 from recexp.nn.mlp import MLP, PairMLP
 from recexp.nn.parameters import Count, Width, one_of
+from recexp.nn.traced import score_catalog
 from recexp.types import Query, Schema
 
 Variant = Literal["paper", "authors"]
@@ -140,6 +141,12 @@ class ITE(MultiBehavior):
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         """``joint_logit``."""
         user_BD = self.users(query.user_B, query.without_B)
+        if torch.compiler.is_exporting() and item_BC is None:
+            return score_catalog(
+                lambda item: joint_logit(self._pair_logits(user_BD, self.items(item[None]))),
+                self.items.n_items,
+                4 * self.gmf_width,
+            )
         if item_BC is None:
             item_BC = torch.arange(1, self.items.n_items + 1, device=user_BD.device)[None]
         floats_per_item = 4 * self.gmf_width * max(1, len(user_BD))

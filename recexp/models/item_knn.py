@@ -10,7 +10,7 @@ from torch import Tensor
 
 from recexp.contracts import ClosedForm
 from recexp.errors import RecexpError
-from recexp.models.common import behavior_codes, select_events
+from recexp.models.common import behavior_codes, has_behavior, select_events
 from recexp.nn.parameters import Count, Length, NonNegative, require_positive
 from recexp.types import Query, Schema
 
@@ -157,8 +157,9 @@ class ItemKNN(ClosedForm):
         item_BL = query.item_BL[:, -self.history :]
         if self.codes is not None:
             behavior_BL = query.behavior_BL[:, -self.history :]
-            codes = torch.tensor(self.codes, device=item_BL.device)
-            item_BL = item_BL * torch.isin(behavior_BL, codes)
+            item_BL = item_BL * has_behavior(behavior_BL, self.codes)
+        if torch.compiler.is_exporting():
+            return self._score_rows(item_BL, item_BC)
         if len(query) == 0:
             return self.prior_V.new_empty(0, V - 1 if item_BC is None else item_BC.shape[1])
         n_rows = max(1, _SCORED // max(V, item_BL.shape[1] * n_neighbors))
@@ -174,7 +175,7 @@ class ItemKNN(ClosedForm):
         # Events after this one. Padding and events that do not count add nothing to the age.
         age_BL = real_BL.flip(1).cumsum(1).flip(1) - 1
         weight_BL = self.decay ** age_BL.to(self.prior_V.dtype) * real_BL
-        s_BV = self.prior_V.repeat(len(item_BL), 1)
+        s_BV = self.prior_V.repeat(item_BL.shape[0], 1)
         term_BLn = self.similarity_Vn[item_BL] * weight_BL.unsqueeze(-1)
         s_BV.scatter_add_(1, self.neighbor_Vn[item_BL].flatten(1).long(), term_BLn.flatten(1))
         return s_BV[:, 1:] if item_BC is None else s_BV.gather(1, item_BC)

@@ -13,13 +13,14 @@ from recexp.models.common import mean_square, table_scores
 from recexp.nn.cpu.lookup import row_dot
 from recexp.nn.init import normal_embeddings
 from recexp.nn.parameters import NonNegative, Width, require_positive
+from recexp.nn.traced import Foldable
 from recexp.types import Query, Schema
 
 if TYPE_CHECKING:
     from recexp.data.store import Store
 
 
-class MFPR(MultiBehavior):
+class MFPR(MultiBehavior, Foldable):
     """s_ui = b_i + q_i . (p_u + sum_t w_t |N_t(u)|^(-1/2) sum over j in N_t(u) of y_j^t).
 
     N_t(u) are the items that u showed behavior t on in training. In training mode the scored item
@@ -83,21 +84,40 @@ class MFPR(MultiBehavior):
         self.register_buffer(name, value.to(self.weight_T.device), persistent=False)
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        member, size_BT, begin_BT = self._members(query.user_B)
+        if self.training and item_BC is not None:
+            return self._score_without_own(query, item_BC)
+        if self.folded is None:
+            taste_BD = self._taste(query.user_B)
+        else:
+            taste_BD = nn.functional.embedding(query.user_B, self.folded)
+        return table_scores(taste_BD, self.item.weight, self.item_bias, item_BC)
+
+    def fold(self) -> None:
+        """Bags of items are as long as the data say; their sums are a row per user."""
+        weight = self.user.weight
+        self.folded = self._taste(torch.arange(len(weight), device=weight.device))
+        del self.user, self.implicit, self.weight_T
+        del self.size_UT, self.start_UT, self.member, self.pair_key, self.pair_mask
+
+    def _taste(self, user_B: Tensor) -> Tensor:
+        """The users' vectors plus those of their items, [B, D]."""
+        sum_BTD, size_BT = self._bag_sums(user_B)
+        user_BD = self.user(user_B)
+        share_BT = self.weight_T * size_BT.clamp_min(1).to(user_BD.dtype).rsqrt()
+        return user_BD + (share_BT.unsqueeze(-1) * sum_BTD).sum(1)
+
+    def _bag_sums(self, user_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of y over the users' sets, [B, T, D], and the sizes of the sets, [B, T]."""
+        member, size_BT, begin_BT = self._members(user_B)
         sum_BTD = nn.functional.embedding_bag(
             member, self.implicit.weight, begin_BT.flatten(), mode="sum"
         ).view(*size_BT.shape, -1)
-        user_BD = self.user(query.user_B)
-        if self.training and item_BC is not None:
-            return self._score_without_own(query, item_BC, user_BD, sum_BTD, size_BT)
-        share_BT = self.weight_T * size_BT.clamp_min(1).to(user_BD.dtype).rsqrt()
-        taste_BD = user_BD + (share_BT.unsqueeze(-1) * sum_BTD).sum(1)
-        return table_scores(taste_BD, self.item.weight, self.item_bias, item_BC)
+        return sum_BTD, size_BT
 
-    def _score_without_own(
-        self, query: Query, item_BC: Tensor, user_BD: Tensor, sum_BTD: Tensor, size_BT: Tensor
-    ) -> Tensor:
+    def _score_without_own(self, query: Query, item_BC: Tensor) -> Tensor:
         """Scores [B, C], each item being taken out of the user's sets."""
+        sum_BTD, size_BT = self._bag_sums(query.user_B)
+        user_BD = self.user(query.user_B)
         q_BCD = self.item(item_BC)
         own_BCT = self._own(query.user_B, item_BC)
         first_row_T = self.V * torch.arange(self.n_kinds, device=item_BC.device)

@@ -89,7 +89,11 @@ class TimeSide(EventSide):
         known_BL = (query.item_BL != 0) & (query.item_BL != mask_id)
         time_BL = torch.where(known_BL, query.time_BL, torch.iinfo(torch.int64).min)
         age_BL = (time_BL.amax(1, keepdim=True) - time_BL) // 1000
-        return torch.where(known_BL, 1 + torch.bucketize(age_BL, self.edges, right=True), 0)
+        if torch.compiler.is_exporting():
+            n_reached_BL = (age_BL[..., None] >= self.edges).sum(-1)  # ONNX has no bucketize
+        else:
+            n_reached_BL = torch.bucketize(age_BL, self.edges, right=True)
+        return torch.where(known_BL, 1 + n_reached_BL, 0)
 
 
 class SideVectors(nn.Module):

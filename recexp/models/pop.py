@@ -41,5 +41,5 @@ class Pop(ClosedForm):
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         if item_BC is None:
-            return self.count_V[1:].expand(len(query), -1)
+            return self.count_V[1:].expand(query.user_B.shape[0], -1)
         return self.count_V[item_BC]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recexp.contracts import ClosedForm
-from recexp.models.common import behavior_codes
+from recexp.models.common import behavior_codes, has_behavior
 from recexp.nn.parameters import Length, require_positive
 from recexp.types import Query, Schema
 
@@ -47,6 +47,8 @@ class Replay(ClosedForm):
         return {"events": float(len(store.train.item))}
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
+        if torch.compiler.is_exporting():
+            return self._score_rows(query, item_BC)
         n_rows = max(1, _SCORED // len(self.prior_V))
         parts = []
         for start in range(0, max(1, len(query)), n_rows):
@@ -58,13 +60,14 @@ class Replay(ClosedForm):
     def _score_rows(self, query: Query, item_BC: Tensor | None) -> Tensor:
         item_BL = query.item_BL[:, -self.history :]
         behavior_BL = query.behavior_BL[:, -self.history :]
-        strong_BL = torch.isin(behavior_BL, torch.tensor(self.strong, device=item_BL.device))
+        assert self.strong is not None
+        strong_BL = has_behavior(behavior_BL, self.strong)
 
         # Steps end at ``history``, so that padding on the left does not change them.
         first = self.history - item_BL.shape[1]
         step_L = torch.arange(first, self.history, device=item_BL.device)
         step_BL = step_L.expand_as(item_BL) + 1
-        s_BV = self.prior_V.new_zeros(len(item_BL), len(self.prior_V))
+        s_BV = self.prior_V.new_zeros(item_BL.shape[0], len(self.prior_V))
         s_BV.scatter_reduce_(1, item_BL, step_BL.to(s_BV), "amax")
 
         # A strong event counts as a step above all others: the maximum shows which items have one.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from recexp.errors import RecexpError
 from recexp.nn.lookup import Embedding
 from recexp.nn.parameters import one_of
+from recexp.nn.traced import Foldable
 from recexp.types import Bag, Feature, Schema
 
 ItemFusion = Literal["add", "concat", "gate"]
@@ -42,7 +43,7 @@ def chosen_side(side: str | Sequence[str], available: Iterable[str], owner: str)
     return names
 
 
-class FeatureBag(nn.Module):
+class FeatureBag(Foldable):
     """Vectors of one item feature: sum_m weight[item, m] * E[id[item, m]].
 
     That equals a linear map without bias of the feature's indicator (or number). Adding it to an id
@@ -61,6 +62,8 @@ class FeatureBag(nn.Module):
         self.register_buffer("weight_VM", feature.weight_VM, persistent=False)
 
     def forward(self, item: Tensor) -> Tensor:
+        if self.folded is not None:
+            return F.embedding(item, self.folded)
         item_N = item.reshape(-1)
         table = self.table.weight
         out_ND = F.embedding_bag(
@@ -71,8 +74,12 @@ class FeatureBag(nn.Module):
         )
         return out_ND.view(*item.shape, table.shape[1])
 
+    def fold(self) -> None:
+        self.folded = self(torch.arange(len(self.id_VM), device=self.id_VM.device))
+        del self.table, self.id_VM, self.weight_VM
 
-class ItemEncoder(nn.Module):
+
+class ItemEncoder(Foldable):
     """Item vectors: the id embedding fused with the vectors of side features.
 
     side: names from schema.item_features, or "all".
@@ -115,6 +122,8 @@ class ItemEncoder(nn.Module):
 
     def forward(self, item: Tensor) -> Tensor:
         """Item ids [...] -> vectors [..., D]."""
+        if self.folded is not None:
+            return F.embedding(item, self.folded)
         vectors = [self.id(item), *(bag(item) for bag in self.side)]
         if self.fusion == "concat":
             return self.mix(torch.cat(vectors, -1))
@@ -126,6 +135,12 @@ class ItemEncoder(nn.Module):
     def table(self) -> Tensor:
         """Vectors of all items [V, D], row 0 padding."""
         return self(torch.arange(self.n_items + 1, device=self.id.weight.device))
+
+    def fold(self) -> None:
+        self.folded = self.table()
+        del self.id, self.side
+        if self.fusion != "add":
+            del self.mix
 
 
 class UserBag(nn.Module):
@@ -175,7 +190,7 @@ class UserBag(nn.Module):
         return F.embedding_bag(value_E, table, offset_B, per_sample_weights=share_E, mode="sum")
 
 
-class UserEncoder(nn.Module):
+class UserEncoder(Foldable):
     """User vectors: the id embedding plus, per side feature, the user's normalized bag of values.
 
     side: names from schema.user_features, or "all". scale: as in ``ItemEncoder``.
@@ -198,7 +213,15 @@ class UserEncoder(nn.Module):
 
         without_B: per row one training item whose values do not count in the bag, or 0 for none.
         """
+        if self.folded is not None:
+            return F.embedding(user_B, self.folded)
         return _add(self.id(user_B), [bag(user_B, without_B) for bag in self.side], self.scale)
+
+    def fold(self) -> None:
+        """``without_B``, a matter of training, has no effect any more."""
+        weight = self.id.weight
+        self.folded = self(torch.arange(len(weight), device=weight.device))
+        del self.id, self.side
 
 
 def _add(base: Tensor, side: list[Tensor], scale: str) -> Tensor:

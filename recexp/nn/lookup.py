@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -33,11 +32,14 @@ class Rows:
     def __init__(self, table: Embedding, id: Tensor) -> None:
         self.table = table
         self.id = id
+        self._vectors: Tensor | None = None
 
-    @cached_property
+    @property
     def vectors(self) -> Tensor:
         """[..., D]"""
-        return self.table(self.id)
+        if self._vectors is None:  # not a cached_property, whose lock torch cannot trace
+            self._vectors = self.table(self.id)
+        return self._vectors
 
     def through(self, f: Callable[[Tensor], Tensor]) -> Tensor:
         """f of the vectors, [..., f's width].
@@ -45,7 +47,7 @@ class Rows:
         f must treat each vector alone and draw no random numbers. It is computed for the whole
         table where the batch refers to more rows than the table has.
         """
-        if self.id.numel() <= self.table.num_embeddings:
+        if torch.compiler.is_exporting() or self.id.numel() <= self.table.num_embeddings:
             return f(self.vectors)
         return look_up(f(self.table.weight), self.id, self.table.padding_idx)
 

@@ -106,7 +106,7 @@ class SharedContextLayer(nn.Module):
 
         candidate_BC1hd = candidate_BhCd.transpose(1, 2)[:, :, None]
         attended_BCND = torch.cat([context_BCmhd, candidate_BC1hd], 2).flatten(-2)
-        return self._finish(join_rows(x_BmD, e_BCD.expand(len(x_BmD), -1, -1)), attended_BCND)
+        return self._finish(join_rows(x_BmD, e_BCD.expand(x_BmD.shape[0], -1, -1)), attended_BCND)
 
     def read_shared(self, x_BmD: Tensor, mask_Bm: Tensor, e_BCD: Tensor) -> Tensor:
         """The user's row, row 0 of the context, for every candidate after this layer: [B, C, D].
@@ -229,6 +229,7 @@ class SharedContextTransformer(nn.Module):
             for _ in range(n_layers)
         )
         self.brute_force = brute_force
+        self.widest = 4 * width  # of a row's vectors, in the feed-forward nets
 
     @property
     def keeps_rows(self) -> bool:
@@ -249,7 +250,7 @@ class SharedContextTransformer(nn.Module):
             return last.read(x_BmD[:, None], mask_Bm)
         mask_BN = F.pad(mask_Bm, (0, 1), value=True)
         if self.brute_force:
-            x_BCND = join_rows(x_BmD, e_BCD.expand(len(x_BmD), -1, -1))
+            x_BCND = join_rows(x_BmD, e_BCD.expand(x_BmD.shape[0], -1, -1))
             return _run_plain([*front, last], x_BCND, mask_BN)[:, :, 0]
         if not front:
             return last.read_shared(x_BmD, mask_Bm, e_BCD)

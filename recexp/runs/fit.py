@@ -19,9 +19,9 @@ from recexp.config.overrides import as_word
 from recexp.config.presets import compose_config
 from recexp.errors import RecexpError
 from recexp.io import atomic_write
-from recexp.runs.histories import milliseconds, read_table
+from recexp.runs.histories import milliseconds, read_table, to_polars
 from recexp.runs.run import run
-from recexp.runs.trained import Frame, Trained, load, to_polars
+from recexp.runs.trained import Frame, Trained, load
 
 EVENTS = "events.parquet"
 COLUMNS = ("user", "item", "timestamp", "behavior", "value")

@@ -16,8 +16,9 @@ from recexp.data.dataset import Dataset
 from recexp.data.rows import Rows
 from recexp.data.store import Events, Store
 from recexp.errors import RecexpError
-from recexp.types import Schema
+from recexp.types import Query
 
+WHOLE_HISTORY = 2**31  # events: longer than any history
 UNKNOWN = -1  # the number of a user whom the data do not have
 COLUMNS = ("user", "item", "behavior", "value", "timestamp")
 # Integer times below these are taken as seconds, milliseconds and microseconds (until year 5138);
@@ -47,11 +48,18 @@ class Histories:
 
 
 class RawIds:
-    """The raw ids of users and items beside their numbers in the prepared data."""
+    """The raw ids of users and items, in the order of their numbers in the prepared data."""
 
-    def __init__(self, store: Store) -> None:
-        self.users = pl.read_parquet(store.folder / "users.parquet")["user"]
-        self.items = pl.read_parquet(store.folder / "items.parquet")["item"]
+    def __init__(self, users: pl.Series, items: pl.Series) -> None:
+        self.users = users
+        self.items = items
+
+    @classmethod
+    def of(cls, store: Store) -> RawIds:
+        """Those of prepared data."""
+        users = pl.read_parquet(store.folder / "users.parquet")["user"]
+        items = pl.read_parquet(store.folder / "items.parquet")["item"]
+        return cls(users, items)
 
     def user_numbers(self, raw: pl.Series) -> np.ndarray[Any, Any]:
         """Numbers 0..U-1, int64 [len(raw)]; UNKNOWN where the data do not have the user."""
@@ -82,14 +90,40 @@ def given_histories(
     """The known events of users with the frame's events merged into them in the order of time.
 
     frame: columns as ``raw_events`` returns them. users: for whom; None: those of the frame.
-    Events of unknown items, and those that the data hold already, are left out and counted in the
-    log. Events are merged to pairs where the data set says so, as before training.
     """
     raw = frame["user"].unique(maintain_order=True) if users is None else users
-    owner = _numbers(frame["user"], raw, first=0, unknown=-1)
+    known = known_histories(store, ids, raw)
+    return extended(known, frame, ids, dataset, store.meta["levels"])
+
+
+def no_histories(users: pl.Series, ids: RawIds, *, has_values: bool) -> Histories:
+    """The users without an event. has_values: whether events would have levels of values."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    start_A = torch.zeros(len(users), dtype=torch.int64)
+    events = Events(
+        ptr=torch.zeros(1, dtype=torch.int64),
+        item=nothing.int(),
+        behavior=nothing.to(torch.int8),
+        time=nothing,
+        mask=nothing.int(),
+        value=nothing.to(torch.int16) if has_values else None,
+    )
+    user_A = torch.tensor(ids.user_numbers(users))  # a copy: polars' own memory is read-only
+    return Histories(users, user_A, events, start_A, start_A)
+
+
+def extended(
+    known: Histories, frame: pl.DataFrame, ids: RawIds, dataset: Dataset, levels: Sequence[float]
+) -> Histories:
+    """``known`` with the frame's events merged into it in the order of time.
+
+    frame: columns as ``raw_events`` returns them. levels: the values that events may have.
+    Events of unknown items, and those that are known already, are left out and counted in the log.
+    Events are merged to pairs where the data set says so, as before training.
+    """
+    owner = _numbers(frame["user"], known.raw, first=0, unknown=-1)
     item = ids.item_numbers(frame["item"])
     _log_left_out(frame, owner, item)
-    known = known_histories(store, ids, raw)
     kept = (owner >= 0) & (item > 0)
     new = Rows(
         user=owner[kept].astype(np.int32),
@@ -98,26 +132,37 @@ def given_histories(
         time=frame["timestamp"].to_numpy()[kept],
         mask=np.zeros(0),
         origin=np.zeros(0),
-        value=_levels(frame, store)[kept],
+        value=_levels(frame, levels)[kept],
     )
     rows = _joined(known, new)
     if dataset.merge == "pairs" and len(rows):
-        rows = rows.merged(list(store.schema.explicit))
-    ptr = torch.from_numpy(np.searchsorted(rows.user, np.arange(len(raw) + 1)))
+        rows = rows.merged([name in dataset.explicit for name in dataset.behaviors])
+    ptr = torch.from_numpy(np.searchsorted(rows.user, np.arange(len(known) + 1)))
     events = Events(
         ptr=ptr,
         item=torch.from_numpy(rows.item),
         behavior=torch.from_numpy(rows.behavior),
         time=torch.from_numpy(rows.time),
         mask=torch.from_numpy(rows.mask),
-        value=None if store.past.value is None else torch.from_numpy(rows.value),
+        value=None if known.events.value is None else torch.from_numpy(rows.value),
     )
-    return Histories(raw, known.user_A, events, ptr[:-1], ptr[1:])
+    return Histories(known.raw, known.user_A, events, ptr[:-1], ptr[1:])
 
 
-def raw_events(
-    frame: pl.DataFrame, dataset: Dataset, schema: Schema, *, after: int = 0
-) -> pl.DataFrame:
+def graph_inputs(query: Query) -> dict[str, np.ndarray[Any, Any]]:
+    """What graphs may take (``recexp.runs.graph``), from users and their whole histories."""
+    columns = {
+        "user_B": query.user_B,
+        "item_BL": query.item_BL,
+        "behavior_BL": query.behavior_BL,
+        "time_BL": query.time_BL,
+        "value_BL": query.value_BL,
+        "seen_BL": query.item_BL,
+    }
+    return {name: x.numpy() for name, x in columns.items() if x is not None}
+
+
+def raw_events(frame: pl.DataFrame, dataset: Dataset, *, after: int = 0) -> pl.DataFrame:
     """The frame with the columns user, item, behavior, timestamp (int64 ms) and value (float).
 
     frame: columns named so, or as ``dataset.source`` names them. behavior may be missing where the
@@ -145,12 +190,12 @@ def raw_events(
         time = milliseconds(frame["timestamp"], "The histories'", time_unit)
         frame = frame.with_columns(timestamp=time)
     if not dataset.value_behaviors and "behavior" not in frame.columns:
-        if len(schema.behaviors) > 1:
+        if len(dataset.behaviors) > 1:
             raise RecexpError(
                 "The histories have no column 'behavior', and the data have several: "
-                f"{', '.join(schema.behaviors)}."
+                f"{', '.join(dataset.behaviors)}."
             )
-        frame = frame.with_columns(behavior=pl.lit(schema.behaviors[0]))
+        frame = frame.with_columns(behavior=pl.lit(dataset.behaviors[0]))
     return frame.select(c for c in COLUMNS if c in frame.columns)
 
 
@@ -208,9 +253,9 @@ def _codes(frame: pl.DataFrame, dataset: Dataset) -> np.ndarray[Any, Any]:
     return frame["behavior"].cast(pl.String).replace_strict(pl.Series(names), codes).to_numpy()
 
 
-def _levels(frame: pl.DataFrame, store: Store) -> np.ndarray[Any, Any]:
+def _levels(frame: pl.DataFrame, known_levels: Sequence[float]) -> np.ndarray[Any, Any]:
     """Level ids of the values, int16; 0 where a value is missing or was never seen."""
-    levels = np.asarray(store.meta["levels"], dtype=np.float64)
+    levels = np.asarray(known_levels, dtype=np.float64)
     values = frame["value"].cast(pl.Float64).fill_null(np.nan).to_numpy()
     if not len(levels):
         return np.zeros(len(values), np.int16)
@@ -332,3 +377,21 @@ def read_table(path: Path) -> pl.DataFrame:
             f"{path} cannot be read as {'parquet' if path.suffix == '.parquet' else 'csv'}: "
             f"{' '.join(str(error).split())[:200]}"
         ) from error
+
+
+def to_polars(frame: Any) -> pl.DataFrame:
+    """A polars frame of a polars or pandas one, or of a mapping of columns."""
+    if isinstance(frame, pl.DataFrame):
+        return frame
+    if isinstance(frame, pl.LazyFrame):
+        return frame.collect()
+    if type(frame).__module__.partition(".")[0] == "pandas":
+        # polars' own conversion needs pyarrow.
+        return pl.DataFrame({str(name): _column(frame[name]) for name in frame.columns})
+    return pl.DataFrame(frame)
+
+
+def _column(column: Any) -> Any:
+    """The values of a pandas column: texts and other objects as a list."""
+    values = column.to_numpy()
+    return values.tolist() if values.dtype == object else values

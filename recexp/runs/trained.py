@@ -22,21 +22,25 @@ from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.lists import top_k
 from recexp.evaluation.protocol import Protocol
 from recexp.runs.assembly import assemble
+from recexp.runs.exported import Format
 from recexp.runs.finished import check_size, open_data, open_run, training_data
 from recexp.runs.histories import (
     UNKNOWN,
+    WHOLE_HISTORY,
     Histories,
     RawIds,
     as_series,
     given_histories,
+    graph_inputs,
     known_histories,
     raw_events,
+    to_polars,
 )
 from recexp.runs.result import RunResult
 from recexp.training.checkpoints import read_matching_checkpoint
 from recexp.training.memory import users_at_once
 from recexp.training.module import RecModule
-from recexp.types import Query
+from recexp.types import Query, Schema
 
 Fallback = Literal["popularity"]
 Frame = Any
@@ -71,7 +75,7 @@ class Trained:
         self._protocol = module.protocol
         self._dataset = dataset
         self._places = dict(places)
-        self._ids = RawIds(module.store)
+        self._ids = RawIds.of(module.store)
         self.users = self._ids.users
         self.items = self._ids.items
 
@@ -254,11 +258,57 @@ class Trained:
         """
         return self.items, self._item_tensor().float().numpy()
 
+    def export(
+        self, out: str | Path, format: Format, *, k: int = 10, include_seen: bool = False
+    ) -> float | None:
+        """Write the model as files that need neither recexp nor the data.
+
+        See ``recexp.runs.export.export``.
+        """
+        from recexp.runs.export import export
+
+        return export(self, out, format, k=k, include_seen=include_seen)
+
+    def load_weights(self, path: str | Path) -> None:
+        """Take the weights of a file that ``export`` wrote as safetensors.
+
+        Raises RecexpError where the file cannot be read, or its weights are of another model or of
+        other data.
+        """
+        from recexp.runs.weights import read_weights
+
+        read_weights(Path(path), self.model, self.result)
+
     def evaluate(self, protocol: str, **options: Any) -> dict[str, Any]:
         """Test the model under another protocol, on the same data; see ``recexp.evaluate``."""
         from recexp.runs.evaluate import evaluate
 
         return evaluate(self.run_dir, protocol, **self._places | options)
+
+    # What an export needs
+
+    @property
+    def schema(self) -> Schema:
+        """Sizes and features of the data."""
+        return self._store.schema
+
+    @property
+    def dataset(self) -> Dataset:
+        """The settings of the data set."""
+        return self._dataset
+
+    @property
+    def levels(self) -> list[float]:
+        """The values that events may have, ascending."""
+        return list(self._store.meta["levels"])
+
+    def inputs(self, users: pl.Series) -> dict[str, np.ndarray[Any, Any]]:
+        """Inputs of an exported graph for users of the data with all their events."""
+        audience = known_histories(self._store, self._ids, users)
+        query = self._store.window(
+            audience.events, audience.user_A, audience.start_A, audience.end_A, WHOLE_HISTORY
+        )
+        return graph_inputs(query)
 
     # The parts
 
@@ -267,7 +317,7 @@ class Trained:
         if histories is None:
             return known_histories(self._store, self._ids, users)
         after = int(self._store.past.time.max())
-        frame = raw_events(to_polars(histories), self._dataset, self._store.schema, after=after)
+        frame = raw_events(to_polars(histories), self._dataset, after=after)
         return given_histories(frame, self._store, self._ids, self._dataset, users)
 
     def _scored_by_model(self, audience: Histories, fallback: str | None) -> Tensor:
@@ -428,21 +478,3 @@ def load(
     module.load_state_dict(content["state_dict"])
     dataset: Dataset = build(run.cfg.dataset, _recursive_=False)
     return Trained(run.folder, run.result, module, dataset, places)
-
-
-def to_polars(frame: Frame) -> pl.DataFrame:
-    """A polars frame of a polars or pandas one, or of a mapping of columns."""
-    if isinstance(frame, pl.DataFrame):
-        return frame
-    if isinstance(frame, pl.LazyFrame):
-        return frame.collect()
-    if type(frame).__module__.partition(".")[0] == "pandas":
-        # polars' own conversion needs pyarrow.
-        return pl.DataFrame({str(name): _column(frame[name]) for name in frame.columns})
-    return pl.DataFrame(frame)
-
-
-def _column(column: Any) -> Any:
-    """The values of a pandas column: texts and other objects as a list."""
-    values = column.to_numpy()
-    return values.tolist() if values.dtype == object else values
