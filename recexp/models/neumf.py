@@ -167,6 +167,8 @@ class Interaction(nn.Module):
         return tower.join(left.unsqueeze(1), right) @ weight
 
     def _scores_in_blocks(self) -> bool:
+        if torch.compiler.is_exporting():
+            return False
         on_cpu = self.head.weight.device.type == "cpu"
         keeps_type = not torch.is_autocast_enabled("cpu")
         return on_cpu and keeps_type and not torch.is_grad_enabled() and not self.training
