@@ -6,6 +6,7 @@ arXiv:1706.03847.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -194,9 +195,9 @@ class SessionParallel(Objective[SessionState, SessionBatch]):
 class SessionSteps(Sampler[Tensor]):
     """Per step, the row of ``store.train`` that each slot is to predict next.
 
-    0, which is never a target, stands for a slot without a session left. Sessions are dealt to
-    slots longest first, in alternating direction, so that all slots last about equally long;
-    their order within a slot is shuffled in every epoch. With several processes the slots are
+    0, which is never a target, stands for a slot without a session left. Sessions are dealt
+    longest first, each to the slot with the fewest steps, so that all slots last about equally
+    long; their order within a slot is shuffled in every epoch. With several processes the slots are
     shared out, and the last steps that not all processes have are left out.
     """
 
@@ -206,14 +207,9 @@ class SessionSteps(Sampler[Tensor]):
         n_sessions = int((n_steps_U > 0).sum())
         session_N = n_steps_U.argsort(descending=True, stable=True)[:n_sessions]
         self.n_slots = min(batch_size * world, n_sessions)
-        round_N = torch.arange(n_sessions) // self.n_slots
-        place_N = torch.arange(n_sessions) % self.n_slots
-        self.slot_N = torch.where(round_N % 2 == 1, self.n_slots - 1 - place_N, place_N)
         self.first_row_N = ptr[session_N] + 1
         self.n_steps_N = n_steps_U[session_N]
-        n_steps_of_slot = torch.bincount(
-            self.slot_N, self.n_steps_N.double(), minlength=self.n_slots
-        ).long()
+        self.slot_N, n_steps_of_slot = _dealt(self.n_steps_N, self.n_slots)
         self.n_batches = min(int(n_steps_of_slot[r::world].max()) for r in range(world))
         self.longest = int(n_steps_of_slot.max())
         self.own_slots = slice(rank, None, world)
@@ -247,3 +243,21 @@ class SessionSteps(Sampler[Tensor]):
         skip = self.skip
         self.skip = 0
         yield from grid[skip : self.n_batches, self.own_slots]
+
+
+def _dealt(n_steps_N: Tensor, n_slots: int) -> tuple[Tensor, Tensor]:
+    """The slot of each session, [N], and the steps of each slot, int64 [n_slots].
+
+    n_steps_N: descending. Each session goes to the slot with the fewest steps so far. Graham 1969,
+    Bounds on multiprocessing timing anomalies, https://doi.org/10.1137/0117039.
+    """
+    loads = [(0, slot) for slot in range(n_slots)]  # a heap: the first slot has the fewest steps
+    slots = []
+    for n_steps in n_steps_N.tolist():
+        load, slot = loads[0]
+        heapq.heapreplace(loads, (load + n_steps, slot))
+        slots.append(slot)
+    n_steps_of_slot = torch.zeros(n_slots, dtype=torch.int64)
+    for load, slot in loads:
+        n_steps_of_slot[slot] = load
+    return torch.tensor(slots, dtype=torch.int64), n_steps_of_slot

@@ -241,3 +241,20 @@ def test_a_model_without_steps_is_refused():
         match=r"needs a model that implements SessionState .*, which RunningSum does not",
     ):
         SessionParallel(NoSampler()).bind(RunningSum(STORE.schema.V, 5), STORE)
+
+
+@pytest.mark.parametrize("n_slots", [4, 16, 64])
+def test_long_sessions_do_not_leave_the_other_slots_idle(n_slots):
+    """With a few sessions much longer than the others, as real data have them.
+
+    The longest slot is within one session of the mean, unless a single session fills it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    length_U = torch.randint(2, 40, (500,), generator=generator)
+    length_U[:5] = torch.tensor([400, 350, 300, 280, 260])
+    ptr = torch.cat([torch.zeros(1, dtype=torch.int64), length_U.cumsum(0)])
+    n_steps = length_U.sum().item() - len(length_U)
+    steps = SessionSteps(ptr, n_slots, seed=0)
+    assert len(list(steps)) == len(steps)
+    assert sum(int((row > 0).sum()) for row in steps) == n_steps
+    assert len(steps) <= max(length_U.max().item() - 1, n_steps / n_slots + 40)
