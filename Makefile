@@ -59,7 +59,7 @@ fuzz: setup  ## generated and damaged raw files for every reader (FUZZ=100000 in
 bench: setup  ## training speed beside this machine's floor: a table and bench.json (RECEXP_DATA: on ML-1M)
 	$(BIN)/python tests/perf/bench.py $(ARGS)
 
-versus: setup  ## speed beside RecBole and RecTools, each in its own environment (RAW=path/to/ml-1m)
+versus: setup  ## speed beside RecBole, RecTools and implicit, each in its own environment (RAW=path/to/ml-1m)
 	$(BIN)/python tests/perf/versus_peers.py --raw-dir $(RAW) $(ARGS)
 
 mutations: setup  ## remove the guards one by one and check that tests fail (an hour)
