@@ -265,7 +265,7 @@ RACES: dict[str, dict] = {
     },
     "implicit_bpr": {
         "program": "implicit",
-        "peer": {"model": "bpr", "width": 64, "until": 60, "settings": {"learning_rate": 0.05}},
+        "peer": {"model": "bpr", "width": 64, "passes": 60, "settings": {"learning_rate": 0.05}},
         "ahead": 1,
         "epochs": 60,
         "ours": ["model=bpr_mf", "model.n_factors=64", "batch_size=65536", "optimizer.lr=0.02"],

@@ -2,7 +2,7 @@
 
 SPEC: events (a file of user_id, item_id, rating, timestamp, as versus_peers.py converts it), model
 ("als", "als_cg" or "bpr"), width, rankings, threads, train_s, born. verify: whether BPR leaves out
-negatives that the user has (false by default). until: stop after so many passes and say, for every
+negatives that the user has (its default). passes: make so many passes and say, for every
 pass, the seconds of training and NDCG@10 of the validation targets among unseen items. settings:
 more arguments of the model. See versus_peers.py.
 """
@@ -26,7 +26,7 @@ from implicit.cpu.als import AlternatingLeastSquares  # noqa: E402
 from implicit.cpu.bpr import BayesianPersonalizedRanking  # noqa: E402
 from scipy.sparse import csr_matrix  # noqa: E402
 
-MOST_PASSES = SPEC.get("until", 30)
+MOST_PASSES = SPEC.get("passes", 30)
 said, ends, history = {}, [], []
 
 
@@ -86,7 +86,7 @@ def model():
     )
     if SPEC["model"] == "bpr":
         return BayesianPersonalizedRanking(
-            verify_negative_samples=SPEC.get("verify", False), **common
+            verify_negative_samples=SPEC.get("verify", True), **common
         )
     use_cg = {"als": False, "als_cg": True}[SPEC["model"]]
     return AlternatingLeastSquares(regularization=0.1, alpha=40.0, use_cg=use_cg, **common)
@@ -97,6 +97,11 @@ data, target_user, target_item = read_events()
 seen = data[target_user].tocoo()
 said["prepare_s"] = time.perf_counter() - began
 trained = model()
+if "passes" in SPEC:
+    began = time.perf_counter()
+    trained.fit(data, show_progress=False, callback=on_pass_end_of_race)
+    print("\n" + json.dumps(said | {"history": history, "total_s": time.time() - SPEC["born"]}))
+    sys.exit()
 with contextlib.suppress(Enough):
     trained.fit(data, show_progress=False, callback=on_pass_end)
 passes = np.diff(ends)
