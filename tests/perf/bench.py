@@ -22,9 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from tests.perf.shapes import overrides, write_events
 from tests.perf.versus_peers import BERT4REC, SASREC, store, worker
 
+PASSES = {"wmf": 8, "wmf_cg": 8, "bpr_mf 65536": 4}  # epochs where one has few steps
 D256 = ["model.n_factors=256", "model.n_heads=4"]
 CASES = {
     "bpr_mf": ["model=bpr_mf", "batch_size=16384"],
+    "bpr_mf 65536": ["model=bpr_mf", "batch_size=65536"],
     "fpmc": ["model=fpmc", "batch_size=16384"],
     "neumf": [
         "model=neumf",
@@ -47,6 +49,14 @@ CASES = {
     ],
     "caser": ["model=caser", "batch_size=2048"],
     "gru4rec": ["model=gru4rec", "batch_size=50"],
+    "gru4rec_plus": [
+        "model=gru4rec_plus",
+        "model.n_factors=64",
+        "objective.n_negatives=256",
+        "batch_size=128",
+    ],
+    "wmf": ["model=wmf", "model.n_factors=64", "model.solver=exact"],
+    "wmf_cg": ["model=wmf", "model.n_factors=64", "model.solver=cg"],
     "sasrec": [*SASREC, "batch_size=128"],
     "sasrec d256": [*SASREC, *D256, "batch_size=128"],
     "bert4rec": [*BERT4REC, "batch_size=128"],
@@ -111,6 +121,7 @@ def main() -> None:
                 "folder": str(a.work / "run"),
                 "rankings": 1,
                 "count": round_ == 0,
+                "epochs": PASSES.get(name, 1),
             }
             said[name].append(worker(Path(sys.executable), "worker_recexp.py", spec, a))
             if round_ == a.rounds - 1:
@@ -155,7 +166,7 @@ def data_for(name: str, data: list[str]) -> list[str]:
     """The ITE family needs an implicit and an explicit kind of feedback, NOVA something to say
     about items.
     """
-    real, ite = data[0] == "dataset=ml_1m", name.endswith("ite")
+    real, ite = data[0] == "dataset=ml_1m", "ite" in name.split()[0]
     if real and ite:
         return [
             *data,

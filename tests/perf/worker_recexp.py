@@ -169,6 +169,8 @@ def counted(module, data, batches: int = 3) -> dict[str, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    if module.gradient_free:
+        return counted_pass(module)
     flops = []
     for at, row in enumerate(data.train_dataloader()):
         if at == batches:
@@ -197,6 +199,22 @@ def counted(module, data, batches: int = 3) -> dict[str, float]:
     # Scores have to be written and read once.
     return said | {
         "rank_flops": counter.get_total_flops() * len(loader),
+        "rank_bytes": 8 * len(module.store.val) * module.store.schema.n_items,
+    }
+
+
+def counted_pass(module) -> dict[str, float]:
+    """Of one pass of WMF: its matrix products, and the vectors that both halves read per pair."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        module.model.fit_pass(module.store)
+    width = module.model.item_VD.shape[1]
+    return {
+        "step_flops": counter.get_total_flops(),
+        "step_bytes": 2 * 4 * width * len(module.store.train_pairs),
+        "rows": len(module.store.train),
+        "rank_flops": 2 * width * len(module.store.val) * module.store.schema.n_items,
         "rank_bytes": 8 * len(module.store.val) * module.store.schema.n_items,
     }
 
