@@ -35,15 +35,25 @@ SAMPLED = [
 ]
 BPR = ["model=bpr_mf", "batch_size=8192"]
 WMF = ["model=wmf", "model.n_factors=64"]  # a step is a pass over all data
+# ITE needs an implicit and an explicit behavior, which the simulated shop has.
+BERT_ITE = ["model=bert_ite", "model.n_factors=32", "batch_size=640"]
+BERT_ITE += ["dataset=simulated_shop", "dataset.source.users=2000", "dataset.source.items=2000"]
+BERT_ITE += ["protocol.candidates.kind=uniform", "protocol.candidates.n=100"]
+BERT_ITE += ["protocol.candidates.seen=ranked"]
 
-# axis -> its points: (value, users, items, events, words)
+# axis -> its points: (value, users, items, events, words); 0 events: words name a data set
 AXES = {
     "events": [(n, max(100, n // 100), 20_000, n, BPR) for n in (10**5, 10**6, 10**7, 10**8)],
-    "users": [(n, n, 10_000, 50 * n, BPR) for n in (10**3, 10**4, 10**5, 10**6)],
+    "users": [
+        (n, n, 10_000, 50 * n, [*BPR, "optimizer=row_adam"]) for n in (10**3, 10**4, 10**5, 10**6)
+    ],
     "users_wmf": [(n, n, 10_000, 50 * n, WMF) for n in (10**3, 10**4, 10**5, 10**6)],
     "items": [(n, 40_000, n, 4 * 10**6, [*SASREC, *SAMPLED]) for n in (10**3, 10**4, 10**5, 10**6)],
     "length": [
         (n, 6_000, 3_700, 10**6, [*SASREC, f"model.max_len={n}"]) for n in (25, 50, 100, 200, 400)
+    ],
+    "length_bert_ite": [
+        (n, 2_000, 2_000, 0, [*BERT_ITE, f"model.max_len={n}"]) for n in (5, 10, 20, 40)
     ],
 }
 PROCESSES = [n for n in (1, 2, 4, 8, 16) if n <= len(os.sched_getaffinity(0))]  # one thread each
@@ -76,9 +86,10 @@ def main() -> None:
         for value, users, items, events, words in AXES.get(axis, []):
             if events > a.most:
                 continue
-            data = overrides(
-                write_events(a.work / f"u{users}-i{items}-e{events}", users, items, events)
-            )
+            data = []
+            if events:
+                folder = a.work / f"u{users}-i{items}-e{events}"
+                data = overrides(write_events(folder, users, items, events))
             shutil.rmtree(a.work / "cache", ignore_errors=True)  # every point prepares its data
             # Ranking takes time in proportion to users times items: a thousand users tell it.
             spec = {
