@@ -42,8 +42,15 @@ def main(folder, split, name, out, regularization=500.0):
     histories = Dataset(*ids, Interactions.from_raw(known, *ids))
     users = pd.read_csv(folder / f"{split}.csv")["user"]
     lists = model.recommend(users, histories, k=LENGTH, filter_viewed=True)
-    lists = lists.rename(columns={Columns.User: "user", Columns.Item: "item", Columns.Rank: "rank"})
-    lists[["user", "item", "rank"]].to_csv(out, index=False)
+    lists = lists.rename(
+        columns={
+            Columns.User: "user",
+            Columns.Item: "item",
+            Columns.Rank: "rank",
+            Columns.Score: "score",
+        }
+    )
+    lists[["user", "item", "rank", "score"]].to_csv(out, index=False)
 
 
 if __name__ == "__main__":
