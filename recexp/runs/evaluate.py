@@ -40,6 +40,9 @@ from recexp.training.checkpoints import read_matching_checkpoint
 from recexp.training.module import RecModule
 
 Accelerator = Literal["auto", "cpu", "gpu"]
+# Options that make no sense without a run, and without predictions.
+OF_RUN = ("own_split", "raw_dir", "cache_dir", "plugins", "threads", "accelerator")
+OF_PREDICTIONS = ("out", "name", "seed", "split", "partial", "missing")
 
 
 def evaluate(
@@ -163,10 +166,15 @@ def _test(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m recexp.evaluate``."""
-    parser = _parser()
-    options = parser.parse_intermixed_args(arguments)
+    reader = parser()
+    options = reader.parse_intermixed_args(arguments)
     if options.predictions is None and len(options.words) != 2:
-        parser.error("name RUN_DIR and PROTOCOL, or --predictions FILE with dataset= and protocol=")
+        reader.error("name RUN_DIR and PROTOCOL, or --predictions FILE with dataset= and protocol=")
+    of_file = options.predictions is not None
+    for name in OF_RUN if of_file else OF_PREDICTIONS:
+        if getattr(options, name) != reader.get_default(name):
+            kind = "of a finished run" if of_file else "of --predictions"
+            reader.error(f"--{name.replace('_', '-')} is an option {kind} only")
     show_logs()
     try:
         if options.predictions is None:
@@ -209,8 +217,9 @@ def _evaluate_file(options: argparse.Namespace) -> None:
             print(f"{metric:24} {value:.6f}")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The options of ``python -m recexp.evaluate``."""
+    made = argparse.ArgumentParser(
         prog="python -m recexp.evaluate",
         usage="%(prog)s RUN_DIR PROTOCOL [options]\n"
         "       %(prog)s --predictions FILE dataset=NAME protocol=NAME --out RUN_DIR [options]",
@@ -218,8 +227,8 @@ def _parser() -> argparse.ArgumentParser:
         "items by the predictions of another program.",
     )
     words = "a run and a name from conf/protocol; with --predictions overrides of python -m recexp"
-    parser.add_argument("words", nargs="+", metavar="WORD", help=words)
-    of_run = parser.add_argument_group("of a finished run").add_argument
+    made.add_argument("words", nargs="+", metavar="WORD", help=words)
+    of_run = made.add_argument_group("of a finished run").add_argument
     of_run(
         "--own-split",
         action="store_true",
@@ -230,7 +239,7 @@ def _parser() -> argparse.ArgumentParser:
     of_run("--plugins", nargs="+", default=[], metavar="PACKAGE", help="own code that the run uses")
     of_run("--threads", type=int)
     of_run("--accelerator", choices=get_args(Accelerator), default="cpu")
-    of_file = parser.add_argument_group("of predictions").add_argument
+    of_file = made.add_argument_group("of predictions").add_argument
     of_file(
         "--predictions",
         type=Path,
@@ -252,4 +261,4 @@ def _parser() -> argparse.ArgumentParser:
         default="error",
         help="worst: rank targets last where the user is missing or a list too short",
     )
-    return parser
+    return made

@@ -223,17 +223,22 @@ def _history_words(protocol: Protocol) -> str:
     return "a model may read the user's events in history_* and nothing later"
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of ``python -m recexp.data.export``."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The options of ``python -m recexp.data.export``."""
+    made = argparse.ArgumentParser(
         prog="python -m recexp.data.export",
         description="Write the split and the candidates of a protocol for other programs.",
     )
     words = "overrides as of python -m recexp (dataset=ml_1m protocol=p3_popular100)"
-    parser.add_argument("words", nargs="+", metavar="OVERRIDE", help=words)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
-    parser.add_argument("--format", choices=get_args(Format), default="parquet")
-    options = parser.parse_args(arguments)
+    made.add_argument("words", nargs="+", metavar="OVERRIDE", help=words)
+    made.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    made.add_argument("--format", choices=get_args(Format), default="parquet")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``python -m recexp.data.export``."""
+    options = parser().parse_args(arguments)
     show_logs()
     try:
         manifest = export_split(composed_data(options.words), options.out, options.format)

@@ -333,8 +333,14 @@ def test_the_command_writes_and_shows_the_result(shop, tmp_path, capsys):
     content = json.loads((tmp_path / "run" / "result.json").read_text())
     assert content["model"] == "other"
     assert not any("raw_dir" in word or "cache_dir" in word for word in content["overrides"])
-    with pytest.raises(SystemExit):
-        main(["only-a-run"])
+    for bad in (
+        ["only-a-run"],
+        [*line, "--out", str(tmp_path / "x"), "--raw-dir", "raw"],
+        [str(one.run_dir), "full", "--missing", "worst"],
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            main(bad)
+    assert "--missing is an option of --predictions only" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="protocol"):
         main(["--predictions", str(path), "protocol=p9", "--out", str(tmp_path / "x")])
 
