@@ -140,15 +140,15 @@ class _Block:
         target_value_Q = np.full(self.n_queries, -np.inf)
         target_value_Q[has_target_Q] = value_N[at_Q[has_target_Q]]
 
-        query_N = self.query_N[self.is_ranked_N]
-        value_N = value_N[self.is_ranked_N]
-        is_better_N = value_N > target_value_Q[query_N]
-        is_tied_N = value_N == target_value_Q[query_N]
-        is_worse_N = value_N < target_value_Q[query_N]
-        listed_Q = self._count(query_N)
-        better_Q = self._count(query_N[is_better_N])
-        tied_Q = self._count(query_N[is_tied_N]) - has_target_Q
-        has_worse_Q = self._count(query_N[is_worse_N]) > 0
+        target_value_N = target_value_Q[self.query_N]
+        is_better_N = self.is_ranked_N & (value_N > target_value_N)
+        is_tied_N = self.is_ranked_N & (value_N == target_value_N)
+        # Items that are not ranked tell, too, that the list goes on below the target.
+        is_worse_N = value_N < target_value_N
+        listed_Q = self._count(self.is_ranked_N)
+        better_Q = self._count(is_better_N)
+        tied_Q = self._count(is_tied_N) - has_target_Q
+        has_worse_Q = self._count(is_worse_N) > 0
         is_incomplete_Q = listed_Q < self.candidates_Q
         ends_tied_Q = is_incomplete_Q & has_target_Q & (tied_Q > 0) & ~has_worse_Q
         return ListedRanks(
@@ -162,8 +162,9 @@ class _Block:
             n_others=self.n_others,
         )
 
-    def _count(self, query_N: Ints) -> Ints:
-        return np.bincount(query_N, minlength=self.n_queries)
+    def _count(self, chosen_N: Flags) -> Ints:
+        """Number of chosen rows per target, int64 [Q]."""
+        return np.bincount(self.query_N[chosen_N], minlength=self.n_queries)
 
 
 def _blocks(n: int, size: int) -> Iterator[range]:

@@ -204,11 +204,12 @@ def _read(path: Path, ids: RawIds, targets: Targets, partial: bool) -> _Read:
 
 
 def _columns(path: Path) -> list[str]:
+    if not path.is_file():  # polars would read all files of a folder, and wait for a pipe
+        problem = "is no regular file" if path.exists() else "does not exist"
+        raise RecexpError(f"{path} {problem}: name a csv or parquet file with predictions.")
     try:
-        lazy = pl.scan_parquet(path) if _is_parquet(path) else pl.scan_csv(path)
-        return lazy.collect_schema().names()
-    except FileNotFoundError:
-        raise RecexpError(f"{path} does not exist.") from None
+        scan = pl.scan_parquet if _is_parquet(path) else pl.scan_csv
+        return scan(path, glob=False).collect_schema().names()
     except (pl.exceptions.PolarsError, OSError) as error:
         raise _unreadable(path, error) from error
 
@@ -238,9 +239,9 @@ def _blocks(path: Path, value: str) -> Iterator[pl.DataFrame]:
     names = ["user", "item", value]
     try:
         if not _is_parquet(path):
-            yield pl.read_csv(path, columns=names, infer_schema=False)
+            yield pl.read_csv(path, columns=names, infer_schema=False, glob=False)
             return
-        lazy = pl.scan_parquet(path).select(names)
+        lazy = pl.scan_parquet(path, glob=False).select(names)
         n_rows: int = lazy.select(pl.len()).collect().item()
         for start in range(0, max(1, n_rows), ROWS_AT_ONCE):
             yield lazy.slice(start, ROWS_AT_ONCE).collect()

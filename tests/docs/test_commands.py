@@ -152,3 +152,12 @@ def test_metrics_in_the_tables_of_a_page_are_those_of_a_stored_run(folder):
         elif not line.startswith("|"):
             at = None
     assert n_checked >= 3
+
+
+def test_popularity_of_another_program_has_the_metrics_of_ours():
+    """As far as its lists show them."""
+    results = {result["model"]: result for result in collect([RESULTS / "others"])[0]}
+    theirs = results["rectools_popular"]["metrics"]
+    ours = results["pop"]["metrics"]
+    assert {"test/hr@20", "test/ndcg@20"} <= theirs.keys()
+    assert theirs == {name: ours[name] for name in theirs}

@@ -230,6 +230,8 @@ def test_a_faulty_file_is_refused_by_row(shop, tmp_path):
         predict(shop, tmp_path, ranks, partial=True)
     with pytest.raises(RecexpError, match="does not exist"):
         evaluate_predictions(tmp_path / "none.csv", words(shop))
+    with pytest.raises(RecexpError, match="is no regular file"):
+        evaluate_predictions(tmp_path, words(shop))
     (tmp_path / "text.parquet").write_text("user,item,score\n")
     with pytest.raises(RecexpError, match="cannot be read as parquet"):
         evaluate_predictions(tmp_path / "text.parquet", words(shop))
