@@ -117,6 +117,11 @@ def data_name(result: Mapping[str, Any]) -> str:
     return f"{name} (simulated)" if is_simulated(result) else name
 
 
+def is_external(result: Mapping[str, Any]) -> bool:
+    """Whether another program made the predictions (``recexp.evaluate --predictions``)."""
+    return "external" in result
+
+
 def is_smoke(result: Mapping[str, Any]) -> bool:
     """Whether the run had smoke scale: a test of the machinery, not of the systems."""
     asked = any(o.lstrip("+") == "scale=smoke" for o in result.get("overrides", []))

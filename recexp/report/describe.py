@@ -17,22 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from hydra import compose, initialize_config_dir
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
-from omegaconf import open_dict
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor
 
-from recexp.config import CONF
-from recexp.config.build import build, register_resolvers
-from recexp.config.check import check_config
-from recexp.config.presets import apply_preset
-from recexp.data.cache import prepare
 from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.report.formats import Cell, Table, as_csv, as_latex, as_markdown, as_terminal
 from recexp.report.papers.published import DATASETS
+from recexp.runs.composed import composed_data
 
 WRITERS: dict[str, Callable[[Sequence[Table]], str]] = {
     "markdown": lambda tables: "\n\n".join(map(as_markdown, tables)),
@@ -306,23 +297,6 @@ def _left_out(left_out: dict[str, int], under: str) -> Table:
     return Table(f"Users left out: {under}", caption, ("reason", "users"), rows)
 
 
-def composed(overrides: Sequence[str]) -> tuple[Store, str]:
-    """The prepared data that a run with these overrides would use, and the protocol's name."""
-    register_resolvers()
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = apply_preset(compose("config", list(overrides), return_hydra_config=True))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise RecexpError(str(error).splitlines()[0]) from error
-    HydraConfig.instance().set_config(cfg)
-    with open_dict(cfg):
-        del cfg["hydra"]
-    check_config(cfg)
-    protocol = build(cfg.protocol)
-    folder = prepare(build(cfg.dataset, _recursive_=False), protocol.split, cfg.cache_dir)
-    return Store.open(folder), protocol.name
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the tables of the folders, and of the data set that the overrides choose."""
     parser = argparse.ArgumentParser(
@@ -343,7 +317,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
             tables += describe(Store.open(folder))
         if overrides:
-            tables += describe(*composed(overrides))
+            data = composed_data(overrides)
+            tables += describe(data.store, data.protocol.name)
     except RecexpError as error:
         sys.exit(f"error: {error}")
     print(WRITERS[options.format](tables))

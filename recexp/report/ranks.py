@@ -87,26 +87,53 @@ def per_user(folder: str | Path, metric: str = "ndcg@10") -> tuple[Integers, Flo
 
     metric: "hr@k" or "ndcg@k" for any k, or "mrr"; "test/" may stand before it. The tie policy is
     the one that gives the MRR of the run's ``result.json``, so a metric recorded there is the mean
-    of what is returned.
+    of what is returned. Where lists of another program end before the MRR is known, NDCG at the
+    largest known cut-off takes its place.
 
-    Raises RecexpError where a file is missing, the metric is unknown, or the ranks are not those
-    that ``result.json`` was computed from.
+    Raises RecexpError where a file is missing, the metric is unknown or lies beyond the end of
+    such lists, or the ranks are not those that ``result.json`` was computed from.
     """
     folder = Path(folder)
-    frame, recorded_mrr = _read_files(folder)
+    frame, result = _read_files(folder)
     ranks = _checked(frame, folder / FILE)
+    _check_known(folder, result, metric)
+    name, recorded = _recorded(folder, result["metrics"])
     for ties in TIES:
-        mrr = float(ranks.metric("mrr", ties).mean())
-        if abs(mrr - recorded_mrr) < TOLERANCE:
+        if abs(float(ranks.metric(name, ties).mean()) - recorded) < TOLERANCE:
             return ranks.user_U, ranks.metric(metric, ties)
     raise RecexpError(
-        f"{folder}: the ranks do not give the MRR {recorded_mrr:.6f} of result.json under any tie "
-        "policy. They are of different runs."
+        f"{folder}: the ranks do not give the {name.upper()} {recorded:.6f} of result.json under "
+        "any tie policy. They are of different runs."
     )
 
 
-def _read_files(folder: Path) -> tuple[pl.DataFrame, float]:
-    """The rows of the test split, sorted by user, and the recorded MRR."""
+def _check_known(folder: Path, result: dict[str, Any], metric: str) -> None:
+    """Raise RecexpError for a metric that depends on ranks beyond the end of external lists."""
+    exact_to = (result.get("external") or {}).get("exact_to")
+    if not isinstance(exact_to, int):
+        return
+    cutoff = metric.partition("@")[2]
+    if not (cutoff.isdigit() and int(cutoff) <= exact_to):
+        raise RecexpError(
+            f"{folder}: {metric} is unknown, for the lists that were evaluated are known to rank "
+            f"{exact_to} only. Evaluate longer lists."
+        )
+
+
+def _recorded(folder: Path, metrics: dict[str, float]) -> tuple[str, float]:
+    """The metric that tells the tie policy, and its recorded value."""
+    if "test/mrr" in metrics:
+        return "mrr", metrics["test/mrr"]
+    found = [re.fullmatch(r"test/ndcg@([1-9]\d*)", name) for name in metrics]
+    cutoffs = [int(match[1]) for match in found if match]
+    if not cutoffs:
+        raise RecexpError(f"{folder}: result.json has no NDCG, so its ranks cannot be checked.")
+    name = f"ndcg@{max(cutoffs)}"
+    return name, metrics[f"test/{name}"]
+
+
+def _read_files(folder: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The rows of the test split, sorted by user, and the content of ``result.json``."""
     path = folder / FILE
     try:
         result: dict[str, Any] = read_json(folder / "result.json")
@@ -117,7 +144,7 @@ def _read_files(folder: Path) -> tuple[pl.DataFrame, float]:
                 f"{path} is damaged, or of another run: its checksum is not the one in "
                 "result.json. Run again."
             )
-        return _test_rows(content, path), result["metrics"]["test/mrr"]
+        return _test_rows(content, path), result
     except FileNotFoundError as error:
         name = Path(error.filename or FILE).name
         raise RecexpError(f"{folder}: {name} is missing, so users cannot be compared.") from None

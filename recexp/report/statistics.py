@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recexp.errors import RecexpError
-from recexp.report.collect import Result
+from recexp.report.collect import Result, is_external
 from recexp.report.comparison import Comparison, Labeler, Spread, compare, spread
 from recexp.report.convergence import Budget, ledger, verdict
 from recexp.report.formats import DASH, Cell, Table
@@ -143,8 +143,8 @@ def budgets(results: Sequence[Result]) -> list[Table]:
 
 
 def _trained(results: Sequence[Result]) -> list[Result]:
-    """Without evaluations of a run under another protocol."""
-    return [result for result in results if "evaluated" not in result]
+    """Without evaluations of a run under another protocol, and of other programs."""
+    return [r for r in results if "evaluated" not in r and not is_external(r)]
 
 
 def _with_ranks(runs: Sequence[Result], metric: str) -> tuple[list[Result], list[str]]:

@@ -12,6 +12,7 @@ from recexp.report.collect import (
     changes_numbers,
     chose_on_test,
     data_name,
+    is_external,
     setting_overrides,
     trained_under,
 )
@@ -154,6 +155,8 @@ def departures(found: Sequence[System]) -> list[str]:
 def row_name(system: System) -> str:
     """The label, with what a reader must know of the system before they compare it."""
     name = system.label
+    if is_external(system.first):
+        name += " (predictions of another program)"
     if system.first.get("reconstruction"):
         name += " (reconstructed)"
     if chose_on_test(system.first):
@@ -243,7 +246,7 @@ def _published_cells(system: System, column: str) -> list[Cell]:
 def _training_cells(system: System, has_speeds: bool) -> list[Cell]:
     """How the system was trained: epochs, end, seeds, speed, time, commits, settings."""
     runs = system.runs
-    epochs = dict.fromkeys(f"{run['best_epoch'] + 1}/{run['epochs']}" for run in runs)
+    epochs = dict.fromkeys(map(_epochs, runs))
     stops = dict.fromkeys(_stop(run) for run in runs)
     rates = [run["examples_per_s"] for run in runs if run["examples_per_s"] is not None]
     seconds = [run["wall_time_s"] for run in runs if run["wall_time_s"] is not None]
@@ -263,6 +266,10 @@ def _training_cells(system: System, has_speeds: bool) -> list[Cell]:
         Cell(" ".join(settings(system.first)), code=True),
     ]
     return cells
+
+
+def _epochs(run: Result) -> str:
+    return DASH if is_external(run) else f"{run['best_epoch'] + 1}/{run['epochs']}"
 
 
 def _stop(run: Result) -> str:

@@ -1,5 +1,7 @@
 """``python -m recexp.evaluate RUN_DIR PROTOCOL``: test a trained model under another protocol.
 
+The command line also takes the predictions of other programs (``recexp.runs.predictions``).
+
 Nothing is trained. The run may come from another person: its files say what was trained, and
 choose no place to read data from or to write to.
 """
@@ -31,11 +33,16 @@ from recexp.runs.assembly import assemble
 from recexp.runs.environment import describe, git_state
 from recexp.runs.finished import FinishedRun, check_size, open_data, open_run, training_data
 from recexp.runs.outputs import save_ranks, save_result, show_table
+from recexp.runs.predictions import Missing, evaluate_predictions
+from recexp.runs.predictions import Split as HeldOut
 from recexp.runs.result import RunResult
 from recexp.training.checkpoints import read_matching_checkpoint
 from recexp.training.module import RecModule
 
 Accelerator = Literal["auto", "cpu", "gpu"]
+# Options that make no sense without a run, and without predictions.
+OF_RUN = ("own_split", "raw_dir", "cache_dir", "plugins", "threads", "accelerator")
+OF_PREDICTIONS = ("out", "name", "seed", "split", "partial", "missing")
 
 
 def evaluate(
@@ -157,40 +164,101 @@ def _test(
     return module
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m recexp.evaluate``."""
-    parser = argparse.ArgumentParser(
-        prog="python -m recexp.evaluate",
-        description="Test the model of a finished run under another protocol.",
+    reader = parser()
+    options = reader.parse_intermixed_args(arguments)
+    if options.predictions is None and len(options.words) != 2:
+        reader.error("name RUN_DIR and PROTOCOL, or --predictions FILE with dataset= and protocol=")
+    of_file = options.predictions is not None
+    for name in OF_RUN if of_file else OF_PREDICTIONS:
+        if getattr(options, name) != reader.get_default(name):
+            kind = "of a finished run" if of_file else "of --predictions"
+            reader.error(f"--{name.replace('_', '-')} is an option {kind} only")
+    show_logs()
+    try:
+        if options.predictions is None:
+            _evaluate_run(options)
+        else:
+            _evaluate_file(options)
+    except RecexpError as error:
+        sys.exit(printable_lines(f"error: {error}"))
+
+
+def _evaluate_run(options: argparse.Namespace) -> None:
+    run_dir, name = options.words
+    evaluate(
+        Path(run_dir),
+        name,
+        own_split=options.own_split,
+        raw_dir=options.raw_dir,
+        cache_dir=options.cache_dir,
+        threads=options.threads,
+        accelerator=options.accelerator,
+        plugins=options.plugins,
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR")
-    parser.add_argument("protocol", metavar="PROTOCOL", help="a name from conf/protocol")
-    parser.add_argument(
+
+
+def _evaluate_file(options: argparse.Namespace) -> None:
+    if options.out is None and options.split == "test":
+        raise RecexpError("--predictions needs --out RUN_DIR, a new directory for the result.")
+    result = evaluate_predictions(
+        options.predictions,
+        options.words,
+        name=options.name,
+        out=options.out,
+        split=options.split,
+        missing=options.missing,
+        partial=options.partial,
+        seed=options.seed,
+    )
+    if options.split == "val":
+        for metric, value in result["metrics"].items():
+            print(f"{metric:24} {value:.6f}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``python -m recexp.evaluate``."""
+    made = argparse.ArgumentParser(
+        prog="python -m recexp.evaluate",
+        usage="%(prog)s RUN_DIR PROTOCOL [options]\n"
+        "       %(prog)s --predictions FILE dataset=NAME protocol=NAME --out RUN_DIR [options]",
+        description="Test the model of a finished run under another protocol, or rank held-out "
+        "items by the predictions of another program.",
+    )
+    words = "a run and a name from conf/protocol; with --predictions overrides of python -m recexp"
+    made.add_argument("words", nargs="+", metavar="WORD", help=words)
+    of_run = made.add_argument_group("of a finished run").add_argument
+    of_run(
         "--own-split",
         action="store_true",
         help="keep the run's own targets, where the protocol would split the data otherwise",
     )
-    parser.add_argument(
-        "--raw-dir", help="where the raw data lie, if not where conf/dataset looks for them"
+    of_run("--raw-dir", help="where the raw data lie, if not where conf/dataset looks for them")
+    of_run("--cache-dir", help="where prepared data are kept, if not in cache")
+    of_run("--plugins", nargs="+", default=[], metavar="PACKAGE", help="own code that the run uses")
+    of_run("--threads", type=int)
+    of_run("--accelerator", choices=get_args(Accelerator), default="cpu")
+    of_file = made.add_argument_group("of predictions").add_argument
+    of_file(
+        "--predictions",
+        type=Path,
+        metavar="FILE",
+        help="csv or parquet with user, item and score (of all candidates) or rank (lists)",
     )
-    parser.add_argument("--cache-dir", help="where prepared data are kept, if not in cache")
-    parser.add_argument(
-        "--plugins", nargs="+", default=[], metavar="PACKAGE", help="own code that the run uses"
+    of_file("--out", type=Path, metavar="RUN_DIR", help="a new directory for the result")
+    of_file("--name", default="", help="of the system in reports (default: the file's name)")
+    of_file("--seed", type=int, default=0, help="of the other program's run (default: 0)")
+    of_file("--split", choices=get_args(HeldOut), default="test", help="val is printed only")
+    of_file(
+        "--partial",
+        action="store_true",
+        help="candidates that the file does not have score lower than those it has",
     )
-    parser.add_argument("--threads", type=int)
-    parser.add_argument("--accelerator", choices=get_args(Accelerator), default="cpu")
-    options = parser.parse_args()
-    show_logs()
-    try:
-        evaluate(
-            options.run_dir,
-            options.protocol,
-            own_split=options.own_split,
-            raw_dir=options.raw_dir,
-            cache_dir=options.cache_dir,
-            threads=options.threads,
-            accelerator=options.accelerator,
-            plugins=options.plugins,
-        )
-    except RecexpError as error:
-        sys.exit(printable_lines(f"error: {error}"))
+    of_file(
+        "--missing",
+        choices=get_args(Missing),
+        default="error",
+        help="worst: rank targets last where the user is missing or a list too short",
+    )
+    return made

@@ -71,6 +71,11 @@ def open_run(
     """
     folder = Path(run_dir)
     result = read_result(_inside(folder, "result.json"))
+    if result.external is not None:
+        raise RecexpError(
+            f"{folder} holds no model: it is the result of another program's predictions "
+            f"({result.external.file}). Evaluate them under another protocol by --predictions."
+        )
     cfg = read_config(_inside(folder, "config.yaml"))
     cfg.plugins = list(plugins)  # never those of the run
     check_config(cfg)  # before anything of it is built

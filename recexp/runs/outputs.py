@@ -16,7 +16,7 @@ from recexp.io import atomic_write, checksum, write_json
 from recexp.logs import printable
 from recexp.runs.convergence import WARNED
 from recexp.runs.identity import PLACES, RAW_FILES, without
-from recexp.runs.result import RunResult
+from recexp.runs.result import External, RunResult
 
 CURVES = (("val/hr@10", "tab:blue"), ("val/ndcg@10", "tab:orange"), ("test/ndcg@10", "tab:red"))
 KINDS = {
@@ -138,10 +138,15 @@ def _metric_lines(metrics: Mapping[str, float]) -> list[str]:
     names = [f"{name}@{k}" for name in ("hr", "ndcg") for k in ks] + ["mrr"]
     lines = [" " * 8 + "".join(f"{name.upper():>9}" for name in names)]
     for split in ("val", "test"):
-        if f"{split}/mrr" in metrics:
-            values = [metrics[f"{split}/{name}"] for name in names]
-            lines.append(f"{split:8}" + "".join(f"{value:9.4f}" for value in values))
+        if f"{split}/users" in metrics or f"{split}/mrr" in metrics:
+            cells = [_cell(metrics.get(f"{split}/{name}")) for name in names]
+            lines.append(f"{split:8}" + "".join(cells))
     return lines
+
+
+def _cell(value: float | None) -> str:
+    """A value of the table; lists of another program may end before a metric is known."""
+    return f"{'-':>9}" if value is None else f"{value:9.4f}"
 
 
 def _kind_lines(metrics: Mapping[str, float]) -> list[str]:
@@ -152,7 +157,7 @@ def _kind_lines(metrics: Mapping[str, float]) -> list[str]:
         parts = [
             f"{n} {KINDS[kind]} {metrics[f'test/ndcg@10/{kind}']:.4f}"
             for kind, n in counts.items()
-            if n
+            if n and f"test/ndcg@10/{kind}" in metrics
         ]
         if len(parts) > 1 or counts.get("seen"):
             lines.append(f"test targets and NDCG@10: {', '.join(parts)}")
@@ -160,6 +165,8 @@ def _kind_lines(metrics: Mapping[str, float]) -> list[str]:
 
 
 def _training_line(result: RunResult, run_dir: Path) -> str:
+    if result.external is not None:
+        return f"{_external_line(result.external)}, in {run_dir}"
     line = f"best epoch {result.best_epoch + 1} of {result.epochs}"
     if result.updates:
         line += f", {result.updates:,} updates"
@@ -170,3 +177,21 @@ def _training_line(result: RunResult, run_dir: Path) -> str:
     if n_parts > 1:
         line += f" in {n_parts} parts"
     return f"{line}, in {run_dir}"
+
+
+def _external_line(external: External) -> str:
+    """What the predictions are, and what of them was not counted."""
+    line = f"{external.kind} of {external.file}, {external.rows:,} rows"
+    if external.exact_to is not None:
+        line += f", ranks known to {external.exact_to}"
+    counts = {
+        "users missing (ranked last)": external.missing_users,
+        "short lists (ranked last)": external.short_lists,
+        "rows of unknown users": external.unknown_users,
+        "rows of users without a target": external.other_users,
+        "rows of unknown items": external.unknown_items,
+        "rows of items that the protocol removes": external.seen_items,
+        "rows of items that are no candidates": external.not_candidates,
+    }
+    parts = [f"{n:,} {words}" for words, n in counts.items() if n]
+    return "; ".join([line, *parts])

@@ -44,7 +44,7 @@ def recommend(options: argparse.Namespace) -> None:
     if options.out is None:
         _show(frames)
         return
-    n_rows = _write(frames, options.out)
+    n_rows = write_frames(frames, options.out)
     print(f"{n_rows:,} rows written to {options.out}")
 
 
@@ -90,8 +90,11 @@ def _show(frames: Iterator[pl.DataFrame]) -> None:
             print(frame)
 
 
-def _write(frames: Iterator[pl.DataFrame], path: Path) -> int:
-    """Write the frames as one file; returns the number of rows. Holds one frame at a time."""
+def write_frames(frames: Iterator[pl.DataFrame], path: Path) -> int:
+    """Write the frames as one .parquet or .csv file; returns the number of rows.
+
+    Holds one frame at a time. There must be a frame, which may be empty.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     n_rows = 0
     with atomic_write(path) as temporary, tempfile.TemporaryDirectory(dir=path.parent) as folder:

@@ -72,14 +72,47 @@ class Refit(_Record):
     fingerprint: Name | None = None
 
 
+class External(_Record):
+    """Predictions of another program that were evaluated in place of a trained model.
+
+    file: its name. kind: "scores" (of all candidates), "partial scores" (others score lower) or
+    "lists" (ranked). exact_to: the largest cut-off up to which metrics are known, because lists end
+    somewhere; None where every rank is known.
+    rows: of the file. missing_users: users without an item to rank, whose targets rank last.
+    short_lists: lists shorter than the largest cut-off without the target, which ranks last.
+    Rows left out, by reason: unknown_users and unknown_items (the data do not have them),
+    other_users (without a target in the split), seen_items (that the protocol removes),
+    not_candidates (not among the drawn ones).
+    """
+
+    file: Name
+    sha256: Name
+    kind: Name
+    exact_to: Count | None = None
+    rows: Count
+    missing_users: Count = 0
+    short_lists: Count = 0
+    unknown_users: Count = 0
+    other_users: Count = 0
+    unknown_items: Count = 0
+    seen_items: Count = 0
+    not_candidates: Count = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the file."""
+        return self.model_dump(exclude_unset=True)
+
+
 class RunResult(_Record):
     """The content of ``result.json``.
 
     Keys with the default None may be missing: runs of earlier versions did not write them, or
     they concern some runs only.
 
-    metrics: "test/<metric>" and "val/<metric>" -> value; "test/mrr" is always there.
-    selection: "val", "refit" or "test_peek (...)"; for an evaluated run also ", by <protocol>".
+    metrics: "test/<metric>" and "val/<metric>" -> value; "test/mrr" is always there, but for
+        ``external`` lists that end before some target.
+    selection: "val", "refit" or "test_peek (...)"; for an evaluated run also ", by <protocol>";
+        "external" for predictions of another program.
     best_epoch: counted from 0. epochs: trained, over all parts of a resumed run.
     config: the settings without the places of files. overrides: of the command line.
     updates: optimizer steps, over all parts; 0 for a model without gradients.
@@ -90,6 +123,8 @@ class RunResult(_Record):
     convergence: see ``recexp.runs.convergence.judge``.
     gflops, gops: see ``recexp.runs.costs.scoring_costs``.
     evaluated: versions, hardware and time of an evaluation under another protocol.
+    external: only for predictions of another program. model is then its name, and there are no
+        epochs; git and versions are those of the evaluation.
     ranks_sha256: checksum of ``ranks.parquet``.
     """
 
@@ -131,6 +166,7 @@ class RunResult(_Record):
     hardware: dict[str, Any] | None = None
     peak_memory_mb: Number | None = None
     evaluated: dict[str, Any] | None = None
+    external: External | None = None
     ranks_sha256: str | None = None
 
     @classmethod
@@ -143,7 +179,8 @@ class RunResult(_Record):
             result = cls.model_validate(content)
         except ValidationError as error:
             raise RecexpError(_first_problem(error)) from None
-        if "test/mrr" not in result.metrics:
+        ends = result.external is not None and result.external.exact_to is not None
+        if "test/mrr" not in result.metrics and not ends:
             raise RecexpError("its metrics lack test/mrr")
         return result
 

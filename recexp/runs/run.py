@@ -291,14 +291,14 @@ def _about(cfg: DictConfig, prepared: Prepared, git: Mapping[str, Any]) -> dict[
         "config": kept_config(cfg),
         "batch_counts": cfg.get("batch_counts", "positives"),
         "selection": TEST_PEEK if cfg.selection == "test_peek" else cfg.selection,
-        "data": _data_facts(meta),
+        "data": data_facts(meta),
         "left_out": meta["left_out"],
         "audit": meta["audit"],
         "git": git,
     }
 
 
-def _data_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
+def data_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
     """``DataFacts``. meta: of the prepared data."""
     facts: dict[str, Any] = {key: meta[key] for key in DATA_FACTS}
     if meta["features"]:

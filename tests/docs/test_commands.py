@@ -14,6 +14,8 @@ from recexp.report.__main__ import main as report
 from recexp.report.collect import collect
 from recexp.report.formats import as_markdown
 from recexp.report.statistics import comparisons
+from recexp.runs.evaluate import parser as evaluation_parser
+from recexp.runs.split_files import parser as export_parser
 from tests.support.running import composed
 
 ROOT = Path(__file__).parents[2]
@@ -100,6 +102,21 @@ def test_a_report_command_of_the_documents_has_options_that_exist(command):
     _parser().parse_args(shlex.split(command))
 
 
+@pytest.mark.parametrize("command", commands("recexp.evaluate"))
+def test_an_evaluation_of_the_documents_has_options_that_exist(tmp_path, command):
+    words = shlex.split(command)
+    if words == ["--predictions", "FILE"]:  # in a text
+        return
+    options = evaluation_parser().parse_intermixed_args(words)
+    if options.predictions is not None:
+        composes(tmp_path / "run", options.words)
+
+
+@pytest.mark.parametrize("command", commands("recexp.data.export"))
+def test_an_export_of_the_documents_has_options_that_exist(tmp_path, command):
+    composes(tmp_path / "run", export_parser().parse_args(shlex.split(command)).words)
+
+
 @pytest.mark.parametrize("folder", sorted(p.parent.name for p in RESULTS.glob("*/table.md")))
 def test_a_stored_table_is_what_the_report_prints(folder, capsys):
     report([str(RESULTS / folder), "--format", "markdown"])
@@ -112,7 +129,9 @@ def test_the_comparison_in_the_readme_is_that_of_the_stored_runs():
     assert "\n".join(lines) in (ROOT / "README.md").read_text()
 
 
-@pytest.mark.parametrize("folder", ["ml_100k", "implicit_to_explicit", "multi_feedback", "ml_1m"])
+@pytest.mark.parametrize(
+    "folder", ["ml_100k", "implicit_to_explicit", "multi_feedback", "ml_1m", "others"]
+)
 def test_metrics_in_the_tables_of_a_page_are_those_of_a_stored_run(folder):
     """Every HR@10 and NDCG@10 in the columns of these names."""
     results, _ = collect([RESULTS / folder])
@@ -133,3 +152,12 @@ def test_metrics_in_the_tables_of_a_page_are_those_of_a_stored_run(folder):
         elif not line.startswith("|"):
             at = None
     assert n_checked >= 3
+
+
+def test_popularity_of_another_program_has_the_metrics_of_ours():
+    """As far as its lists show them."""
+    results = {result["model"]: result for result in collect([RESULTS / "others"])[0]}
+    theirs = results["rectools_popular"]["metrics"]
+    ours = results["pop"]["metrics"]
+    assert {"test/hr@20", "test/ndcg@20"} <= theirs.keys()
+    assert theirs == {name: ours[name] for name in theirs}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from recexp.report.collect import Result, is_simulated, setting
+from recexp.report.collect import Result, is_external, is_simulated, setting
 from recexp.report.papers.published import (
     PROTOCOLS,
     Figure,
@@ -100,7 +100,9 @@ def curve(result: Result, metric: str) -> list[tuple[int, float]]:
 
 
 def _can_match(result: Result) -> bool:
-    return not is_simulated(result) and not setting(result, "objective.shuffle_targets")
+    if is_simulated(result) or is_external(result):
+        return False
+    return not setting(result, "objective.shuffle_targets")
 
 
 def _places(result: Result, paper: str, table: str) -> list[Place]:
