@@ -122,7 +122,7 @@ def _evaluate(
     targets = store.targets(split)
     if not len(targets):
         raise RecexpError(f"No user has a target in the {split} split of this protocol.")
-    ids = RawIds(store)
+    ids = RawIds.of(store)
     read = _read(path, ids, targets, partial)
     candidates = stored_candidates(store, protocol, split)
     found = listed_ranks(read.lists, store, targets, candidates, protocol.candidates.seen)

@@ -86,7 +86,7 @@ def _write(data: ComposedData, folder: Path, file_format: Format) -> dict[str, A
 
 def _tables(protocol: Protocol, store: Store) -> Iterator[tuple[str, Iterator[pl.DataFrame]]]:
     """Names of files without suffix, and the rows of each in pieces."""
-    ids = RawIds(store)
+    ids = RawIds.of(store)
     raw = _Raw(store, ids)
     yield "users", iter([pl.DataFrame({"user": ids.users})])
     yield "items", iter([pl.DataFrame({"item": ids.items})])
