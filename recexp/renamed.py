@@ -141,11 +141,12 @@ def _with_loss(config: Any) -> Any:
 
 
 def _with_added(config: Any) -> Any:
-    """A stored config with the parameters that its model got later."""
+    """A stored config with the settings that came later."""
     model = config.get("model") if isinstance(config, dict) else None
     if not isinstance(model, dict):
         return config
-    return config | {"model": model | _ADDED.get(str(model.get("_target_")), {}) | model}
+    added = _ADDED.get(str(model.get("_target_")), {})
+    return {"init_from": None} | config | {"model": model | added | model}
 
 
 def _map_keys(node: Any, new_key: Callable[[str], str]) -> Any:

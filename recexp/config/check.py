@@ -110,6 +110,7 @@ class Root:
     batch_counts: Literal["positives", "instances"] = "positives"
     store_on: Literal["auto", "device", "host"] = "auto"
     plugins: list[str] = field(default_factory=list)
+    init_from: str | None = None
 
 
 VALUE_KEYS = tuple(entry.name for entry in fields(Root))

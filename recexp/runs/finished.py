@@ -235,6 +235,8 @@ def _bound(cfg: DictConfig) -> None:
 
     Raises RecexpError for a reader that would read outside of the folder of raw files.
     """
+    if cfg.get("init_from"):
+        cfg.init_from = None
     if cfg.model.get("pretrained"):
         cfg.model.pretrained = None  # where training started from; all weights come later
     for key, text in _texts(OmegaConf.to_container(cfg.dataset.source), "dataset.source"):

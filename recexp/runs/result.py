@@ -122,6 +122,7 @@ class RunResult(_Record):
     constant_loss: training loss of a model that scores all items equal.
     convergence: see ``recexp.runs.convergence.judge``.
     gflops, gops: see ``recexp.runs.costs.scoring_costs``.
+    init_from: what ``init_from`` named, and how many users, items and feature values were known.
     evaluated: versions, hardware and time of an evaluation under another protocol.
     external: only for predictions of another program. model is then its name, and there are no
         epochs; git and versions are those of the evaluation.
@@ -166,6 +167,7 @@ class RunResult(_Record):
     hardware: dict[str, Any] | None = None
     peak_memory_mb: Number | None = None
     evaluated: dict[str, Any] | None = None
+    init_from: dict[str, Any] | None = None
     external: External | None = None
     ranks_sha256: str | None = None
 

@@ -42,6 +42,7 @@ from recexp.runs.outputs import (
     show_table,
 )
 from recexp.runs.result import RunResult
+from recexp.runs.start_from import Start, read_start, start_from
 from recexp.training.callbacks import EpochTable
 from recexp.training.checkpoints import (
     adopt_best,
@@ -108,8 +109,11 @@ def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
 
     prepared = prepare_data(cfg)
     module, data = assemble(cfg, prepared.protocol, prepared.store, prepared.splits)
-    _start_directory(cfg, module, prepared.store)
+    start = read_start(cfg)
     about = _about(cfg, prepared, git)
+    if start is not None:
+        about["init_from"] = start_from(start, cfg, module.model, prepared.store)
+    _start_directory(cfg, module, prepared.store)
     constant_loss = module.objective.constant_loss(prepared.store, data.batch_size)
 
     table = EpochTable(run_dir / "metrics.csv")
@@ -125,7 +129,7 @@ def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         save_interrupted(run_dir, about, signum, table.record() | parts.record())
 
     with finished_on_failure(loggers), failures_explained(cfg, stop, save_progress):
-        tested = _train_and_test(cfg, prepared, trainer, module, data, table, stop)
+        tested = _train_and_test(cfg, prepared, start, trainer, module, data, table, stop)
         if not trainer.is_global_zero:
             return {}
         stop.hold()  # the result is complete, so it is written before a signal takes effect
@@ -173,6 +177,7 @@ class Tested:
 def _train_and_test(
     cfg: DictConfig,
     prepared: Prepared,
+    start: Start | None,
     trainer: pl.Trainer,
     module: RecModule,
     data: RecDataModule,
@@ -185,7 +190,7 @@ def _train_and_test(
     best_epoch = _best_epoch(table.rows, prepared.monitor, stopped)
     refit = None
     if cfg.selection == "refit":
-        trainer, module, data = _refit(cfg, prepared, stop, n_epochs=best_epoch + 1)
+        trainer, module, data = _refit(cfg, prepared, start, stop, n_epochs=best_epoch + 1)
         refit = _refit_record(trainer, module)
         checkpoint = _identified(cfg, REFIT)
     else:
@@ -327,12 +332,14 @@ def _best_epoch(rows: Sequence[Mapping[str, float]], monitor: str, stopped: str)
 
 
 def _refit(
-    cfg: DictConfig, prepared: Prepared, stop: Interruption, n_epochs: int
+    cfg: DictConfig, prepared: Prepared, start: Start | None, stop: Interruption, n_epochs: int
 ) -> tuple[pl.Trainer, RecModule, RecDataModule]:
     """Train again from the start, with the validation targets among the training data."""
     merged = replace(prepared.protocol.split, merge_val=True)
     store = Store.open(prepare(prepared.dataset, merged, cfg.cache_dir))
     module, data = assemble(cfg, prepared.protocol, store, ())
+    if start is not None:
+        start_from(start, cfg, module.model, store)
     # A run interrupted from here on resumes from the end of the first training.
     stop.path = None
     run_dir = Path(cfg.run_dir)
