@@ -89,6 +89,8 @@ def _check_positive(name: str, value: int) -> None:
 
 def _listening(host: str, port: int) -> socket.socket:
     """A socket bound to the address; connections are refused until it listens."""
+    if not 0 <= port < 2**16:  # getaddrinfo would take the remainder
+        raise RecexpError(f"--port {port}: must lie between 0 and 65535.")
     try:
         family, kind, number, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -96,7 +98,7 @@ def _listening(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, number)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise RecexpError(f"--host {host} --port {port} cannot be used: {error}.") from None
     return listener
 
