@@ -1,6 +1,6 @@
 """Latency and throughput of ``python -m recexp.serve`` on the loopback of this machine.
 
-    python tests/perf/serve_load.py RUN_DIR [--seconds 5] [-- words of recexp.serve]
+    python tests/perf/serve_load.py RUN_DIR --ids CACHED_DATA [-- words of recexp.serve]
 
 Every client sends its next request when it has the answer. Clients are threads of one process on
 the same machine as the server, so they take a part of its processors. Users are those of the data,
@@ -81,17 +81,25 @@ def histories(items: list[int | str]) -> list[bytes]:
     return [json.dumps({"history": [{"item": item} for item in one]}).encode() for one in drawn]
 
 
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Before and after ``--``; argparse takes the words after it for positional ones."""
+    if "--" not in arguments:
+        return arguments, []
+    at = arguments.index("--")
+    return arguments[:at], arguments[at + 1 :]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--ids", type=Path, required=True, help="folder of the prepared data")
     parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("words", nargs="*", help="after --: passed on to recexp.serve")
-    options = parser.parse_args()
+    before, words = split(sys.argv[1:])
+    options = parser.parse_args(before)
     users = pl.read_parquet(options.ids / "users.parquet")["user"].to_list()
     items = pl.read_parquet(options.ids / "items.parquet")["item"].to_list()
     line = [sys.executable, "-m", "recexp.serve", str(options.run_dir), "--port", "0"]
-    server = subprocess.Popen([*line, *options.words], stdout=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*line, *words], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
         port = int(server.stdout.readline().rpartition(":")[2])
