@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import signal
 import socket
@@ -137,6 +138,21 @@ def test_health_is_answered_while_lists_are_computed(trained, monkeypatch):
         assert not any(answer.done() for answer in lists)
         go_on.set()
         assert [answer.result().status_code for answer in lists] == [200, 200]
+
+
+def test_nothing_is_kept_of_a_request(client, trained):
+    def ask(numbers):
+        for number in numbers:
+            history = [{"item": f"unknown {number}"}, {"item": trained.items[number % 50]}]
+            for event in history:
+                event["behavior"] = "view"
+            body = {"user": f"new {number}", "history": history, "k": 1 + number % 50}
+            assert client.post("/recommend", json=body).status_code == 200
+        gc.collect()
+        return len(gc.get_objects())
+
+    first = ask(range(50))
+    assert ask(range(50, 350)) - first < 150
 
 
 REFUSED = [
