@@ -10,7 +10,7 @@ FUZZ ?= 100000
 # Tests run in several processes, as many as there are cores but at most 8; JOBS=1 for one.
 PYTEST := $(BIN)/python -m pytest -n $(or $(JOBS),auto) --maxprocesses 8 --dist worksteal
 
-.PHONY: help setup run test test-all lint style types format docs fuzz bench versus mutations clean
+.PHONY: help setup run test test-all lint style types format docs notebooks fuzz bench versus mutations clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ types: setup  ## mypy, by the settings in pyproject.toml
 format: setup  ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix --exit-zero $(CODE)
 	$(BIN)/ruff format $(CODE)
+
+notebooks: $(VENV)/.docs  ## run the notebooks of docs/examples
+	$(BIN)/python docs/examples/execute.py
 
 docs: $(VENV)/.docs  ## the documentation as HTML in build/docs, without network
 	$(BIN)/mkdocs build --strict --quiet -f docs/site/mkdocs.yml

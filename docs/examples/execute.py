@@ -1,30 +1,43 @@
-"""Run every cell of a notebook: ``python docs/examples/execute.py [--write]``.
+"""Run every cell of the notebooks: ``python docs/examples/execute.py [--write] [NAME...]``.
 
-A cell that fails ends with an error. ``--write`` keeps the outputs in the notebook.
+A cell that fails ends with an error. ``--write`` keeps the outputs in the notebooks. NAME: a
+notebook's name without its ending; default: all of them.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
-import sys
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
-NOTEBOOK = Path(__file__).parent / "first_ten_minutes.ipynb"
+FOLDER = Path(__file__).parent
+
+
+def execute(path: Path, *, write: bool) -> None:
+    """Run a notebook; with ``write`` store it with its outputs."""
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
+    if not write:
+        return
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # times of this machine
+        for output in cell.get("outputs", []):
+            if "text" in output:
+                output["text"] = re.sub(r"/\S*/(?=outputs/)", "", output["text"])
+    nbformat.write(notebook, path)
 
 
 def main() -> None:
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    NotebookClient(notebook, timeout=600, kernel_name="python3").execute()
-    if "--write" in sys.argv[1:]:
-        for cell in notebook.cells:
-            cell.metadata.pop("execution", None)  # times of this machine
-            for output in cell.get("outputs", []):
-                if "text" in output:
-                    output["text"] = re.sub(r"/\S*/(?=outputs/)", "", output["text"])
-        nbformat.write(notebook, NOTEBOOK)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    names = options.names or sorted(path.stem for path in FOLDER.glob("*.ipynb"))
+    for name in names:
+        execute(FOLDER / f"{name}.ipynb", write=options.write)
 
 
 if __name__ == "__main__":

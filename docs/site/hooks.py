@@ -1,8 +1,8 @@
 """Hooks of mkdocs: pages made from the code, so that they cannot differ from it.
 
 ``reference/configuration.md`` lists every choice of every group of ``conf/`` with its keys;
-``api/<module>.md`` has the signatures and docstrings of a module; the notebook becomes a page with
-its outputs.
+``api/<module>.md`` has the signatures and docstrings of a module; notebooks become pages with
+their outputs.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Generate the reference of the configuration and a page per module."""
     files.append(File.generated(config, "reference/configuration.md", content=configuration_page()))
-    notebook = ROOT / "docs" / "examples" / "first_ten_minutes.ipynb"
-    page = notebook_page(json.loads(notebook.read_text()))
-    files.append(File.generated(config, "examples/first_ten_minutes.md", content=page))
+    for notebook in sorted((ROOT / "docs" / "examples").glob("*.ipynb")):
+        page = notebook_page(json.loads(notebook.read_text()))
+        files.append(File.generated(config, f"examples/{notebook.stem}.md", content=page))
     for module in _modules():
         content = f"# {module}\n\n::: {module}\n    options:\n      show_root_heading: false\n"
         files.append(File.generated(config, f"api/{module}.md", content=content))

@@ -13,6 +13,7 @@ import polars as pl
 import torch
 
 from recexp.data.dataset import Dataset
+from recexp.data.raw.columns import END_OF_TIME
 from recexp.data.rows import Rows
 from recexp.data.store import Events, Store
 from recexp.errors import RecexpError
@@ -125,15 +126,28 @@ def extended(
     item = ids.item_numbers(frame["item"])
     _log_left_out(frame, owner, item)
     kept = (owner >= 0) & (item > 0)
+    values = frame["value"].fill_null(np.nan).to_numpy()
+    if dataset.value_behaviors:
+        codes = codes_of_values(values, dataset)
+    else:
+        codes = _codes_of_names(frame["behavior"], dataset)
     new = Rows(
         user=owner[kept].astype(np.int32),
         item=item[kept].astype(np.int32),
-        behavior=_codes(frame, dataset)[kept],
+        behavior=codes[kept],
         time=frame["timestamp"].to_numpy()[kept],
         mask=np.zeros(0),
         origin=np.zeros(0),
-        value=_levels(frame, levels)[kept],
+        value=level_ids(values, levels)[kept],
     )
+    return with_new_events(known, new, dataset)
+
+
+def with_new_events(known: Histories, new: Rows, dataset: Dataset) -> Histories:
+    """The histories with new events merged into them in the order of time.
+
+    new: ``user`` is the place in ``known``; ``mask`` and ``origin`` are not read.
+    """
     rows = _joined(known, new)
     if dataset.merge == "pairs" and len(rows):
         rows = rows.merged([name in dataset.explicit for name in dataset.behaviors])
@@ -181,8 +195,8 @@ def raw_events(frame: pl.DataFrame, dataset: Dataset, *, after: int = 0) -> pl.D
             )
         if n_missing := frame[column].null_count():
             raise RecexpError(f"The histories lack the {column} in {n_missing} row(s).")
-    if "value" not in frame.columns:
-        frame = frame.with_columns(value=pl.lit(None, dtype=pl.Float64))
+    value = frame["value"] if "value" in frame.columns else pl.Series([None] * len(frame))
+    frame = frame.with_columns(value=_numbers_of_values(value))
     if "timestamp" not in frame.columns:
         frame = frame.with_columns(timestamp=after + 1 + pl.int_range(pl.len(), dtype=pl.Int64))
     else:
@@ -197,6 +211,14 @@ def raw_events(frame: pl.DataFrame, dataset: Dataset, *, after: int = 0) -> pl.D
             )
         frame = frame.with_columns(behavior=pl.lit(dataset.behaviors[0]))
     return frame.select(c for c in COLUMNS if c in frame.columns)
+
+
+def _numbers_of_values(value: pl.Series) -> pl.Series:
+    try:
+        return value.cast(pl.Float64)
+    except pl.exceptions.PolarsError as error:
+        message = " ".join(str(error).split())[:200]
+        raise RecexpError(f"The histories' values are no numbers: {message}") from None
 
 
 def _names(frame: pl.DataFrame, dataset: Dataset) -> dict[str, str]:
@@ -214,53 +236,81 @@ def milliseconds(time: pl.Series, whose: str, time_unit: str | None = None) -> p
 
     whose: begins the error. time_unit: "s" or "ms" for numbers; otherwise their size decides.
 
-    Raises RecexpError for missing and unreadable times.
+    Raises RecexpError for missing and unreadable times, and for those outside of 1970 to 9999.
     """
     if n_missing := time.null_count():
         raise RecexpError(f"{whose} timestamp is missing in {n_missing} row(s).")
     if time.dtype == pl.String:
         try:
             time = time.str.to_datetime(time_zone="UTC")
-        except pl.exceptions.PolarsError as error:
+        except pl.exceptions.PolarsError:
             raise RecexpError(
-                f"{whose} timestamps, such as {time[0]!r}, are no ISO times: {error}"
+                f"{whose} timestamps, such as {_unreadable(time)!r}, are no ISO times of one form."
             ) from None
-    if time.dtype.is_temporal():
-        return time.cast(pl.Datetime("ms")).cast(pl.Int64)
+    if time.dtype in (pl.Date, pl.Datetime):
+        since_1970 = time.cast(pl.Datetime("ms")).cast(pl.Int64)
+        _check_time(since_1970, time, whose)
+        return since_1970
     if not time.dtype.is_numeric():
         raise RecexpError(f"{whose} timestamps are of type {time.dtype}: use numbers or ISO texts.")
     factor = {"s": 1000.0, "ms": 1.0}.get(str(time_unit))
+    number = time.cast(pl.Float64)
     if factor is None:
-        largest = float(time.abs().max() or 0)  # type: ignore[arg-type]
+        largest = float(number.abs().max() or 0)  # type: ignore[arg-type]
         factor = next((f for bound, f in TIME_UNITS if largest < bound), NANOSECONDS)
+    _check_time(number * factor, time, whose)
     return (time * factor).cast(pl.Int64)
 
 
-def _codes(frame: pl.DataFrame, dataset: Dataset) -> np.ndarray[Any, Any]:
-    """Codes of the behaviors, int8; 0 where a value lies below every threshold."""
+def _unreadable(time: pl.Series) -> str:
+    """A text that is no ISO time; the first text where each of the first ones is by itself."""
+    for text in time[:1000]:
+        try:
+            pl.Series([text]).str.to_datetime(time_zone="UTC")
+        except pl.exceptions.PolarsError:
+            return str(text)
+    return str(time[0])
+
+
+def _check_time(since_1970: pl.Series, time: pl.Series, whose: str) -> None:
+    """Raise RecexpError, with the time as it was given, for NaN and times that readers refuse."""
+    is_right = (since_1970 >= 0) & (since_1970 < END_OF_TIME)
+    if since_1970.dtype.is_float():
+        is_right &= since_1970.is_finite()
+    if not bool(is_right.all()):
+        wrong = time.filter(~is_right)
+        raise RecexpError(f"{whose} timestamp {wrong[0]} lies outside of the years 1970 to 9999.")
+
+
+def codes_of_values(values: np.ndarray[Any, Any], dataset: Dataset) -> np.ndarray[Any, Any]:
+    """Codes of the behaviors that values stand for, int8; 0 below every threshold and for NaN."""
+    assert dataset.value_behaviors is not None
+    thresholds = np.asarray([dataset.value_behaviors[name] for name in dataset.behaviors])
+    codes = np.searchsorted(thresholds, values, side="right")
+    return np.where(np.isnan(values), 0, codes).astype(np.int8)
+
+
+def _codes_of_names(behavior: pl.Series, dataset: Dataset) -> np.ndarray[Any, Any]:
+    """Codes of the behaviors, int8."""
     names = list(dataset.behaviors)
-    if dataset.value_behaviors:
-        thresholds = np.asarray([dataset.value_behaviors[name] for name in names])
-        values = frame["value"].cast(pl.Float64).fill_null(-np.inf).to_numpy()
-        return np.searchsorted(thresholds, values, side="right").astype(np.int8)
-    unknown = sorted(set(frame["behavior"].cast(pl.String).unique()) - set(names), key=str)
+    text = behavior.cast(pl.String)
+    unknown = sorted(set(text.unique()) - set(names), key=str)
     if unknown:
         raise RecexpError(
             f"The histories have the unknown behavior {unknown[0]!r}; the data set has "
             f"{', '.join(names)}."
         )
     codes = pl.Series(range(1, len(names) + 1), dtype=pl.Int8)
-    return frame["behavior"].cast(pl.String).replace_strict(pl.Series(names), codes).to_numpy()
+    return text.replace_strict(pl.Series(names), codes).to_numpy()
 
 
-def _levels(frame: pl.DataFrame, known_levels: Sequence[float]) -> np.ndarray[Any, Any]:
-    """Level ids of the values, int16; 0 where a value is missing or was never seen."""
-    levels = np.asarray(known_levels, dtype=np.float64)
-    values = frame["value"].cast(pl.Float64).fill_null(np.nan).to_numpy()
-    if not len(levels):
+def level_ids(values: np.ndarray[Any, Any], levels: Sequence[float]) -> np.ndarray[Any, Any]:
+    """Numbers of the values among ``levels``, int16; 0 for NaN and for others."""
+    known = np.asarray(levels, dtype=np.float64)
+    if not len(known):
         return np.zeros(len(values), np.int16)
-    at = np.searchsorted(levels, values).clip(max=len(levels) - 1)
-    return np.where(levels[at] == values, at + 1, 0).astype(np.int16)
+    at = np.searchsorted(known, values).clip(max=len(known) - 1)
+    return np.where(known[at] == values, at + 1, 0).astype(np.int16)
 
 
 def _joined(known: Histories, new: Rows) -> Rows:
@@ -274,10 +324,10 @@ def _joined(known: Histories, new: Rows) -> Rows:
     value = np.concatenate([old.value, new.value[behavior_known]])
     is_new = np.arange(len(user)) >= len(old)
     order = np.lexsort((is_new, time, user))
-    # An event that the data hold already is not counted twice.
-    first = pl.DataFrame(columns, schema=list(fields))[order].with_columns(is_new=is_new[order])
-    repeated = first["is_new"].to_numpy() & _equals_an_old_one(first)
-    order = order[~repeated]
+    if len(old):
+        # An event that the data hold already is not counted twice.
+        first = pl.DataFrame(columns, schema=list(fields))[order].with_columns(is_new=is_new[order])
+        order = order[~(first["is_new"].to_numpy() & _equals_an_old_one(first))]
     behavior = behavior[order]
     return Rows(
         user=user[order],
@@ -337,14 +387,23 @@ def _log_left_out(
 
 def _numbers(raw: pl.Series, known: pl.Series, first: int, unknown: int) -> np.ndarray[Any, Any]:
     """The place of each raw id among ``known``, counted from ``first``; int64."""
-    try:
-        wanted = raw.cast(known.dtype, strict=False)
-    except pl.exceptions.PolarsError:
-        wanted = pl.Series([None] * len(raw), dtype=known.dtype)
     table = pl.DataFrame({"id": known}).with_row_index("at", offset=first)
     table = table.with_columns(pl.col("at").cast(pl.Int64))
-    joined = pl.DataFrame({"id": wanted}).join(table, on="id", how="left", maintain_order="left")
+    wanted = pl.DataFrame({"id": _ids_of_type(raw, known.dtype)})
+    joined = wanted.join(table, on="id", how="left", maintain_order="left")
     return joined["at"].fill_null(unknown).to_numpy()
+
+
+def _ids_of_type(raw: pl.Series, dtype: pl.DataType) -> pl.Series:
+    """The ids as that type; null where they have no such form.
+
+    12, "12" and 12.0 are the same id; 12.5, truth values and lists are none.
+    """
+    if raw.dtype == pl.Boolean or raw.dtype.is_nested():
+        return pl.Series([None] * len(raw), dtype=dtype)
+    if raw.dtype.is_float() and not dtype.is_float():
+        raw = raw.set(raw != raw.floor(), None).cast(pl.Int64, strict=False)
+    return raw.cast(dtype, strict=False)
 
 
 def as_series(ids: Sequence[Any] | pl.Series | None) -> pl.Series | None:
@@ -358,10 +417,17 @@ def as_series(ids: Sequence[Any] | pl.Series | None) -> pl.Series | None:
 
 
 def _series(ids: list[Any]) -> pl.Series:
-    """Ids as a series; as texts where they are of several types."""
-    if len({type(one) for one in ids}) > 1:
-        ids = [None if one is None else str(one) for one in ids]
-    return pl.Series(ids)
+    """Ids as a series; as texts where they are of several types, or of one that polars lacks."""
+    if len({type(one) for one in ids}) <= 1:
+        try:
+            series = pl.Series(ids)
+        except (pl.exceptions.PolarsError, TypeError, ValueError, OverflowError):
+            series = pl.Series(dtype=pl.Object)
+        if series.dtype != pl.Object:
+            return series
+    # An id with half a character (a surrogate), which polars refuses, is no id of the data.
+    texts = [None if one is None else str(one).encode("utf-8", "replace").decode() for one in ids]
+    return pl.Series(texts, dtype=pl.String)
 
 
 def read_table(path: Path) -> pl.DataFrame:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import polars as pl
@@ -36,13 +37,22 @@ from recexp.runs.histories import (
     raw_events,
     to_polars,
 )
+from recexp.runs.requests import (
+    Answer,
+    Fallback,
+    Reader,
+    Reading,
+    Request,
+    as_request,
+    in_groups,
+    write_answer,
+)
 from recexp.runs.result import RunResult
 from recexp.training.checkpoints import read_matching_checkpoint
 from recexp.training.memory import users_at_once
 from recexp.training.module import RecModule
 from recexp.types import Query, Schema
 
-Fallback = Literal["popularity"]
 Frame = Any
 """A polars or pandas frame."""
 USERS_AT_ONCE = 1024  # at most: a chunk also has to fit the scores of all items
@@ -142,20 +152,57 @@ class Trained:
         progress: bool = False,
     ) -> Iterator[pl.DataFrame]:
         """As ``recommend``, in frames of some users each; at least one, which may be empty."""
-        if k < 1:
-            raise RecexpError(f"k={k}: a list has at least 1 item.")
+        check_length(k)
         audience = self._audience(as_series(users), histories)
         is_scored = self._scored_by_model(audience, fallback)
         allowed = self._allowed(candidates)
         n_columns = self._store.schema.n_items if allowed is None else len(allowed)
         for rows in self._chunks(len(audience), n_columns, progress):
-            score_BC = self._scores(audience, rows, allowed, is_scored)
-            if not include_seen:
-                self._remove_seen(score_BC, audience, rows, allowed)
-            best_BK, column_BK = top_k(score_BC, k)
-            item_BK = column_BK + 1 if allowed is None else allowed[column_BK]
+            best_BK, item_BK = self._best(audience, rows, k, allowed, is_scored, include_seen)
             by_model = None if fallback is None else is_scored[rows]
             yield self._frame(audience.raw[rows], best_BK, item_BK, by_model)
+
+    def answer(self, requests: Sequence[Request | Mapping[str, Any]]) -> list[Answer]:
+        """The lists of single requests, as ``recommend`` gives them; for services.
+
+        Requests are independent: each has its own length, candidates and history. No data frames
+        are made, and threads may call this at the same time.
+
+        Users whom the model cannot score, and candidates of which the data have none, are written
+        into ``Answer.error``. Raises RecexpError, which names the field, for a faulty request.
+        """
+        readings = []
+        for number, request in enumerate(requests):
+            place = f"requests[{number}]." if len(requests) > 1 else ""
+            try:
+                readings.append(self._reader.read(as_request(request), Answer()))
+            except RecexpError as error:
+                raise RecexpError(f"{place}{error}") from None
+        for group in in_groups(readings):
+            if group[0].candidates != ():
+                self._answer_group(group)
+        return [reading.answer for reading in readings]
+
+    def _answer_group(self, readings: Sequence[Reading]) -> None:
+        """Write the answers of requests with the same candidates."""
+        candidates = readings[0].candidates
+        include_seen = readings[0].request.include_seen
+        audience = self._reader.histories(readings)
+        is_scored = self._can_score(audience)
+        for place in (~is_scored).nonzero().flatten().tolist():
+            readings[place].answer.by = "popularity"
+            if readings[place].request.fallback is None:
+                readings[place].answer.error = self._cannot_score(audience.raw[place : place + 1])
+        allowed = None if candidates is None else torch.tensor(candidates)
+        n_columns = self._store.schema.n_items if allowed is None else len(allowed)
+        k = max(reading.request.k for reading in readings)
+        for rows in self._chunks(len(audience), n_columns, progress=False):
+            best_BK, item_BK = self._best(audience, rows, k, allowed, is_scored, include_seen)
+            for row, reading in enumerate(readings[rows]):
+                if reading.answer.error is None:
+                    best_K = best_BK[row, : reading.request.k]
+                    item_K = item_BK[row, : reading.request.k]
+                    write_answer(reading.answer, self._reader.items.raw, best_K, item_K)
 
     def tested_lists(self, k: int = 10, *, progress: bool = False) -> pl.DataFrame:
         """The lists that the test of the run ranked, cut at k.
@@ -312,12 +359,20 @@ class Trained:
 
     # The parts
 
+    @cached_property
+    def _latest(self) -> int:
+        """The time of the last event, in milliseconds."""
+        return int(self._store.past.time.max())
+
+    @cached_property
+    def _reader(self) -> Reader:
+        return Reader(self._store, self._ids, self._dataset, after=self._latest)
+
     def _audience(self, users: pl.Series | None, histories: Frame | None) -> Histories:
         """For whom to recommend, and what they did."""
         if histories is None:
             return known_histories(self._store, self._ids, users)
-        after = int(self._store.past.time.max())
-        frame = raw_events(to_polars(histories), self._dataset, after=after)
+        frame = raw_events(to_polars(histories), self._dataset, after=self._latest)
         return given_histories(frame, self._store, self._ids, self._dataset, users)
 
     def _scored_by_model(self, audience: Histories, fallback: str | None) -> Tensor:
@@ -328,20 +383,28 @@ class Trained:
         if fallback is not None and fallback not in get_args(Fallback):
             known = ", ".join(get_args(Fallback))
             raise RecexpError(f"fallback={fallback!r} is unknown; choose one of {known}.")
-        is_scored = audience.user_A != UNKNOWN
-        if not self.model.needs_user:
-            is_scored |= audience.end_A > audience.start_A  # new users with events
-        if not self.model.needs_user and not self.model.history:
-            is_scored[:] = True  # the same scores for all users
+        is_scored = self._can_score(audience)
         if fallback is None and not bool(is_scored.all()):
-            unknown = audience.raw.filter(pl.Series(~is_scored.numpy()))
-            examples = ", ".join(map(str, unknown[:3]))
             raise RecexpError(
-                f"{type(self.model).__name__} cannot score {len(unknown):,} user(s), such as "
-                f"{examples}: {self._why_not()} fallback=popularity recommends popular items to "
-                "them."
+                self._cannot_score(audience.raw.filter(pl.Series(~is_scored.numpy())))
             )
         return is_scored
+
+    def _can_score(self, audience: Histories) -> Tensor:
+        """Whom the model can score, bool [A]."""
+        if self.model.needs_user:
+            return audience.user_A != UNKNOWN
+        if not self.model.history:  # the same scores for all users
+            return torch.ones(len(audience), dtype=torch.bool)
+        has_events_A = audience.end_A > audience.start_A
+        return has_events_A | (audience.user_A != UNKNOWN)
+
+    def _cannot_score(self, users: pl.Series) -> str:
+        examples = ", ".join(map(str, users[:3]))
+        return (
+            f"{type(self.model).__name__} cannot score {len(users):,} user(s), such as "
+            f"{examples}: {self._why_not()} fallback=popularity recommends popular items to them."
+        )
 
     def _why_not(self) -> str:
         if self.model.needs_user:
@@ -366,6 +429,22 @@ class Trained:
         if not len(allowed):
             raise RecexpError("None of the candidates is an item of the data.")
         return allowed
+
+    def _best(
+        self,
+        audience: Histories,
+        rows: slice,
+        k: int,
+        allowed: Tensor | None,
+        is_scored: Tensor,
+        include_seen: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Scores and numbers of the k best items, float and int64 [B, K]; -inf: removed items."""
+        score_BC = self._scores(audience, rows, allowed, is_scored)
+        if not include_seen:
+            self._remove_seen(score_BC, audience, rows, allowed)
+        best_BK, column_BK = top_k(score_BC, k)
+        return best_BK, column_BK + 1 if allowed is None else allowed[column_BK]
 
     def _query(self, audience: Histories, rows: Tensor | slice) -> Query:
         user_B = audience.user_A[rows].clamp(min=0)
@@ -478,3 +557,11 @@ def load(
     module.load_state_dict(content["state_dict"])
     dataset: Dataset = build(run.cfg.dataset, _recursive_=False)
     return Trained(run.folder, run.result, module, dataset, places)
+
+
+def check_length(k: object) -> None:
+    """Raise RecexpError unless k is a whole number above 0."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer):
+        raise RecexpError(f"k={k!r} is no whole number.")
+    if k < 1:
+        raise RecexpError(f"k={k}: a list has at least 1 item.")

@@ -1,4 +1,4 @@
-"""Documents name files that exist, and the notebook runs."""
+"""Documents name files that exist, and the notebooks run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ DOCUMENTS = [
 # Pages that docs/site/hooks.py generates.
 GENERATED = {
     ROOT / "docs/reference/configuration.md",
-    ROOT / "docs/examples/first_ten_minutes.md",
+    *(path.with_suffix(".md") for path in (ROOT / "docs/examples").glob("*.ipynb")),
 }
+NOTEBOOKS = sorted(path.stem for path in (ROOT / "docs/examples").glob("*.ipynb"))
 
 
 def targets_of(document: Path) -> list[Path]:
@@ -52,9 +53,15 @@ def test_folders_of_the_package_are_mapped_by_the_readme():
 
 
 @pytest.mark.slow
-def test_the_notebook_runs():
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_run(name):
     pytest.importorskip("nbclient")
-    done = subprocess.run(
-        [sys.executable, ROOT / "docs/examples/execute.py"], capture_output=True, text=True
-    )
+    line = [sys.executable, ROOT / "docs/examples/execute.py", name]
+    done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_site_lists_every_notebook():
+    nav = (ROOT / "docs/site/mkdocs.yml").read_text()
+    assert len(NOTEBOOKS) > 3
+    assert [name for name in NOTEBOOKS if f"- examples/{name}.md" not in nav] == []
