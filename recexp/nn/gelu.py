@@ -12,10 +12,10 @@ def gelu_linear(x: Tensor, layer: nn.Module, approximate: str = "none") -> Tenso
     """layer(gelu(x)), which keeps x for the backward pass but not gelu(x).
 
     The gradient of the layer's weight needs gelu(x), which is then computed again. That takes about
-    1 % of a step of BERT4Rec and saves the largest of its activations.
+    1 % of a step of BERT4Rec and saves the largest of its activations. On CPUs only.
     """
     activated = F.gelu(x, approximate=approximate)
-    if not torch.is_grad_enabled():
+    if not torch.is_grad_enabled() or x.device.type != "cpu":
         return layer(activated)
     place = activated.data_ptr()
     again = x.detach()
