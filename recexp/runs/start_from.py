@@ -22,7 +22,7 @@ from recexp.config.build import build
 from recexp.contracts import ClosedForm, Recommender
 from recexp.data.store import Store
 from recexp.errors import RecexpError
-from recexp.runs.finished import FinishedRun, open_data, open_run
+from recexp.runs.finished import FinishedRun, open_data, open_run, training_data
 from recexp.training.checkpoints import read_checkpoint
 from recexp.types import Schema
 
@@ -78,7 +78,8 @@ def read_start(cfg: DictConfig) -> Start | None:
         )
     try:
         run = open_run(cfg.init_from, cache_dir=cfg.cache_dir, plugins=cfg.get("plugins") or [])
-        store = open_data(run, build(run.cfg.protocol).split)
+        split = build(run.cfg.protocol).split
+        store = training_data(run, open_data(run, split), split)
     except RecexpError as error:
         raise RecexpError(f"init_from: {error}") from error
     before, now = run.cfg.model._target_, cfg.model._target_
@@ -110,6 +111,7 @@ def start_from(start: Start, cfg: DictConfig, model: Recommender, store: Store) 
     for name, value in own.items():
         _copy(name, start.weights[name], value, rows_of.get(name), kinds, start.run.folder)
     counts = {kind.name: kind.counts() for kind in kinds.values()}
+    leaked = {split: _n_leaked(split, start.store, store, kinds) for split in ("val", "test")}
     log.info("init_from: %s", "; ".join(_said(name, count) for name, count in counts.items()))
     checkpoint = start.run.result.checkpoint
     return {
@@ -117,7 +119,31 @@ def start_from(start: Start, cfg: DictConfig, model: Recommender, store: Store) 
         "sha256": None if checkpoint is None else checkpoint.sha256,
         "fingerprint": start.store.meta["fingerprint"],
         "ids": counts,
+        "trained_targets": leaked,
     }
+
+
+def _n_leaked(split: str, old: Store, new: Store, kinds: Mapping[str, _Kind]) -> int:
+    """Held-out targets that the earlier run was trained on, where this run's training lacks them.
+
+    Warns where there is one: such targets make this run's metrics too good.
+    """
+    targets = new.targets(split)
+    user_Q = kinds["users"].old_row_N[targets.user]
+    item_Q = kinds["items"].old_row_N[targets.item]
+    is_known_Q = (user_Q >= 0) & (item_Q >= 0)
+    was_trained_Q = old.train_pairs.contain(user_Q.clamp(min=0), item_Q.clamp(min=0)) & is_known_Q
+    is_trained_Q = new.train_pairs.contain(targets.user, targets.item)
+    n_leaked = int((was_trained_Q & ~is_trained_Q).sum())
+    if n_leaked:
+        log.warning(
+            "init_from: %s of %s %s targets were training events of the earlier run, so this run's "
+            "metrics are too good: evaluate on events after those that it was trained on.",
+            f"{n_leaked:,}",
+            f"{len(targets):,}",
+            split,
+        )
+    return n_leaked
 
 
 def _said(name: str, count: Mapping[str, int]) -> str:

@@ -145,6 +145,18 @@ def test_training_goes_on_better_than_from_scratch(tmp_path, folder):
     assert loss["started"] < 0.95 * loss["scratch"]
 
 
+def test_targets_that_the_earlier_run_was_trained_on_are_counted(tmp_path, folder, caplog):
+    """A refit trains on the validation targets."""
+    old = words(folder, "old", "bpr_mf")
+    trained_in(tmp_path / "old", *old, "selection=refit")
+    result = trained_in(tmp_path / "new", *old, f"init_from={tmp_path / 'old'}")
+    assert result["init_from"]["trained_targets"] == {"val": 43, "test": 0}
+    assert "43 of 43 val targets were training events" in caplog.text
+    trained_in(tmp_path / "honest", *old)
+    result = trained_in(tmp_path / "newer", *old, f"init_from={tmp_path / 'honest'}")
+    assert result["init_from"]["trained_targets"] == {"val": 0, "test": 0}
+
+
 def test_a_refit_starts_from_the_same_weights(tmp_path, folder):
     started(tmp_path, folder, "bpr_mf", "selection=refit")
     old, new = weights(tmp_path / "old"), weights(tmp_path / "new")
