@@ -146,7 +146,8 @@ def _with_added(config: Any) -> Any:
     if not isinstance(model, dict):
         return config
     added = _ADDED.get(str(model.get("_target_")), {})
-    return {"init_from": None} | config | {"model": model | added | model}
+    later = {"init_from": None} if "trainer" in config else {}  # at the top of a config
+    return later | config | {"model": model | added | model}
 
 
 def _map_keys(node: Any, new_key: Callable[[str], str]) -> Any:
