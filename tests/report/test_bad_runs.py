@@ -227,6 +227,7 @@ def test_a_name_that_is_no_text_is_shown_as_text(report_of_all):
     assert "\x1b" not in report_of_all.stdout + report_of_all.page
 
 
+@pytest.mark.slow  # makes 280 million rows
 def test_a_small_file_that_unfolds_to_many_rows_is_not_unfolded(tmp_path):
     for name, model in (("a", "item_knn"), ("b", "mf"), ("bomb", "pop")):
         write_run(tmp_path / name, model=model, better=RANKS)

@@ -82,10 +82,13 @@ def test_a_saved_state_goes_on_as_if_never_interrupted(make, tmp_path):
 @pytest.mark.parametrize(
     ("name", "model"),
     [
-        *[(name, model) for name in ("sgd", "adagrad") for model in ("bpr_mf", "fpmc", "neumf")],
+        ("sgd", "bpr_mf"),
+        ("adagrad", "neumf"),
+        pytest.param("sgd", "neumf", marks=pytest.mark.slow),
+        pytest.param("adagrad", "fpmc", marks=pytest.mark.slow),
         # Adam makes whole steps of gradients that are 0 but for rounding, as NeuMF's tower has.
-        ("adam", "bpr_mf"),
         ("adam", "fpmc"),
+        pytest.param("adam", "bpr_mf", marks=pytest.mark.slow),
     ],
 )
 def test_runs_train_alike_with_sparse_and_dense_gradients(tmp_path, name, model):
