@@ -159,6 +159,7 @@ def program(
     )
 
 
+@pytest.mark.slow  # a whole run of the default experiment
 def test_a_run_without_streams_and_with_a_stray_rank_writes_its_result(tmp_path):
     done = program(
         tmp_path / "run", "RANK=1 LC_ALL=C PYTHONIOENCODING=ascii", after=">&- 2>/dev/full"

@@ -260,6 +260,7 @@ class Server:
         return status
 
 
+@pytest.mark.slow  # starts two servers
 def test_a_server_that_was_killed_gives_the_same_answers_again(run_dir, trained):
     bodies = [{"user": user} for user in trained.users[:5].to_list()]
     bodies.append({"history": [{"item": trained.items[3], "behavior": "view"}]})
