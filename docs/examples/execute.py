@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
+AT_ONCE = 2  # each has a process of its own
 
 
 def execute(path: Path, *, write: bool) -> None:
@@ -36,8 +38,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     names = options.names or sorted(path.stem for path in FOLDER.glob("*.ipynb"))
-    for name in names:
-        execute(FOLDER / f"{name}.ipynb", write=options.write)
+    paths = [FOLDER / f"{name}.ipynb" for name in names]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        # list() raises the first error.
+        list(pool.map(lambda path: execute(path, write=options.write), paths))
 
 
 if __name__ == "__main__":

@@ -96,6 +96,7 @@ def torchrun(folder, *overrides):
     return said
 
 
+@pytest.mark.slow  # a third start of two processes
 def test_torchrun_gives_the_metrics_of_our_own_processes(shop, two):
     said = torchrun(shop / "torchrun", *FIXED)
     assert metrics(shop / "torchrun") == two

@@ -19,6 +19,10 @@ from tests.config.test_experiments import GROUPS, JOBS, PARSER, different, jobs
 
 PRESETS = sorted((CONF / "preset").glob("paper_*.yaml"))
 PAPERS = ("ite", "multi_feedback", "bert4rec", "nova")
+# BERT4Rec's sweeps take as long as all others together.
+PAPER_PARAMETERS = [
+    pytest.param(paper, marks=[pytest.mark.slow] if paper == "bert4rec" else []) for paper in PAPERS
+]
 
 
 def composed(experiment, words):
@@ -84,7 +88,7 @@ def differences(experiment, model, dataset, found):
     return {k: (v, table.get(k)) for k, v in found.items() if k not in agree}
 
 
-@pytest.mark.parametrize("paper", PAPERS)
+@pytest.mark.parametrize("paper", PAPER_PARAMETERS)
 def test_every_composed_value_is_the_papers_or_a_listed_choice(paper):
     for name, job, model, dataset, found in sweep(paper):
         assert not (wrong := differences(name, model, dataset, found)), (name, job, wrong)
@@ -99,7 +103,7 @@ def test_every_value_of_every_job_is_the_papers_or_a_listed_choice(paper):
         assert not (wrong := differences(name, model, dataset, found)), (name, job, wrong)
 
 
-@pytest.mark.parametrize("paper", PAPERS)
+@pytest.mark.parametrize("paper", PAPER_PARAMETERS)
 def test_what_a_paper_varies_takes_all_its_values_and_nothing_in_the_table_is_unused(paper):
     met = defaultdict(list)
     for name, _, model, dataset, found in sweep(paper):
