@@ -101,7 +101,7 @@ class Factorized(Recommender):
         """The tables of p, [U, D], and of q, [V, D], and the biases [V] of the items, or None."""
 
     @property
-    def is_plain(self) -> bool:
+    def scores_by_tables(self) -> bool:
         """False for a subclass that scores otherwise than the class whose tables it inherits."""
         for part in type(self).__mro__:
             if "score" in vars(part):

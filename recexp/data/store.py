@@ -345,7 +345,7 @@ def _map(path: Path) -> Tensor:
 def elements(column_N: Tensor, at: Tensor) -> Tensor:
     """``column_N[at]`` for int64 numbers ``at`` >= 0 of any shape.
 
-    On CPUs ``index_select`` takes a tenth of the time of indexing.
+    On CPUs ``index_select`` is faster than indexing and than ``take``.
     """
     return column_N.index_select(0, at.flatten()).view(at.shape)
 

@@ -211,7 +211,7 @@ class Pairwise(Objective[Recommender, PairwiseBatch]):
 
     def _loss(self, model: Recommender, batch: PairwiseBatch, item_BC: Tensor) -> Tensor:
         """The loss of the batch, without the penalty."""
-        if isinstance(model, Factorized) and model.is_plain and type(self.loss) is BPR:
+        if isinstance(model, Factorized) and model.scores_by_tables and type(self.loss) is BPR:
             return factor_bpr(*model.tables(), batch.query.user_B, item_BC)
         if batch.did_BCT is None:
             score_BC = model.score(batch.query, item_BC)

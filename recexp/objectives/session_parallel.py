@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from recexp.contracts import NegativeSampler, Objective, SampledLoss, SessionState
-from recexp.data.store import Events, Store
+from recexp.data.store import Events, Store, elements
 from recexp.distributed import rank_and_world
 from recexp.errors import RecexpError
 from recexp.objectives.base import check_loss, check_sampler, random_rows
@@ -114,17 +114,17 @@ class SessionParallel(Objective[SessionState, SessionBatch]):
 
     def batch(self, store: Store, rows: Tensor, generator: torch.Generator) -> SessionBatch:
         slot_S = torch.nonzero(rows).flatten()
-        row_S = rows.take(slot_S)
+        row_S = rows.index_select(0, slot_S)
         target_row_S = row_S
         if self.shuffle_targets:
             target_row_S = random_rows(store, row_S.shape, generator)
-        target_S = store.train.item.take(target_row_S).long()
+        target_S = elements(store.train.item, target_row_S).long()
         negative_n = target_S
         if self.n_negatives:
             drawn_n = self.sampler.draw_shared(store, self.n_negatives, generator, target_S)
             negative_n = torch.cat([target_S, drawn_n])
-        start_S = self._starts(store).take(row_S)
-        item_S = store.train.item.take(row_S - 1).long()
+        start_S = elements(self._starts(store), row_S)
+        item_S = elements(store.train.item, row_S - 1).long()
         return SessionBatch(item_S, target_S, start_S, slot_S, negative_n)
 
     def _starts(self, store: Store) -> Tensor:

@@ -23,6 +23,7 @@ import recexp
 from recexp.errors import RecexpError
 from recexp.io import advice, checksum, new_folder, reason, write_json
 from recexp.logs import printable, show_logs
+from recexp.runs.command_line import add_run, loaded
 from recexp.runs.exported import (
     FILES,
     PACKAGES,
@@ -36,7 +37,7 @@ from recexp.runs.exported import (
 )
 from recexp.runs.graph import Graph, trace
 from recexp.runs.readme import readme
-from recexp.runs.trained import Trained, load
+from recexp.runs.trained import Trained
 
 COMPARED_USERS = 20
 TOLERANCE = 1e-4  # relative to scores above 1
@@ -278,15 +279,12 @@ def main() -> None:
         description="The model of a finished run in files that need neither recexp nor the data: "
         "a graph from histories or users to the best items, the maps of ids, and a description.",
     )
+    add_run(parser)
     add = parser.add_argument
-    add("run_dir", type=Path, metavar="RUN_DIR")
     add("--format", required=True, help=f"one of {', '.join(FILES)}")
     add("--out", type=Path, metavar="DIR", help="a new folder (default: RUN_DIR/export_FORMAT)")
     add("-k", type=int, default=10, help="length of the lists (default: 10)")
     add("--include-seen", action="store_true", help="also items of the user's history")
-    add("--raw-dir", help="where the raw data lie, if not where conf/dataset looks for them")
-    add("--cache-dir", help="where prepared data are kept, if not in cache")
-    add("--plugins", nargs="+", default=[], metavar="PACKAGE", help="own code that the run uses")
     add("--threads", type=int)
     options = parser.parse_args()
     show_logs()
@@ -294,13 +292,7 @@ def main() -> None:
     try:
         check_format(options.format)  # before the data are read
         _check_free(out)
-        trained = load(
-            options.run_dir,
-            raw_dir=options.raw_dir,
-            cache_dir=options.cache_dir,
-            threads=options.threads,
-            plugins=options.plugins,
-        )
+        trained = loaded(options)
         difference = export(
             trained, out, options.format, k=options.k, include_seen=options.include_seen
         )

@@ -13,8 +13,9 @@ import polars as pl
 from recexp.errors import RecexpError
 from recexp.io import atomic_write
 from recexp.logs import show_logs
+from recexp.runs.command_line import add_run, loaded
 from recexp.runs.histories import read_table
-from recexp.runs.trained import Trained, load
+from recexp.runs.trained import Trained
 
 FORMATS = (".parquet", ".csv")
 SHOWN_USERS = 5  # without --out
@@ -30,13 +31,7 @@ def recommend(options: argparse.Namespace) -> None:
         )
     if options.out and options.out.suffix not in FORMATS:
         raise RecexpError(f"--out {options.out}: the name must end in {' or '.join(FORMATS)}.")
-    trained = load(
-        options.run_dir,
-        raw_dir=options.raw_dir,
-        cache_dir=options.cache_dir,
-        threads=options.threads,
-        plugins=options.plugins,
-    )
+    trained = loaded(options)
     if options.as_tested:
         frames = trained.tested_lists_in_chunks(options.k, progress=True)
     else:
@@ -116,8 +111,8 @@ def main() -> None:
         description="The best items of each user, by the model of a finished run: user, item, "
         "rank, score. Equal scores are ordered by the item's id.",
     )
+    add_run(parser)
     add = parser.add_argument
-    add("run_dir", type=Path, metavar="RUN_DIR")
     add("-k", type=int, default=10, help="length of the lists (default: 10)")
     add("--users", type=Path, metavar="FILE", help="csv or parquet with a column user")
     add("--all-users", action="store_true", help="all users of the data")
@@ -140,9 +135,6 @@ def main() -> None:
         help="what to recommend to users whom the model cannot score",
     )
     add("--out", type=Path, metavar="FILE", help="a .parquet or .csv file; else printed")
-    add("--raw-dir", help="where the raw data lie, if not where conf/dataset looks for them")
-    add("--cache-dir", help="where prepared data are kept, if not in cache")
-    add("--plugins", nargs="+", default=[], metavar="PACKAGE", help="own code that the run uses")
     add("--threads", type=int)
     options = parser.parse_args()
     show_logs()

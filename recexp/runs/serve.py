@@ -11,11 +11,10 @@ import os
 import socket
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from recexp.errors import RecexpError
 from recexp.logs import show_logs
-from recexp.runs.trained import load
+from recexp.runs.command_line import add_run, loaded
 
 NEEDED = ("fastapi", "uvicorn")  # the extra "serve"
 
@@ -52,13 +51,7 @@ def serve(options: argparse.Namespace) -> None:
     for name in ("threads", "workers", "max_connections"):
         _check_positive(name, getattr(options, name))
     with _listening(options.host, options.port) as listener:
-        trained = load(
-            options.run_dir,
-            raw_dir=options.raw_dir,
-            cache_dir=options.cache_dir,
-            threads=options.threads,
-            plugins=options.plugins,
-        )
+        trained = loaded(options)
         app = create_app(trained, limits, n_workers=options.workers)
         config = uvicorn.Config(
             app,
@@ -111,8 +104,8 @@ def main() -> None:
         description="Recommendations of a finished run's model over HTTP: GET /health, "
         "POST /recommend, POST /recommend/batch.",
     )
+    add_run(parser)
     add = parser.add_argument
-    add("run_dir", type=Path, metavar="RUN_DIR")
     add("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     add("--port", type=int, default=8000, help="0: any free one (default: 8000)")
     add("--max-k", type=int, default=default.k, help=f"(default: {default.k})")
@@ -128,9 +121,6 @@ def main() -> None:
     )
     add("--workers", type=int, default=os.cpu_count() or 1, help="requests computed at a time")
     add("--threads", type=int, default=1, help="torch threads of each (default: 1)")
-    add("--raw-dir", help="where the raw data lie, if not where conf/dataset looks for them")
-    add("--cache-dir", help="where prepared data are kept, if not in cache")
-    add("--plugins", nargs="+", default=[], metavar="PACKAGE", help="own code that the run uses")
     options = parser.parse_args()
     show_logs()
     try:

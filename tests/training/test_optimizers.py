@@ -15,6 +15,7 @@ from recexp.models.bert4rec import BERT4Rec
 from recexp.testing import toy
 from recexp.training.module import RecModule
 from recexp.training.optimizers import BertAdamW, GRU4RecAdagrad
+from recexp.training.row_optimizers import RowAdagrad, RowAdam, RowSGD
 from tests.config.test_check import composed
 
 SHAPES = ((6, 3), (6,), (3, 3))  # a table, its biases, a matrix
@@ -116,8 +117,11 @@ def test_bert_adamw_corrects_no_bias(decay, fused):
         lambda p: GRU4RecAdagrad(p, momentum=0.4, fused=True),
         lambda p: GRU4RecAdagrad(p, fused=True),
         lambda p: BertAdamW(p, fused=True),
+        RowSGD,
+        RowAdagrad,
+        RowAdam,
     ],
-    ids=["momentum", "adagrad", "adamw"],
+    ids=["momentum", "adagrad", "adamw", "row_sgd", "row_adagrad", "row_adam"],
 )
 def test_a_saved_state_goes_on_as_if_never_interrupted(make, tmp_path):
     whole, _ = trained(make)

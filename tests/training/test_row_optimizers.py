@@ -64,21 +64,6 @@ def test_adam_equals_torchs_sparse_adam():
     torch.testing.assert_close(params[0].detach(), expected[0], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("make", [RowSGD, RowAdagrad, RowAdam])
-def test_a_saved_state_goes_on_as_if_never_interrupted(make, tmp_path):
-    whole, _ = trained(make)
-    params = start()
-    _, optimizer = trained(make, stop=3, params=params)
-    torch.save(optimizer.state_dict(), tmp_path / "state")
-    again = make(params)
-    again.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    for grads in list(gradients())[3:]:
-        for p, g in zip(params, grads, strict=True):
-            p.grad = torch.from_numpy(g)
-        again.step()
-    check([p.detach().numpy() for p in params], whole, 0)
-
-
 @pytest.mark.parametrize(
     ("name", "model"),
     [
