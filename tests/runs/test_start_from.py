@@ -145,6 +145,46 @@ def test_training_goes_on_better_than_from_scratch(tmp_path, folder):
     assert loss["started"] < 0.95 * loss["scratch"]
 
 
+def test_values_of_item_features_keep_their_rows(tmp_path):
+    """The new shop has other categories, two of which the old one lacks."""
+    side = ["model=nova_bert", "model.n_factors=8", "model.n_heads=1"]
+    line = [*side, "model.n_layers=1", "protocol=full_unseen", "trainer.max_epochs=1"]
+    run_here(tmp_path / "old", *line, "dataset.source.categories=8")
+    start = f"init_from={tmp_path / 'old'}"
+    result = run_here(
+        tmp_path / "new", *line, "dataset.source.categories=10", start, "optimizer.lr=0"
+    )
+    names = {}
+    for name in ("old", "new"):
+        fingerprint = json.loads((tmp_path / name / "result.json").read_text())["data"][
+            "fingerprint"
+        ]
+        cache = next((tmp_path / "cache").glob(f"*-{fingerprint}"))
+        names[name] = pl.read_parquet(cache / "feature_category.parquet")["value"].to_list()
+    known = [value for value in names["new"] if value in names["old"]]
+    assert 0 < len(known) < len(names["new"])
+    count = result["init_from"]["ids"]["values of category"]
+    assert (count["known"], count["new"]) == (len(known), len(names["new"]) - len(known))
+    old, new = (
+        read_checkpoint(tmp_path / name / "checkpoints" / "best.ckpt")["state_dict"]
+        for name in ("old", "new")
+    )
+    n_rows = {name: len(values) + 1 for name, values in names.items()}
+    # Two rows more than values and padding: unknown and [MASK].
+    sizes = (n_rows["old"] + 2, n_rows["new"] + 2)
+    tables = [
+        key
+        for key, value in new.items()
+        if value.dim() == 2 and (len(old[key]), len(value)) == sizes
+    ]
+    assert tables
+    for key in tables:
+        for value in known:
+            at, before = names["new"].index(value) + 1, names["old"].index(value) + 1
+            assert torch.equal(new[key][at], old[key][before]), (key, value)
+        assert torch.equal(new[key][-2:], old[key][-2:]), key
+
+
 def test_targets_that_the_earlier_run_was_trained_on_are_counted(tmp_path, folder, caplog):
     """A refit trains on the validation targets."""
     old = words(folder, "old", "bpr_mf")
