@@ -1,4 +1,4 @@
-"""Hydra launcher: every job of a sweep is a fresh process.
+"""Hydra launcher: every job of a sweep has a process of its own.
 
 One process per job, because Lightning's DDP runs the command line again for its other ranks: inside
 a sweep that would be the whole sweep. A job that fails does not stop the others; the sweep names
@@ -39,13 +39,20 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from recexp.cli.job_processes import (
+    JobProcess,
+    WarmParent,
+    has_warm_parent,
+    may_be_forked,
+    start_anew,
+)
 from recexp.config.overrides import override
 from recexp.config.presets import apply_preset
 from recexp.errors import RecexpError
 from recexp.io import atomic_write
 from recexp.logs import printable
 from recexp.renamed import with_new_keys, with_new_words
-from recexp.runs.directory import INHERITED, DirectoryInUse, lock_directory
+from recexp.runs.directory import DirectoryInUse, lock_directory
 from recexp.runs.identity import differences, material_overrides
 from recexp.training.interrupts import SIGNALS
 
@@ -78,7 +85,7 @@ class _Earlier:
 class _Running:
     job: _Job
     folder: Path
-    process: subprocess.Popen[bytes]
+    process: JobProcess
 
 
 @dataclass
@@ -97,12 +104,19 @@ class _Progress:
 
 
 class ProcessLauncher(Launcher):
-    """``hydra/launcher=processes``. jobs: how many run at once."""
+    """``hydra/launcher=processes``.
 
-    def __init__(self, jobs: int = 1) -> None:
+    jobs: how many run at once. warm: jobs that use one process and no accelerator are forks of a
+    process that has imported torch and Lightning, where the system can do that.
+    """
+
+    def __init__(self, jobs: int = 1, warm: bool = True) -> None:
         if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
             raise RecexpError(f"hydra.launcher.jobs={jobs!r}: must be a whole number at least 1.")
+        if not isinstance(warm, bool):
+            raise RecexpError(f"hydra.launcher.warm={warm!r}: must be true or false.")
         self.jobs = jobs
+        self.warm_parent = WarmParent() if warm and has_warm_parent() else None
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -155,7 +169,7 @@ class ProcessLauncher(Launcher):
                     continue
                 earlier = known.get(material_overrides(job.overrides))
                 try:
-                    started = _start(sweep, job, earlier, progress)
+                    started = self._start(sweep, job, earlier, progress)
                 except DirectoryInUse as error:
                     if job.number not in outliving:
                         log.info(_line(f"job {job.number} waits: {error}"))
@@ -170,6 +184,45 @@ class ProcessLauncher(Launcher):
                 running.remove(one)
                 _collect(one, progress, len(running))
             time.sleep(POLL)
+
+    def _start(
+        self, sweep: Path, job: _Job, earlier: _Earlier | None, progress: _Progress
+    ) -> _Running | None:
+        """Start the job's process; None where the job has its result already."""
+        changed = differences(earlier.config, job.config) if earlier is not None else []
+        if earlier is not None:
+            result = _read_result(earlier.folder)
+            if result is not None and not changed:
+                progress.returns[job.number] = _job_return(job.overrides, earlier.folder, result)
+                log.info(_line(f"job {job.number} has its result already: {earlier.folder}"))
+                return None
+            if result is not None:
+                log.info(
+                    _line(
+                        f"job {job.number} runs again, for its config has changed "
+                        f"({', '.join(changed[:SHOWN])}): {earlier.folder}"
+                    )
+                )
+        folder = earlier.folder if earlier is not None else _claim_folder(sweep, job.wish)
+        lock = lock_directory(folder)
+        try:
+            last = folder / "checkpoints" / "last.ckpt"
+            resumes = earlier is not None and not changed and last.is_file()
+            (folder / "result.json").unlink(missing_ok=True)
+            with atomic_write(folder / "job.json") as temporary:
+                content = {"overrides": job.overrides, "config": job.config}
+                temporary.write_text(json.dumps(content, indent=1) + "\n")
+            verb = "goes on" if resumes else "started"
+            log.info(_line(f"job {job.number} {verb}: {' '.join(job.overrides) or '(defaults)'}"))
+            words = _words(sweep, job, folder, last if resumes else None)
+            start = start_anew
+            if self.warm_parent is not None and may_be_forked(job.config):
+                start = self.warm_parent.start
+            process = start(words, folder / "log.txt", lock)
+        finally:
+            if lock is not None:
+                os.close(lock)
+        return _Running(job, folder, process)
 
     def _compose(self, sweep: Path, number: int, overrides: list[str]) -> _Job:
         """The job with the overrides for its command line and its config."""
@@ -192,66 +245,22 @@ class ProcessLauncher(Launcher):
         return _Job(number, wish, list(filter_overrides(task_overrides)), plain)
 
 
-def _start(
-    sweep: Path, job: _Job, earlier: _Earlier | None, progress: _Progress
-) -> _Running | None:
-    """Start the job's process; None where the job has its result already."""
-    changed = differences(earlier.config, job.config) if earlier is not None else []
-    if earlier is not None:
-        result = _read_result(earlier.folder)
-        if result is not None and not changed:
-            progress.returns[job.number] = _job_return(job.overrides, earlier.folder, result)
-            log.info(_line(f"job {job.number} has its result already: {earlier.folder}"))
-            return None
-        if result is not None:
-            log.info(
-                _line(
-                    f"job {job.number} runs again, for its config has changed "
-                    f"({', '.join(changed[:SHOWN])}): {earlier.folder}"
-                )
-            )
-    folder = earlier.folder if earlier is not None else _claim_folder(sweep, job.wish)
-    lock = lock_directory(folder)
-    try:
-        last = folder / "checkpoints" / "last.ckpt"
-        resumes = earlier is not None and not changed and last.is_file()
-        (folder / "result.json").unlink(missing_ok=True)
-        with atomic_write(folder / "job.json") as temporary:
-            content = {"overrides": job.overrides, "config": job.config}
-            temporary.write_text(json.dumps(content, indent=1) + "\n")
-        verb = "goes on" if resumes else "started"
-        log.info(_line(f"job {job.number} {verb}: {' '.join(job.overrides) or '(defaults)'}"))
-        command = _command(sweep, job, folder, last if resumes else None)
-        with (folder / "log.txt").open("w") as output:
-            process = subprocess.Popen(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=() if lock is None else (lock,),
-                env=os.environ | {INHERITED: "" if lock is None else str(lock)},
-            )
-    finally:
-        if lock is not None:
-            os.close(lock)
-    return _Running(job, folder, process)
-
-
-def _command(sweep: Path, job: _Job, folder: Path, checkpoint: Path | None) -> list[str]:
-    """The command line of a job's process."""
-    command = [sys.executable, "-m", "recexp", *job.overrides]
+def _words(sweep: Path, job: _Job, folder: Path, checkpoint: Path | None) -> list[str]:
+    """The words of a job's command line."""
+    words = list(job.overrides)
     if checkpoint is not None:
-        command.append(override("ckpt_path", checkpoint))
-    command.append(override("hydra.run.dir", folder))
+        words.append(override("ckpt_path", checkpoint))
+    words.append(override("hydra.run.dir", folder))
     if not job.config.get("group"):
-        command.append(override("group", sweep.name))
-    command.append("hydra.mode=RUN")
-    return command
+        words.append(override("group", sweep.name))
+    words.append("hydra.mode=RUN")
+    return words
 
 
 def _collect(finished: _Running, progress: _Progress, n_running: int) -> None:
     """Record the end of a job."""
     number = finished.job.number
-    code: int = finished.process.returncode
+    code = finished.process.wait()
     result = _read_result(finished.folder) if code == 0 else None
     progress.returns[number] = _job_return(finished.job.overrides, finished.folder, result)
     progress.n_ran += 1

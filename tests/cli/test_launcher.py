@@ -14,7 +14,7 @@ import time
 import pytest
 from omegaconf import OmegaConf
 
-from recexp.cli import launcher
+from recexp.cli import job_processes, launcher
 from recexp.cli.launcher import ProcessLauncher
 from recexp.logs import show_logs
 from recexp.runs.directory import lock_directory
@@ -66,7 +66,7 @@ def sweep(tmp_path, monkeypatch):
     ``sweep.command`` is the command line of the last job.
     """
     show_logs()
-    popen, ran = launcher.subprocess.Popen, []
+    popen, ran = job_processes.subprocess.Popen, []
 
     def play(command, **how):
         folder = next(
@@ -79,7 +79,7 @@ def sweep(tmp_path, monkeypatch):
 
     def go(jobs, *settings):
         ran.clear()
-        plugin = ProcessLauncher()
+        plugin = ProcessLauncher(warm=False)
         config = composed(f"hydra.sweep.dir={tmp_path}", return_hydra_config=True)
         plugin.setup(hydra_context=Context(*settings), task_function=None, config=config)
         returns = plugin.launch([job.split() for job in jobs], 0)
@@ -87,7 +87,7 @@ def sweep(tmp_path, monkeypatch):
         return list(ran)
 
     go.fail, go.scripts, go.words, go.command = False, {}, [], []
-    monkeypatch.setattr(launcher.subprocess, "Popen", play)
+    monkeypatch.setattr(job_processes.subprocess, "Popen", play)
     return go
 
 
