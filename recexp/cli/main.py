@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +29,7 @@ from recexp.errors import RecexpError, shortage
 from recexp.io import advice, reason
 from recexp.logs import show_logs
 from recexp.renamed import warn_of_renamed, with_new_words
+from recexp.runs.directory import RUN_DIR
 from recexp.training.interrupts import Stopped, enter_stage, handle_signals, says_so
 
 if TYPE_CHECKING:
@@ -66,16 +67,22 @@ def main() -> None:
         start()
 
 
-def arguments_of_rank(words: list[str], environment: Mapping[str, str]) -> list[str]:
+def arguments_of_rank(words: list[str], environment: MutableMapping[str, str]) -> list[str]:
     """The command line of one of several processes that torchrun or SLURM started alike.
 
-    Only the first process may have a run directory.
+    Only the first process may have a run directory; the others get it as a variable.
     """
     ranks = [environment[name] for name in RANK_VARIABLES if name in environment]
     is_first = not ranks or ranks[0] in ("", "0")
     if is_first:
         return words
-    others = [word for word in words if not word.startswith("hydra.run.dir=")]
+    others = []
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "hydra.run.dir":
+            environment[RUN_DIR] = os.path.abspath(value)
+        else:
+            others.append(word)
     return [*others, "hydra.run.dir=.", "hydra.output_subdir=null"]
 
 

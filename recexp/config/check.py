@@ -111,6 +111,7 @@ class Root:
     store_on: Literal["auto", "device", "host"] = "auto"
     plugins: list[str] = field(default_factory=list)
     init_from: str | None = None
+    resume: Literal["auto", "never"] = "auto"
 
 
 VALUE_KEYS = tuple(entry.name for entry in fields(Root))

@@ -18,6 +18,8 @@ from recexp.io import NO_LOCKS, try_lock
 LOCK = ".run.lock"
 # Environment variable: the descriptor of the lock that the launcher took for this process.
 INHERITED = "RECEXP_RUN_LOCK"
+# Environment variable: the directory, which only the first process of a run has in its config.
+RUN_DIR = "RECEXP_RUN_DIR"
 # What a run leaves. Results come first: an older result must not lie beside newer weights.
 RESULTS = ("result.json", "ranks.parquet", "curves.png")
 CHECKPOINTS = "checkpoints"

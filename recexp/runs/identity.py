@@ -6,7 +6,7 @@ which results belong to one system.
 Decided where it is not obvious:
 
 - ``threads`` and ``eval_batch_size`` say how fast a run computes, not what it computes.
-- ``ckpt_path`` is immaterial: a resumed run equals the uninterrupted one.
+- ``ckpt_path`` and ``resume`` are immaterial: a resumed run equals the uninterrupted one.
 - ``plugins`` only allows own code; the ``_target_`` that names a class of it is material.
 - ``store_on`` is material: negatives are drawn by the random generator of the device that holds
   the data, and the streams of a CPU and a GPU differ.
@@ -44,6 +44,7 @@ RAW_FILES = ("*.raw_dir",)
 IMMATERIAL = (
     *PLACES,
     "plugins",
+    "resume",
     "threads",
     "*.threads",
     "eval_batch_size",

@@ -42,6 +42,7 @@ from recexp.runs.outputs import (
     show_table,
 )
 from recexp.runs.result import RunResult
+from recexp.runs.resume import resumed
 from recexp.runs.start_from import Start, read_start, start_from
 from recexp.training.callbacks import EpochTable
 from recexp.training.checkpoints import (
@@ -98,7 +99,7 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             f"ended the run in {run_dir} before training began; to go on: the same command",
             ends_at_once=False,
         )
-        return _run(cfg, run_dir)
+        return _run(resumed(cfg), run_dir)
 
 
 def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:

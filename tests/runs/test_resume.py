@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -130,3 +131,61 @@ def test_interrupted_at_every_batch_of_two_epochs(shop, signals, objective, accu
         assert n_done in (n_batches, n_batches + n_batches // 2), f"interrupted in batch {at}"
     per_epoch = n_batches // 2
     assert all(stop % per_epoch % accumulate == 0 for stop in stops)
+
+
+@pytest.fixture(scope="module")
+def bpr(shop) -> tuple[Path, dict]:
+    """An uninterrupted run, and its result."""
+    folder = shop / "bpr"
+    return folder, run(composed(folder, *OBJECTIVES["pairwise"], small=TINY))
+
+
+def interrupted(folder: Path, signals: Signals, *, at: int):
+    """The config of a run that was interrupted in its own directory."""
+    cfg = composed(folder, *OBJECTIVES["pairwise"], small=TINY)
+    signals.count(at)
+    with pytest.raises(Interrupted):
+        run(cfg)
+    signals.count()
+    return cfg
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_the_same_command_in_its_own_directory_goes_on(shop, bpr, signals, caplog, killed):
+    folder = shop / f"goes-on-{killed}"
+    cfg = interrupted(folder, signals, at=5)
+    if killed:  # a run that is killed writes no result
+        (folder / "result.json").unlink()
+    with caplog.at_level("INFO", "recexp"):
+        result = run(cfg)
+    assert f"goes on from {folder / 'checkpoints' / 'last.ckpt'}" in caplog.text
+    assert signals.n_batches == 1, "of six, five were trained before"
+    assert cfg.ckpt_path is None
+    assert_same(folder, result, *bpr)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"resume": "never"}, ""),
+        ({"optimizer": {"lr": 0.5}}, r"starts anew: .* had other settings \(optimizer.lr\)"),
+    ],
+)
+def test_a_run_starts_anew_where_it_is_told_to_or_is_another(shop, signals, caplog, change, said):
+    folder = shop / f"anew-{next(iter(change))}"
+    cfg = interrupted(folder, signals, at=5)
+    cfg.merge_with(change)
+    with caplog.at_level("INFO", "recexp"):
+        run(cfg)
+    assert signals.n_batches == 6
+    assert re.search(said, caplog.text) and "goes on from" not in caplog.text
+
+
+def test_a_complete_run_is_trained_again(shop, bpr, signals):
+    folder = shop / "complete"
+    cfg = composed(folder, *OBJECTIVES["pairwise"], small=TINY)
+    for _ in range(2):
+        signals.count()
+        result = run(cfg)
+        assert signals.n_batches == 6
+    assert_same(folder, result, *bpr)
