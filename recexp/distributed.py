@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch.distributed as dist
-
 
 def rank_and_world() -> tuple[int, int]:
     """Rank of this process and number of processes; (0, 1) outside a process group."""
+    import torch.distributed as dist  # here: the command line and the launcher need no torch
+
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1

@@ -168,6 +168,12 @@ def test_importing_the_package_loads_no_library():
     assert not loaded("import recexp") & heavy
 
 
+def test_the_command_line_and_the_launcher_need_no_torch():
+    """So that --help answers at once, and a sweep imports torch once, in its warm parent."""
+    found = loaded("import recexp.cli.main, recexp.cli.launcher, recexp.cli.sweeper")
+    assert not found & {"torch", "pytorch_lightning", "polars"}
+
+
 @pytest.mark.parametrize("module", ["collect", "tables", "papers.published", "formats"])
 def test_reading_results_needs_no_torch(module):
     found = loaded(f"import recexp.report.{module}")

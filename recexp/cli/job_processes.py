@@ -11,9 +11,9 @@ fork. Jobs that use an accelerator or several processes are started anew.
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -127,13 +127,9 @@ def _run(words: list[str], output: str, lock: _Descriptor | None) -> None:
     os.dup2(stream, 2)
     os.close(stream)
     os.environ[INHERITED] = "" if lock is None else str(lock.number)
-    module = importlib.util.find_spec("recexp.__main__")
-    assert module is not None and module.origin is not None
-    sys.argv = [module.origin, *words]
-    from recexp.__main__ import main
-
+    sys.argv = ["recexp", *words]
     try:
-        main()
+        runpy.run_module("recexp", run_name="__main__", alter_sys=True)
     finally:
         # multiprocessing ends its processes without the functions registered at exit.
         atexit._run_exitfuncs()
