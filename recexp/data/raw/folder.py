@@ -11,6 +11,7 @@ from __future__ import annotations
 import glob
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -30,6 +31,7 @@ from recexp.errors import RecexpError
 
 EXAMPLES = 5  # bad rows listed per reason
 CHUNK = 200_000  # rows judged at a time
+FIRST = 1000  # rows that decide how times are read
 # A panic of polars' Rust parts is neither a PolarsError nor an Exception.
 FAILED = (pl.exceptions.PolarsError, pl.exceptions.PanicException)
 UNREADABLE: tuple[type[BaseException], ...] = (*FAILED, OSError, *DAMAGED)
@@ -200,6 +202,35 @@ class Folder:
             return self._nonempty(self.path / names[0], frames[0])
         return self._nonempty(f"{self.path}, in {len(names)} files,", pl.concat(frames))
 
+    def first_texts(
+        self, file: str | Sequence[str], column: Column, form: Format = WITH_HEADER
+    ) -> list[str | None]:
+        """The texts of a column in the first rows (``FIRST``) of the first file that has rows.
+
+        Bad rows are passed over. Empty for a parquet column of dates.
+
+        Raises:
+            RecexpError: as ``frame`` for the files that are opened.
+        """
+        for name in self.names(file):
+            if _suffix(name) in PARQUET:
+                texts = _first_of_parquet(self.file(name), column)
+            elif _is_delimited(name):
+                rows = self._open(name, [column], form).rows()
+                texts = [row[0] for _, row, _ in islice(rows, FIRST) if row]
+            else:
+                texts = [*islice(self._texts_of_records(name, column), FIRST)]
+            if texts:
+                return texts
+        return []
+
+    def _texts_of_records(self, name: str, column: Column) -> Iterator[str | None]:
+        for line, text in self.lines(name):
+            with suppress(ValueError):
+                _, row, _ = record_row(line, parse_record(text), [column])
+                if row:
+                    yield row[0]
+
     def parquet(self, name: str, columns: list[Column]) -> pl.DataFrame:
         """The wanted columns of a parquet file.
 
@@ -353,6 +384,19 @@ def _all_good(judged: pl.DataFrame) -> pl.DataFrame | None:
     if judged["_reason"].null_count() < judged.height:
         return None
     return judged.drop("_reason")
+
+
+def _first_of_parquet(path: Path, column: Column) -> list[str | None]:
+    try:
+        scan = pl.scan_parquet(path, glob=False).head(FIRST)
+        names: list[str | int] = list(scan.collect_schema().names())
+        find_column(path, names, column.source, column.label)
+        values = scan.select(str(column.source)).collect().to_series()
+        if values.dtype in (pl.Date, pl.Datetime):
+            return []
+        return values.cast(pl.String).to_list()
+    except (*FAILED, OSError):
+        return []  # ``Folder.parquet`` says what is wrong
 
 
 def _parquet_texts(path: Path, columns: list[Column]) -> tuple[pl.DataFrame, list[Column]]:
