@@ -108,7 +108,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         f"train, {len(known['val'].seen):,} validation and {len(known['test'].seen):,} test targets"
     )
     report.add(report.left_out_line())
-    report.add(audit_line(audit, list(dataset.behaviors)))
+    report.add(audit_line(audit, dataset.behaviors))
     if simulated:
         report.lines.insert(1, "SIMULATED data: figures on them say nothing about real users")
     meta = {

@@ -53,7 +53,7 @@ META_VERSION = 5
 
 # Options that were added to ``Dataset``, and to a reader (its path): absent from settings at these
 # defaults, so that older fingerprints stay.
-_ADDED: dict[str, Any] = {"keep_behaviors": None, "sessions": None, "behavior_texts": None}
+_ADDED: dict[str, Any] = {"keep_behaviors": None, "sessions": None, "behavior_names": None}
 _ADDED_TO_READERS: dict[str, dict[str, Any]] = {
     "recexp.data.readers.table.read": {"header": True},
 }

@@ -15,7 +15,6 @@ from recexp.errors import RecexpError
 
 MAX_BEHAVIORS = 31  # each has one bit of an int32 mask
 MAX_COUNT = 2**31
-MAX_TEXTS = 10_000  # of behaviors in the files
 MAX_SHOWN = 80  # characters of a value in an error
 STEP_KEYS = {"user_min", "item_min", "user_max", "count"}  # of a filter step
 BadRows = Literal["error", "drop"]
@@ -46,8 +45,7 @@ class Dataset:
     raw_dir: folder of the raw files; not part of the fingerprint.
     source: config of the reader (``_target_``, ``_partial_`` and its options). It is instantiated
         only when raw files must be read.
-    behaviors: the raw behaviors, weak to strong; or a mapping of the texts in the files to names
-        of behaviors, weak to strong: {1: click, 2: cart, 3: buy}. Texts may share a name.
+    behaviors: the raw behaviors, weak to strong.
     explicit: those of them that count as explicit feedback.
     keep_behaviors: those of them whose events are taken; all other events, of behaviors that are
         not listed, too, are dropped and counted. None: all, and others are faults.
@@ -66,13 +64,15 @@ class Dataset:
         numbers are not concerned.
     sessions: {gap_minutes}: a user's events fall into sessions, each a user of its own, where so
         many minutes pass without an event. None: users are users.
-    behavior_texts: text in the files -> behavior; a mapping in ``behaviors`` sets it.
+    behavior_names: text in the files -> name of a behavior, weak to strong, such as
+        {1: click, 2: cart, 3: buy}; the names replace ``behaviors``. Texts may share a name. None:
+        the texts are the names.
     """
 
     name: str
     raw_dir: str
     source: Mapping[str, Any]
-    behaviors: Annotated[Sequence[str] | Mapping[Any, str], Field(max_length=MAX_TEXTS)]
+    behaviors: Annotated[Sequence[str], Field(max_length=MAX_BEHAVIORS)]
     explicit: Sequence[str]
     value_behaviors: Mapping[str, float] | None = None
     filters: Sequence[Mapping[str, Any]] = field(default_factory=list)
@@ -83,12 +83,17 @@ class Dataset:
     missing_ids: Sequence[str] | None = None
     keep_behaviors: Sequence[str] | None = None
     sessions: Mapping[str, float] | None = None
-    behavior_texts: Mapping[str, str] | None = None
+    behavior_names: Mapping[Any, str] | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.behaviors, Mapping):
-            self.behavior_texts = {str(text): name for text, name in self.behaviors.items()}
-            self.behaviors = list(dict.fromkeys(self.behavior_texts.values()))
+        if self.behavior_names and self.value_behaviors:
+            raise RecexpError(
+                "dataset.behavior_names and dataset.value_behaviors both name the behaviors: "
+                "set one of them to null."
+            )
+        if self.behavior_names:
+            self.behavior_names = {str(text): name for text, name in self.behavior_names.items()}
+            self.behaviors = list(dict.fromkeys(self.behavior_names.values()))
         if thresholds := self.value_behaviors:
             _check_thresholds(thresholds)
             self.behaviors = sorted(thresholds, key=lambda name: thresholds[name])

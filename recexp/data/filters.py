@@ -194,10 +194,9 @@ def _codes_from_values(
 def _code_of_texts(dataset: Dataset) -> dict[str, int]:
     """Behavior text in the files -> code 1..K, of the behaviors that are kept."""
     number = {name: code for code, name in enumerate(dataset.behaviors, 1)}
-    texts = dataset.behavior_texts
-    if texts is None:
+    if not dataset.behavior_names:
         return number
-    return {text: number[name] for text, name in texts.items() if name in number}
+    return {text: number[name] for text, name in dataset.behavior_names.items() if name in number}
 
 
 def _known_behaviors(
@@ -231,8 +230,8 @@ def _unknown_behavior(
     return RecexpError(
         f"{file}: unknown behavior {row['behavior']!r} in event {row['row'] + 1} "
         f"(user {row['user']}, item {row['item']}). "
-        f"dataset.behaviors lists {known}: add it there, name those to take in "
-        "dataset.keep_behaviors, or use dataset.on_bad_rows=drop."
+        f"dataset.behaviors (or behavior_names) lists {known}: add it there, name those to take "
+        "in dataset.keep_behaviors, or use dataset.on_bad_rows=drop."
     )
 
 

@@ -99,17 +99,24 @@ class Folder:
             raise RecexpError(f"No file is named of those in {self.path}: the list is empty.")
         return list(names)
 
-    def _matching(self, pattern: str) -> list[str]:
+    def found(self, pattern: str) -> list[str]:
+        """The files that match a glob pattern, sorted by name; there may be none.
+
+        The cache asks again: a file that matches later is a change.
+        """
         place = "" if Path(pattern).is_absolute() else f"{glob.escape(str(self.path))}/"
         paths = matching(place + pattern)
         self.files.matches[place + pattern] = paths
-        if not paths:
-            where = "" if self.path.is_dir() else f" (there is no folder {self.path})"
-            raise RecexpError(
-                f"No file of {self.path} matches {pattern!r}{where}. Get the files from "
-                f"{self.origin}, or set dataset.raw_dir."
-            )
         return [path.removeprefix(f"{self.path}/") for path in paths]
+
+    def _matching(self, pattern: str) -> list[str]:
+        if names := self.found(pattern):
+            return names
+        where = "" if self.path.is_dir() else f" (there is no folder {self.path})"
+        raise RecexpError(
+            f"No file of {self.path} matches {pattern!r}{where}. Get the files from "
+            f"{self.origin}, or set dataset.raw_dir."
+        )
 
     def file(self, name: str) -> Path:
         """The path of a file to read, noted in ``files``.

@@ -68,6 +68,17 @@ def has_year(pattern: str) -> bool:
     return YEAR_CODES.search(pattern) is not None
 
 
+def check_time_unit(time_unit: object) -> None:
+    """Raise RecexpError unless it is auto, a unit of ``UNITS``, iso or a pattern."""
+    if isinstance(time_unit, str) and "%" in time_unit:
+        check_pattern(time_unit)
+    elif time_unit not in (*UNITS, "iso", "auto"):
+        raise RecexpError(
+            f"time_unit={time_unit!r} is not known; choose auto, {', '.join(UNITS)}, iso or a "
+            "pattern such as %Y%m%d"
+        )
+
+
 def check_pattern(pattern: str) -> None:
     """Raise RecexpError for a pattern that cannot be read, not even what Python writes by it."""
     try:

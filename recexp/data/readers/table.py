@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import polars as pl
+from pydantic import Field
 
 from recexp.data.dataset import BadRows
 from recexp.data.raw.columns import Column, time_column
 from recexp.data.raw.delimited import Format
 from recexp.data.raw.folder import Folder
-from recexp.data.raw.times import UNITS, check_pattern, detected_unit
+from recexp.data.raw.times import check_time_unit, detected_unit
 from recexp.data.readers import FeatureKind, ItemFeature, Raw
 from recexp.errors import RecexpError
 
 ORIGIN = "the publisher of the table; dataset.source.file names it"
 KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
+Source = str | Annotated[int, Field(ge=0, le=100_000)]  # the name of a column, or its number
 SEPARATOR_NAMES = {"tab": "\t", "\\t": "\t", "space": " "}
 NEEDED_KEYS = {"file", "item", "columns"}
 
@@ -29,11 +31,11 @@ def read(
     file: str | Sequence[str],
     on_bad_rows: BadRows = "error",
     header: bool = True,
-    user: str | int = "user",
-    item: str | int = "item",
-    behavior: str | int | None = None,
-    value: str | int | None = None,
-    timestamp: str | int | None = "timestamp",
+    user: Source = "user",
+    item: Source = "item",
+    behavior: Source | None = None,
+    value: Source | None = None,
+    timestamp: Source | None = "timestamp",
     time_unit: str = "s",
     separator: str = ",",
     features: Mapping[str, Any] | None = None,
@@ -56,7 +58,8 @@ def read(
         joined by label_separator.
     """
     separator = SEPARATOR_NAMES.get(separator, separator)
-    _check(time_unit, separator)
+    check_time_unit(time_unit)
+    _check_separator(separator)
     folder = Folder(raw_dir, ORIGIN, on_bad_rows)
     form = Format(header, separator)
     columns = [Column("user", user), Column("item", item)]
@@ -87,14 +90,7 @@ def read(
     )
 
 
-def _check(time_unit: str, separator: str) -> None:
-    if isinstance(time_unit, str) and "%" in time_unit:
-        check_pattern(time_unit)
-    elif time_unit not in (*UNITS, "iso", "auto"):
-        raise RecexpError(
-            f"time_unit={time_unit!r} is not known; choose auto, {', '.join(UNITS)}, iso or a "
-            "pattern such as %Y%m%d"
-        )
+def _check_separator(separator: str) -> None:
     is_ascii_or_long = separator.isascii() or len(separator) > 1
     if not separator or not is_ascii_or_long or set(separator) & set('"\r\n'):
         raise RecexpError(
