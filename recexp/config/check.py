@@ -341,9 +341,9 @@ def _targets(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
     if isinstance(node, DictConfig):
         if "_target_" in node:
             yield path, node
-        for key in map(str, node):
+        for key in node:  # which may be a number, such as a behavior's code
             if not OmegaConf.is_missing(node, key):
-                yield from _targets(node._get_node(key), f"{path}.{key}".lstrip("."))
+                yield from _targets(node._get_node(key), f"{path}.{key!s}".lstrip("."))
         return
     for i in range(len(node)):  # iterating would resolve texts such as ${names.model}
         yield from _targets(node._get_node(i), f"{path}[{i}]")

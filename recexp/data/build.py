@@ -23,12 +23,20 @@ from recexp.data.audit import (
     weaker_only_share,
 )
 from recexp.data.features import build_features
-from recexp.data.filters import apply_filters, behavior_codes, count_events, within_window
+from recexp.data.filters import (
+    apply_filters,
+    behavior_codes,
+    count_events,
+    report_times,
+    split_sessions,
+    within_window,
+)
 from recexp.data.ids import clean_ids
 from recexp.data.index import index_events
+from recexp.data.raw.lookups import RawFiles
 from recexp.data.readers import Raw
 from recexp.data.rows import Rows
-from recexp.data.simulation.simulator import is_simulated
+from recexp.data.simulation.simulator import is_simulated, setting_files
 from recexp.data.split import DROPPED, PAST, TEST, TRAIN, VAL
 from recexp.io import save_array
 
@@ -112,6 +120,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         "simulated": simulated,
         "left_out": report.left_out,
         "ids": ids,
+        "decided": raw.decided,
         # Per behavior, after the filters and before the split.
         "events": dict(zip(dataset.behaviors, n_events_K, strict=True)),
         "behaviors": list(dataset.behaviors),
@@ -151,6 +160,11 @@ def _read(dataset: Dataset, report: Report, stages: _Stages) -> Raw:
     report.add(f"{dataset.name}: {n_events:,} events read from {len(raw.files)} file(s)")
     for reason, (n_rows, examples) in raw.dropped.items():
         report.add(f"{n_rows:,} bad rows dropped ({reason}): {'; '.join(examples[:3])}")
+    for option, value in raw.decided.items():
+        report.add(f"dataset.source.{option}=auto: taken as {value}")
+    if isinstance(raw.files, RawFiles):
+        places = setting_files(raw.files, Path(dataset.raw_dir))
+        raw.files.exists |= {str(place): place.is_file() for place in places}
     return raw
 
 
@@ -164,7 +178,9 @@ def _select(
     events = behavior_codes(raw.events, dataset, raw.files[0], report).collect(engine="streaming")
     stages.start("filtering")
     events, ids = clean_ids(events, dataset.spellings_of_missing, report)
+    report_times(events, raw.has_times, report)
     events = within_window(events, dataset, report)
+    events = split_sessions(events, dataset.sessions, report)
     if not dataset.filters:
         return events, 0, ids
     n_users = events["user"].n_unique()

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from recexp.data.raw.lookups import RawFiles, matching
 from recexp.data.reader_code import source_checksums
 from recexp.errors import RecexpError
 from recexp.io import (
@@ -48,8 +49,14 @@ CODE_VERSION = 2
 # Raise it whenever meta.json gets other content for the same arrays: cached data are then prepared
 # again, into a folder of that version, while fingerprints and protocol ids stay. Programs of two
 # versions can share a cache: each reads and replaces folders of its own version only.
-META_VERSION = 4
+META_VERSION = 5
 
+# Options that were added to ``Dataset``, and to a reader (its path): absent from settings at these
+# defaults, so that older fingerprints stay.
+_ADDED: dict[str, Any] = {"keep_behaviors": None, "sessions": None, "behavior_names": None}
+_ADDED_TO_READERS: dict[str, dict[str, Any]] = {
+    "recexp.data.readers.table.read": {"header": True},
+}
 # Fingerprints name a reader by the module path it first had, so that moving a module changes no
 # fingerprint and no protocol id. Current path -> path in fingerprints.
 _READER_PATHS = {
@@ -72,7 +79,8 @@ class _Pointer(BaseModel):
     """The content of a pointer file.
 
     folder: name of the prepared folder beside it. meta: checksum of its ``meta.json``. files: the
-    raw files by path. beside: the names of all files in the folders of the raw files.
+    raw files by path. exists, matches: what else decided that these were read, see ``RawFiles``.
+    beside: the names of all files in the folders of the raw files, where the reader does not tell.
     """
 
     model_config = ConfigDict(strict=True)
@@ -80,6 +88,8 @@ class _Pointer(BaseModel):
     folder: str
     meta: str
     files: dict[str, _RawFile]
+    exists: dict[str, bool]
+    matches: dict[str, list[str]]
     beside: dict[str, list[str]]
 
 
@@ -179,7 +189,7 @@ def _make(dataset: Dataset, split: Split, settings: dict[str, Any], pointer: Pat
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     _return_freed_memory()
-    _write_pointer(pointer, folder, records)
+    _write_pointer(pointer, folder, records, files)
     seconds = time.perf_counter() - started
     for line in [*meta["report"], f"prepared in {seconds:.1f} s: {folder}"]:
         print(f"[data] {line}", file=sys.stderr)
@@ -198,6 +208,9 @@ def _identity(
     of_dataset = {
         k: v for k, v in settings["dataset"].items() if k not in ("raw_dir", "missing_ids")
     }
+    source = of_dataset["source"]
+    decided = {k: v for k, v in meta["decided"].items() if source.get(k) == "auto"}
+    of_dataset["source"] = source | decided
     placeless = settings | {"dataset": of_dataset}
     hashes = {os.path.relpath(k, dataset.raw_dir): r["sha256"] for k, r in records.items()}
     identity: dict[str, Any] = {"settings": placeless, "files": hashes}
@@ -232,14 +245,21 @@ def _return_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _write_pointer(pointer: Path, folder: Path, records: Mapping[str, Mapping[str, Any]]) -> None:
+def _write_pointer(
+    pointer: Path, folder: Path, records: Mapping[str, Mapping[str, Any]], files: list[Path]
+) -> None:
     """Write the file by which ``_cached`` finds the folder and notices changed raw files."""
-    parents = {Path(file).parent for file in records}
+    looked_for = files if isinstance(files, RawFiles) else RawFiles()
+    beside: set[Path] = set()
+    if files is not looked_for:
+        beside = {file.parent for file in files}
     record = {
         "folder": folder.name,
         "meta": checksum(folder / "meta.json"),
         "files": records,
-        "beside": {str(parent): _file_names(parent) for parent in parents},
+        "exists": looked_for.exists,
+        "matches": looked_for.matches,
+        "beside": {str(parent): _file_names(parent) for parent in beside},
     }
     if not pointer.is_file():
         remove(pointer)  # a folder in its place
@@ -283,8 +303,12 @@ def _read_pointer(path: Path) -> _Pointer:
 
 
 def _raw_files_unchanged(record: _Pointer) -> bool:
-    """Are the raw files of a pointer the same, and no files added beside them or removed?"""
+    """Are the raw files of a pointer the same, and would the same files be read again?"""
     if not all(_unchanged(Path(file), known) for file, known in record.files.items()):
+        return False
+    if not all(Path(file).is_file() == known for file, known in record.exists.items()):
+        return False
+    if not all(matching(pattern) == files for pattern, files in record.matches.items()):
         return False
     # A new file beside them may be an optional one, such as item features.
     return all(_file_names(Path(folder)) == names for folder, names in record.beside.items())
@@ -314,9 +338,11 @@ def _settings(dataset: Dataset, split: Split) -> dict[str, Any]:
     """All settings that decide about the arrays, as plain JSON values."""
     of_dataset = asdict(dataset)
     of_dataset["raw_dir"] = str(Path(dataset.raw_dir).resolve())
+    of_dataset = _without(of_dataset, _ADDED)
     of_dataset["source"] = dict(dataset.source)
     if isinstance(target := dataset.source.get("_target_"), str):
-        of_dataset["source"]["_target_"] = _original_path(target)
+        source = _without(dataset.source, _ADDED_TO_READERS.get(target, {}))
+        of_dataset["source"] = source | {"_target_": _original_path(target)}
     settings = {
         "dataset": with_first_keys(_plain(of_dataset)),
         "split": split.identity(),
@@ -326,6 +352,12 @@ def _settings(dataset: Dataset, split: Split) -> dict[str, Any]:
         settings["reader"] = reader
     plain: dict[str, Any] = json.loads(json.dumps(settings, default=str))
     return plain
+
+
+def _without(settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings without those that have these defaults."""
+    absent = [key for key, default in defaults.items() if settings.get(key) == default]
+    return {key: value for key, value in settings.items() if key not in absent}
 
 
 def _original_path(target: str) -> str:

@@ -47,6 +47,8 @@ class Dataset:
         only when raw files must be read.
     behaviors: the raw behaviors, weak to strong.
     explicit: those of them that count as explicit feedback.
+    keep_behaviors: those of them whose events are taken; all other events, of behaviors that are
+        not listed, too, are dropped and counted. None: all, and others are faults.
     value_behaviors: behavior -> least value, to derive behaviors from ratings; they replace
         ``behaviors``. None: the source's own behaviors.
     filters: steps as ``filters.apply_filters`` takes them.
@@ -60,6 +62,11 @@ class Dataset:
         dropped and counted, and blanks around ids are removed. None: ``MISSING_IDS``. Empty: all
         texts are ids as they stand, with their blanks (names that people chose). Ids that are
         numbers are not concerned.
+    sessions: {gap_minutes}: a user's events fall into sessions, each a user of its own, where so
+        many minutes pass without an event. None: users are users.
+    behavior_names: text in the files -> name of a behavior, weak to strong, such as
+        {1: click, 2: cart, 3: buy}; the names replace ``behaviors``. Texts may share a name. None:
+        the texts are the names.
     """
 
     name: str
@@ -74,12 +81,46 @@ class Dataset:
     window: Mapping[str, str] | None = None
     on_bad_rows: BadRows = "error"
     missing_ids: Sequence[str] | None = None
+    keep_behaviors: Sequence[str] | None = None
+    sessions: Mapping[str, float] | None = None
+    behavior_names: Mapping[Any, str] | None = None
 
     def __post_init__(self) -> None:
+        if self.behavior_names and self.value_behaviors:
+            raise RecexpError(
+                "dataset.behavior_names and dataset.value_behaviors both name the behaviors: "
+                "set one of them to null."
+            )
+        if self.behavior_names:
+            self.behavior_names = {str(text): name for text, name in self.behavior_names.items()}
+            self.behaviors = list(dict.fromkeys(self.behavior_names.values()))
         if thresholds := self.value_behaviors:
             _check_thresholds(thresholds)
             self.behaviors = sorted(thresholds, key=lambda name: thresholds[name])
         self._check()
+        if self.keep_behaviors is not None:
+            self._keep(list(self.keep_behaviors))
+
+    def _keep(self, kept: Sequence[str]) -> None:
+        """Leave only these behaviors."""
+        if self.value_behaviors:
+            raise RecexpError(
+                "dataset.keep_behaviors is for behaviors of the files: leave a behavior out of "
+                "dataset.value_behaviors instead."
+            )
+        if unknown := sorted(set(kept) - set(self.behaviors)):
+            raise RecexpError(
+                f"dataset.keep_behaviors names {_shown(unknown)}, which is not among "
+                f"dataset.behaviors {_shown(list(self.behaviors))}."
+            )
+        explicit = [name for name in self.explicit if name in kept]
+        if not kept or (self.explicit and not explicit):
+            raise RecexpError(
+                f"dataset.keep_behaviors={_shown(list(kept))} leaves none of dataset.explicit "
+                f"{_shown(list(self.explicit))}: name a kept behavior there."
+            )
+        self.behaviors = [name for name in self.behaviors if name in kept]
+        self.explicit = explicit
 
     @property
     def spellings_of_missing(self) -> tuple[str, ...]:
@@ -105,6 +146,7 @@ class Dataset:
             )
         check_filters(self.filters)
         _check_window(self.window)
+        _check_sessions(self.sessions)
         check_choice("dataset.merge", self.merge, ("none", "pairs"))
         missing = self.missing_ids
         if isinstance(missing, str) or not all(isinstance(text, str) for text in missing or ()):
@@ -154,6 +196,22 @@ def _check_window(window: object) -> None:
     if iso_milliseconds(window, "start") >= iso_milliseconds(window, "end"):
         raise RecexpError(
             f"dataset.window: start {window['start']} must be before end {window['end']}."
+        )
+
+
+def _check_sessions(sessions: object) -> None:
+    if sessions is None:
+        return
+    if not isinstance(sessions, Mapping) or set(sessions) != {"gap_minutes"}:
+        raise RecexpError(
+            f"dataset.sessions={_shown(sessions)}: must be null, or {{gap_minutes: 30}}."
+        )
+    gap = sessions["gap_minutes"]
+    is_number = isinstance(gap, int | float) and not isinstance(gap, bool)
+    if not is_number or not 0 <= gap <= MAX_COUNT:
+        raise RecexpError(
+            f"dataset.sessions.gap_minutes={_shown(gap)}: must be a number at least 0 and at most "
+            f"{MAX_COUNT:,}."
         )
 
 

@@ -13,24 +13,29 @@ from recexp.data.audit import Report
 from recexp.data.dataset import Dataset, check_filters, iso_milliseconds
 from recexp.errors import RecexpError
 
+DAY = 86_400_000  # milliseconds
+YEAR_1980 = 315_532_800_000
+
 
 def behavior_codes(
     events: pl.LazyFrame, dataset: Dataset, file: Path, report: Report
 ) -> pl.LazyFrame:
     """Replace the names in column ``behavior`` by int8 codes 1..K, weak to strong.
 
-    With ``dataset.value_behaviors`` the codes come from the column ``value``. file: for errors.
+    With ``dataset.value_behaviors`` the codes come from the column ``value``. Behaviors that
+    ``dataset.keep_behaviors`` leaves out are dropped. file: for errors.
 
     Raises:
         RecexpError: an unknown behavior (unless on_bad_rows="drop"), or no event is left.
     """
     if dataset.value_behaviors:
         return _codes_from_values(events, dataset, dataset.value_behaviors, report)
-    known = _known_behaviors(events, dataset, file, report)
+    code_of = _code_of_texts(dataset)
+    known = _known_behaviors(events, list(code_of), dataset, file, report)
     code = pl.lit(None, dtype=pl.Int8)
     # A chain of conditions: replace_strict would gather all events before it replaces.
-    for number, name in enumerate(dataset.behaviors, 1):
-        code = pl.when(pl.col("behavior") == name).then(_int8(number)).otherwise(code)
+    for text, number in code_of.items():
+        code = pl.when(pl.col("behavior") == text).then(_int8(number)).otherwise(code)
     return known.with_columns(behavior=code)
 
 
@@ -57,6 +62,49 @@ def within_window(events: pl.DataFrame, dataset: Dataset, report: Report) -> pl.
         last = _iso_date(cast(int, events["timestamp"].max()))
         raise RecexpError(f"dataset.window left no event: the data run from {first} to {last}.")
     return kept
+
+
+def report_times(events: pl.DataFrame, has_times: bool, report: Report) -> None:
+    """Say which times the events have, and warn of those that a wrong unit gives."""
+    if not has_times:
+        report.add("the events have no times: their place in the files is their order")
+        return
+    time = events["timestamp"]
+    first, last = cast(int, time.min()), cast(int, time.max())
+    report.add(f"times run from {_minute(first)} to {_minute(last)} (UTC)")
+    advice = "check the unit of the times"
+    if _are_dates(first) and _are_dates(last):
+        advice = f"numbers such as {first // 1000} are dates: dataset.source.time_unit=%Y%m%d"
+    now = int(datetime.now(UTC).timestamp() * 1000)
+    for n_events, where in (
+        (int((time < YEAR_1980).sum()), "before 1980"),
+        (int((time > now + DAY).sum()), "in the future"),
+    ):
+        if n_events:
+            report.add(f"warning: {n_events:,} event(s) lie {where}: {advice}")
+
+
+def split_sessions(
+    events: pl.DataFrame, sessions: Mapping[str, Any] | None, report: Report
+) -> pl.DataFrame:
+    """Make each session of a user a user of its own, "<user>#<number from 1>"; the rows keep order.
+
+    sessions: {gap_minutes}: a session ends where the user's next event is more than so many minutes
+        later. None: nothing changes.
+    """
+    if sessions is None:
+        return events
+    n_users = events["user"].n_unique()
+    gap = float(sessions["gap_minutes"]) * 60_000
+    # Sorting is stable: events of the same time stay in the order of the files.
+    rows = events.select("user", "timestamp").with_row_index("row")
+    rows = rows.sort("user", "timestamp", maintain_order=True)
+    starts = pl.col("timestamp").diff().over("user").fill_null(0) > gap
+    number = 1 + starts.cum_sum().over("user")
+    name = pl.concat_str(pl.col("user").cast(pl.String), pl.lit("#"), number)
+    users = rows.select("row", user=name).sort("row")["user"]
+    report.add(f"dataset.sessions: {n_users:,} users have {users.n_unique():,} sessions")
+    return events.with_columns(users)
 
 
 def apply_filters(
@@ -143,31 +191,38 @@ def _codes_from_values(
     return kept
 
 
+def _code_of_texts(dataset: Dataset) -> dict[str, int]:
+    """Behavior text in the files -> code 1..K, of the behaviors that are kept."""
+    number = {name: code for code, name in enumerate(dataset.behaviors, 1)}
+    if not dataset.behavior_names:
+        return number
+    return {text: number[name] for text, name in dataset.behavior_names.items() if name in number}
+
+
 def _known_behaviors(
-    events: pl.LazyFrame, dataset: Dataset, file: Path, report: Report
+    events: pl.LazyFrame, known: list[str], dataset: Dataset, file: Path, report: Report
 ) -> pl.LazyFrame:
-    """Events whose behavior ``dataset.behaviors`` lists; others are an error, or dropped."""
+    """Events whose behavior text is known; others are dropped, or an error where all are kept."""
     distinct = events.select(pl.col("behavior").unique()).collect(engine="streaming")
-    unknown = sorted(set(distinct.to_series()) - set(dataset.behaviors))
+    unknown = sorted(set(distinct.to_series()) - set(known))
     if not unknown:
         return events
-    if dataset.on_bad_rows == "error":
-        raise _unknown_behavior(events, unknown, dataset, file)
-    kept = events.filter(pl.col("behavior").is_in(list(dataset.behaviors)))
+    option = "behaviors" if dataset.keep_behaviors is None else "keep_behaviors"
+    if option == "behaviors" and dataset.on_bad_rows == "error":
+        raise _unknown_behavior(events, unknown, known, file)
+    kept = events.filter(pl.col("behavior").is_in(known))
     n_kept = count_events(kept)
     n_removed = _count_users(events) - _count_users(kept)
-    report.leave_out("removed by dataset.behaviors", n_removed)
+    report.leave_out(f"removed by dataset.{option}", n_removed)
     n_dropped = count_events(events) - n_kept
     report.add(f"{n_dropped:,} events dropped: behavior among {unknown}")
     if n_kept == 0:
-        raise RecexpError(
-            f"{dataset.name}: no event has one of the behaviors {list(dataset.behaviors)}."
-        )
+        raise RecexpError(f"{dataset.name}: no event has one of the behaviors {known}.")
     return kept
 
 
 def _unknown_behavior(
-    events: pl.LazyFrame, unknown: list[str], dataset: Dataset, file: Path
+    events: pl.LazyFrame, unknown: list[str], known: list[str], file: Path
 ) -> RecexpError:
     """The error that names the first event with an unknown behavior."""
     of_unknown = events.with_row_index("row").filter(pl.col("behavior").is_in(unknown))
@@ -175,8 +230,8 @@ def _unknown_behavior(
     return RecexpError(
         f"{file}: unknown behavior {row['behavior']!r} in event {row['row'] + 1} "
         f"(user {row['user']}, item {row['item']}). "
-        f"dataset.behaviors lists {list(dataset.behaviors)}: add it there, "
-        "or use dataset.on_bad_rows=drop."
+        f"dataset.behaviors (or behavior_names) lists {known}: add it there, name those to take "
+        "in dataset.keep_behaviors, or use dataset.on_bad_rows=drop."
     )
 
 
@@ -190,6 +245,19 @@ def _count_users(events: pl.LazyFrame) -> int:
 
 def _int8(number: int) -> pl.Expr:
     return pl.lit(number, dtype=pl.Int8)
+
+
+def _minute(milliseconds: int) -> str:
+    return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m-%d %H:%M")
+
+
+def _are_dates(milliseconds: int) -> bool:
+    """Do the seconds look like a date, such as 20140515?"""
+    try:
+        datetime.strptime(str(milliseconds // 1000), "%Y%m%d")
+    except ValueError:
+        return False
+    return 19_000_101 <= milliseconds // 1000 <= 21_001_231
 
 
 def _iso_date(milliseconds: int) -> str:

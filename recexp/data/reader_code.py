@@ -35,6 +35,7 @@ BY_CODE_VERSION = frozenset(
         "amazon",
         "attribute_sequence",
         "movielens",
+        "recbole",
         "recobell",
         "retailrocket",
         "sequence_file",

@@ -13,7 +13,7 @@ import polars as pl
 import torch
 
 from recexp.data.dataset import Dataset
-from recexp.data.raw.columns import END_OF_TIME
+from recexp.data.raw.times import END_OF_TIME, UNITS, from_pattern
 from recexp.data.rows import Rows
 from recexp.data.store import Events, Store
 from recexp.errors import RecexpError
@@ -234,12 +234,20 @@ def _names(frame: pl.DataFrame, dataset: Dataset) -> dict[str, str]:
 def milliseconds(time: pl.Series, whose: str, time_unit: str | None = None) -> pl.Series:
     """Times as int64 milliseconds: of ISO texts, dates and times, or numbers.
 
-    whose: begins the error. time_unit: "s" or "ms" for numbers; otherwise their size decides.
+    whose: begins the error. time_unit: that of the data set (``readers.table.read``). Numbers are
+        in it; where it is none of numbers, their size decides. Times that fit a pattern are read
+        by it.
 
     Raises RecexpError for missing and unreadable times, and for those outside of 1970 to 9999.
     """
     if n_missing := time.null_count():
         raise RecexpError(f"{whose} timestamp is missing in {n_missing} row(s).")
+    if time_unit is not None and "%" in time_unit and not time.dtype.is_temporal():
+        texts = pl.DataFrame({"time": time.cast(pl.String)})
+        by_pattern = texts.select(from_pattern(pl.col("time"), time_unit)).to_series()
+        if not by_pattern.null_count():
+            _check_time(by_pattern, time, whose)
+            return by_pattern
     if time.dtype == pl.String:
         try:
             time = time.str.to_datetime(time_zone="UTC")
@@ -253,7 +261,7 @@ def milliseconds(time: pl.Series, whose: str, time_unit: str | None = None) -> p
         return since_1970
     if not time.dtype.is_numeric():
         raise RecexpError(f"{whose} timestamps are of type {time.dtype}: use numbers or ISO texts.")
-    factor = {"s": 1000.0, "ms": 1.0}.get(str(time_unit))
+    factor = UNITS.get(str(time_unit))
     number = time.cast(pl.Float64)
     if factor is None:
         largest = float(number.abs().max() or 0)  # type: ignore[arg-type]

@@ -12,6 +12,8 @@ import pytest
 from recexp.data import build as build_module
 from recexp.data import cache as prepare_module
 from recexp.data.cache import prepare, read_meta, verify
+from recexp.data.dataset import Dataset
+from recexp.data.readers import table
 from recexp.data.split import Split
 from recexp.data.store import Store
 from recexp.errors import RecexpError
@@ -127,10 +129,69 @@ def test_touched_raw_files_are_not(tmp_path, shop, builds):
     assert prepare(shop, P3, tmp_path / "cache") == folder and len(builds) == 1
 
 
-def test_a_file_put_beside_is_noticed(tmp_path, shop, builds):
+def test_a_file_that_the_reader_does_not_read_changes_nothing(tmp_path, shop, builds):
+    folder = prepare(shop, P3, tmp_path / "cache")
+    (tmp_path / "raw" / "more.csv").write_text("item,brand\n")
+    (tmp_path / "raw" / "sub").mkdir()
+    assert prepare(shop, P3, tmp_path / "cache") == folder and len(builds) == 1
+    (tmp_path / "raw" / "more.csv").unlink()
+    assert prepare(shop, P3, tmp_path / "cache") == folder and len(builds) == 1
+
+
+def test_a_file_that_the_reader_looks_for_is_noticed(tmp_path, builds):
+    """The item features of Amazon's data are optional, and may come later."""
+    (tmp_path / "raw").mkdir()
+    lines = [f"u{n % 5},i{n % 3},5.0,{1_400_000_000 + n}\n" for n in range(40)]
+    (tmp_path / "raw" / "ratings_Beauty.csv").write_text("".join(lines))
+    source = {"_target_": "recexp.data.readers.amazon.read", "_partial_": True}
+    given = Dataset("amazon", str(tmp_path / "raw"), source, ["rating"], ["rating"])
+    folder = prepare(given, P3, tmp_path / "cache")
+    features = tmp_path / "raw" / "meta_Beauty.json.gz"
+    features.write_text('{"asin": "i1", "categories": [["Beauty"]]}\n')
+    with_features = prepare(given, P3, tmp_path / "cache")
+    assert with_features != folder and len(builds) == 2
+    assert "category" in Store.open(with_features).schema.item_features
+    assert prepare(given, P3, tmp_path / "cache") == with_features and len(builds) == 2
+    features.unlink()
+    assert prepare(given, P3, tmp_path / "cache") == folder and len(builds) == 3
+
+
+def test_a_file_that_matches_the_pattern_is_noticed(tmp_path, builds):
+    events = random_events(0)
+    write(tmp_path / "raw", events[:100], "part-1.csv")
+    write(tmp_path / "raw", events[100:], "part-2.csv")
+    given = dataset(tmp_path / "raw")
+    given.source = {**given.source, "file": "part-*.csv"}
+    folder = prepare(given, P3, tmp_path / "cache")
+    assert prepare(given, P3, tmp_path / "cache") == folder and len(builds) == 1
+    write(tmp_path / "raw", [events[0]._replace(item="new")], "part-3.csv")
+    more = prepare(given, P3, tmp_path / "cache")
+    assert more != folder and "new" in names(Store.open(more), "item")
+    (tmp_path / "raw" / "part-3.csv").unlink()
+    assert prepare(given, P3, tmp_path / "cache") == folder
+
+
+def test_a_simulation_marker_that_comes_later_is_noticed(tmp_path, shop):
+    folder = prepare(shop, P3, tmp_path / "cache")
+    (tmp_path / "raw" / "simulation.json").write_text("{}")
+    marked = prepare(shop, P3, tmp_path / "cache")
+    assert read_meta(marked)["simulated"] and not read_meta(folder)["simulated"]
+
+
+def test_beside_the_files_of_a_reader_that_does_not_tell_any_file_counts(
+    tmp_path, shop, builds, monkeypatch
+):
     """Optional files, such as item features, may come later; the fingerprint stays as long as
     nothing else is read.
     """
+    read = table.read
+
+    def silent(*args, **options):
+        raw = read(*args, **options)
+        raw.files = list(raw.files)
+        return raw
+
+    monkeypatch.setattr(table, "read", silent)
     folder = prepare(shop, P3, tmp_path / "cache")
     (tmp_path / "raw" / "more.csv").write_text("item,brand\n")
     assert prepare(shop, P3, tmp_path / "cache") == folder and len(builds) == 2

@@ -12,6 +12,7 @@ import json
 import zlib
 from dataclasses import dataclass, field
 
+from recexp.data.raw import packed
 from tests.fuzz.values import Bad, parsed
 
 # name -> (header name, key or position; kind; options of ``parsed``)
@@ -28,6 +29,11 @@ def text_of(content: bytes, encoding: str = "utf-8") -> str:
         try:
             content = gzip.decompress(content)
         except (EOFError, OSError, zlib.error) as error:
+            raise Refused("damaged") from error
+    elif content[:4] == packed.ZSTD and packed.zstd is not None:
+        try:
+            content = packed.zstd.open(io.BytesIO(content)).read()
+        except (EOFError, packed.zstd.ZstdError) as error:
             raise Refused("damaged") from error
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise Refused("UTF-16")
@@ -84,6 +90,10 @@ class Delimited:
             elif not self.only or _at(fields, position["_only"]) == self.only[1]:
                 rows.append(row_of(fields, columns))
         return rows
+
+    def width(self, content: bytes) -> int:
+        """The number of columns."""
+        return len(self._table(text_of(content, self.encoding))[0] or [])
 
     def _table(self, text: str) -> list[list[str] | None]:
         if not self.quote:

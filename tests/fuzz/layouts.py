@@ -536,6 +536,51 @@ def expect_table(unit: str, separator: str) -> Callable[[Files], Expected]:
     return expect
 
 
+# --- any table, in several files and in JSON lines
+
+PARTS_FORM = Delimited(
+    {"user": (1, "id"), "item": (2, "id"), "behavior": (0, "id"), "ms": (3, "s")}, "\t"
+)
+LINES_FORM = Records(
+    {"user": ("who", "id"), "item": ("what", "id"), "behavior": ("how", "id"), "ms": ("when", "ms")}
+)
+
+
+def write_parts(rng: random.Random, world: World) -> Files:
+    rows = [(TABLE_EVENTS[b % 3], word(u), word(i), s) for u, i, b, s in world.events]
+    cut = rng.randrange(len(rows))
+    parts = {"part-10.tsv": rows[:cut], "part-2.tsv": rows[cut:]}
+    return {name: written(part, "\t") for name, part in parts.items() if part}
+
+
+def expect_parts(files: Files) -> Expected:
+    expected = Expected([])
+    good = []
+    for name in sorted(files):
+        rows = PARTS_FORM.rows(files[name])
+        expected.bad[name] = rows.count(None)
+        good += [row for row in rows if row is not None]
+    if len({PARTS_FORM.width(content) for content in files.values()}) > 1 or not good:
+        raise Refused("different columns, or no row in any file")
+    expected.events = [(r["user"], r["item"], r["behavior"], r["ms"]) for r in good]
+    return expected
+
+
+def write_json_lines(rng: random.Random, world: World) -> Files:
+    records = [
+        {"how": TABLE_EVENTS[b % 3], "who": word(u), "when": s * 1000, "what": number(i)}
+        for u, i, b, s in world.events
+    ]
+    return {"t.jsonl": recorded(rng, records)}
+
+
+def expect_json_lines(files: Files) -> Expected:
+    expected = Expected([])
+    rows = expected.take("t.jsonl", LINES_FORM.rows(files["t.jsonl"]))
+    expected.events = [(r["user"], r["item"], r["behavior"], r["ms"]) for r in rows]
+    return expected
+
+
 def _table(unit: str, separator: str) -> Layout:
     kinds = {"brand": "categorical", "tags": "multi_label", "price": "numeric"}
     options = {
@@ -612,4 +657,20 @@ LAYOUTS = {
     "table_ms": _table("ms", "\t"),
     "table_iso": _table("iso", ";"),
     "table_wide": _table("s", "::"),
+    "table_parts": Layout(
+        "table.read",
+        TABLE_EVENTS,
+        write_parts,
+        expect_parts,
+        {"file": "part-*.tsv", "header": False, "separator": "tab", "behavior": 0}
+        | {"user": 1, "item": 2, "timestamp": 3},
+    ),
+    "table_json_lines": Layout(
+        "table.read",
+        TABLE_EVENTS,
+        write_json_lines,
+        expect_json_lines,
+        {"file": "t.jsonl", "user": "who", "item": "what", "behavior": "how"}
+        | {"timestamp": "when", "time_unit": "ms"},
+    ),
 }

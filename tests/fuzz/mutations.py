@@ -6,6 +6,8 @@ import gzip
 import random
 from collections.abc import Callable
 
+from recexp.data.raw import packed
+
 NUMBERS = [
     "-1",
     "+5",
@@ -223,6 +225,16 @@ def _packed(rng: random.Random, content: bytes) -> bytes:
     )
 
 
+def _packed_zstd(rng: random.Random, content: bytes) -> bytes:
+    """Whole, in two frames, cut or with a flipped bit, where Python can unpack it."""
+    if packed.zstd is None:
+        return content
+    half = rng.randrange(len(content) + 1)
+    frame = packed.zstd.compress(content)
+    frames = packed.zstd.compress(content[:half]) + packed.zstd.compress(content[half:])
+    return rng.choice([frame, frames, _cut(rng, frame), _flip(rng, frame), frame + b"junk"])
+
+
 def _packed_and_cut(rng: random.Random, content: bytes) -> bytes:
     return _cut(rng, gzip.compress(content, mtime=0))
 
@@ -358,6 +370,7 @@ MUTATIONS: list[Mutation] = [
         _flip,
         _cut,
         _packed,
+        _packed_zstd,
         _packed_and_cut,
         _packed_and_flipped,
         _packed_and_followed,

@@ -26,9 +26,11 @@ QUICK = settings(
 DIGITS = st.from_regex(r"[+-]?[0-9]{0,22}(\.[0-9]{0,12})?([eE][+-]?[0-9]{1,3})?", fullmatch=True)
 DAY, CLOCK = (
     r"[0-9]{4}-[01]?[0-9]-[0-3]?[0-9]",
-    r"[0-2]?[0-9]:[0-6]?[0-9]:[0-6]?[0-9](\.[0-9]{1,9})?",
+    r"[0-2]?[0-9]:[0-6]?[0-9](:[0-6]?[0-9](\.[0-9]{1,9})?)?",
 )
-DATES = st.from_regex(rf"{DAY}([ T]{CLOCK}(Z|[+-][0-2][0-9]:?[0-5][0-9])?)?", fullmatch=True)
+DATES = st.from_regex(
+    rf"{DAY}([ T]{CLOCK}(Z|[+-][0-2][0-9](:?[0-5][0-9])?)?)?( UTC)?", fullmatch=True
+)
 CLEAN = st.characters(exclude_categories=["Cs"])
 TEXTS = st.one_of(
     st.sampled_from(CELLS),

@@ -31,8 +31,9 @@ NO_ID = (
 )
 # polars lets space stand before each part
 DATE = re.compile(
-    r"([0-9]{4})-\s*([0-9]{1,2}+)-\s*([0-9]{1,2}+)"
-    r"(?:T?\s*([0-9]{1,2}+):\s*([0-9]{1,2}+):\s*([0-9]{1,2}+)(\.[0-9]{1,9})?\s*(?:(Z)|([+-])([0-9]{2}):?([0-9]{2}))?)?"
+    r"\+?([0-9]{4})-\s*([0-9]{1,2}+)-\s*([0-9]{1,2}+)"
+    r"(?:T?\s*([0-9]{1,2}+):\s*([0-9]{1,2}+)(?::\s*([0-9]{1,2}+)(\.[0-9]{1,9})?)?"
+    r"\s*(?:([Zz])|([+-])([0-9]{2})(?::?([0-9]{2})|:)?)?)?(?: UTC)?"
 )
 NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 END = 253_402_300_800_000
@@ -120,9 +121,11 @@ def _date(text: str) -> int:
         if second > 60:
             raise Bad("no second")
         if sign:
-            if int(hours) > 23 or int(minutes) > 59:
+            if int(hours) > 23 or int(minutes or 0) > 59:
                 raise Bad("no zone")
-            moment -= (1 if sign == "+" else -1) * timedelta(hours=int(hours), minutes=int(minutes))
+            moment -= (1 if sign == "+" else -1) * timedelta(
+                hours=int(hours), minutes=int(minutes or 0)
+            )
     except (ValueError, OverflowError):
         raise Bad("no date") from None
     ms = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1) + (

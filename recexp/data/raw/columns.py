@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 import polars as pl
 
-END_OF_TIME = 253_402_300_800_000  # the year 10 000 in milliseconds
-MAX_NUMBER = 3.4e38  # values are kept in 32 bits
-ISO_FORMATS = ("%Y-%m-%d %H:%M:%S%.f", "%Y-%m-%d %H:%M:%S%.f%#z", "%Y-%m-%d")
+from recexp.data.raw.times import END_OF_TIME, UNITS, from_iso, from_numbers, from_pattern
 
-Kind = Literal["int", "id", "text", "number", "s", "ms", "iso"]
-TimeUnit = Literal["s", "ms", "iso"]
-TIMES = ("s", "ms", "iso")
+MAX_NUMBER = 3.4e38  # values are kept in 32 bits
+
+Kind = Literal["int", "id", "text", "number", "s", "ms", "us", "ns", "iso", "pattern"]
+TIMES = (*UNITS, "iso", "pattern")
 
 Frame = TypeVar("Frame", pl.DataFrame, pl.LazyFrame)
 
@@ -25,11 +24,12 @@ class Column:
     name: of the parsed column.
     source: name in the header, or position (from 0) in a file without a header.
     kind: "int"; "id" (a text of one line); "text"; "number" (finite, within
-        32 bits); or a time: "s" and "ms" (seconds or milliseconds since 1970, fractions allowed) or
-        "iso" (a date, or date and time; UTC where no zone is given). Times become int64
+        32 bits); or a time: "s", "ms", "us", "ns" (since 1970, fractions allowed), "iso" (a date,
+        or date and time; UTC where no zone is given) or "pattern". Times become int64
         milliseconds.
     choices: the only texts allowed; empty allows all.
     nullable: may be blank, which gives null.
+    pattern: of kind "pattern", as ``times.from_pattern`` takes it.
     """
 
     name: str
@@ -37,6 +37,7 @@ class Column:
     kind: Kind = "id"
     choices: tuple[str, ...] = ()
     nullable: bool = False
+    pattern: str = ""
 
     @property
     def label(self) -> str:
@@ -50,7 +51,7 @@ class Column:
         """The type as which polars parses the raw text."""
         if self.kind == "int":
             return pl.Int64()
-        if self.kind in ("number", "s", "ms"):
+        if self.kind == "number" or self.kind in UNITS:
             return pl.Float64()
         return pl.String()
 
@@ -98,23 +99,14 @@ def _parse(column: Column, is_text: bool) -> pl.Expr:
         return raw.cast(pl.Int64, strict=False)
     if column.kind == "number":
         return raw.cast(pl.Float64, strict=False)
-    if column.kind in ("s", "ms"):
-        milliseconds = raw.cast(pl.Float64, strict=False) * (1000 if column.kind == "s" else 1)
-        return milliseconds.round().cast(pl.Int64, strict=False)
+    if column.kind in UNITS:
+        number = raw.cast(pl.Float64, strict=False)
+        return from_numbers(number, column.kind).cast(pl.Int64, strict=False)
     if column.kind == "iso":
-        return _parse_iso(raw)
+        return from_iso(raw)
+    if column.kind == "pattern":
+        return from_pattern(raw, column.pattern)
     return pl.when(raw.str.strip_chars() != "").then(raw) if column.nullable else raw
-
-
-def _parse_iso(raw: pl.Expr) -> pl.Expr:
-    """Milliseconds since 1970 of the first format that fits; null for none."""
-    text = raw.str.replace("T", " ", literal=True)
-    times = []
-    for form in ISO_FORMATS:
-        zone = "UTC" if "z" in form else None
-        time = text.str.to_datetime(form, strict=False, time_unit="ms", time_zone=zone)
-        times.append(time.dt.timestamp("ms"))
-    return pl.coalesce(times)
 
 
 def _faults(column: Column, value: pl.Expr) -> list[tuple[pl.Expr, str]]:
@@ -139,7 +131,10 @@ def _faults(column: Column, value: pl.Expr) -> list[tuple[pl.Expr, str]]:
 
 
 def _time_faults(column: Column, value: pl.Expr) -> list[tuple[pl.Expr, str]]:
-    wanted = "date (YYYY-MM-DD, or with HH:MM:SS)" if column.kind == "iso" else "number"
+    wanted = {
+        "iso": "date (YYYY-MM-DD, or with HH:MM:SS)",
+        "pattern": f"time of the form {column.pattern}",
+    }.get(column.kind, "number")
     late = "lies beyond the year 9999"
     if column.kind == "s":
         late += ": are the times in milliseconds?"
@@ -148,3 +143,10 @@ def _time_faults(column: Column, value: pl.Expr) -> list[tuple[pl.Expr, str]]:
         (value < 0, "is a time before 1970"),
         (value >= END_OF_TIME, late),
     ]
+
+
+def time_column(name: str, source: str | int, time_unit: str) -> Column:
+    """A column of times. time_unit: a kind of time, or a pattern of ``times.from_pattern``."""
+    if "%" in time_unit:
+        return Column(name, source, "pattern", pattern=time_unit)
+    return Column(name, source, cast(Kind, time_unit))

@@ -15,6 +15,7 @@ from pathlib import Path
 import polars as pl
 
 from recexp.data.raw.columns import Column
+from recexp.data.raw.packed import polars_unpacks
 from recexp.data.raw.records import UNIT
 from recexp.data.raw.text import Row, fields, shortened, survey, unpacked
 from recexp.errors import RecexpError
@@ -25,7 +26,10 @@ COUNTED = pl.QueryOptFlags(projection_pushdown=False)
 
 @dataclass(frozen=True)
 class Format:
-    """How fields are separated. A separator of several characters excludes quotes."""
+    """How fields are separated. A separator of several characters excludes quotes.
+
+    header: the first row names the columns; False: ``Column.source`` is a position.
+    """
 
     header: bool
     separator: str = ","
@@ -57,7 +61,7 @@ class DelimitedFile:
     def read_fast(self) -> pl.DataFrame | None:
         """The wanted columns, parsed by polars; None where it might read the file differently.
 
-        Raises whatever polars and gzip raise for faulty files.
+        Raises whatever polars raises for faulty files, and ``packed.DAMAGED``.
         """
         found = survey(self.path, self.format.separator, self.format.quote)
         # polars would take a blank first line for the header.
@@ -71,6 +75,8 @@ class DelimitedFile:
                 return None
             source = content.replace(separator.encode(), UNIT.encode())
             separator = UNIT
+        elif not polars_unpacks(self.path):
+            source = unpacked(self.path, self.format.encoding)
         frame = self._scan(source, separator).collect(optimizations=COUNTED)
         # Where rows are fewer than lines, polars may have read text after a quote as one field.
         if found.quotes and frame.height + self.format.header != found.lines:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
 import polars as pl
 
 from recexp.data.raw.columns import Column, judge
 from recexp.data.raw.delimited import COUNTED
-from recexp.data.raw.folder import Folder
-from recexp.data.raw.text import BOM, GZIP, fields
+from recexp.data.raw.folder import UNREADABLE, Folder
+from recexp.data.raw.packed import is_packed
+from recexp.data.raw.text import BOM, fields
 
 LARGE = 100_000_000  # bytes; smaller files are read at once
 BLOCK = 1 << 24  # bytes read at a time
@@ -27,7 +27,7 @@ def scan(folder: Folder, name: str, columns: list[Column]) -> pl.LazyFrame:
         try:
             if (judged := _scan_good(path, columns)) is not None:
                 return judged
-        except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error):
+        except UNREADABLE:
             pass  # read again below, to say what is wrong
     return folder.delimited(name, columns, header=False).lazy()
 
@@ -51,8 +51,10 @@ def _scan_good(path: Path, columns: list[Column]) -> pl.LazyFrame | None:
 
 def _is_simple(path: Path) -> bool:
     """Is it plain text in which a line is a row: not packed, no BOM, quotes or carriage returns?"""
+    if is_packed(path):
+        return False
     with path.open("rb") as file:
-        if file.peek(len(BOM)).startswith((GZIP, BOM)):
+        if file.peek(len(BOM)).startswith(BOM):
             return False
         while block := file.read(BLOCK):
             if b'"' in block or b"\r" in block:

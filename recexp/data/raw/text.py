@@ -1,24 +1,21 @@
-"""Raw text files as numbered lines and fields: plain or gzip, with or without BOM."""
+"""Raw text files as numbered lines and fields: plain or packed, with or without BOM."""
 
 from __future__ import annotations
 
 import ast
 import csv
-import gzip
 import json
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
 
+from recexp.data.raw.packed import DAMAGED, open_unpacked
 from recexp.errors import RecexpError
 
 BOM = b"\xef\xbb\xbf"
-GZIP = b"\x1f\x8b"
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 MAX_LINE = 1 << 28  # bytes; no line of a data file is so long
 MAX_LITERAL = 1 << 20  # characters; Python's parser takes a hundred times the memory
@@ -43,7 +40,7 @@ def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, s
     n_bytes = 0
     most_bytes = _most_bytes(path)
     try:
-        with _open(path) as file:
+        with open_unpacked(path) as file:
             lines = iter(partial(file.readline, MAX_LINE), b"")
             for number, raw in enumerate(lines, 1):
                 n_bytes += len(raw)
@@ -59,7 +56,7 @@ def numbered_lines(path: Path, encoding: str = "utf-8") -> Iterator[tuple[int, s
                 if number == 1:
                     raw = raw.removeprefix(BOM)
                 yield number, raw.decode(encoding, "surrogateescape")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except DAMAGED as error:
         raise RecexpError(
             f"{path} is cut off or damaged after line {number} ({error}). Get it anew."
         ) from None
@@ -124,7 +121,7 @@ def survey(path: Path, separator: str, quote: str | None) -> Survey:
     extremely long line, and quotes that neither enclose a field nor stand doubled in one.
 
     Raises:
-        RecexpError: a packed file unpacks to an absurd size. Damaged ones raise what gzip does.
+        RecexpError: a packed file unpacks to an absurd size. Damaged ones raise ``packed.DAMAGED``.
     """
     most_bytes = _most_bytes(path)
     n_bytes = 0
@@ -132,7 +129,7 @@ def survey(path: Path, separator: str, quote: str | None) -> Survey:
     quotes = False
     inside = False
     odd = False
-    with _open(path) as file:
+    with open_unpacked(path) as file:
         while chunk := file.read(CHUNK):
             if not chunk.endswith(b"\n"):
                 chunk += file.readline(CHUNK)
@@ -195,7 +192,7 @@ def parse_record(text: str) -> dict[str, object]:
 
 def unpacked(path: Path, encoding: str) -> bytes:
     """The whole file in UTF-8, without BOM."""
-    with _open(path) as file:
+    with open_unpacked(path) as file:
         content = file.read().removeprefix(BOM)
     return content if encoding == "utf-8" else content.decode(encoding).encode()
 
@@ -210,13 +207,6 @@ def _unpacks_to_too_much(path: Path) -> RecexpError:
         f"{path} unpacks to more than {MAX_RATIO} times its size: hardly data. "
         "If you trust it, unpack it first."
     )
-
-
-def _open(path: Path) -> BinaryIO:
-    """Open for reading, unpacked where the content is gzip; the file's name does not matter."""
-    with path.open("rb") as file:
-        is_packed = file.read(len(GZIP)) == GZIP
-    return cast(BinaryIO, gzip.open(path, "rb")) if is_packed else path.open("rb")
 
 
 def shortened(text: str) -> str:

@@ -38,13 +38,19 @@ class Raw:
     events: columns ``user``, ``item`` (string or int64), ``behavior`` (string), ``timestamp``
         (int64 milliseconds), optionally ``value`` (float32), in the row order of the source, which
         breaks ties in time.
-    files: every file that was read, for checksums.
+    files: every file that was read, for checksums: ``Folder.files``, by which the cache knows the
+        files that matter. For a plain list it takes any file put beside these for a change.
     item_features: by name.
     dropped: reason -> (number of rows, first few examples "file:row column value"), filled with
         ``on_bad_rows="drop"``.
+    has_times: False where the time of an event is its place in the source.
+    decided: option that was "auto" -> the value that the reader found. It takes the place of "auto"
+        in the fingerprint, which is thus the one of the same option given by hand.
     """
 
     events: pl.LazyFrame
     files: list[Path]
     item_features: dict[str, ItemFeature] = field(default_factory=dict)
     dropped: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
+    has_times: bool = True
+    decided: dict[str, str] = field(default_factory=dict)

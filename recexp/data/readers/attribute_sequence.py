@@ -38,7 +38,9 @@ def read(
     events = pairs.with_columns(behavior=pl.lit("interaction"), timestamp=place)
     name = attributes or f"{Path(file).stem}_item2attributes.json"
     attribute = ItemFeature("multi_label", _attributes(folder, name).lazy())
-    return Raw(events.lazy(), folder.files, {"attribute": attribute}, folder.dropped)
+    return Raw(
+        events.lazy(), folder.files, {"attribute": attribute}, folder.dropped, has_times=False
+    )
 
 
 def _pairs(folder: Folder, file: str) -> Iterator[Row]:

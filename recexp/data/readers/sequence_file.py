@@ -22,4 +22,4 @@ def read(raw_dir: str | Path, *, file: str, on_bad_rows: BadRows = "error") -> R
     pairs = folder.delimited(file, columns, header=False, separator=" ", quote=None)
     place = pl.int_range(1, pl.len() + 1, dtype=pl.Int64)
     events = pairs.with_columns(behavior=pl.lit("interaction"), timestamp=place)
-    return Raw(events.lazy(), folder.files, {}, folder.dropped)
+    return Raw(events.lazy(), folder.files, {}, folder.dropped, has_times=False)

@@ -1,74 +1,96 @@
-"""Any table: a csv or parquet file with a row per event, and optionally one of item features."""
+"""Any table: files with a row per event, and optionally one of item features."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import polars as pl
+from pydantic import Field
 
 from recexp.data.dataset import BadRows
-from recexp.data.raw.columns import Column, TimeUnit
+from recexp.data.raw.columns import Column, time_column
+from recexp.data.raw.delimited import Format
 from recexp.data.raw.folder import Folder
+from recexp.data.raw.times import check_time_unit, detected_unit
 from recexp.data.readers import FeatureKind, ItemFeature, Raw
 from recexp.errors import RecexpError
 
 ORIGIN = "the publisher of the table; dataset.source.file names it"
 KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
+Source = str | Annotated[int, Field(ge=0, le=100_000)]  # the name of a column, or its number
+SEPARATOR_NAMES = {"tab": "\t", "\\t": "\t", "space": " "}
 NEEDED_KEYS = {"file", "item", "columns"}
 
 
 def read(
     raw_dir: str | Path,
     *,
-    file: str,
+    file: str | Sequence[str],
     on_bad_rows: BadRows = "error",
-    user: str = "user",
-    item: str = "item",
-    behavior: str | None = None,
-    value: str | None = None,
-    timestamp: str | None = "timestamp",
-    time_unit: TimeUnit = "s",
+    header: bool = True,
+    user: Source = "user",
+    item: Source = "item",
+    behavior: Source | None = None,
+    value: Source | None = None,
+    timestamp: Source | None = "timestamp",
+    time_unit: str = "s",
     separator: str = ",",
     features: Mapping[str, Any] | None = None,
 ) -> Raw:
-    """Read ``file`` (.parquet, or delimited text with a header). Ids become strings.
+    """Read the events of ``file``. Ids become strings.
 
-    user, item, behavior, value, timestamp: names of the columns.
+    file: a name, a glob pattern, or a list of these, read one after the other (``Folder.names``):
+        parquet, JSON lines or delimited text, by the name (``Folder.frame``).
+    header: the first row of a text names its columns. False: columns are numbered from 0.
+    user, item, behavior, value, timestamp: names of the columns, or their numbers.
     behavior: None makes every event an "interaction".
     value: a number, may be blank.
     timestamp: None takes the row number as time.
-    time_unit: s, ms (since 1970) or iso (dates with or without time and zone); a parquet column of
-        dates or times needs none.
-    separator: one character, or several, which exclude quotes.
+    time_unit: s, ms, us or ns (since 1970), iso (dates with or without time and zone), a pattern
+        such as %Y%m%d (``times.from_pattern``), or auto: the first rows decide between numbers of
+        some size and iso. A parquet column of dates or times needs none.
+    separator: one character, or several, which exclude quotes; "tab" for a tab.
     features: {file, item, columns: {column: categorical | multi_label | numeric},
         label_separator: "|"}: a table with one row per item; the labels of a multi_label column are
         joined by label_separator.
     """
-    _check(time_unit, separator)
+    separator = SEPARATOR_NAMES.get(separator, separator)
+    check_time_unit(time_unit)
+    _check_separator(separator)
     folder = Folder(raw_dir, ORIGIN, on_bad_rows)
+    form = Format(header, separator)
     columns = [Column("user", user), Column("item", item)]
-    if behavior:
+    if behavior is not None:
         columns.append(Column("behavior", behavior))
-    if value:
+    if value is not None:
         columns.append(Column("value", value, "number", nullable=True))
-    if timestamp:
-        columns.append(Column("timestamp", timestamp, time_unit))
-    events = _read_table(folder, file, columns, separator)
-    if not behavior:
+    decided = {}
+    if time_unit == "auto":
+        time_unit = decided["time_unit"] = _detected_unit(folder, file, timestamp, form)
+    if timestamp is not None:
+        columns.append(time_column("timestamp", timestamp, time_unit))
+    events = folder.frame(file, _numbered(columns, header), form)
+    if behavior is None:
         events = events.with_columns(behavior=pl.lit("interaction"))
-    if value:
+    if value is not None:
         events = events.with_columns(pl.col("value").cast(pl.Float32))
-    if not timestamp:
+    if timestamp is None:
         events = events.with_columns(timestamp=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
     item_features = _features(folder, dict(features), separator) if features else {}
-    return Raw(events.lazy(), folder.files, item_features, folder.dropped)
+    return Raw(
+        events.lazy(),
+        folder.files,
+        item_features,
+        folder.dropped,
+        has_times=timestamp is not None,
+        decided=decided,
+    )
 
 
-def _check(time_unit: str, separator: str) -> None:
-    if time_unit not in get_args(TimeUnit):
-        raise RecexpError(f"time_unit={time_unit!r} is not known; choose s, ms or iso")
+def _check_separator(separator: str) -> None:
     is_ascii_or_long = separator.isascii() or len(separator) > 1
     if not separator or not is_ascii_or_long or set(separator) & set('"\r\n'):
         raise RecexpError(
@@ -77,10 +99,31 @@ def _check(time_unit: str, separator: str) -> None:
         )
 
 
+def _detected_unit(
+    folder: Folder, file: str | Sequence[str], timestamp: str | int | None, form: Format
+) -> str:
+    if timestamp is None:
+        return "s"  # not used
+    [column] = _numbered([Column("timestamp", timestamp, "text")], form.header)
+    return detected_unit(folder.first_texts(file, column, form))
+
+
+def _numbered(columns: list[Column], header: bool) -> list[Column]:
+    """The columns with the kind of source that the file needs: names, or numbers from 0."""
+    if header:
+        return [replace(column, source=str(column.source)) for column in columns]
+    for column in columns:
+        if not str(column.source).isdecimal():
+            raise RecexpError(
+                f"dataset.source.{column.name}={column.source!r} must be the number of a column, "
+                "counted from 0, since header=false."
+            )
+    return [replace(column, source=int(column.source)) for column in columns]
+
+
 def _read_table(folder: Folder, file: str, columns: list[Column], separator: str) -> pl.DataFrame:
-    if Path(file).suffix == ".parquet":
-        return folder.parquet(file, columns)
-    return folder.delimited(file, columns, header=True, separator=separator)
+    """A table of features."""
+    return folder.frame(file, columns, Format(True, separator))
 
 
 def _features(folder: Folder, spec: dict[str, Any], separator: str) -> dict[str, ItemFeature]:

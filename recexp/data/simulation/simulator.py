@@ -48,17 +48,24 @@ def is_simulated(files: Iterable[Path], raw_dir: Path, time: np.ndarray) -> bool
 
     files: the raw files read. time: int64 [E], milliseconds.
     """
-    raw_dir = Path(raw_dir).resolve()
-    for file in files:
-        folder = Path(file).resolve().parent
-        above = [parent for parent in folder.parents if parent.is_relative_to(raw_dir)]
-        if any((place / SETTING_FILE).is_file() for place in (folder, *above)):
-            return True
+    if any(file.is_file() for file in setting_files(files, raw_dir)):
+        return True
     modulus, remainder = GRID
     for part in (time[:1000], time):  # the first events decide for most real data
         if not (part % modulus == remainder).all():
             return False
     return len(np.unique(time)) >= DISTINCT_TIMES
+
+
+def setting_files(files: Iterable[Path], raw_dir: Path) -> list[Path]:
+    """Where ``simulation.json`` may lie: in the folder of a file or above it up to ``raw_dir``."""
+    raw_dir = Path(raw_dir).resolve()
+    folders: dict[Path, None] = {}
+    for file in files:
+        folder = Path(file).resolve().parent
+        above = [parent for parent in folder.parents if parent.is_relative_to(raw_dir)]
+        folders |= dict.fromkeys([folder, *above])
+    return [folder / SETTING_FILE for folder in folders]
 
 
 def simulate(

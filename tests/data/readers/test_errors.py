@@ -436,7 +436,10 @@ def test_bad_parquet(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"time_unit": "minutes"}, "time_unit='minutes' is not known; choose s, ms or iso"),
+        (
+            {"time_unit": "minutes"},
+            "time_unit='minutes' is not known; choose auto, s, ms, us, ns, iso",
+        ),
         ({"features": {"file": "i.csv"}}, "features needs the keys file, item and columns"),
         (
             {"features": {"file": "i.csv", "item": "sku", "columns": {"a": "text"}}},
