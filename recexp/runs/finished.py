@@ -81,6 +81,7 @@ def open_run(
     check_config(cfg)  # before anything of it is built
     checkpoint = _tested_checkpoint(folder, result)
     places = _places(cfg)
+    cfg.dataset.download = None  # addresses of another person's run are not advice
     cfg.dataset.raw_dir = raw_dir or _default_raw_dir(cfg)
     cfg.cache_dir = cache_dir or OmegaConf.load(CONF / "config.yaml").cache_dir
     _bound(cfg)

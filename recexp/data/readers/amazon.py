@@ -9,11 +9,10 @@ import polars as pl
 
 from recexp.data.dataset import BadRows
 from recexp.data.raw.columns import Column
-from recexp.data.raw.folder import Folder
+from recexp.data.raw.folder import Folder, MissingFile
 from recexp.data.raw.records import joined, record_row, split_names
 from recexp.data.raw.text import Row
 from recexp.data.readers import ItemFeature, Raw
-from recexp.errors import RecexpError
 
 
 def read(
@@ -36,9 +35,9 @@ def read(
         columns = _columns("reviewerID", "asin", "overall", "unixReviewTime")
         events = folder.record_table(reviews, columns)
     else:
-        raise RecexpError(
-            f"{folder.path} holds neither {ratings} nor {reviews}. "
-            f"Get one of them from {folder.origin}, or set dataset.raw_dir."
+        raise MissingFile(
+            f"{folder.path} holds neither {ratings} nor {reviews}",
+            f"Get one of them from {folder.origin}, or set dataset.raw_dir.",
         )
     events = events.with_columns(pl.col("value").cast(pl.Float32), behavior=pl.lit("rating"))
     features = _features(folder, products) if meta and folder.has(products) else {}
