@@ -32,7 +32,8 @@ def read(
     purchases: also read ``train-purchases.csv``, events "purchase" beside "view".
     user: "userId" takes the users who were signed in; rows without one, NA, are dropped by
         ``dataset.missing_ids``.
-    The time is the day (``eventdate``) and the milliseconds since the session began (``timeframe``).
+    The time is the day (``eventdate``) plus the milliseconds since the session began
+    (``timeframe``).
     Item features, where their files are present: "category" and "price" (``pricelog2``).
     """
     folder = Folder(raw_dir, ORIGIN, on_bad_rows)
@@ -52,7 +53,7 @@ def read(
 
 def _events(folder: Folder, file: str, user: str, behavior: str) -> pl.DataFrame:
     columns = [
-        Column("user", user),
+        Column("user", user, "int" if user == "sessionId" else "id"),
         Column("item", "itemId", "int"),
         Column("day", "eventdate", "iso"),
         Column("offset", "timeframe", "int"),
