@@ -39,7 +39,7 @@ class Wanted:
 
 def main(conf: Path, arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status. conf: the folder of data sets' YAMLs."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     words = [word.removeprefix("dataset=") for word in options.words]
     names = [word for word in words if "=" not in word]
     overrides = [word for word in words if "=" in word]
@@ -66,12 +66,13 @@ def main(conf: Path, arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The options of ``python -m recexp.data.download``."""
+    made = argparse.ArgumentParser(
         prog="python -m recexp.data.download",
         description="Download the raw files of data sets from their publishers.",
     )
-    add = parser.add_argument
+    add = made.add_argument
     add(
         "words",
         nargs="*",
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--force", action="store_true", help="replace files that are there")
     add("--timeout", type=float, default=30.0, metavar="SECONDS", help="without an answer (30)")
-    return parser
+    return made
 
 
 def find(conf: Path, name: str, overrides: Sequence[str] = ()) -> Wanted:
