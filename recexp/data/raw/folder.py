@@ -122,9 +122,9 @@ class Folder:
         if names := self.found(pattern):
             return names
         where = "" if self.path.is_dir() else f" (there is no folder {self.path})"
-        raise RecexpError(
-            f"No file of {self.path} matches {pattern!r}{where}. Get the files from "
-            f"{self.origin}, or set dataset.raw_dir."
+        raise MissingFile(
+            f"No file of {self.path} matches {pattern!r}{where}",
+            f"Get the files from {self.origin}, or set dataset.raw_dir.",
         )
 
     def file(self, name: str) -> Path:

@@ -11,7 +11,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from recexp.config import CONF
+from recexp.data.cache import prepare, read_meta
 from recexp.errors import RecexpError
+from tests.support.events import P3
 
 
 def lines(*texts: str) -> bytes:
@@ -363,6 +365,40 @@ def test_movielens_25m_and_32m(tmp_path, name):
     raw = read(tmp_path, name)
     assert events(raw)[0] == (1, 17, "rating", 944249077000)
     assert values(raw, "genres") == [(17, "Drama"), (17, "Romance")]
+
+
+def prepared(folder: Path, name: str) -> dict:
+    """``meta.json`` of the data prepared as the YAML says, without its filters."""
+    config = OmegaConf.load(CONF / "dataset" / f"{name}.yaml")
+    config = OmegaConf.merge(config, {"raw_dir": str(folder), "filters": []})
+    return read_meta(prepare(instantiate(config, _recursive_=False), P3, folder / "cache"))
+
+
+def test_digits_become_behaviors_and_some_are_left_out(tmp_path):
+    rows = []
+    for user in range(4):
+        for item in range(6):
+            rows.append(f"{user},{item},2018-02-0{item + 1} 08:28:15,7,{1 + (user + item) % 5}")
+    path = tmp_path / "jdata_action.csv"
+    path.write_bytes(lines("user_id,sku_id,action_time,module_id,type", *rows))
+    products = lines("sku_id,brand,shop_id,cate,market_time", "0,1,2,3,")
+    (tmp_path / "jdata_product.csv").write_bytes(products)
+    meta = prepared(tmp_path, "jdata")
+    n_comments = sum(row.endswith(",4") for row in rows)
+    assert list(meta["events"]) == ["view", "follow", "cart", "order"]
+    assert sum(meta["events"].values()) == len(rows) - n_comments
+    assert meta["explicit"] == [False, False, False, True]
+
+
+def test_tmall_is_prepared_from_days_without_a_year(tmp_path):
+    rows = []
+    for user in range(4):
+        for item in range(5):
+            rows.append(f"{user},{item},{item % 2},7,{item},05{11 + item},{item % 4}")
+    (tmp_path / "user_log_format1.csv").write_bytes(lines(TMALL, *rows))
+    meta = prepared(tmp_path, "tmall")
+    assert meta["events"] == {"click": 8, "favorite": 4, "cart": 4, "purchase": 4}
+    assert any("2000-05-11 00:00 to 2000-05-15" in line for line in meta["report"])
 
 
 YAMBDA = {
