@@ -190,6 +190,9 @@ def _archive_or_file(
                     "and it is downloaded anew."
                 )
         return given
+    if not (work / file.name).exists():
+        size = f" ({amount(file.size)})" if file.size else ""
+        _say(block, f"gets {file.name}{size}")
     try:
         path = fetch(file, work, patience)
     except Unavailable as error:

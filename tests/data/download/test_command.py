@@ -21,6 +21,11 @@ from tests.support.events import P3
 FILES = {"ratings.dat": b"1::1::5::978300760\n" * 9, "movies.dat": b"1::A (1995)::X\n"}
 
 
+@pytest.fixture(autouse=True)
+def without_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+
+
 @pytest.fixture(scope="module")
 def running():
     with serving() as server:
@@ -136,6 +141,20 @@ def test_an_archive_without_a_wanted_file_leaves_no_file(site, tmp_path, archive
     assert "holds no file users.dat" in capsys.readouterr().err
     assert not placed(tmp_path / "ml")
     assert not (tmp_path / "ml" / ".download" / "ml.zip").exists()
+
+
+def test_a_full_disk_while_unpacking_is_one_sentence(site, tmp_path, capsys, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command, "unpack", full)
+    assert run(tmp_path, "ml", "--accept-license") == 1
+    text = capsys.readouterr().err
+    assert "cannot be unpacked into" in text and "No space left on device. Make room" in text
+    assert not placed(tmp_path / "ml")
+    monkeypatch.undo()
+    site.answers.clear()  # the archive is kept: the next command asks no server for it
+    assert run(tmp_path, "ml", "--accept-license") == 0
 
 
 def test_a_stop_between_files_leaves_out_the_one_that_is_read_first(site, tmp_path, monkeypatch):

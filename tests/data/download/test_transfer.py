@@ -29,6 +29,11 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 AT_ONCE = Patience(timeout=2.0, tries=3, wait=0.0)
 
 
+@pytest.fixture(autouse=True)
+def without_proxy(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+
+
 @pytest.fixture(scope="module")
 def running():
     with serving() as server:
