@@ -11,9 +11,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from recexp.config import CONF
+from recexp.config.check import check_config
 from recexp.data.cache import prepare, read_meta
 from recexp.errors import RecexpError
 from tests.support.events import P3
+from tests.support.running import composed
 
 
 def lines(*texts: str) -> bytes:
@@ -372,6 +374,10 @@ def prepared(folder: Path, name: str) -> dict:
     config = OmegaConf.load(CONF / "dataset" / f"{name}.yaml")
     config = OmegaConf.merge(config, {"raw_dir": str(folder), "filters": []})
     return read_meta(prepare(instantiate(config, _recursive_=False), P3, folder / "cache"))
+
+
+def test_names_of_digits_pass_the_checks_of_a_run(tmp_path):
+    check_config(composed(tmp_path / "run", "model=pop", "dataset=tmall", small=()))
 
 
 def test_digits_become_behaviors_and_some_are_left_out(tmp_path):
