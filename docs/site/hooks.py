@@ -35,6 +35,8 @@ SKIPPED_MODULES = ("__main__",)
 # Parameters that code passes, not the configuration.
 NOT_CONFIGURED = ("self", "schema")
 GIVEN_TO_READERS = ("raw_dir", "on_bad_rows")
+# Keys that a page of their own describes.
+ELSEWHERE = {"download": "[Data sets](../guides/data_sets.md)"}
 VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 
@@ -202,7 +204,9 @@ def _keys(node: dict[str, Any]) -> list[str]:
         return ["No keys."]
     rows = ["| key | value | type | default |", "|---|---|---|---|"]
     for name in names:
-        value = _value(set_here[name]) if name in set_here else ""
+        value = ""
+        if name in set_here:
+            value = ELSEWHERE.get(name) or _value(set_here[name])
         type_text, default = parameters.get(name, ("", ""))
         rows.append(f"| `{name}` | {value} | {type_text} | {default} |")
     return rows

@@ -6,7 +6,7 @@ the largest data sets fit into memory only once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from recexp.data.audit import (
     audit_line,
     weaker_only_share,
 )
+from recexp.data.download.block import how_to_get
 from recexp.data.features import build_features
 from recexp.data.filters import (
     apply_filters,
@@ -33,11 +34,13 @@ from recexp.data.filters import (
 )
 from recexp.data.ids import clean_ids
 from recexp.data.index import index_events
+from recexp.data.raw.folder import MissingFile
 from recexp.data.raw.lookups import RawFiles
 from recexp.data.readers import Raw
 from recexp.data.rows import Rows
 from recexp.data.simulation.simulator import is_simulated, setting_files
 from recexp.data.split import DROPPED, PAST, TEST, TRAIN, VAL
+from recexp.errors import RecexpError
 from recexp.io import save_array
 
 if TYPE_CHECKING:
@@ -155,7 +158,11 @@ def _read(dataset: Dataset, report: Report, stages: _Stages) -> Raw:
     """Call the reader; report what it read and which bad rows it left out."""
     stages.start("reading")
     reader = instantiate(dataset.source)
-    raw: Raw = reader(Path(dataset.raw_dir), on_bad_rows=dataset.on_bad_rows)
+    try:
+        raw: Raw = reader(Path(dataset.raw_dir), on_bad_rows=dataset.on_bad_rows)
+    except MissingFile as error:
+        advice = how_to_get(asdict(dataset), f"dataset={dataset.name}")
+        raise RecexpError(f"{error.what}. {advice or error.advice}") from None
     n_events = count_events(raw.events)
     report.add(f"{dataset.name}: {n_events:,} events read from {len(raw.files)} file(s)")
     for reason, (n_rows, examples) in raw.dropped.items():

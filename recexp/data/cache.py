@@ -337,6 +337,7 @@ def _file_names(folder: Path) -> list[str]:
 def _settings(dataset: Dataset, split: Split) -> dict[str, Any]:
     """All settings that decide about the arrays, as plain JSON values."""
     of_dataset = asdict(dataset)
+    del of_dataset["download"]
     of_dataset["raw_dir"] = str(Path(dataset.raw_dir).resolve())
     of_dataset = _without(of_dataset, _ADDED)
     of_dataset["source"] = dict(dataset.source)

@@ -67,6 +67,7 @@ class Dataset:
     behavior_names: text in the files -> name of a behavior, weak to strong, such as
         {1: click, 2: cart, 3: buy}; the names replace ``behaviors``. Texts may share a name. None:
         the texts are the names.
+    download: where the raw files come from (``download.block``). It is in no fingerprint.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Dataset:
     keep_behaviors: Sequence[str] | None = None
     sessions: Mapping[str, float] | None = None
     behavior_names: Mapping[Any, str] | None = None
+    download: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if self.behavior_names and self.value_behaviors:

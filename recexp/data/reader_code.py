@@ -33,7 +33,13 @@ READERS = "recexp.data.readers"
 BY_CODE_VERSION = frozenset(
     {
         "amazon",
+        "amazon_2018",
+        "amazon_2023",
         "attribute_sequence",
+        "diginetica",
+        "jdata_2017",
+        "kuairec",
+        "lastfm_1k",
         "movielens",
         "recbole",
         "recobell",
@@ -43,6 +49,9 @@ BY_CODE_VERSION = frozenset(
         "steam",
         "table",
         "taobao",
+        "tmall",
+        "yambda",
+        "yoochoose",
     }
 )
 INSTALLED = ("site-packages", "dist-packages")

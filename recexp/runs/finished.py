@@ -81,6 +81,7 @@ def open_run(
     check_config(cfg)  # before anything of it is built
     checkpoint = _tested_checkpoint(folder, result)
     places = _places(cfg)
+    cfg.dataset.download = None  # addresses of another person's run are not advice
     cfg.dataset.raw_dir = raw_dir or _default_raw_dir(cfg)
     cfg.cache_dir = cache_dir or OmegaConf.load(CONF / "config.yaml").cache_dir
     _bound(cfg)
@@ -199,14 +200,17 @@ def _tested_checkpoint(run_dir: Path, result: RunResult) -> Path:
 def _default_raw_dir(cfg: DictConfig) -> str:
     """Where ``conf/dataset`` looks for the raw files of the run's data set.
 
-    The data set is known by its name, else by its reader; "" where neither is known.
+    The data set is known by its name, else by its reader; "" where neither is known. Of several
+    data sets of one reader, the one that is named like it counts.
     """
     reader = str(cfg.dataset.source.get("_target_"))
     if reader in SIMULATIONS:
         reader = SIMULATIONS[0]
     by_name: dict[str, str] = {}
     by_reader: dict[str, str] = {}
-    for path in sorted((CONF / "dataset").glob("*.yaml")):
+    of_reader = CONF / "dataset" / f"{reader.split('.')[-2]}.yaml" if "." in reader else None
+    paths = sorted((CONF / "dataset").glob("*.yaml"))
+    for path in sorted(paths, key=lambda path: path != of_reader):
         known = OmegaConf.load(path)
         by_name[known.name] = known.raw_dir
         by_reader.setdefault(known.source._target_, known.raw_dir)

@@ -10,6 +10,7 @@ Decided where it is not obvious:
 - ``plugins`` only allows own code; the ``_target_`` that names a class of it is material.
 - ``store_on`` is material: negatives are drawn by the random generator of the device that holds
   the data, and the streams of a CPU and a GPU differ.
+- ``dataset.download`` says where raw files come from; the files decide.
 - ``experiment`` and ``preset`` only choose values. The composed config holds these values, so it
   decides; as words of a command line both are material, because they say which values were asked
   for.
@@ -50,6 +51,7 @@ IMMATERIAL = (
     "eval_batch_size",
     "trainer.enable_progress_bar",
     "trainer.enable_model_summary",
+    "dataset.download",
 )
 
 Config = Mapping[str, Any]

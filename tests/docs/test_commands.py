@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from recexp.config import CONF
 from recexp.config.check import check_config
+from recexp.data.download.command import find
+from recexp.data.download.command import parser as download_parser
 from recexp.report.__main__ import _parser
 from recexp.report.__main__ import main as report
 from recexp.report.collect import collect
@@ -115,6 +118,22 @@ def test_an_evaluation_of_the_documents_has_options_that_exist(tmp_path, command
 @pytest.mark.parametrize("command", commands("recexp.data.export"))
 def test_an_export_of_the_documents_has_options_that_exist(tmp_path, command):
     composes(tmp_path / "run", export_parser().parse_args(shlex.split(command)).words)
+
+
+@pytest.mark.parametrize("command", commands("recexp.data.download"))
+def test_a_download_of_the_documents_has_options_and_data_that_exist(command):
+    options = download_parser().parse_args(shlex.split(command))
+    names = [word for word in options.words if "=" not in word and not word.endswith(".yaml")]
+    overrides = [word for word in options.words if "=" in word]
+    for name in names:
+        if name != "NAME":
+            find(CONF / "dataset", name, overrides)
+
+
+def test_the_guide_names_every_data_set():
+    text = (ROOT / "docs" / "guides" / "data_sets.md").read_text()
+    names = {path.stem for path in (CONF / "dataset").glob("*.yaml")}
+    assert not {name for name in names if f"`{name}`" not in text}
 
 
 @pytest.mark.parametrize("folder", sorted(p.parent.name for p in RESULTS.glob("*/table.md")))

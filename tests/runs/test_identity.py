@@ -32,6 +32,7 @@ CONFIG = {
         {"threads": 2},
         {"ckpt_path": "last.ckpt"},
         {"logger": {}},
+        {"dataset": {"name": "shop", "raw_dir": "here", "download": {"name": "shop"}}},
         {"callbacks": {"checkpoint": {"dirpath": "runs/2", "monitor": "val/ndcg@10"}}},
     ],
     ids=str,

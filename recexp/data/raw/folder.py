@@ -55,6 +55,15 @@ class Fault:
     text: str | None = None
 
 
+class MissingFile(RecexpError):
+    """A raw file is not there. what: the sentence that says so; advice: what to do about it."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(f"{what}. {advice}")
+        self.what = what
+        self.advice = advice
+
+
 class Folder:
     """A folder of raw files, with the account of what was read and what was left out.
 
@@ -113,23 +122,24 @@ class Folder:
         if names := self.found(pattern):
             return names
         where = "" if self.path.is_dir() else f" (there is no folder {self.path})"
-        raise RecexpError(
-            f"No file of {self.path} matches {pattern!r}{where}. Get the files from "
-            f"{self.origin}, or set dataset.raw_dir."
+        raise MissingFile(
+            f"No file of {self.path} matches {pattern!r}{where}",
+            f"Get the files from {self.origin}, or set dataset.raw_dir.",
         )
 
     def file(self, name: str) -> Path:
         """The path of a file to read, noted in ``files``.
 
         Raises:
-            RecexpError: the file is missing or empty.
+            RecexpError: the file is missing (MissingFile) or empty.
         """
         path = self.path / name
         if not path.is_file():
             where = "" if self.path.is_dir() else f" (there is no folder {self.path})"
-            raise RecexpError(
-                f"{path} is missing{where}. Get it from {self.origin}, "
-                f"and put {name} into {self.path} or set dataset.raw_dir."
+            raise MissingFile(
+                f"{path} is missing{where}",
+                f"Get it from {self.origin}, "
+                f"and put {name} into {self.path} or set dataset.raw_dir.",
             )
         if path.stat().st_size == 0:
             raise RecexpError(f"{path} is empty. Get it anew from {self.origin}.")

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
 
 from recexp.data.dataset import BadRows
 from recexp.data.raw.columns import Column
-from recexp.data.raw.folder import Folder
+from recexp.data.raw.folder import Folder, MissingFile
 from recexp.data.raw.records import joined, record_row, split_names
 from recexp.data.raw.text import Row
 from recexp.data.readers import ItemFeature, Raw
-from recexp.errors import RecexpError
 
 
 def read(
@@ -30,19 +29,32 @@ def read(
     ratings = f"ratings_{name}.csv"
     reviews = f"reviews_{name}.json.gz"
     products = f"meta_{name}.json.gz"
-    if folder.has(ratings):
+    if first_present(folder, [ratings, reviews]) == ratings:
         events = folder.delimited(ratings, _columns(0, 1, 2, 3), header=False)
-    elif folder.has(reviews):
+    else:
         columns = _columns("reviewerID", "asin", "overall", "unixReviewTime")
         events = folder.record_table(reviews, columns)
-    else:
-        raise RecexpError(
-            f"{folder.path} holds neither {ratings} nor {reviews}. "
-            f"Get one of them from {folder.origin}, or set dataset.raw_dir."
-        )
     events = events.with_columns(pl.col("value").cast(pl.Float32), behavior=pl.lit("rating"))
     features = _features(folder, products) if meta and folder.has(products) else {}
     return Raw(events.lazy(), folder.files, features, folder.dropped)
+
+
+def first_present(folder: Folder, names: Sequence[str]) -> str:
+    """The first of the names that a file has. MissingFile where none has."""
+    for name in names:
+        if folder.has(name):
+            return name
+    where = "" if folder.path.is_dir() else f" (there is no folder {folder.path})"
+    raise MissingFile(
+        f"{folder.path} holds none of {', '.join(names)}{where}",
+        f"Get one of them from {folder.origin}, or set dataset.raw_dir.",
+    )
+
+
+def dollars(text: pl.Expr) -> pl.Expr:
+    """A single price, such as "$1,299.00" or "12.5"; null for ranges and other texts."""
+    number = text.str.strip_chars().str.extract(r"^\$?([0-9][0-9,]*(?:\.[0-9]+)?)$")
+    return number.str.replace_all(",", "").cast(pl.Float64, strict=False)
 
 
 def _columns(

@@ -10,7 +10,13 @@ import pytest
 
 from recexp.data.readers import (
     amazon,
+    amazon_2018,
+    amazon_2023,
     attribute_sequence,
+    diginetica,
+    jdata_2017,
+    kuairec,
+    lastfm_1k,
     movielens,
     recobell,
     retailrocket,
@@ -18,6 +24,8 @@ from recexp.data.readers import (
     steam,
     table,
     taobao,
+    tmall,
+    yoochoose,
 )
 from recexp.errors import RecexpError
 
@@ -88,6 +96,76 @@ LAYOUTS = {
         {"ratings_Beauty.csv": lines("A1,B1,5.0,1369699200")},
         "ratings_Beauty.csv",
         amazon.read,
+        {},
+    ),
+    "amazon_2018": (
+        {"Video_Games.csv": lines("B1,A1,5.0,1369699200", "B2,A1,5.0,1369699200")},
+        "Video_Games.csv",
+        amazon_2018.read,
+        {},
+    ),
+    "amazon_2023": (
+        {"Video_Games.csv": lines("user_id,parent_asin,rating,timestamp", "A1,B1,5.0,5000")},
+        "Video_Games.csv",
+        amazon_2023.read,
+        {},
+    ),
+    "lastfm_1k": (
+        {"log.tsv": lines("u1\t2009-05-04T23:08:57Z\t\tDeep Dish\t\tSong")},
+        "log.tsv",
+        lastfm_1k.read,
+        {"file": "log.tsv"},
+    ),
+    "diginetica": (
+        {
+            "train-item-views.csv": lines(
+                "sessionId;userId;itemId;timeframe;eventdate", "1;NA;81766;526309;2016-05-09"
+            )
+        },
+        "train-item-views.csv",
+        diginetica.read,
+        {},
+    ),
+    "yoochoose": (
+        {
+            "yoochoose-clicks.dat": lines("1,2014-04-07T10:51:09.277Z,214536502,0"),
+            "buys.dat": lines("1,2014-04-07T10:58:00.306Z,214536502,12462,1"),
+        },
+        "yoochoose-clicks.dat",
+        yoochoose.read,
+        {"buys": "buys.dat"},
+    ),
+    "tmall": (
+        {
+            "user_log_format1.csv": lines(
+                "user_id,item_id,cat_id,seller_id,brand_id,time_stamp,action_type",
+                "1,2,3,4,5,0829,0",
+            )
+        },
+        "user_log_format1.csv",
+        tmall.read,
+        {},
+    ),
+    "jdata_2017": (
+        {
+            "JData_Action_201602.csv": lines(
+                "user_id,sku_id,time,model_id,type,cate,brand",
+                "266079.0,138778,2016-01-31 23:59:02,,1,8,403",
+            )
+        },
+        "JData_Action_201602.csv",
+        jdata_2017.read,
+        {"file": "JData_Action_201602.csv"},
+    ),
+    "kuairec": (
+        {
+            "big_matrix.csv": lines(
+                "user_id,video_id,play_duration,video_duration,time,date,timestamp,watch_ratio",
+                "0,3649,13838,10867,2020-07-05 00:08:23.438,20200705,1593878903.438,1.27",
+            )
+        },
+        "big_matrix.csv",
+        kuairec.read,
         {},
     ),
     "steam": (
@@ -174,6 +252,16 @@ BAD = [
     ("ml_20m", "1,1,inf,5", "column 'rating': 'inf' is not a number"),
     ("amazon", ",B1,5.0,1369699200", "column 1 (user): is missing"),
     ("amazon", "A1,B1,5.0,1e300", "column 4 (timestamp): '1e300' is not a number"),
+    ("amazon_2018", "B1,,5.0,1369699200", "column 2 (user): is missing"),
+    ("amazon_2023", "A1,B1,five,5000", "column 'rating': 'five' is not a number"),
+    ("lastfm_1k", "u1\tyesterday\t\tA\t\tB", "column 2 (timestamp): 'yesterday' is not a date"),
+    ("lastfm_1k", "u1\t2009-05-04T23:08:57Z\t\t\t\tB", "column 4 (item): is missing"),
+    ("diginetica", "1;NA;81766;late;2016-05-09", "column 'timeframe': 'late' is not a whole"),
+    ("yoochoose", "1,2014-04-07T10:51:09.277Z,item,0", "column 3 (item): 'item' is not a whole"),
+    ("tmall", "1,2,3,4,5,1111,4", "column 'action_type': '4' is not one of 0, 1, 2, 3"),
+    ("tmall", "1,2,3,4,5,1131,0", "column 'time_stamp': '1131' is not a time of the form %m%d"),
+    ("jdata_2017", "x,1,2016-01-31 23:59:02,,1,8,403", "column 'user_id': 'x' is not a number"),
+    ("kuairec", "0,3649,1,1,,,,0.5", "column 'timestamp': is missing"),
     ("sequence_file", "1", "column 2 (item): is missing"),
     ("sequence_file", "1\t2", "column 1 (user): '1\\t2' is not a whole number"),
     ("sequence_file", "1 2 3", "has 3 fields where 2 are expected"),

@@ -1,0 +1,1 @@
+"""``python -m recexp.data.download``: raw files of a data set from their publisher."""
