@@ -516,9 +516,8 @@ class Split:
         """TRAIN, VAL or TEST per row, as the data say. Raises RecexpError where they do not."""
         if rows.part is None:
             raise RecexpError(
-                "protocol.split.kind=given takes data whose rows say what they are for: name the "
-                "files of validation and test in dataset.source.parts, or the column in "
-                "dataset.source.part (dataset=table), or choose another protocol."
+                "protocol.split.kind=given takes data whose events say what they are for: read "
+                "them by dataset=given, or choose another protocol."
             )
         return rows.part
 

@@ -175,11 +175,23 @@ class Targets:
         """All targets of the n-th users who have some, user by user; int64 [M]."""
         if self.n_users == len(self):
             return number_B
-        start_B = self.ptr[number_B]
-        n_targets_B = self.ptr[number_B + 1] - start_B
+        n_targets_B = self.n_of_users(number_B)
         n_before_B = n_targets_B.cumsum(0) - n_targets_B
         at_M = torch.arange(int(n_targets_B.sum()), device=number_B.device)
-        return at_M + torch.repeat_interleave(start_B - n_before_B, n_targets_B)
+        return at_M + torch.repeat_interleave(self.ptr[number_B] - n_before_B, n_targets_B)
+
+    def n_of_users(self, number_B: Tensor) -> Tensor:
+        """How many targets the n-th users who have some have; int64 [B]."""
+        return self.ptr[number_B + 1] - self.ptr[number_B]
+
+    def items_of_users(self, number_B: Tensor) -> Tensor:
+        """The items of all targets, int64 [B, T]. Users with fewer have their last one repeated."""
+        if self.n_users == len(self):
+            return self.item[number_B, None]
+        n_targets_B1 = self.n_of_users(number_B)[:, None]
+        width = int(n_targets_B1.max()) if len(number_B) else 0
+        place_T = torch.arange(width, device=number_B.device)
+        return self.item[self.ptr[number_B, None] + place_T.minimum(n_targets_B1 - 1)]
 
     def to(self, device: torch.device | str) -> Targets:
         return Targets(

@@ -85,6 +85,11 @@ class Protocol:
     def __post_init__(self) -> None:
         _check_word("history", self.history, get_args(History))
         _check_word("ties", self.ties, get_args(Ties))
+        if self.split.kind == "user_folds" and self.history == "all_train":
+            raise RecexpError(
+                "protocol.history=all_train with protocol.split.kind=user_folds leaves no history: "
+                "no event of the tested users is trained on. Use before_target."
+            )
         if SELECTION_CUTOFF not in self.ks:
             raise RecexpError(
                 f"protocol.ks={list(self.ks)} must contain {SELECTION_CUTOFF}: models are selected "
@@ -149,20 +154,16 @@ class Protocol:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As ``ranks``, where users may have several targets. query: the users' histories."""
         device = query.user_B.device
-        item_M = moved(targets.item[targets.of_users(row_B)], device)
-        n_targets_B = moved(targets.ptr[row_B + 1] - targets.ptr[row_B], device)
+        n_targets_B = moved(targets.n_of_users(row_B), device)
         row_M = torch.repeat_interleave(torch.arange(len(row_B), device=device), n_targets_B)
         if candidate_BC is None:
+            item_M = moved(targets.item[targets.of_users(row_B)], device)
             seen = self._seen(store, targets, targets.first(row_B), device)
             return full_ranks_of_several(model.score(query), row_M, item_M, seen)
-        # Columns for the largest number of targets; a row's free ones repeat its last target.
-        first_B = n_targets_B.cumsum(0) - n_targets_B
-        width = int(n_targets_B.max()) if len(row_B) else 0
-        place_BT = torch.arange(width, device=device).minimum(n_targets_B[:, None] - 1)
-        target_BT = item_M[first_B[:, None] + place_BT]
+        target_BT = moved(targets.items_of_users(row_B), device)
         item_BC = torch.cat([target_BT, candidate_BC.long()], 1)  # [B, T + C]
         scores_BC = model.score(query, item_BC)
-        better_M, tied_M = candidate_ranks_of_several(scores_BC, n_targets_B, width)
+        better_M, tied_M = candidate_ranks_of_several(scores_BC, n_targets_B, target_BT.shape[1])
         return better_M, tied_M, n_targets_B[row_M] + candidate_BC.shape[1]
 
     def _seen(

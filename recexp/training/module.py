@@ -50,8 +50,7 @@ def _balanced(row: Tensor, targets: Targets, n_candidates: int) -> list[Tensor]:
     A part has a column per target of its user with the most targets, so users with many targets go
     together. A part of several users is at most twice as large as its users with one target each.
     """
-    n_targets = targets.ptr[row + 1] - targets.ptr[row]
-    n_targets, order = n_targets.sort(descending=True, stable=True)
+    n_targets, order = targets.n_of_users(row).sort(descending=True, stable=True)
     most = 2 * len(row) * (1 + n_candidates)
     parts = []
     start = 0

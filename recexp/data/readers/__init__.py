@@ -36,8 +36,8 @@ class Raw:
     """What a reader returns.
 
     events: columns ``user``, ``item`` (string or int64), ``behavior`` (string), ``timestamp``
-        (int64 milliseconds), optionally ``value`` (float32), in the row order of the source, which
-        breaks ties in time.
+        (int64 milliseconds), optionally ``value`` (float32) and ``part`` (int8, TRAIN, VAL or TEST
+        of ``recexp.data.split``), in the row order of the source, which breaks ties in time.
     files: every file that was read, for checksums.
     item_features: by name.
     dropped: reason -> (number of rows, first few examples "file:row column value"), filled with
