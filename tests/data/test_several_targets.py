@@ -38,6 +38,8 @@ SPLITS = {
     "folds": FOLDS,
     "random in folds": without(FOLDS, order="random"),
 }
+FEW = ("global", "random", "folds")  # in the default run
+OTHERS = sorted(SPLITS.keys() - set(FEW))
 EVENTS = random_events(3, n_users=40, n_items=25, n_events=600)
 
 
@@ -90,9 +92,15 @@ def split_of_user(own: list[Event], split: Split) -> tuple[list[Event], ...]:
     return own[: (val or test)[0]], *map(first_of_items, held)
 
 
-@pytest.mark.parametrize("merge", ["none", "pairs"])
+SLOW = pytest.mark.slow
+MERGES = ["none", pytest.param("pairs", marks=SLOW)]
+
+
+@pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("merge_val", [False, True])
-@pytest.mark.parametrize("name", ["leave 2", "leave 2, explicit", "ratio"])
+@pytest.mark.parametrize(
+    "name", ["leave 2, explicit", pytest.param("leave 2", marks=SLOW), "ratio"]
+)
 def test_the_last_events_of_each_user_are_held_out(tmp_path, name, merge, merge_val):
     split = without(SPLITS[name], merge_val=merge_val)
     opened = store(tmp_path, EVENTS, split, merge=merge)
@@ -110,8 +118,10 @@ def test_the_last_events_of_each_user_are_held_out(tmp_path, name, merge, merge_
                 assert own[len(found[user][0])] == targets[0]
 
 
-@pytest.mark.parametrize("merge", ["none", "pairs"])
-@pytest.mark.parametrize("name", ["global", "global, strongest", "window"])
+@pytest.mark.parametrize("merge", MERGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param("global", marks=SLOW), "global, strongest", "window"]
+)
 def test_all_later_events_of_a_cut_are_targets(tmp_path, name, merge):
     split = SPLITS[name]
     opened = store(tmp_path, EVENTS, split, merge=merge)
@@ -185,7 +195,7 @@ def test_random_targets_are_the_same_share_of_each_user(tmp_path, merge_val):
     assert n_in_order < len(test) / 2
 
 
-@pytest.mark.parametrize("name", ["folds", "random in folds"])
+@pytest.mark.parametrize("name", ["folds", pytest.param("random in folds", marks=SLOW)])
 def test_no_event_of_a_held_out_user_is_trained_on(tmp_path, name):
     tested = []
     for fold in range(4):
@@ -211,7 +221,7 @@ def test_no_event_of_a_held_out_user_is_trained_on(tmp_path, name):
     assert len(set.union(*tested)) == sum(map(len, tested)) > 30
 
 
-@pytest.mark.parametrize("merge", ["none", "pairs"])
+@pytest.mark.parametrize("merge", MERGES)
 @pytest.mark.parametrize("name", SPLITS)
 def test_left_out_users_and_kinds_of_targets_add_up(tmp_path, name, merge):
     opened = store(tmp_path, EVENTS, SPLITS[name], merge=merge)
@@ -253,7 +263,7 @@ def test_repeats_are_targets_that_the_history_holds(tmp_path, name):
     assert audit["repeat_targets"] == pytest.approx(float(opened.test.repeat.float().mean()))
 
 
-@pytest.mark.parametrize("name", SPLITS)
+@pytest.mark.parametrize("name", [*FEW, *(pytest.param(name, marks=SLOW) for name in OTHERS)])
 @pytest.mark.parametrize("option", ["cold_targets", "repeat_targets"])
 def test_unwanted_targets_can_be_dropped(tmp_path, name, option):
     events = random_events(7, n_users=40, n_items=90, n_events=500)
