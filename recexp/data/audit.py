@@ -23,6 +23,15 @@ class Acquaintance:
     repeat: np.ndarray  # the user met it before through an equal or a stronger behavior
     cold: np.ndarray  # the item has no training event
 
+    def sorted_as(self, at: np.ndarray, was_held: np.ndarray) -> Acquaintance:
+        """The same in another order of the targets.
+
+        at: row numbers of the targets in the new order. was_held: bool [E], the rows of the targets
+        in the order that they have here.
+        """
+        place = (np.cumsum(was_held) - 1)[at]
+        return Acquaintance(self.seen[place], self.repeat[place], self.cold[place])
+
     def shares(self) -> dict[str, float]:
         """The share of repeat, seen, new and cold targets; 0 where there are no targets."""
         n = max(1, len(self.seen))
@@ -59,19 +68,23 @@ class Report:
 
 
 def audit_leaks(
-    rows: Rows, code: np.ndarray, known: Mapping[str, Acquaintance]
+    rows: Rows, code: np.ndarray, known: Mapping[str, Acquaintance], in_time_order: bool = True
 ) -> dict[str, float]:
     """Shares that limit how far results can be trusted.
 
     rows: all rows that are kept. code: int8 [E], their split. known: of the "val" and
-    "test" targets.
+    "test" targets. in_time_order: are the rows of a user sorted by time?
 
     Returns:
         tied_targets: test targets that share their time with another event of their user.
         repeat_targets, seen_targets, new_targets, cold_targets: kinds of test targets, see
             ``Acquaintance``; the same with val_ before it for the validation targets.
-        future_events: training events after the test event of their user.
+        future_events: training events after the (first) test event of their user.
     """
+    if not in_time_order:
+        by_time = np.lexsort((rows.time, rows.user))
+        rows = rows[by_time]
+        code = code[by_time]
     test_at = np.flatnonzero(code == TEST)
     same_user = np.diff(rows.user) == 0
     same_time = np.diff(rows.time) == 0
@@ -81,7 +94,8 @@ def audit_leaks(
     tied = same_as_next[test_at] | same_as_next[test_at - 1]
 
     test_time_U = np.full(rows.user[-1] + 1, np.iinfo(np.int64).max)
-    test_time_U[rows.user[test_at]] = rows.time[test_at]
+    earliest_last = test_at[::-1]  # of several assignments to a user the last one stays
+    test_time_U[rows.user[earliest_last]] = rows.time[earliest_last]
     after_test = rows.time > test_time_U[rows.user]
     return {
         "tied_targets": float(tied.mean()),
@@ -96,17 +110,34 @@ def weaker_only_share(
 ) -> float:
     """Share of targets whose pair is in training, but without the strongest behavior.
 
-    train_pairs: unique (user, item) with ``mask``. user, item: int [Q] of the targets, at most one
-    per user. 0 where there are no targets.
+    train_pairs: unique (user, item) with ``mask``, sorted. user, item: int [Q] of the targets,
+    users ascending, no pair twice. 0 where there are no targets.
     """
     if not len(user):
         return 0.0
+    if (np.diff(user) == 0).any():
+        return _weaker_only_share_of_several(train_pairs, user, item, n_behaviors)
     n_users = 1 + max(int(user.max()), int(train_pairs["user"].max()))
     target_U = np.zeros(n_users, dtype=train_pairs["item"].dtype)
     target_U[user] = item
     lacks_strongest = (train_pairs["mask"] >> (n_behaviors - 1)) & 1 == 0
     is_target = train_pairs["item"] == target_U[train_pairs["user"]]
     return float((lacks_strongest & is_target).sum() / len(user))
+
+
+def _weaker_only_share_of_several(
+    train_pairs: dict[str, np.ndarray], user: np.ndarray, item: np.ndarray, n_behaviors: int
+) -> float:
+    """As ``weaker_only_share``, where a user may have several targets."""
+    target = np.sort((user.astype(np.int64) << 32) + item)
+    n_users = 1 + max(int(user.max()), int(train_pairs["user"].max()))
+    is_asked_U = np.zeros(n_users, dtype=bool)
+    is_asked_U[user] = True
+    at = np.flatnonzero(is_asked_U[train_pairs["user"]])
+    pair = (train_pairs["user"][at].astype(np.int64) << 32) + train_pairs["item"][at]
+    place = np.searchsorted(target, pair).clip(max=len(target) - 1)
+    lacks_strongest = (train_pairs["mask"][at] >> (n_behaviors - 1)) & 1 == 0
+    return float(((target[place] == pair) & lacks_strongest).sum() / len(user))
 
 
 def audit_line(audit: dict[str, float], behaviors: Sequence[str]) -> str:

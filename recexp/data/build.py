@@ -38,6 +38,7 @@ from recexp.data.raw.folder import MissingFile
 from recexp.data.raw.lookups import RawFiles
 from recexp.data.readers import Raw
 from recexp.data.rows import Rows
+from recexp.data.several_targets import first_row, has_row
 from recexp.data.simulation.simulator import is_simulated, setting_files
 from recexp.data.split import DROPPED, PAST, TEST, TRAIN, VAL
 from recexp.errors import RecexpError
@@ -61,6 +62,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
     """
     report = Report()
     explicit = [name in dataset.explicit for name in dataset.behaviors]
+    several = split.has_several_targets
     with _Stages(dataset.name, total=8) as stages:
         raw = _read(dataset, report, stages)
         events, n_users_unfiltered, ids = _select(raw, dataset, report, stages)
@@ -80,6 +82,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
 
         stages.start("splitting")
         rows, code, known = _split(rows, dataset, split, explicit, report)
+        n_tested = {name: _n_users(rows, code == held_as) for name, held_as in HELD_OUT.items()}
 
         stages.start("writing training events")
         training = _write_training(out, rows, code, dataset, split, explicit, n_users)
@@ -87,9 +90,9 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         stages.start("writing histories")
         rows.keep(code != DROPPED)
         code = code[code != DROPPED]
-        _write_histories(out, rows, code, known, n_users)
+        _write_histories(out, rows, code, known, n_users, split)
         _write_item_count(out, rows, code, n_items)
-        audit = audit_leaks(rows, code, known)
+        audit = audit_leaks(rows, code, known, split.is_in_time_order)
         audit |= {f"{name}_targets_weaker_only": x for name, x in training.weaker_only.items()}
         n_rows = len(rows)
         del rows, code
@@ -109,6 +112,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
     report.add(
         f"kept {n_users:,} users, {n_items:,} items, {n_rows:,} rows: {training.n_rows:,} to "
         f"train, {len(known['val'].seen):,} validation and {len(known['test'].seen):,} test targets"
+        + (f" of {n_tested['val']:,} and {n_tested['test']:,} users" if several else "")
     )
     report.add(report.left_out_line())
     report.add(audit_line(audit, dataset.behaviors))
@@ -212,26 +216,102 @@ def _split(
 
     Returns the rows; their code, int8 [E]; and what is known of the "val" and "test" targets.
     """
+    if split.kind == "given":
+        rows = _in_parts(rows, dataset, split, explicit)
     unmerged = rows
-    if _merges_first(dataset, split):
+    if split.kind != "given" and _merges_first(dataset, split):
         rows = rows.merged(explicit)
     code = split.assign(rows, explicit)
     report.left_out |= split.left_out(rows, explicit, code)
+    n_purged = int((code == DROPPED).sum())
     if split.cold_targets == "drop":
         report.left_out |= split.drop_cold(rows, explicit, code)
+    if split.repeat_targets == "drop":
+        is_repeat = np.zeros(len(rows), dtype=bool)
+        for name, held in _acquaintances(rows, unmerged, code, split).items():
+            is_repeat[code == HELD_OUT[name]] = held.repeat
+        report.left_out |= split.drop_repeats(rows, code, is_repeat)
+    known = _acquaintances(rows, unmerged, code, split)
+    if n_purged:
+        report.add(_purged_line(n_purged, split))
+    if not split.is_in_time_order:
+        order = np.lexsort((_place_in_history(code), rows.user))
+        for name, held_as in HELD_OUT.items():
+            known[name] = known[name].sorted_as(order[code[order] == held_as], code == held_as)
+        rows.keep(order)
+        code = code[order]
+    return rows, code, known
+
+
+def _in_parts(rows: Rows, dataset: Dataset, split: Split, explicit: list[bool]) -> Rows:
+    """The rows by user and part, merged to pairs within a part where the data set says so."""
+    if rows.part is None or dataset.merge != "pairs":
+        return rows
+    rows.keep(np.lexsort((rows.part, rows.user)))
+    assert rows.part is not None
+    n_parts = len((TRAIN, VAL, TEST))
+    return rows.merged(explicit, rows.user.astype(np.int64) * n_parts + rows.part)
+
+
+def _place_in_history(code: np.ndarray) -> np.ndarray:
+    """0 for what a user's history begins with, then validation targets, test targets, the rest."""
+    place = np.zeros(len(code), dtype=np.int8)
+    for number, after in enumerate((VAL, TEST, DROPPED), 1):
+        place[code == after] = number
+    return place
+
+
+def _purged_line(n_rows: int, split: Split) -> str:
+    if split.kind == "leave_one_out":
+        return (
+            f"{n_rows:,} events of held-out (user, item) pairs purged from training "
+            f"(purge={split.purge})"
+        )
+    if split.kind == "global_time":
+        return f"{n_rows:,} events after the test period of window {split.window} left out"
+    return f"{n_rows:,} events left out that are neither trained on nor targets"
+
+
+def _acquaintances(
+    rows: Rows, unmerged: Rows, code: np.ndarray, split: Split
+) -> dict[str, Acquaintance]:
+    """What is known of the "val" and "test" targets."""
     is_trained_V = np.zeros(int(rows.item.max()) + 1, dtype=bool)
     is_trained_V[rows.item[code == TRAIN]] = True
     known = {}
-    for name, split_code in HELD_OUT.items():
-        at = np.flatnonzero(code == split_code)
-        seen, repeat = unmerged.met_before(rows.origin[at])
+    for name, held_as in HELD_OUT.items():
+        at = np.flatnonzero(code == held_as)
+        if not split.has_several_targets:
+            seen, repeat = unmerged.met_before(rows.origin[at])
+        else:
+            is_history = _is_history(rows, unmerged, code, held_as, split)
+            events = unmerged if split.is_in_time_order else rows
+            seen, repeat = events.met_in(
+                is_history, rows.user[at], rows.item[at], rows.behavior[at]
+            )
         known[name] = Acquaintance(seen, repeat, cold=~is_trained_V[rows.item[at]])
-    if n_purged := int((code == DROPPED).sum()):
-        report.add(
-            f"{n_purged:,} events of held-out (user, item) pairs purged from training "
-            f"(purge={split.purge})"
-        )
-    return rows, code, known
+    return known
+
+
+def _is_history(
+    rows: Rows, unmerged: Rows, code: np.ndarray, held_as: int, split: Split
+) -> np.ndarray:
+    """Does the event come before its user's targets? bool, per event of ``unmerged`` or row.
+
+    Where time does not count: does the row belong to the history of the targets? Validation targets
+    belong to that of the test targets.
+    """
+    if not split.is_in_time_order:
+        later = (VAL, TEST, DROPPED) if held_as == VAL else (TEST, DROPPED)
+        return ~np.isin(code, later)
+    end_U = first_row(rows.user, code == held_as)
+    known = end_U < len(rows)
+    end_U[known] = rows.origin[end_U[known]]
+    return np.arange(len(unmerged)) < end_U[unmerged.user]
+
+
+def _n_users(rows: Rows, chosen: np.ndarray) -> int:
+    return int(has_row(rows.user, chosen).sum())
 
 
 @dataclass
@@ -290,7 +370,12 @@ def _merge_between_targets(rows: Rows, code: np.ndarray, explicit: list[bool]) -
 
 
 def _write_histories(
-    out: Path, rows: Rows, code: np.ndarray, known: dict[str, Acquaintance], n_users: int
+    out: Path,
+    rows: Rows,
+    code: np.ndarray,
+    known: dict[str, Acquaintance],
+    n_users: int,
+    split: Split,
 ) -> None:
     """Write ``past_*`` (all rows in time order) and the targets ``val_*`` and ``test_*``."""
     ptr_U = _write_events(out, "past", rows, n_users)
@@ -306,6 +391,9 @@ def _write_histories(
         _save(out, f"{name}_cold", known[name].cold)
         # A target's history is the range start..end of the ``past`` arrays.
         _save(out, f"{name}_start", ptr_U[target.user])
+        if split.has_several_targets:
+            _save(out, f"{name}_at", at)
+            at = first_row(rows.user, code == split_code)[target.user]
         _save(out, f"{name}_end", at)
 
 

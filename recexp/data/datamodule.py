@@ -170,7 +170,7 @@ class RecDataModule(pl.LightningDataModule):
 
     def _held_out(self, split: str) -> DataLoader[Tensor]:
         rank, world = rank_and_world()
-        users = torch.arange(len(self.store.targets(split)))
+        users = torch.arange(self.store.targets(split).n_users)
         # As many batches in every process, so that all of them can stop after the same one.
         parts: Any = [
             part[rank::world] for part in torch.split(users, self.eval_batch_size * world)

@@ -17,8 +17,9 @@ def index_events(
 ) -> tuple[pl.DataFrame, pl.DataFrame, Rows, list[float]]:
     """Number users and items and sort the events by user and time.
 
-    events: columns user, item, behavior (int8 codes), timestamp (int64 ms), optionally value. The
-    columns are removed from the frame as they are read, to free their memory.
+    events: columns user, item, behavior (int8 codes), timestamp (int64 ms), optionally value and
+    part (int8 codes of ``recexp.data.split``). The columns are removed from the frame as they are
+    read, to free their memory.
 
     Returns:
         users, items: columns ``index`` (int64; from 0 and from 1) and the raw id, ascending.
@@ -31,6 +32,7 @@ def index_events(
     items, item = _indexed(events.drop_in_place("item"), first=1)
     behavior = events.drop_in_place("behavior").to_numpy()
     time = events.drop_in_place("timestamp").to_numpy()
+    part = events.drop_in_place("part").to_numpy() if "part" in events.columns else None
 
     order = _by_user_and_time(user, time)
     # Reassigned a column at a time, so that each unsorted column is freed before the next.
@@ -40,11 +42,13 @@ def index_events(
     time = time[order]
     if value is not None:
         value = value[order]
+    if part is not None:
+        part = part[order]
 
     bits = np.int8 if behavior.max() < 8 else np.int32
     mask = np.left_shift(bits(1), behavior - 1, dtype=bits)
     origin = np.arange(len(user), dtype=_row_number_type(len(user)))
-    rows = Rows(user, item, behavior, time, mask, origin, value)
+    rows = Rows(user, item, behavior, time, mask, origin, value, part)
     return users, items, rows, levels
 
 

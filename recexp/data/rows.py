@@ -24,6 +24,7 @@ class Rows:
     mask: np.ndarray  # int8 or int32 [E], bit b-1 set: the row stands for behavior code b
     origin: np.ndarray  # int32 [E], int64 from 2^31 rows on: the row's number before any merging
     value: np.ndarray | None = None  # int16 [E], level ids 1.., 0 unknown; None: events carry none
+    part: np.ndarray | None = None  # int8 [E], code of the split that the data name; None: none
 
     def __len__(self) -> int:
         return len(self.user)
@@ -37,6 +38,7 @@ class Rows:
             mask=self.mask[at],
             origin=self.origin[at],
             value=None if self.value is None else self.value[at],
+            part=None if self.part is None else self.part[at],
         )
 
     def keep(self, at: np.ndarray) -> None:
@@ -49,6 +51,8 @@ class Rows:
         self.origin = self.origin[at]
         if self.value is not None:
             self.value = self.value[at]
+        if self.part is not None:
+            self.part = self.part[at]
 
     def merged(self, explicit: list[bool], stretch: np.ndarray | None = None) -> Rows:
         """One row per (user, item), with the strongest behavior of the pair.
@@ -102,6 +106,32 @@ class Rows:
         repeat = np.isin(self.user[at], self.user[is_earlier & ~is_weaker])
         weaker = np.isin(self.user[at], self.user[is_earlier & is_weaker])
         return weaker & ~repeat, repeat
+
+    def met_in(
+        self, is_history: np.ndarray, user: np.ndarray, item: np.ndarray, behavior: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As ``met_before``, of several pairs per user and for rows of any order.
+
+        is_history: bool [E], the rows that count as earlier. user, item, behavior: int [Q] of the
+        pairs, none of which stands twice.
+        """
+        key_Q = (user.astype(np.int64) << 32) + item
+        order = np.argsort(key_Q)
+        weaker_Q = np.zeros(len(user), dtype=bool)
+        repeat_Q = np.zeros_like(weaker_Q)
+        if not len(user):
+            return weaker_Q, repeat_Q
+        is_asked_U = np.zeros(int(self.user[-1]) + 1, dtype=bool)
+        is_asked_U[user] = True
+        at = np.flatnonzero(is_history & is_asked_U[self.user])
+        key = (self.user[at].astype(np.int64) << 32) + self.item[at]
+        place = np.searchsorted(key_Q[order], key).clip(max=len(user) - 1)
+        pair = order[place]
+        is_pair = key_Q[pair] == key
+        is_weaker = self.behavior[at] < behavior[pair]
+        repeat_Q[pair[is_pair & ~is_weaker]] = True
+        weaker_Q[pair[is_pair & is_weaker]] = True
+        return weaker_Q & ~repeat_Q, repeat_Q
 
     def _by_pair(self, stretch: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Row numbers grouped by (stretch, item), and where each group starts among them.

@@ -130,12 +130,12 @@ class Pairs:
 
 @dataclass
 class Targets:
-    """Held-out events of one split, one per evaluated user.
+    """Held-out events of one split, one or several per evaluated user, N users.
 
-    The history before a target is rows start..end of ``Store.past``.
+    The history before the targets of a user is rows start..end of ``Store.past``.
     """
 
-    user: Tensor  # int64 [Q], ascending
+    user: Tensor  # int64 [Q], ascending; no (user, item) pair stands twice
     item: Tensor  # int64 [Q]
     time: Tensor  # int64 [Q], milliseconds
     behavior: Tensor  # int8 [Q]
@@ -144,9 +144,54 @@ class Targets:
     end: Tensor  # int64 [Q]
     repeat: Tensor  # bool [Q]: the user met it before through an equal or a stronger behavior
     cold: Tensor  # bool [Q]: the item has no training event
+    at: Tensor | None = None  # int64 [Q], rows of the targets in ``past``; None: they are ``end``
 
     def __len__(self) -> int:
         return self.user.shape[0]
+
+    @cached_property
+    def ptr(self) -> Tensor:
+        """The targets of the n-th user who has some are rows ptr[n]..ptr[n+1]; int64 [N+1]."""
+        is_first = self.user[1:] != self.user[:-1]
+        start = is_first.nonzero().flatten() + 1
+        n = min(len(self), 1)
+        return torch.cat([start.new_zeros(n), start, start.new_full((1,), len(self))])
+
+    @property
+    def n_users(self) -> int:
+        """Number of users who have targets."""
+        return len(self.ptr) - 1
+
+    @property
+    def rows(self) -> Tensor:
+        """The rows of the targets in ``Store.past``, int64 [Q]."""
+        return self.end if self.at is None else self.at
+
+    def first(self, number_B: Tensor) -> Tensor:
+        """The first target of the n-th users who have some; int64 [B]."""
+        return number_B if self.n_users == len(self) else self.ptr[number_B]
+
+    def of_users(self, number_B: Tensor) -> Tensor:
+        """All targets of the n-th users who have some, user by user; int64 [M]."""
+        if self.n_users == len(self):
+            return number_B
+        n_targets_B = self.n_of_users(number_B)
+        n_before_B = n_targets_B.cumsum(0) - n_targets_B
+        at_M = torch.arange(int(n_targets_B.sum()), device=number_B.device)
+        return at_M + torch.repeat_interleave(self.ptr[number_B] - n_before_B, n_targets_B)
+
+    def n_of_users(self, number_B: Tensor) -> Tensor:
+        """How many targets the n-th users who have some have; int64 [B]."""
+        return self.ptr[number_B + 1] - self.ptr[number_B]
+
+    def items_of_users(self, number_B: Tensor) -> Tensor:
+        """The items of all targets, int64 [B, T]. Users with fewer have their last one repeated."""
+        if self.n_users == len(self):
+            return self.item[number_B, None]
+        n_targets_B1 = self.n_of_users(number_B)[:, None]
+        width = int(n_targets_B1.max()) if len(number_B) else 0
+        place_T = torch.arange(width, device=number_B.device)
+        return self.item[self.ptr[number_B, None] + place_T.minimum(n_targets_B1 - 1)]
 
     def to(self, device: torch.device | str) -> Targets:
         return Targets(
@@ -159,6 +204,7 @@ class Targets:
             end=self.end.to(device),
             repeat=self.repeat.to(device),
             cold=self.cold.to(device),
+            at=None if self.at is None else self.at.to(device),
         )
 
 

@@ -36,7 +36,7 @@ MAX_BYTES_IN_MEMORY = 2**28  # a larger table stays mapped from disk
 
 
 def stored_candidates(store: Store, protocol: Protocol, split: str) -> Tensor | None:
-    """int32 [Q, n], row q for target q of the split; None where all items are ranked.
+    """int32 [N, n], a row per user with targets in the split; None where all items are ranked.
 
     Drawn on first use, then read from the folder of the prepared data. Validation and test have
     different random streams. A damaged table is drawn again. Raises RecexpError where a user has
@@ -81,7 +81,7 @@ def _draw(store: Store, protocol: Protocol, split: str) -> NDArray[np.int32]:
         bits = sum(1 << i for i, explicit in enumerate(schema.explicit) if explicit)
         excluded = (pairs.mask & bits) != 0
     key = pairs.user * schema.V + pairs.item
-    # The target itself is among the user's pairs, whatever the rule.
+    # The targets themselves are among the user's pairs, whatever the rule.
     exclude = torch.cat([key[excluded], targets.user * schema.V + targets.item])
     weights = None
     if candidates.kind == "popularity":
@@ -90,7 +90,7 @@ def _draw(store: Store, protocol: Protocol, split: str) -> NDArray[np.int32]:
             counts = torch.bincount(store.train.item, minlength=schema.V)
         weights = counts.double().numpy()
     return draw(
-        targets.user.numpy(),
+        targets.user[targets.ptr[:-1]].numpy(),
         torch.unique(exclude).numpy(),
         schema.n_items,
         candidates.n,

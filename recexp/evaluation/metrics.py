@@ -5,7 +5,9 @@ scored the same), both int64 [B]. Ties: "expected" averages a metric over the ra
 a model that scores all items equal gets exactly chance level; "optimistic" takes rank G+1 and
 "pessimistic" rank G+1+E.
 
-A new metric is one function here, with ``@metric_at_k`` or ``@metric_without_cutoff``.
+A new metric is one function here, with ``@metric_at_k`` or ``@metric_without_cutoff``. Protocols
+with several targets per user have the metrics of ``recexp.evaluation.several``; one that is only
+registered here is there the mean over a user's targets.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from recexp.errors import RecexpError
+from recexp.evaluation.several import SEVERAL_AT_K, SEVERAL_WITHOUT_CUTOFF, TargetLists
 
 TIES = ("expected", "pessimistic", "optimistic")
 STATES = ("user", "better", "tied", "candidates", "group")
@@ -109,7 +113,8 @@ class RankingMetrics(Metric):
     Keeps every user's rank, so that the means are taken over all users in one exactly rounded
     float64 sum: the digits do not depend on the number of processes.
 
-    ks: cut-offs. ties: see above. kwargs: those of torchmetrics (``process_group``, ...).
+    ks: cut-offs. ties: see above. several: a user may have several targets, which stand in one
+    list; each is added as a row of its own. kwargs: those of torchmetrics (``process_group``, ...).
     """
 
     full_state_update = False
@@ -122,10 +127,17 @@ class RankingMetrics(Metric):
     candidates: list[Tensor]
     group: list[Tensor]
 
-    def __init__(self, ks: Iterable[int] = (5, 10), ties: str = "expected", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        ks: Iterable[int] = (5, 10),
+        ties: str = "expected",
+        several: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.ks = tuple(ks)
         self.ties = ties
+        self.several = several
         if any(k != int(k) or k < 1 for k in self.ks):
             raise RecexpError(f"ks is {list(self.ks)}; cut-offs are whole numbers from 1")
         _check_ties(ties)
@@ -147,6 +159,7 @@ class RankingMetrics(Metric):
     ) -> None:
         """Add users: ids, ranks, and numbers of candidates (the target included), all int64 [B].
 
+        With several targets a row is a target, and all targets of a user are added in one call.
         seen, repeat, cold: kinds of targets as in ``store.Targets``, bool [B]. seen must be given
         always or never; without repeat or cold there are none.
         """
@@ -175,32 +188,67 @@ class RankingMetrics(Metric):
         Where no target repeats, there is no "repeat"; where none is cold, neither "cold" nor
         "warm". An empty "seen" or "new" has only "users/<kind>": 0.
 
+        With several targets the metrics are those of ``recexp.evaluation.several``, and "targets"
+        is their number. Under "<name>/<kind>" only targets of that kind count as such; a user's
+        other targets are other items of the same list, and the mean is over users with a target of
+        that kind.
+
         Raises RecexpError if there are no users, a user counts twice, a rank lies outside its list,
         or groups are incomplete.
         """
         ranks = self._by_user()
+        per_row = self._of_rows(ranks)
+        kinds = {"": torch.ones_like(ranks["user"], dtype=torch.bool), **_kinds(ranks)}
+        values: dict[str, float] = {}
+        for kind, members in kinds.items():
+            suffix = f"/{kind}" if kind else ""
+            if self.several:
+                values |= self._means_of_several(ranks, per_row, members, suffix)
+            else:
+                values |= _means(per_row, members, suffix)
+        return values
+
+    def _of_rows(self, ranks: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The registered metrics of each row by itself; those of several targets left out."""
         better = ranks["better"]
         tied = ranks["tied"]
         n_longest = int(ranks["candidates"].max())
-        per_user = {}
-        for k in self.ks:
-            for name, at_k in METRICS_AT_K.items():
-                per_user[f"{name}@{k}"] = at_k(better, tied, k, self.ties)
+        per_row = {}
+        for name, at_k in METRICS_AT_K.items():
+            if not (self.several and name in SEVERAL_AT_K):
+                for k in self.ks:
+                    per_row[f"{name}@{k}"] = at_k(better, tied, k, self.ties)
         for name, function in METRICS_WITHOUT_CUTOFF.items():
-            per_user[name] = function(better, tied, n_longest, self.ties)
-        values = _means(per_user, torch.ones_like(better, dtype=torch.bool), "")
-        if "group" in ranks:
-            seen = ranks["group"]
-            repeat = ranks["repeat"]
-            cold = ranks["cold"]
-            values |= _means(per_user, seen, "/seen")
-            values |= _means(per_user, ~(seen | repeat), "/new")
-            if repeat.any():
-                values |= _means(per_user, repeat, "/repeat")
-            if cold.any():
-                values |= _means(per_user, cold, "/cold")
-                values |= _means(per_user, ~cold, "/warm")
-        return values
+            if not (self.several and name in SEVERAL_WITHOUT_CUTOFF):
+                per_row[name] = function(better, tied, n_longest, self.ties)
+        return per_row
+
+    def _means_of_several(
+        self,
+        ranks: dict[str, Tensor],
+        per_row: dict[str, Tensor],
+        members: Tensor,
+        suffix: str,
+    ) -> dict[str, float]:
+        """Means over the users of the chosen targets, and how many users and targets there are.
+
+        per_row: metrics of which a user has the mean over their targets.
+        """
+        user, better, tied, candidates = (ranks[name][members].numpy() for name in STATES[:4])
+        lists = TargetLists.of(user, better, tied, candidates, self.ties)
+        per_user = {
+            f"{name}@{k}": at_k(lists, k) for name, at_k in SEVERAL_AT_K.items() for k in self.ks
+        }
+        per_user |= {name: function(lists) for name, function in SEVERAL_WITHOUT_CUTOFF.items()}
+        owner = np.repeat(np.arange(len(lists.n_targets_L)), lists.n_targets_L)
+        for name, value in per_row.items():
+            sum_L = np.bincount(owner, weights=value[members].numpy())
+            per_user[name] = sum_L / lists.n_targets_L
+        as_tensors = {name: torch.from_numpy(value) for name, value in per_user.items()}
+        everyone = torch.ones(len(lists.n_targets_L), dtype=torch.bool)
+        means = _means(as_tensors, everyone, suffix)
+        means[f"targets{suffix}"] = float(members.sum())
+        return means
 
     def ranks(self) -> dict[str, Tensor]:
         """What was added, sorted by user, on the CPU.
@@ -219,10 +267,14 @@ class RankingMetrics(Metric):
                 "no user was evaluated: the evaluation split is empty. Check the dataset's filters "
                 "and split."
             )
-        order = dim_zero_cat(self.user).cpu().argsort()
+        # Stable: the targets of a user stay in their order.
+        order = dim_zero_cat(self.user).cpu().argsort(stable=True)
         ranks = {state: dim_zero_cat(getattr(self, state)).cpu()[order] for state in STATES}
-        _check_users(ranks["user"])
+        if not self.several:
+            _check_users(ranks["user"])
         _check_ranks(ranks)
+        if self.several:
+            _check_groups(ranks)
         group = ranks.pop("group")
         if (group != NO_GROUP).any():
             without = ranks["user"][group == NO_GROUP]
@@ -260,6 +312,35 @@ def _check_ranks(ranks: dict[str, Tensor]) -> None:
             f"{first['candidates']} candidates, the target included: count the target among the "
             "candidates."
         )
+
+
+def _check_groups(ranks: dict[str, Tensor]) -> None:
+    """Raise RecexpError where more targets of a user have one score than items have it."""
+    key = torch.stack([ranks["user"], ranks["better"]])
+    _, group, n_targets = key.unique(dim=1, return_inverse=True, return_counts=True)
+    is_wrong = n_targets[group] > ranks["tied"] + 1
+    if is_wrong.any():
+        user = int(ranks["user"][is_wrong][0])
+        raise RecexpError(
+            f"user {user} has more targets of one score than their list has items of it: every "
+            "target counts once, so keep Lightning from padding shards "
+            "(trainer.use_distributed_sampler=false) and reset the metric between runs."
+        )
+
+
+def _kinds(ranks: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The kinds of targets that ``RankingMetrics.compute`` tells apart, and which rows they are."""
+    if "group" not in ranks:
+        return {}
+    seen = ranks["group"]
+    repeat = ranks["repeat"]
+    cold = ranks["cold"]
+    kinds = {"seen": seen, "new": ~(seen | repeat)}
+    if repeat.any():
+        kinds["repeat"] = repeat
+    if cold.any():
+        kinds |= {"cold": cold, "warm": ~cold}
+    return kinds
 
 
 def _means(per_user: dict[str, Tensor], members: Tensor, suffix: str) -> dict[str, float]:

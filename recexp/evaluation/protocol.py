@@ -13,12 +13,18 @@ from torch import Tensor
 
 from recexp.data.split import Split
 from recexp.errors import RecexpError
-from recexp.evaluation.ranks import candidate_ranks, full_ranks
+from recexp.evaluation.ranks import (
+    candidate_ranks,
+    candidate_ranks_of_several,
+    full_ranks,
+    full_ranks_of_several,
+)
 from recexp.types import moved
 
 if TYPE_CHECKING:
     from recexp.contracts import Recommender
     from recexp.data.store import Store, Targets
+    from recexp.types import Query
 
 Kind = Literal["uniform", "popularity", "all"]
 Exclude = Literal["all_interacted", "explicit_only"]
@@ -79,6 +85,11 @@ class Protocol:
     def __post_init__(self) -> None:
         _check_word("history", self.history, get_args(History))
         _check_word("ties", self.ties, get_args(Ties))
+        if self.split.kind == "user_folds" and self.history == "all_train":
+            raise RecexpError(
+                "protocol.history=all_train with protocol.split.kind=user_folds leaves no history: "
+                "no event of the tested users is trained on. Use before_target."
+            )
         if SELECTION_CUTOFF not in self.ks:
             raise RecexpError(
                 f"protocol.ks={list(self.ks)} must contain {SELECTION_CUTOFF}: models are selected "
@@ -109,28 +120,62 @@ class Protocol:
         model: Recommender,
         device: torch.device | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(better, tied, candidates) for the targets in these rows, each int64 [B].
+        """(better, tied, candidates) of the targets of these users, each int64.
 
-        better: how many candidates the model scores strictly higher than the target. tied: how many
-        it scores equal. candidates: how many are ranked, the target included.
+        better: how many ranked items the model scores strictly higher than the target. tied: how
+        many others it scores equal. candidates: how many are ranked, the target included. A user's
+        history is scored once, and their other targets are among the ranked items.
 
+        row_B: numbers of users as ``Targets.of_users`` takes them, in whose order the targets are.
         candidate_BC: drawn candidates; None ranks all items. device: the model's, where the data
         stay on another one.
         """
         device = store.device if device is None else device
-        query = moved(store.query_held_out(targets, row_B, model.history, self.history), device)
+        first_B = targets.first(row_B)
+        query = moved(store.query_held_out(targets, first_B, model.history, self.history), device)
+        if self.split.has_several_targets:
+            return self._ranks_of_several(store, targets, row_B, candidate_BC, model, query)
         target_B = moved(targets.item[row_B], device)
         if candidate_BC is not None:
             item_BC = torch.cat([target_B[:, None], candidate_BC.long()], 1)  # [B, 1 + C]
             better_B, tied_B = candidate_ranks(model.score(query, item_BC))
             return better_B, tied_B, torch.full_like(better_B, item_BC.shape[1])
-        seen = None
-        if self.candidates.seen == "removed":
-            row_M, item_M = store.items_between(
-                store.past, targets.start[row_B], targets.end[row_B]
-            )
-            seen = moved(row_M, device), moved(item_M, device)
+        seen = self._seen(store, targets, first_B, device)
         return full_ranks(model.score(query), target_B, seen)
+
+    def _ranks_of_several(
+        self,
+        store: Store,
+        targets: Targets,
+        row_B: Tensor,
+        candidate_BC: Tensor | None,
+        model: Recommender,
+        query: Query,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As ``ranks``, where users may have several targets. query: the users' histories."""
+        device = query.user_B.device
+        n_targets_B = moved(targets.n_of_users(row_B), device)
+        row_M = torch.repeat_interleave(torch.arange(len(row_B), device=device), n_targets_B)
+        if candidate_BC is None:
+            item_M = moved(targets.item[targets.of_users(row_B)], device)
+            seen = self._seen(store, targets, targets.first(row_B), device)
+            return full_ranks_of_several(model.score(query), row_M, item_M, seen)
+        target_BT = moved(targets.items_of_users(row_B), device)
+        item_BC = torch.cat([target_BT, candidate_BC.long()], 1)  # [B, T + C]
+        scores_BC = model.score(query, item_BC)
+        better_M, tied_M = candidate_ranks_of_several(scores_BC, n_targets_B, target_BT.shape[1])
+        return better_M, tied_M, n_targets_B[row_M] + candidate_BC.shape[1]
+
+    def _seen(
+        self, store: Store, targets: Targets, first_B: Tensor, device: torch.device
+    ) -> tuple[Tensor, Tensor] | None:
+        """Rows and items of the histories, where the protocol removes them from the ranking."""
+        if self.candidates.seen != "removed":
+            return None
+        row_M, item_M = store.items_between(
+            store.past, targets.start[first_B], targets.end[first_B]
+        )
+        return moved(row_M, device), moved(item_M, device)
 
 
 def _check_word(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -1,4 +1,4 @@
-"""The target's rank among the candidates: counts of better and of equal scores, without sorting.
+"""The targets' ranks among the candidates: counts of better and equal scores, without sorting.
 
 With G better and E equal candidates the target has one of the ranks G+1 .. G+1+E. How a tie counts
 is the metric's choice, see ``recexp.evaluation.metrics``.
@@ -54,6 +54,93 @@ def full_ranks(
         scores_BN.scatter_(1, at_B1, score_B1)
         candidates_B = n_items - _count(scores_BN == -torch.inf)
     return _count(scores_BN > score_B1), _count(scores_BN == score_B1) - 1, candidates_B
+
+
+def full_ranks_of_several(
+    scores_BN: Tensor, row_M: Tensor, item_M: Tensor, seen: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rank several targets per row against all items, the other targets among them.
+
+    row_M, item_M: the targets, int64 [M]; the rows ascend, each has at least one target, and no
+    target stands twice. seen: as in ``full_ranks``; all targets are always ranked.
+
+    Returns ``(better_M, tied_M, candidates_M)``, int64. Raises RecexpError as ``full_ranks`` does.
+    """
+    scores_BN = _finite(scores_BN)
+    n_rows, n_items = scores_BN.shape
+    _in_range("target", item_M, row_M, n_items)
+    score_M = scores_BN[row_M, item_M - 1]
+    candidates_B = torch.full((n_rows,), n_items, device=row_M.device)
+    order_B, score_BT, n_targets_B = _in_columns(score_M, row_M, n_rows)
+    scores_BN = scores_BN[order_B]
+    if seen is not None:
+        place_B = order_B.argsort()
+        _in_range("seen", seen[1], seen[0], n_items)
+        scores_BN[place_B[seen[0]], seen[1] - 1] = -torch.inf
+        scores_BN[place_B[row_M], item_M - 1] = score_M
+        candidates_B[order_B] = n_items - _count(scores_BN == -torch.inf)
+    better_M, tied_M = _count_columns(scores_BN, order_B, score_BT, n_targets_B, row_M)
+    return better_M, tied_M, candidates_B[row_M]
+
+
+def candidate_ranks_of_several(
+    scores_BC: Tensor, n_targets_B: Tensor, n_columns: int
+) -> tuple[Tensor, Tensor]:
+    """Rank several targets per row against drawn candidates, the other targets among them.
+
+    The first ``n_columns`` columns hold the targets, of which row b has ``n_targets_B[b]``; what
+    stands in the others of these columns is not ranked. The candidates follow.
+
+    Returns ``(better_M, tied_M)``, int64, row by row. Raises RecexpError as ``candidate_ranks``.
+    """
+    scores_BC = _finite(scores_BC)
+    is_target_BT = torch.arange(n_columns, device=scores_BC.device) < n_targets_B[:, None]
+    row_M, column_M = is_target_BT.nonzero(as_tuple=True)
+    score_M = scores_BC[row_M, column_M]
+    order_B, score_BT, n_sorted_B = _in_columns(score_M, row_M, len(scores_BC))
+    scores_BC = scores_BC[order_B]
+    scores_BC[:, :n_columns].masked_fill_(~is_target_BT[order_B], -torch.inf)
+    return _count_columns(scores_BC, order_B, score_BT, n_sorted_B, row_M)
+
+
+def _in_columns(score_M: Tensor, row_M: Tensor, n_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The targets' scores with a column for the first, the second, ... target of each row.
+
+    Rows with many targets come first, so that the rows with a t-th target are the first ones.
+    Returns the rows in that order, the scores, NaN where a row has fewer targets, and their number.
+    """
+    n_targets_B = torch.bincount(row_M, minlength=n_rows)
+    n_targets_sorted_B, order_B = n_targets_B.sort(descending=True, stable=True)
+    width = int(n_targets_sorted_B[0]) if n_rows else 0
+    score_BT = score_M.new_full((n_rows, width), torch.nan)
+    score_BT[row_M, _ordinal(row_M, n_targets_B)] = score_M
+    return order_B, score_BT[order_B], n_targets_sorted_B
+
+
+def _count_columns(
+    scores_BN: Tensor, order_B: Tensor, score_BT: Tensor, n_targets_B: Tensor, row_M: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Better and tied items of every target, a column of targets at a time, int64 [M].
+
+    Takes no more memory than to rank one target per row. Rows as ``_in_columns`` sorts them.
+    """
+    n_rows, width = score_BT.shape
+    better_BT = torch.zeros(n_rows, width, dtype=torch.int64, device=scores_BN.device)
+    tied_BT = torch.zeros_like(better_BT)
+    # The numbers of rows are read at once: on a device, reading waits for it.
+    n_rows_T = (n_targets_B[:, None] > torch.arange(width, device=n_targets_B.device)).sum(0)
+    for t, n in enumerate(n_rows_T.tolist()):
+        score_b1 = score_BT[:n, t : t + 1]
+        better_BT[order_B[:n], t] = _count(scores_BN[:n] > score_b1)
+        tied_BT[order_B[:n], t] = _count(scores_BN[:n] == score_b1) - 1
+    ordinal_M = _ordinal(row_M, torch.bincount(row_M, minlength=n_rows))
+    return better_BT[row_M, ordinal_M], tied_BT[row_M, ordinal_M]
+
+
+def _ordinal(row_M: Tensor, n_targets_B: Tensor) -> Tensor:
+    """The number of each target within its row, from 0. row_M: ascending."""
+    start_B = n_targets_B.cumsum(0) - n_targets_B
+    return torch.arange(len(row_M), device=row_M.device) - start_B[row_M]
 
 
 def _count(true_BN: Tensor) -> Tensor:

@@ -58,10 +58,11 @@ def attention(
     model = module.model
 
     targets = store.targets("test")
-    n_users = min(users, len(targets))
+    n_users = min(users, targets.n_users)
     queries = []
     for row_B in torch.arange(n_users).split(ROWS_PER_BATCH):
-        queries.append(store.query_held_out(targets, row_B, model.history, protocol.history))
+        first_B = targets.first(row_B)
+        queries.append(store.query_held_out(targets, first_B, model.history, protocol.history))
     lengths = torch.cat([query.mask_BL.sum(1) for query in queries])
     return mean_weights(model, queries, max(1, min(last, int(lengths.median()))))
 

@@ -270,9 +270,12 @@ def _evaluated(store: Store, under: str) -> Table:
 def _target_texts(store: Store, split: str) -> dict[str, str]:
     """Counts and shares of the targets of "val" or "test"; shares are blank without targets."""
     targets = store.targets(split)
-    length_Q = targets.end - targets.start
-    texts = {
-        "users": f"{len(targets):,}",
+    first_N = targets.ptr[:-1]
+    length_Q = targets.end[first_N] - targets.start[first_N]
+    texts = {"users": f"{targets.n_users:,}"}
+    if targets.at is not None:
+        texts["targets"] = f"{len(targets):,}"
+    texts |= {
         "mean history": f"{length_Q.double().mean():.1f}",
         "without a history": _share(length_Q == 0),
         "item without a training event": _share(targets.cold),

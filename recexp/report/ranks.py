@@ -1,7 +1,8 @@
 """The metric of every test user of a finished run, from its ``ranks.parquet``.
 
 The formulas are those of ``recexp.evaluation.metrics`` in NumPy, so that reading needs no torch; a
-test holds both to the same digits.
+test holds both to the same digits. Runs whose users have several targets, one row each, have the
+metrics of ``recexp.evaluation.several``.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from recexp.errors import RecexpError
+from recexp.evaluation.several import SEVERAL_AT_K, SEVERAL_WITHOUT_CUTOFF, TargetLists
 from recexp.io import read_limited
 from recexp.runs.loading import MAX_CANDIDATES, MAX_RANKS_BYTES, MAX_RANKS_ROWS, read_json
 
@@ -29,6 +31,38 @@ TOLERANCE = 1e-9  # between the recorded MRR and the one of the ranks
 
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RanksOfSeveral:
+    """Ranks of T targets of test users, int64 [T] each, users ascending."""
+
+    user_T: Integers
+    better_T: Integers
+    tied_T: Integers
+    candidates_T: Integers
+
+    @property
+    def user_U(self) -> Integers:
+        return np.unique(self.user_T)
+
+    def metric(self, name: str, ties: str) -> Floats:
+        """float64 [U]. name: of ``recexp.evaluation.several``; "test/" may stand before it.
+
+        Raises RecexpError for other names.
+        """
+        columns = (self.user_T, self.better_T, self.tied_T, self.candidates_T)
+        lists = TargetLists.of(*columns, ties)
+        name, _, cutoff = name.removeprefix("test/").partition("@")
+        if not cutoff and name in SEVERAL_WITHOUT_CUTOFF:
+            return SEVERAL_WITHOUT_CUTOFF[name](lists)
+        if re.fullmatch(r"[1-9]\d*", cutoff) and name in SEVERAL_AT_K:
+            return SEVERAL_AT_K[name](lists, int(cutoff))
+        at_k = ", ".join(f"{known}@k" for known in SEVERAL_AT_K)
+        raise RecexpError(
+            f"metric {name + (f'@{cutoff}' if cutoff else '')!r} is unknown: choose {at_k} (any k "
+            f"from 1), {', '.join(SEVERAL_WITHOUT_CUTOFF)}."
+        )
 
 
 @dataclass(frozen=True)
@@ -85,7 +119,8 @@ class Ranks:
 def per_user(folder: str | Path, metric: str = "ndcg@10") -> tuple[Integers, Floats]:
     """Users, int64 [U] ascending, and the metric of each, float64 [U], on a finished run's test.
 
-    metric: "hr@k" or "ndcg@k" for any k, or "mrr"; "test/" may stand before it. The tie policy is
+    metric: "hr@k" or "ndcg@k" for any k, or "mrr"; "test/" may stand before it; where users have
+    several targets, also "recall@k", "precision@k", "map@k" and "auc". The tie policy is
     the one that gives the MRR of the run's ``result.json``, so a metric recorded there is the mean
     of what is returned. Where lists of another program end before the MRR is known, NDCG at the
     largest known cut-off takes its place.
@@ -95,7 +130,7 @@ def per_user(folder: str | Path, metric: str = "ndcg@10") -> tuple[Integers, Flo
     """
     folder = Path(folder)
     frame, result = _read_files(folder)
-    ranks = _checked(frame, folder / FILE)
+    ranks = _checked(frame, folder / FILE, several="test/targets" in (result.get("metrics") or {}))
     _check_known(folder, result, metric)
     name, recorded = _recorded(folder, result["metrics"])
     for ties in TIES:
@@ -168,10 +203,10 @@ def _test_rows(content: bytes, path: Path) -> pl.DataFrame:
     if n_rows > MAX_RANKS_ROWS:
         raise RecexpError(f"{path} has {n_rows:,} rows: no run writes so many.")
     frame = lazy.select(*COLUMNS, SPLIT).filter(pl.col(SPLIT) == "test").collect()
-    return frame.sort("user")
+    return frame.sort("user", maintain_order=True)
 
 
-def _checked(frame: pl.DataFrame, path: Path) -> Ranks:
+def _checked(frame: pl.DataFrame, path: Path, several: bool) -> Ranks | RanksOfSeveral:
     columns = [frame[name] for name in COLUMNS]
     if any(column.has_nulls() for column in columns):
         raise RecexpError(f"{path} was not written by a run: cells are empty.")
@@ -181,4 +216,6 @@ def _checked(frame: pl.DataFrame, path: Path) -> Ranks:
     is_rank = (better >= 0) & (tied >= 0) & (better + tied <= candidates)
     if not (is_rank & (candidates <= MAX_CANDIDATES)).all():
         raise RecexpError(f"{path} was not written by a run: its ranks lie outside the candidates.")
+    if several:
+        return RanksOfSeveral(user, better, tied, candidates)
     return Ranks(user, better, tied, int(candidates.max()))

@@ -12,6 +12,7 @@ from pytorch_lightning.loggers import Logger
 from recexp.config.build import build
 from recexp.data.datamodule import RecDataModule, rows_per_step
 from recexp.data.store import Store
+from recexp.errors import RecexpError
 from recexp.evaluation.protocol import Protocol
 from recexp.training.callbacks import ProgressBar
 from recexp.training.checkpoints import AtomicCheckpointIO
@@ -28,6 +29,12 @@ def assemble(
     """
     pl.seed_everything(cfg.seed, verbose=False)
     model = build(cfg.model, schema=store.schema)
+    if protocol.split.kind == "user_folds" and model.needs_user:
+        raise RecexpError(
+            f"protocol={protocol.name} tests users that are not trained on, and "
+            f"{type(model).__name__} scores by a vector of each trained user: choose a model that "
+            "reads histories, such as sasrec, or another protocol."
+        )
     objective = build(cfg.objective)
     objective.bind(model, store)
     module = RecModule(

@@ -135,25 +135,32 @@ def _metric_lines(metrics: Mapping[str, float]) -> list[str]:
     prefix = "test/hr@"
     cutoffs = [key.removeprefix(prefix) for key in metrics if key.startswith(prefix)]
     ks = sorted(int(cutoff) for cutoff in cutoffs if cutoff.isdigit())
-    names = [f"{name}@{k}" for name in ("hr", "ndcg") for k in ks] + ["mrr"]
-    lines = [" " * 8 + "".join(f"{name.upper():>9}" for name in names)]
+    first = "recall" if "test/targets" in metrics or "val/targets" in metrics else "hr"
+    names = [f"{name}@{k}" for name in (first, "ndcg") for k in ks] + ["mrr"]
+    lines = [" " * 8 + "".join(f"{name.upper():>{_width(name)}}" for name in names)]
     for split in ("val", "test"):
         if f"{split}/users" in metrics or f"{split}/mrr" in metrics:
-            cells = [_cell(metrics.get(f"{split}/{name}")) for name in names]
+            cells = [_cell(metrics.get(f"{split}/{name}"), _width(name)) for name in names]
             lines.append(f"{split:8}" + "".join(cells))
     return lines
 
 
-def _cell(value: float | None) -> str:
+def _width(name: str) -> int:
+    """Width of a column of the table."""
+    return max(9, len(name) + 1)
+
+
+def _cell(value: float | None, width: int) -> str:
     """A value of the table; lists of another program may end before a metric is known."""
-    return f"{'-':>9}" if value is None else f"{value:9.4f}"
+    return f"{'-':>{width}}" if value is None else f"{value:{width}.4f}"
 
 
 def _kind_lines(metrics: Mapping[str, float]) -> list[str]:
     """NDCG@10 on the kinds of test targets, where there is more than one kind."""
     lines = []
     for kinds in (("repeat", "seen", "new"), ("cold", "warm")):
-        counts = {kind: int(metrics.get(f"test/users/{kind}", 0)) for kind in kinds}
+        counted = "targets" if "test/targets" in metrics else "users"
+        counts = {kind: int(metrics.get(f"test/{counted}/{kind}", 0)) for kind in kinds}
         parts = [
             f"{n} {KINDS[kind]} {metrics[f'test/ndcg@10/{kind}']:.4f}"
             for kind, n in counts.items()

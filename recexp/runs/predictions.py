@@ -23,6 +23,7 @@ from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.listed import ListedRanks, Lists, listed_ranks
 from recexp.evaluation.metrics import METRICS_WITHOUT_CUTOFF, RankingMetrics
 from recexp.evaluation.protocol import Protocol
+from recexp.evaluation.several import SEVERAL_WITHOUT_CUTOFF
 from recexp.io import advice, checksum, reason
 from recexp.runs.composed import ComposedData, composed_data
 from recexp.runs.environment import describe, git_state
@@ -126,7 +127,7 @@ def _evaluate(
     read = _read(path, ids, targets, partial)
     candidates = stored_candidates(store, protocol, split)
     found = listed_ranks(read.lists, store, targets, candidates, protocol.candidates.seen)
-    users = ids.users.gather(targets.user.numpy())
+    users = ids.users.gather(targets.user.numpy())  # of each target
     if read.kind == "scores":
         _check_complete(path, found, users)
     known = _Known.of(path, found, users, max(protocol.ks), missing)
@@ -178,7 +179,7 @@ def _read(path: Path, ids: RawIds, targets: Targets, partial: bool) -> _Read:
     """
     columns = _columns(path)
     kind, value = _kind(path, columns, partial)
-    user_Q = targets.user.numpy()
+    user_Q = targets.user[targets.ptr[:-1]].numpy()  # those of the lists
     parts: list[tuple[NDArray[Any], ...]] = []
     n_rows = n_unknown_users = n_other_users = n_unknown_items = 0
     for frame in _blocks(path, value):
@@ -311,8 +312,8 @@ def _check_complete(path: Path, found: ListedRanks, users: pl.Series) -> None:
         first = int(np.flatnonzero(is_incomplete_Q)[0])
         raise RecexpError(
             f"{path}: user {users[first]} has scores of {found.listed_Q[first]:,} of "
-            f"{found.candidates_Q[first]:,} candidates ({is_incomplete_Q.sum():,} users lack "
-            "some): write all of them, or say that the others score lower (--partial)."
+            f"{found.candidates_Q[first]:,} candidates ({_n_users(users, is_incomplete_Q):,} users "
+            "lack some): write all of them, or say that the others score lower (--partial)."
         )
 
 
@@ -343,16 +344,16 @@ class _Known:
         if is_missing_Q.any() and missing == "error":
             first = users[int(np.flatnonzero(is_missing_Q)[0])]
             raise RecexpError(
-                f"{path}: {is_missing_Q.sum():,} of {len(users):,} users of the split have no item "
-                f"to rank, such as user {first}: add them, or count them as missed (--missing "
-                "worst)."
+                f"{path}: {_n_users(users, is_missing_Q):,} of {users.n_unique():,} users of the "
+                f"split have no item to rank, such as user {first}: add them, or count them as "
+                "missed (--missing worst)."
             )
         known = cls(
             better_Q=found.better_Q,
             tied_Q=found.tied_Q,
             candidates_Q=found.candidates_Q,
             is_known_Q=found.has_target_Q & ~found.ends_tied_Q,
-            n_missing=int(is_missing_Q.sum()),
+            n_missing=_n_users(users, is_missing_Q),
             n_short=0,
         )
         if missing == "error":
@@ -361,10 +362,24 @@ class _Known:
         is_last_Q = is_missing_Q | is_short_Q
         return replace(
             known,
-            better_Q=np.where(is_last_Q, known.candidates_Q - 1, known.better_Q),
+            better_Q=np.where(is_last_Q, _last_ranks(known, users, is_last_Q), known.better_Q),
             is_known_Q=known.is_known_Q | is_last_Q,
-            n_short=int(is_short_Q.sum()),
+            n_short=_n_users(users, is_short_Q),
         )
+
+
+def _n_users(users: pl.Series, chosen_Q: Flags) -> int:
+    """Number of users of the chosen targets. users: of each target."""
+    return users.filter(pl.Series(chosen_Q)).n_unique()
+
+
+def _last_ranks(known: _Known, users: pl.Series, is_last_Q: Flags) -> NDArray[np.int64]:
+    """Better items of targets that are ranked last; several of a user follow each other."""
+    is_last = pl.col("is_last").cast(pl.Int64)
+    frame = pl.DataFrame({"user": users, "is_last": is_last_Q})
+    from_end = frame.select(is_last.cum_sum(reverse=True).over("user")).to_series()
+    better_Q: NDArray[np.int64] = known.candidates_Q - from_end.to_numpy()
+    return better_Q
 
 
 def _metrics(
@@ -374,7 +389,7 @@ def _metrics(
 
     A column ``known`` is added where it is not all true.
     """
-    metrics = RankingMetrics(protocol.ks, protocol.ties)
+    metrics = RankingMetrics(protocol.ks, protocol.ties, protocol.split.has_several_targets)
     metrics.update(
         targets.user,
         torch.from_numpy(known.better_Q),
@@ -395,7 +410,8 @@ def _metrics(
 def _is_exact(metric: str, exact_to: int) -> bool:
     """Is the metric ("hr@10", "hr@10/new", "mrr", "users") known from lists of this length?"""
     name, _, cutoff = metric.partition("/")[0].partition("@")
-    return int(cutoff) <= exact_to if cutoff else name not in METRICS_WITHOUT_CUTOFF
+    without_cutoff = METRICS_WITHOUT_CUTOFF.keys() | SEVERAL_WITHOUT_CUTOFF.keys()
+    return int(cutoff) <= exact_to if cutoff else name not in without_cutoff
 
 
 # The run directory --------------------------------------------------------------------------------

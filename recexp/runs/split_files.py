@@ -34,12 +34,12 @@ ROWS_AT_ONCE = 1 << 20
 SPLITS = {"val": "validation", "test": "test"}
 MEANING = {
     "train": "events to train on",
-    "validation": "the held-out target of each validated user",
-    "test": "the held-out target of each tested user",
-    "history_validation": "events before each validation target, oldest first",
-    "history_test": "events before each test target, oldest first",
-    "candidates_validation": "items that each validation target is ranked among, itself marked",
-    "candidates_test": "items that each test target is ranked among, itself marked",
+    "validation": "the held-out targets of each validated user",
+    "test": "the held-out targets of each tested user",
+    "history_validation": "events before the validation targets of each user, oldest first",
+    "history_test": "events before the test targets of each user, oldest first",
+    "candidates_validation": "items that validation targets are ranked among, themselves marked",
+    "candidates_test": "items that test targets are ranked among, themselves marked",
     "users": "all users",
     "items": "all items",
 }
@@ -118,38 +118,41 @@ class _Raw:
             yield self._events(self.store.train, row, self.store.train.user[row])
 
     def targets(self, targets: Targets) -> Iterator[pl.DataFrame]:
-        # The target is the row of ``past`` at the end of its history.
         for rows in torch.arange(len(targets)).split(ROWS_AT_ONCE):
-            frame = self._events(self.store.past, targets.end[rows], targets.user[rows])
+            frame = self._events(self.store.past, targets.rows[rows], targets.user[rows])
             yield frame.with_columns(cold=pl.Series(targets.cold[rows].numpy()))
 
     def histories(self, targets: Targets) -> Iterator[pl.DataFrame]:
         """Whole histories; as many users at a time as have ``ROWS_AT_ONCE`` events together."""
-        size_Q = (targets.end - targets.start).numpy()
-        group_Q = np.cumsum(size_Q) // ROWS_AT_ONCE
-        cuts = np.flatnonzero(np.diff(group_Q)) + 1
-        for rows in np.split(np.arange(len(targets)), cuts):
+        first_N = targets.ptr[:-1]
+        size_N = (targets.end - targets.start)[first_N].numpy()
+        group_N = np.cumsum(size_N) // ROWS_AT_ONCE
+        cuts = np.flatnonzero(np.diff(group_N)) + 1
+        for numbers in np.split(np.arange(targets.n_users), cuts):
+            rows = first_N[numbers]
             start = targets.start[rows]
-            size = torch.from_numpy(size_Q[rows])
+            size = torch.from_numpy(size_N[numbers])
             owner = torch.repeat_interleave(torch.arange(len(rows)), size)
             n_before = size.cumsum(0) - size
             at = torch.arange(len(owner)) + (start - n_before)[owner]
             yield self._events(self.store.past, at, targets.user[rows][owner])
 
     def candidates(self, protocol: Protocol, split: str) -> Iterator[pl.DataFrame]:
-        """The target of each user first, then the drawn items in the order they were drawn."""
+        """The targets of each user first, then the drawn items in the order they were drawn."""
         targets = self.store.targets(split)
         drawn = stored_candidates(self.store, protocol, split)
         assert drawn is not None
         width = 1 + drawn.shape[1]
-        for rows in torch.arange(len(targets)).split(max(1, ROWS_AT_ONCE // width)):
-            item_BC = torch.cat([targets.item[rows, None], drawn[rows].long()], 1)
-            is_target_BC = torch.zeros(item_BC.shape, dtype=torch.bool)
-            is_target_BC[:, 0] = True
+        for numbers in torch.arange(targets.n_users).split(max(1, ROWS_AT_ONCE // width)):
+            rows = targets.of_users(numbers)
+            drawn_BC = drawn[numbers].long()
+            user_B = targets.user[targets.first(numbers)]
+            user = torch.cat([targets.user[rows], user_B.repeat_interleave(drawn.shape[1])])
+            order = user.argsort(stable=True)
             columns = {
-                "user": self._users(targets.user[rows].repeat_interleave(width)),
-                "item": self._items(item_BC.flatten()),
-                "is_target": is_target_BC.flatten().numpy(),
+                "user": self._users(user[order]),
+                "item": self._items(torch.cat([targets.item[rows], drawn_BC.flatten()])[order]),
+                "is_target": (order < len(rows)).numpy(),
             }
             yield pl.DataFrame(columns)
 
@@ -211,9 +214,9 @@ def _manifest(data: ComposedData, files: dict[str, Any]) -> dict[str, Any]:
 
 def _ranked_words(protocol: Protocol) -> str:
     if protocol.candidates.kind != "all":
-        return f"the target and {protocol.candidates.n} drawn items: those of candidates_*"
+        return f"the targets and {protocol.candidates.n} drawn items: those of candidates_*"
     if protocol.candidates.seen == "removed":
-        return "all items of items.* but those in the user's history_*; the target is always ranked"
+        return "all items of items.* but those in the user's history_*; targets are always ranked"
     return "all items of items.*, those of the user's history included"
 
 

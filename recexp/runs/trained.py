@@ -220,32 +220,41 @@ class Trained:
         store = self._store
         targets = store.test
         candidates = stored_candidates(store, self._protocol, "test")
-        raw = self.users.gather(targets.user.numpy())
-        for rows in self._chunks(len(targets), store.schema.n_items, progress):
-            row_B = torch.arange(rows.start, rows.stop)
-            query = store.query_held_out(targets, row_B, self.model.history, self._protocol.history)
+        raw = self.users.gather(targets.user[targets.ptr[:-1]].numpy())
+        for rows in self._chunks(targets.n_users, store.schema.n_items, progress):
+            number_B = torch.arange(rows.start, rows.stop)
+            query = store.query_held_out(
+                targets, targets.first(number_B), self.model.history, self._protocol.history
+            )
             if candidates is None:
-                score_BC = self._scores_of_all(query, targets, row_B)
+                score_BC = self._scores_of_all(query, targets, number_B)
                 best_BK, column_BK = top_k(score_BC, k)
                 item_BK = column_BK + 1
             else:
-                item_BC = torch.cat([targets.item[row_B, None], candidates[row_B].long()], dim=1)
+                target_BT = targets.items_of_users(number_B)
+                item_BC = torch.cat([target_BT, candidates[number_B].long()], dim=1)
                 item_BC = item_BC.sort(dim=1).values
-                best_BK, column_BK = top_k(self.model.score(query, item_BC).float(), k)
+                score_BC = self.model.score(query, item_BC).float()
+                # A row with fewer targets than another has some twice.
+                score_BC[:, 1:].masked_fill_(item_BC[:, 1:] == item_BC[:, :-1], -torch.inf)
+                best_BK, column_BK = top_k(score_BC, k)
                 item_BK = item_BC.gather(1, column_BK)
             yield self._frame(raw[rows], best_BK, item_BK)
 
-    def _scores_of_all(self, query: Query, targets: Targets, row_B: Tensor) -> Tensor:
-        """Scores [B, V-1], -inf for the items that the protocol removes; never for the target."""
+    def _scores_of_all(self, query: Query, targets: Targets, number_B: Tensor) -> Tensor:
+        """Scores [B, V-1], -inf for the items that the protocol removes; never for a target."""
         score_BV = self.model.score(query).float().clone()
         if self._protocol.candidates.seen == "removed":
-            at_B1 = targets.item[row_B, None] - 1
-            target_B1 = score_BV.gather(1, at_B1)
+            first_B = targets.first(number_B)
+            n_targets_B = targets.n_of_users(number_B)
+            owner_T = torch.repeat_interleave(torch.arange(len(number_B)), n_targets_B)
+            column_T = targets.item[targets.of_users(number_B)] - 1
+            score_T = score_BV[owner_T, column_T]
             row_M, item_M = self._store.items_between(
-                self._store.past, targets.start[row_B], targets.end[row_B]
+                self._store.past, targets.start[first_B], targets.end[first_B]
             )
             score_BV[row_M, item_M - 1] = -torch.inf
-            score_BV.scatter_(1, at_B1, target_B1)
+            score_BV[owner_T, column_T] = score_T
         return score_BV
 
     def score(self, pairs: Frame, *, histories: Frame | None = None) -> pl.DataFrame:

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from recexp.contracts import ClosedForm, Objective, Recommender
-from recexp.data.store import Store
+from recexp.data.store import Store, Targets
 from recexp.distributed import rank_and_world
 from recexp.errors import RecexpError, is_out_of_memory
 from recexp.evaluation.candidate_store import stored_candidates
@@ -42,6 +42,23 @@ def _double(value: Tensor | float) -> Tensor | float:
     if not isinstance(value, Tensor):
         return float(value)
     return value.item() if value.device.type == "cpu" else value.detach().double()
+
+
+def _balanced(row: Tensor, targets: Targets, n_candidates: int) -> list[Tensor]:
+    """The users in parts whose tables of targets and candidates are of bounded size.
+
+    A part has a column per target of its user with the most targets, so users with many targets go
+    together. A part of several users is at most twice as large as its users with one target each.
+    """
+    n_targets, order = targets.n_of_users(row).sort(descending=True, stable=True)
+    most = 2 * len(row) * (1 + n_candidates)
+    parts = []
+    start = 0
+    while start < len(row):
+        n_users = max(1, most // (int(n_targets[start]) + n_candidates))
+        parts.append(row[order[start : start + n_users]])
+        start += n_users
+    return parts
 
 
 class RecModule(pl.LightningModule):
@@ -84,7 +101,10 @@ class RecModule(pl.LightningModule):
         if self.gradient_free:
             # DDP refuses a module without parameters.
             self.anchor = torch.nn.Parameter(torch.zeros(()))
-        metrics = {s: RankingMetrics(protocol.ks, protocol.ties) for s in self._all_splits}
+        several = protocol.split.has_several_targets
+        metrics = {
+            split: RankingMetrics(protocol.ks, protocol.ties, several) for split in self._all_splits
+        }
         self.metrics = torch.nn.ModuleDict(metrics)
         self.latest_loss: Tensor | None = None
         # Latest metrics of each split in full precision, where Lightning logs float32.
@@ -295,11 +315,13 @@ class RecModule(pl.LightningModule):
 
     def _rank(self, split: str, row: Tensor) -> None:
         """Rank the targets of these users, in as many parts as memory allows."""
-        if self._candidates[split] is None:
+        candidates = self._candidates[split]
+        parts: Sequence[Tensor] = (row,)
+        if candidates is None:
             n_at_once = users_at_once(self.device, self.store.schema.n_items)
             parts = row.split(n_at_once)
-        else:
-            parts = (row,)
+        elif self.protocol.split.has_several_targets:
+            parts = _balanced(row, self.store.targets(split), candidates.shape[1])
         for part in parts:
             self._rank_part(split, part)
 
@@ -336,9 +358,10 @@ class RecModule(pl.LightningModule):
             for half in row.tensor_split(2):
                 self._rank_part(split, half)
             return
-        user = moved(targets.user[row], self.device)
+        at = targets.of_users(row)
+        user = moved(targets.user[at], self.device)
         kinds = {
-            name: moved(getattr(targets, name)[row], self.device)
+            name: moved(getattr(targets, name)[at], self.device)
             for name in ("seen", "repeat", "cold")
         }
         self._metrics_of(split).update(user, better, tied, n, **kinds)

@@ -72,7 +72,8 @@ class Objective:
 
 
 def module(n_val=11, n_test=17, **changes):
-    store = SimpleNamespace(targets=lambda split: range({"val": n_val, "test": n_test}[split]))
+    n_users = {"val": n_val, "test": n_test}
+    store = SimpleNamespace(targets=lambda split: SimpleNamespace(n_users=n_users[split]))
     return RecDataModule(
         store, Objective(), **({"batch_size": 4, "eval_batch_size": 3, "seed": 0} | changes)
     )

@@ -57,8 +57,11 @@ class World:
 
 
 class Targets(SimpleNamespace):
-    def __init__(self, item, start, end):
-        super().__init__(item=item, start=start, end=end)
+    """As ``store.Targets``, with ``n`` targets of each user."""
+
+    def __init__(self, item, start, end, n=1):
+        ptr = torch.arange(0, len(item) + 1, n)
+        super().__init__(item=item, start=start, end=end, ptr=ptr, n_users=len(item) // n)
 
     def __len__(self):
         return len(self.item)

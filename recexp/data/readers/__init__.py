@@ -36,8 +36,8 @@ class Raw:
     """What a reader returns.
 
     events: columns ``user``, ``item`` (string or int64), ``behavior`` (string), ``timestamp``
-        (int64 milliseconds), optionally ``value`` (float32), in the row order of the source, which
-        breaks ties in time.
+        (int64 milliseconds), optionally ``value`` (float32) and ``part`` (int8, TRAIN, VAL or TEST
+        of ``recexp.data.split``), in the row order of the source, which breaks ties in time.
     files: every file that was read, for checksums: ``Folder.files``, by which the cache knows the
         files that matter. For a plain list it takes any file put beside these for a change.
     item_features: by name.
