@@ -105,6 +105,28 @@ def audit_leaks(
     }
 
 
+def audit_of_several(rows: Rows, code: np.ndarray) -> dict[str, float]:
+    """More shares for splits with several targets per user; arguments as of ``audit_leaks``.
+
+    Returns:
+        trained_after_first_target: training events after the first test target of any user, from
+            which a model can learn what was popular at the time of the targets.
+        tested_users_trained: tested users who have a training event.
+    """
+    is_test = code == TEST
+    is_train = code == TRAIN
+    first_time = rows.time[is_test].min()
+    n_users = int(rows.user[-1]) + 1
+    is_tested_U = np.zeros(n_users, dtype=bool)
+    is_tested_U[rows.user[is_test]] = True
+    is_trained_U = np.zeros(n_users, dtype=bool)
+    is_trained_U[rows.user[is_train]] = True
+    return {
+        "trained_after_first_target": float((rows.time[is_train] > first_time).mean()),
+        "tested_users_trained": float(is_trained_U[is_tested_U].mean()),
+    }
+
+
 def weaker_only_share(
     train_pairs: dict[str, np.ndarray], user: np.ndarray, item: np.ndarray, n_behaviors: int
 ) -> float:
@@ -142,6 +164,13 @@ def _weaker_only_share_of_several(
 
 def audit_line(audit: dict[str, float], behaviors: Sequence[str]) -> str:
     """The audit as one line of the report."""
+    of_several = ""
+    if "tested_users_trained" in audit:
+        of_several = (
+            f"{audit['trained_after_first_target']:.1%} of training events happened after the "
+            f"first test target of any user; {audit['tested_users_trained']:.1%} of tested users "
+            "have training events; "
+        )
     return (
         "audit of leaks: "
         f"{audit['tied_targets']:.1%} of test targets share their time with another event of the "
@@ -150,6 +179,7 @@ def audit_line(audit: dict[str, float], behaviors: Sequence[str]) -> str:
         f"{audit['seen_targets']:.1%} were seen before through weaker behaviors only; "
         f"the items of {audit['cold_targets']:.1%} have no training event (cold); "
         f"{audit['future_events']:.1%} of training events happened after their user's test event; "
+        f"{of_several}"
         f"{audit['test_targets_weaker_only']:.1%} of test and "
         f"{audit['val_targets_weaker_only']:.1%} of validation targets stand "
         f"in training through behaviors weaker than {behaviors[-1]} only, so that "

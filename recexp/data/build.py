@@ -20,6 +20,7 @@ from recexp.data.audit import (
     Report,
     audit_leaks,
     audit_line,
+    audit_of_several,
     weaker_only_share,
 )
 from recexp.data.download.block import how_to_get
@@ -82,7 +83,8 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
 
         stages.start("splitting")
         rows, code, known = _split(rows, dataset, split, explicit, report)
-        n_tested = {name: _n_users(rows, code == held_as) for name, held_as in HELD_OUT.items()}
+        if several:
+            n_evaluated = [_n_users(rows, code == held_as) for held_as in HELD_OUT.values()]
 
         stages.start("writing training events")
         training = _write_training(out, rows, code, dataset, split, explicit, n_users)
@@ -93,6 +95,8 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         _write_histories(out, rows, code, known, n_users, split)
         _write_item_count(out, rows, code, n_items)
         audit = audit_leaks(rows, code, known, split.is_in_time_order)
+        if several:
+            audit |= audit_of_several(rows, code)
         audit |= {f"{name}_targets_weaker_only": x for name, x in training.weaker_only.items()}
         n_rows = len(rows)
         del rows, code
@@ -112,7 +116,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
     report.add(
         f"kept {n_users:,} users, {n_items:,} items, {n_rows:,} rows: {training.n_rows:,} to "
         f"train, {len(known['val'].seen):,} validation and {len(known['test'].seen):,} test targets"
-        + (f" of {n_tested['val']:,} and {n_tested['test']:,} users" if several else "")
+        + (" of {:,} and {:,} users".format(*n_evaluated) if several else "")
     )
     report.add(report.left_out_line())
     report.add(audit_line(audit, dataset.behaviors))

@@ -18,8 +18,8 @@ Ints = NDArray[np.int64]
 def place_from_end(user_E: np.ndarray, eligible_E: Flags) -> Ints:
     """0 for the last eligible row of a user, 1 for the one before, ...; -1 for other rows."""
     number_E = np.cumsum(eligible_E)
-    last_of_user_E = np.searchsorted(user_E, user_E, side="right") - 1
-    place_E: Ints = number_E[last_of_user_E] - number_E
+    last_U = np.cumsum(np.bincount(user_E)) - 1  # of a user without rows: the last one before
+    place_E: Ints = number_E[last_U[user_E]] - number_E
     return np.where(eligible_E, place_E, -1)
 
 

@@ -316,8 +316,8 @@ def _check_ranks(ranks: dict[str, Tensor]) -> None:
 
 def _check_groups(ranks: dict[str, Tensor]) -> None:
     """Raise RecexpError where more targets of a user have one score than items have it."""
-    key = torch.stack([ranks["user"], ranks["better"]])
-    _, group, n_targets = key.unique(dim=1, return_inverse=True, return_counts=True)
+    key = ranks["user"] * int(ranks["candidates"].max()) + ranks["better"]
+    _, group, n_targets = key.unique(return_inverse=True, return_counts=True)
     is_wrong = n_targets[group] > ranks["tied"] + 1
     if is_wrong.any():
         user = int(ranks["user"][is_wrong][0])

@@ -9,6 +9,7 @@ import dataclasses
 import pytest
 import torch
 
+from recexp.data.split import Split
 from recexp.errors import RecexpError
 from recexp.evaluation.protocol import Candidates, Protocol
 from recexp.testing import worlds
@@ -119,6 +120,37 @@ def test_ranks(name, protocol):
         for found in (of_device, of_host):
             for a, b in zip(found, expected, strict=True):
                 assert a.device == DEVICE and torch.equal(values(a), b)
+
+
+def with_several_targets(store):
+    """The store with one to three test targets of each user."""
+    n_targets = 1 + torch.arange(len(store.test)) % 3
+    at = torch.repeat_interleave(torch.arange(len(store.test)), n_targets)
+    ordinal = torch.arange(len(at)) - (n_targets.cumsum(0) - n_targets)[at]
+    columns = {f.name: getattr(store.test, f.name) for f in dataclasses.fields(store.test)}
+    columns = {name: None if x is None else x[at] for name, x in columns.items()}
+    columns["item"] = (columns["item"] + 7 * ordinal) % store.schema.n_items + 1
+    return dataclasses.replace(store, test=type(store.test)(**columns | {"at": columns["end"]}))
+
+
+@pytest.mark.parametrize("kind", ["all", "uniform"])
+def test_ranks_of_several_targets(kind):
+    store = with_several_targets(STORE)
+    candidates = Candidates(kind, n=3, seen="removed" if kind == "all" else "ranked")
+    protocol = Protocol("several", Split(kind="leave_k_out"), candidates)
+    model = contestant("sasrec", STORE).model.eval()
+    chosen = None if kind == "all" else torch.tensor([[1, 2, 3]]).expand(len(USERS), 3)
+    expected = protocol.ranks(store, store.test, USERS, chosen, model)
+    assert len(expected[0]) == len(store.test) > 12
+    with pretend():
+        far, beside = there(model), store.to(DEVICE)
+        drawn = None if chosen is None else chosen.to(DEVICE)
+        of_device = protocol.ranks(beside, beside.test, USERS.to(DEVICE), drawn, far)
+        of_host = protocol.ranks(store, store.test, USERS, drawn, far, DEVICE)
+        for found in (of_device, of_host):
+            for a, b in zip(found, expected, strict=True):
+                assert a.device == DEVICE
+                assert torch.equal(values(a), b)
 
 
 @pytest.mark.parametrize("name", ["bpr_mf", "sasrec", "bert_ite_si"])

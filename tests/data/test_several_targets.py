@@ -165,6 +165,8 @@ def test_windows_are_leak_free_and_their_test_periods_follow_each_other(tmp_path
         assert opened.val.time.max() < opened.test.time.min()
         ends.append((int(opened.test.time.min()), int(opened.past.time.max())))
         assert opened.meta["audit"]["future_events"] == 0
+        assert opened.meta["audit"]["trained_after_first_target"] == 0
+        assert opened.meta["audit"]["tested_users_trained"] == 1
     assert ends[0][1] < ends[1][0] <= ends[1][1] < ends[2][0]
     last = store(tmp_path / "one", EVENTS, without(WINDOW, n_windows=1, window=0))
     assert last.test.time.min() == ends[2][0]
@@ -205,6 +207,7 @@ def test_no_event_of_a_held_out_user_is_trained_on(tmp_path, name):
         assert test
         assert val
         assert not test.keys() & val.keys()
+        assert opened.meta["audit"]["tested_users_trained"] == 0
         for user, (history, targets) in (val | test).items():
             assert not train[user]
             own = in_order(EVENTS)[user]
