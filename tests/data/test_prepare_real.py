@@ -8,6 +8,8 @@ import polars as pl
 import pytest
 
 from recexp.data.cache import prepare, read_meta
+from recexp.data.dataset import Dataset
+from recexp.data.split import Split
 from recexp.data.store import Store
 from tests.support.events import P3
 
@@ -74,3 +76,31 @@ def test_movielens_1m_has_the_order_of_sasrec(tmp_path):
     assert len(user) == 6_040
     assert np.array_equal(user[opened.past.user.numpy()], published["user"].to_numpy())
     assert np.array_equal(item[opened.past.item.numpy() - 1], published["item"].to_numpy())
+
+
+def test_the_publishers_test_purchases_of_taobao_are_the_targets(tmp_path):
+    """A test file without times and behaviors, beside the training events."""
+    reader = {
+        "_target_": "recexp.data.readers.given.read",
+        "_partial_": True,
+        "file": "interactions.csv",
+        "test": {"file": "test_buy.csv", "timestamp": None, "as_behavior": "buy"},
+        "user": "user_id",
+        "item": "item_id",
+        "behavior": "behavior",
+    }
+    behaviors = ("fav", "cart", "buy")
+    shop = Dataset("taobao", str(DATA / "taobao-31882"), reader, behaviors, behaviors[2:])
+    opened = Store.open(prepare(shop, Split(kind="given"), tmp_path))
+    published = pl.read_csv(DATA / "taobao-31882" / "test_buy.csv", infer_schema=False)
+    users, items = (pl.read_parquet(opened.folder / f"{c}s.parquet")[c] for c in ("user", "item"))
+    found = pl.DataFrame(
+        {
+            "user_id": users.gather(opened.test.user.numpy()),
+            "item_id": items.gather(opened.test.item.numpy() - 1),
+        }
+    )
+    assert found.sort("user_id").equals(published.sort("user_id"))
+    assert opened.test.n_users == len(published) == 10_000
+    assert opened.meta["train"] + len(opened.val) == 357_412
+    assert opened.meta["audit"]["repeat_targets"] == 0
