@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import polars as pl
 
 from recexp.data.dataset import BadRows
+from recexp.data.raw.lookups import RawFiles
 from recexp.data.readers import Raw, table
 from recexp.data.split import TEST, TRAIN, VAL
 from recexp.errors import RecexpError
@@ -25,7 +26,7 @@ PARTS = {
     "test": TEST,
     "testing": TEST,
 }
-Part = str | Mapping[str, Any] | None
+Part = str | Sequence[str] | Mapping[str, Any]
 
 
 def read(
@@ -33,19 +34,20 @@ def read(
     *,
     file: Any,
     on_bad_rows: BadRows = "error",
-    part: str | None = None,
-    validation: Part = None,
-    test: Part = None,
+    part: str | int | None = None,
+    validation: Part | None = None,
+    test: Part | None = None,
     **options: Any,
 ) -> Raw:
     """Read ``file`` as ``recexp.data.readers.table`` does, and say what each event is for.
 
     part: the column that says it: train, validation (val, valid, dev) or test. None: the events of
         ``file`` are for training, and those of the next two for what they are called.
-    validation, test: a file, or a mapping with ``file`` and the options of the table reader that
-        differ, such as {file: test.csv, timestamp: null, as_behavior: buy}. Where a file has no
-        column of times (timestamp: null), its events get the last time of ``file``. as_behavior:
-        the behavior of all its events, where it has no column of it.
+    validation, test: a file (also a pattern or a list), or a mapping with ``file`` and the options
+        of the table reader that differ, such as {file: test.csv, timestamp: null, as_behavior:
+        buy}. Where a file has no column of times (timestamp: null), its events get the last time of
+        the training events. as_behavior: the text of the behavior of all its events, where it has
+        no column of it.
     options: of the table reader.
 
     Raises RecexpError where there is neither a column nor a file of test events.
@@ -64,20 +66,21 @@ def read(
         return _with_column(raw_dir, part, {"file": file, "on_bad_rows": on_bad_rows, **options})
     options["on_bad_rows"] = on_bad_rows
     raw = table.read(raw_dir, file=file, **options)
+    options |= raw.decided  # all files are read alike
     events = raw.events.collect()
     frames = [events.with_columns(part=_code(TRAIN))]
     for name, code, source in (("validation", VAL, validation), ("test", TEST, test)):
         if source is not None:
             of_part = _part(raw_dir, name, source, options)
-            frames.append(_like(of_part.events.collect(), events, code, source))
-            raw.files.extend(file for file in of_part.files if file not in raw.files)
+            frames.append(_like(of_part, events, code))
+            _add_files(raw.files, of_part.files)
             raw.dropped.update({f"{why} ({name})": n for why, n in of_part.dropped.items()})
     return replace(raw, events=pl.concat(frames).lazy())
 
 
 def _part(raw_dir: str | Path, name: str, source: Part, options: dict[str, Any]) -> Raw:
     """The events of a file of validation or test."""
-    own = {"file": source} if isinstance(source, str) else dict(source or {})
+    own = dict(source) if isinstance(source, Mapping) else {"file": source}
     if "file" not in own:
         raise RecexpError(f"dataset.source.{name} has no file: {{file: {name}.csv, ...}}.")
     as_behavior = own.pop("as_behavior", None)
@@ -95,17 +98,25 @@ def _part(raw_dir: str | Path, name: str, source: Part, options: dict[str, Any])
     return replace(raw, events=raw.events.with_columns(behavior=pl.lit(str(as_behavior))))
 
 
-def _like(frame: pl.DataFrame, events: pl.DataFrame, code: int, source: Part) -> pl.DataFrame:
+def _add_files(files: list[Path], others: list[Path]) -> None:
+    """Add the files that a part read and looked for."""
+    files.extend(file for file in others if file not in files)
+    if isinstance(files, RawFiles) and isinstance(others, RawFiles):
+        files.exists |= others.exists
+        files.matches |= others.matches
+
+
+def _like(of_part: Raw, events: pl.DataFrame, code: int) -> pl.DataFrame:
     """The events of a part with the columns of the training events."""
-    is_timeless = isinstance(source, Mapping) and source.get("timestamp", "") is None
-    if is_timeless:
+    frame = of_part.events.collect()
+    if not of_part.has_times:
         frame = frame.with_columns(timestamp=pl.lit(events["timestamp"].max(), dtype=pl.Int64))
     if "value" in events.columns and "value" not in frame.columns:
         frame = frame.with_columns(value=pl.lit(None, dtype=pl.Float32))
     return frame.select(events.columns).with_columns(part=_code(code))
 
 
-def _with_column(raw_dir: str | Path, part: str, options: dict[str, Any]) -> Raw:
+def _with_column(raw_dir: str | Path, part: str | int, options: dict[str, Any]) -> Raw:
     """The events of one file, with the part that a column says."""
     # The reader takes the column in the place of the behaviors, which are read apart.
     in_place = table.read(raw_dir, **{**options, "behavior": part})
