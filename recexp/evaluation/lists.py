@@ -11,6 +11,29 @@ from torch import Tensor
 MIN_BLOCK = 32
 
 
+def without_seen(score_BN: Tensor, target_B: Tensor, seen: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Scores of all items with -inf for those that are left out, but never for the target.
+
+    Column j belongs to item j+1. seen: rows and items, int64 [M] each; None: nothing is left out.
+    The scores given are not changed.
+    """
+    if seen is None:
+        return score_BN
+    row_M, item_M = seen
+    at_B1 = target_B[:, None] - 1
+    target_score_B1 = score_BN.gather(1, at_B1)
+    score_BN = score_BN.clone()
+    score_BN[row_M, item_M - 1] = -torch.inf
+    return score_BN.scatter_(1, at_B1, target_score_B1)
+
+
+def best_candidates(score_BC: Tensor, item_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Scores and items of the k best candidates, [B, k]; equal scores are ordered by item."""
+    item_BC, order_BC = item_BC.sort(dim=1)
+    best_BK, column_BK = top_k(score_BC.gather(1, order_BC), k)
+    return best_BK, item_BC.gather(1, column_BK)
+
+
 def top_k(score_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Scores and columns of the k best entries per row, best first; float and int64 [B, k].
 

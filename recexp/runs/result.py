@@ -127,6 +127,8 @@ class RunResult(_Record):
     external: only for predictions of another program. model is then its name, and there are no
         epochs; git and versions are those of the evaluation.
     ranks_sha256: checksum of ``ranks.parquet``.
+    lists_sha256, list_values_sha256: checksums of ``lists.parquet`` and ``list_values.parquet``, of
+    runs with ``evaluation.keep_top``.
     """
 
     model: Name
@@ -170,6 +172,8 @@ class RunResult(_Record):
     init_from: dict[str, Any] | None = None
     external: External | None = None
     ranks_sha256: str | None = None
+    lists_sha256: str | None = None
+    list_values_sha256: str | None = None
 
     @classmethod
     def parse(cls, content: object) -> RunResult:
