@@ -66,12 +66,13 @@ class Beyond:
 class Measured:
     """metrics: "<metric>@k" and "<metric>/<group>" -> value. flags: which rows of the ranks are of
     a group. user_Q and values: the metrics of lists that have a value per user, NaN where a user
-    has none; both None where no lists were kept."""
+    has none; both None where no lists were kept. list_metrics: names without cut-offs."""
 
     metrics: dict[str, float]
     flags: Flags
     user_Q: NDArray[np.int64] | None = None
     values: dict[str, Floats] | None = None
+    list_metrics: list[str] = field(default_factory=list)
 
 
 def measure(
@@ -107,4 +108,5 @@ def measure(
         flags=flags,
         user_Q=targets.user[recommended.row_Q].numpy(),
         values={name: value_Q.numpy() for name, value_Q in per_user.items()},
+        list_metrics=list(dict.fromkeys(name.partition("@")[0] for name in of_lists)),
     )

@@ -53,7 +53,8 @@ OF_RUN = (
     "groups",
 )
 OF_PREDICTIONS = ("out", "name", "seed", "split", "partial", "missing")
-OF_LISTS = ("lists_sha256", "list_values_sha256")  # keys of a result that kept lists
+# Keys of a result that kept lists.
+OF_LISTS = ("list_metrics", "list_candidates", "lists_sha256", "list_values_sha256")
 
 
 def evaluate(

@@ -76,6 +76,8 @@ def save_ranks_and_lists(
         "ranks_sha256": save_ranks(folder / RANKS, {"test": {**ranks, **measured.flags}}),
     }
     if lists is not None:
+        content["list_metrics"] = measured.list_metrics
+        content["list_candidates"] = protocol.candidates.kind
         content["lists_sha256"] = _save_lists(folder / LISTS, lists, store)
         content["list_values_sha256"] = _save_values(folder / LIST_VALUES, measured)
     return content
