@@ -14,7 +14,7 @@ import torch
 
 from recexp.errors import RecexpError
 from recexp.evaluation import list_metrics
-from recexp.evaluation.groups import by_activity, by_popularity, group_metrics, groups_of
+from recexp.evaluation.groups import GROUPINGS, by_activity, by_popularity, group_metrics, groups_of
 from recexp.evaluation.kept import TopLists
 from recexp.evaluation.list_metrics import (
     CATALOG_METRICS,
@@ -291,3 +291,13 @@ def test_metrics_of_a_group_are_the_means_over_its_targets(shop):
             ndcg = expected_ndcg(better, tied, k).mean().item()
             assert values[f"ndcg@{k}/{group}"] == pytest.approx(ndcg, abs=1e-15)
         assert values[f"users/{group}"] == is_in.sum()
+
+
+def test_a_metric_of_lists_and_a_grouping_are_one_function_each(shop, monkeypatch):
+    monkeypatch.setitem(LIST_METRICS, "length", lambda lists, k: (lists.item_QK > 0).sum(1) * 1.0)
+    monkeypatch.setitem(GROUPINGS, "parity", lambda store, targets: {"odd": targets.item % 2 == 1})
+    lists = random_lists(shop)
+    values = values_per_user(measured(shop, lists), [K])
+    assert values[f"length@{K}"].tolist() == [len(row) for row in cut(lists, K)]
+    flags = groups_of(["parity"], shop, shop.test)
+    assert flags["odd"].tolist() == [item % 2 == 1 for item in shop.test.item.tolist()]
