@@ -97,8 +97,9 @@ def measure(
     metrics = group_metrics(ranks, flags, protocol.ks, protocol.ties)
     if lists is None:
         return Measured(metrics, flags)
-    recommended = Recommended.of(lists, store, targets, candidates, protocol.candidates.seen)
     ks = [k for k in protocol.ks if k <= lists.item_QK.shape[1]]
+    seen = protocol.candidates.seen
+    recommended = Recommended.of(lists, store, targets, candidates, seen, length=max(ks, default=0))
     per_user = values_per_user(recommended, ks)
     of_lists = values_of_catalog(recommended, ks)
     of_lists |= {name: mean_of_known(value_Q) for name, value_Q in per_user.items()}

@@ -50,14 +50,23 @@ class Recommended:
 
     @classmethod
     def of(
-        cls, lists: TopLists, store: Store, targets: Targets, candidates: Tensor | None, seen: str
+        cls,
+        lists: TopLists,
+        store: Store,
+        targets: Targets,
+        candidates: Tensor | None,
+        seen: str,
+        length: int | None = None,
     ) -> Recommended:
-        """candidates: drawn ones of all users, None: all items. seen: ``Candidates.seen``."""
+        """candidates: drawn ones of all users, None: all items. seen: ``Candidates.seen``.
+
+        length: what is read of each list; None: all.
+        """
         number_Q = torch.from_numpy(lists.number_Q)
         return cls(
             store=store,
             targets=targets,
-            item_QK=torch.from_numpy(lists.item_QK).long(),
+            item_QK=torch.from_numpy(lists.item_QK[:, :length]).long(),
             row_Q=first_rows(targets)[number_Q],
             candidate_QC=None if candidates is None else candidates[number_Q],
             removes_seen=candidates is None and seen == "removed",
@@ -162,7 +171,7 @@ def _places(by_popularity_N: Tensor) -> Tensor:
 
 def first_rows(targets: Targets) -> Tensor:
     """The row of the first target of each user who has some, int64, users ascending."""
-    is_first = torch.ones(len(targets), dtype=torch.bool)
+    is_first = torch.ones(len(targets), dtype=torch.bool, device=targets.user.device)
     is_first[1:] = targets.user[1:] != targets.user[:-1]
     return is_first.nonzero().flatten()
 

@@ -11,26 +11,36 @@ from torch import Tensor
 MIN_BLOCK = 32
 
 
-def without_seen(score_BN: Tensor, target_B: Tensor, seen: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Scores of all items with -inf for those that are left out, but never for the target.
+def without_seen(
+    score_BN: Tensor,
+    targets: tuple[Tensor, Tensor],
+    seen: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Scores of all items with -inf for those that are left out, but never for the targets.
 
-    Column j belongs to item j+1. seen: rows and items, int64 [M] each; None: nothing is left out.
-    The scores given are not changed.
+    Column j belongs to item j+1. targets, seen: rows and items, int64 each; seen None: nothing is
+    left out. The scores given are not changed.
     """
     if seen is None:
         return score_BN
-    row_M, item_M = seen
-    at_B1 = target_B[:, None] - 1
-    target_score_B1 = score_BN.gather(1, at_B1)
-    score_BN = score_BN.clone()
-    score_BN[row_M, item_M - 1] = -torch.inf
-    return score_BN.scatter_(1, at_B1, target_score_B1)
+    seen_row_M, seen_item_M = seen
+    row_T, item_T = targets
+    kept_BN = score_BN.clone(memory_format=torch.contiguous_format)
+    kept_BN[seen_row_M, seen_item_M - 1] = -torch.inf
+    kept_BN[row_T, item_T - 1] = score_BN[row_T, item_T - 1]
+    return kept_BN
 
 
 def best_candidates(score_BC: Tensor, item_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Scores and items of the k best candidates, [B, k]; equal scores are ordered by item."""
+    """Scores and items of the k best candidates, [B, k]; equal scores are ordered by item.
+
+    Item 0, and an item that stands twice in a row, are padding: their score becomes -inf.
+    """
     item_BC, order_BC = item_BC.sort(dim=1)
-    best_BK, column_BK = top_k(score_BC.gather(1, order_BC), k)
+    score_BC = score_BC.gather(1, order_BC)
+    is_padding_BC = item_BC == 0
+    is_padding_BC[:, 1:] |= item_BC[:, 1:] == item_BC[:, :-1]
+    best_BK, column_BK = top_k(score_BC.masked_fill(is_padding_BC, -torch.inf), k)
     return best_BK, item_BC.gather(1, column_BK)
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import polars as pl
 import pytest
 import torch
 
+from recexp.data.store import Targets
 from recexp.errors import RecexpError
 from recexp.evaluation import list_metrics
 from recexp.evaluation.groups import GROUPINGS, by_activity, by_popularity, group_metrics, groups_of
-from recexp.evaluation.kept import TopLists
+from recexp.evaluation.kept import KeptLists, Scorer, TopLists
 from recexp.evaluation.list_metrics import (
     CATALOG_METRICS,
     FEATURE_METRICS,
@@ -28,6 +30,7 @@ from recexp.evaluation.list_metrics import (
     values_per_user,
 )
 from recexp.evaluation.metrics import expected_hr, expected_ndcg
+from recexp.evaluation.protocol import Candidates, Protocol
 from recexp.types import Feature
 from tests.support.events import P3, Event, store
 
@@ -87,8 +90,28 @@ def users_per_item(shop) -> dict[int, set[int]]:
     return users
 
 
-def measured(shop, lists, candidates=None, seen="ranked"):
-    return Recommended.of(lists, shop, shop.test, candidates, seen)
+def measured(shop, lists, candidates=None, seen="ranked", targets=None):
+    return Recommended.of(lists, shop, targets or shop.test, candidates, seen)
+
+
+def with_second_targets(shop) -> Targets:
+    """The test targets, and for every other user one more of the same history."""
+    test = shop.test
+    row = torch.tensor([r for r in range(len(test)) for _ in range(1 + r % 2)])
+    item = test.item[row].clone()
+    for place in range(1, len(row)):
+        if row[place] == row[place - 1]:
+            item[place] = 1 + item[place] % N_ITEMS  # another one
+    columns = {f.name: getattr(test, f.name) for f in fields(test)}
+    several = {name: x[row] for name, x in columns.items() if isinstance(x, torch.Tensor)}
+    return replace(test, **several | {"item": item})
+
+
+def targets_by_user(targets: Targets) -> list[set[int]]:
+    found: dict[int, set[int]] = {}
+    for user, item in zip(targets.user.tolist(), targets.item.tolist(), strict=True):
+        found.setdefault(user, set()).add(item)
+    return list(found.values())
 
 
 def cut(lists: TopLists, k: int) -> list[list[int]]:
@@ -140,38 +163,80 @@ def test_popularity_and_novelty_are_those_of_counting(shop, k):
     assert set(values) == names
 
 
-def popular(shop, row: int, candidates: set[int], k: int) -> list[int]:
+def popular(shop, candidates: set[int], k: int) -> list[int]:
     users = users_per_item(shop)
     return sorted(candidates, key=lambda item: (-len(users[item]), item))[:k]
 
 
 @pytest.mark.parametrize("k", [1, 3, K])
 @pytest.mark.parametrize("kind", ["ranked", "removed", "drawn"])
-def test_serendipity_is_that_of_counting(shop, kind, k):
+@pytest.mark.parametrize("several", [False, True])
+def test_serendipity_is_that_of_counting(shop, kind, k, several):
     lists = random_lists(shop, seed=1)
-    targets = shop.test
-    for row, target in enumerate(targets.item.tolist()):  # every other list holds its target
+    targets = with_second_targets(shop) if several else shop.test
+    wanted = targets_by_user(targets)
+    for row, items in enumerate(wanted):  # every other list begins with a target
+        target = max(items)
         if row % 2 and target not in lists.item_QK[row]:
             lists.item_QK[row, 0] = target
     rng = random.Random(2)
     every = set(range(1, N_ITEMS + 1))
-    drawn = [rng.sample(sorted(every - {t}), 7) for t in targets.item.tolist()]
+    drawn = [rng.sample(sorted(every - items), 7) for items in wanted]
     candidates = torch.tensor(drawn, dtype=torch.int32) if kind == "drawn" else None
     seen = "removed" if kind == "removed" else "ranked"
-    values = values_per_user(measured(shop, lists, candidates, seen), [k])[f"serendipity@{k}"]
+    lists_measured = measured(shop, lists, candidates, seen, targets)
+    values = values_per_user(lists_measured, [k])[f"serendipity@{k}"]
     expected = []
     for row, items in enumerate(cut(lists, k)):
-        target = int(targets.item[row])
         own = every
         if kind == "removed":
-            history = shop.past.item[targets.start[row] : targets.end[row]].tolist()
-            own = (every - set(history)) | {target}
+            history = shop.past.item[shop.test.start[row] : shop.test.end[row]].tolist()
+            own = (every - set(history)) | wanted[row]
         elif kind == "drawn":
-            own = {*drawn[row], target}
-        unexpected = [item for item in items if item not in popular(shop, row, own, k)]
-        expected.append(unexpected.count(target) / len(unexpected) if unexpected else 0.0)
+            own = {*drawn[row], *wanted[row]}
+        unexpected = [item for item in items if item not in popular(shop, own, k)]
+        n_useful = sum(item in wanted[row] for item in unexpected)
+        expected.append(n_useful / len(unexpected) if unexpected else 0.0)
     assert values.tolist() == expected
     assert any(expected) or k == K  # of which popularity lists half
+
+
+@pytest.mark.parametrize("kind", ["ranked", "removed", "drawn"])
+def test_lists_of_users_with_several_targets_hold_all_of_them(shop, kind):
+    """Kept in batches of users in any order, from scores with ties."""
+    targets = with_second_targets(shop)
+    wanted = targets_by_user(targets)
+    n_users = len(wanted)
+    every = range(1, N_ITEMS + 1)
+    rng = random.Random(3)
+    scores = torch.tensor([[float(rng.randrange(4)) for _ in every] for _ in wanted])
+    drawn = [[*sorted(items), 0, *rng.sample(sorted(set(every) - items), 5)] for items in wanted]
+    drawn = [row if len(row) == 8 else [*row[:1], 0, *row[1:]] for row in drawn]  # padded targets
+    seen = "removed" if kind == "removed" else "ranked"
+    protocol = Protocol("p", split=P3, candidates=Candidates(kind="all", seen=seen))
+    kept = KeptLists(K, targets)
+    numbers = rng.sample(range(n_users), n_users)
+    for batch in torch.tensor(numbers).split(7):
+        scorer = Scorer(SimpleNamespace(history=0))
+        scorer.score_BC = scores[batch]
+        if kind == "drawn":
+            scorer.item_BC = torch.tensor(drawn)[batch]
+            scorer.score_BC = scores[batch].gather(1, (scorer.item_BC - 1).clamp(min=0))
+        kept.add(protocol, shop, batch, scorer)
+    lists = kept.lists()
+    assert lists.number_Q.tolist() == list(range(n_users))
+    for row in range(n_users):
+        own = set(every)
+        if kind == "removed":
+            history = shop.past.item[shop.test.start[row] : shop.test.end[row]].tolist()
+            own = (own - set(history)) | wanted[row]
+        elif kind == "drawn":
+            own = set(drawn[row]) - {0}
+        best = sorted(own, key=lambda item: (-scores[row, item - 1].item(), item))[:K]
+        padding = [0] * (K - len(best))
+        assert lists.item_QK[row].tolist() == best + padding
+        assert lists.score_QK[row, : len(best)].tolist() == [scores[row, i - 1] for i in best]
+        assert (lists.score_QK[row, len(best) :] == -np.inf).all()
 
 
 def raw_features(shop) -> dict[int, dict[str, str]]:
