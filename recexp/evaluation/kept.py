@@ -64,7 +64,7 @@ class KeptLists:
         store, number_B: on the device of the targets.
         """
         assert scorer.score_BC is not None
-        score_BC = scorer.score_BC.float()
+        score_BC = scorer.score_BC.detach().float()
         if scorer.item_BC is None:
             device = score_BC.device
             owner_T, item_T = self._targets_of(number_B)
