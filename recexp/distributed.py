@@ -6,6 +6,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+
 def rank_and_world() -> tuple[int, int]:
     """Rank of this process and number of processes; (0, 1) outside a process group."""
     import torch.distributed as dist  # here: the command line and the launcher need no torch
@@ -28,6 +29,8 @@ def gather(value: T) -> list[T]:
 
     Every process must call it.
     """
+    import torch.distributed as dist
+
     rank, world = rank_and_world()
     if world == 1:
         return [value]

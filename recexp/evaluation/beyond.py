@@ -52,12 +52,12 @@ class Beyond:
     def check(self, store: Store) -> None:
         """Raise RecexpError where the data do not allow what is asked for."""
         check_groups(self.groups, store.schema)
-        n_entries = len(store.test) * (self.keep_top or 0)
+        n_entries = store.test.n_users * (self.keep_top or 0)
         if n_entries > MAX_ENTRIES:
-            longest = MAX_ENTRIES // len(store.test)
+            longest = MAX_ENTRIES // store.test.n_users
             raise RecexpError(
                 f"evaluation.keep_top={self.keep_top} would keep {n_entries:,} items of "
-                f"{len(store.test):,} users; at most {MAX_ENTRIES:,} are kept. Set it to "
+                f"{store.test.n_users:,} users; at most {MAX_ENTRIES:,} are kept. Set it to "
                 f"{longest} or less."
             )
 
@@ -94,7 +94,7 @@ def measure(
         name: is_in_T[is_tested]
         for name, is_in_T in groups_of(settings.groups, store, targets).items()
     }
-    metrics = group_metrics(ranks, flags, protocol.ks, protocol.ties)
+    metrics = group_metrics(protocol, ranks, flags)
     if lists is None:
         return Measured(metrics, flags)
     ks = [k for k in protocol.ks if k <= lists.item_QK.shape[1]]

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recexp.errors import RecexpError
-from recexp.evaluation.list_metrics import item_popularity, mean_of_known
-from recexp.evaluation.metrics import METRICS_AT_K, METRICS_WITHOUT_CUTOFF
+from recexp.evaluation.list_metrics import item_popularity
+from recexp.evaluation.metrics import RankingMetrics
 
 if TYPE_CHECKING:
     from recexp.data.store import Store, Targets
+    from recexp.evaluation.protocol import Protocol
     from recexp.types import Feature, Schema
 
 HEAD_SHARE = 0.2  # of the training pairs: the most popular items with so many are "popular"
@@ -75,9 +76,8 @@ def by_activity(store: Store, targets: Targets) -> dict[str, Tensor]:
     """Targets of "light" and "heavy" users, those with at most and with more events than the median
     history before the targets."""
     length_T = targets.end - targets.start
-    is_first_T = torch.ones(len(targets), dtype=torch.bool)
-    is_first_T[1:] = targets.user[1:] != targets.user[:-1]
-    is_light_T = length_T <= float(np.median(length_T[is_first_T].numpy()))
+    length_of_users = length_T[targets.ptr[:-1]]
+    is_light_T = length_T <= float(np.median(length_of_users.numpy()))
     return {"light": is_light_T, "heavy": ~is_light_T}
 
 
@@ -152,24 +152,13 @@ def _quarters(name: str, value_T: Tensor, is_known_T: Tensor) -> dict[str, Tenso
 
 
 def group_metrics(
-    ranks: Mapping[str, NDArray[np.int64]], flags: Flags, ks: Sequence[int], ties: str
+    protocol: Protocol, ranks: Mapping[str, NDArray[np.int64]], flags: Flags
 ) -> dict[str, float]:
     """Means of the ranking metrics over the targets of each group, "<metric>/<group>" -> value.
 
     ranks: as ``RankingMetrics.ranks`` gives them; flags: which of its rows are of a group.
     """
-    better = torch.from_numpy(ranks["better"])
-    tied = torch.from_numpy(ranks["tied"])
-    n_longest = int(ranks["candidates"].max())
-    per_user = {}
-    for k in ks:
-        for name, at_k in METRICS_AT_K.items():
-            per_user[f"{name}@{k}"] = at_k(better, tied, k, ties)
-    for name, function in METRICS_WITHOUT_CUTOFF.items():
-        per_user[name] = function(better, tied, n_longest, ties)
-    values = {}
-    for group, is_in in flags.items():
-        for name, value in per_user.items():
-            values[f"{name}/{group}"] = mean_of_known(value[torch.from_numpy(is_in)])
-        values[f"users/{group}"] = float(is_in.sum())
-    return values
+    metrics = RankingMetrics(protocol.ks, protocol.ties, protocol.split.has_several_targets)
+    as_tensors = {name: torch.from_numpy(column) for name, column in ranks.items()}
+    groups = {name: torch.from_numpy(is_in) for name, is_in in flags.items()}
+    return metrics.by_group(as_tensors, groups) if groups else {}

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recexp.evaluation.list_metrics import first_rows
 from recexp.evaluation.lists import best_candidates, top_k, without_seen
 from recexp.types import moved
 
@@ -50,33 +49,29 @@ class TopLists:
 class KeptLists:
     """Collects the k best candidates of users while they are ranked."""
 
-    def __init__(self, k: int, targets: Targets) -> None:
-        """targets: of the split that is ranked, one or several per user."""
+    def __init__(self, k: int) -> None:
         self.k = k
-        self.targets = targets
-        # The targets of the n-th user are rows ptr[n]..ptr[n+1].
-        self._ptr_N1 = F.pad(first_rows(targets), (0, 1), value=len(targets))
         self._parts: list[TopLists] = []
 
-    def add(self, protocol: Protocol, store: Store, number_B: Tensor, scorer: Scorer) -> None:
+    def add(
+        self, protocol: Protocol, store: Store, targets: Targets, number_B: Tensor, scorer: Scorer
+    ) -> None:
         """Keep the lists of the n-th users who have targets. scorer: has scored their candidates.
 
-        store, number_B: on the device of the targets.
+        number_B: on the device of the store.
         """
         assert scorer.score_BC is not None
         score_BC = scorer.score_BC.detach().float()
         if scorer.item_BC is None:
             device = score_BC.device
-            owner_T, item_T = self._targets_of(number_B)
-            seen = None
-            if protocol.candidates.seen == "removed":
-                row_B = self._ptr_N1[number_B]
-                owner_M, item_M = store.items_between(
-                    store.past, self.targets.start[row_B], self.targets.end[row_B]
-                )
-                seen = moved(owner_M, device), moved(item_M, device)
-            targets = moved(owner_T, device), moved(item_T, device)
-            best_BK, column_BK = top_k(without_seen(score_BC, targets, seen), self.k)
+            n_targets_B = moved(targets.n_of_users(number_B), device)
+            owner_T = torch.repeat_interleave(
+                torch.arange(len(number_B), device=device), n_targets_B
+            )
+            item_T = moved(targets.item[targets.of_users(number_B)], device)
+            seen = protocol.seen(store, targets, number_B, device)
+            score_BC = without_seen(score_BC, (owner_T, item_T), seen)
+            best_BK, column_BK = top_k(score_BC, self.k)
             item_BK = column_BK + 1
         else:
             best_BK, item_BK = best_candidates(score_BC, scorer.item_BC, self.k)
@@ -86,17 +81,6 @@ class KeptLists:
         best_BK = F.pad(best_BK, (0, n_missing), value=-torch.inf)
         lists = TopLists(number_B.cpu().numpy(), item_BK.cpu().numpy(), best_BK.cpu().numpy())
         self._parts.append(lists)
-
-    def _targets_of(self, number_B: Tensor) -> tuple[Tensor, Tensor]:
-        """Places 0..B-1 of the users, and their targets, int64 [T] each."""
-        start_B = self._ptr_N1[number_B]
-        n_targets_B = self._ptr_N1[number_B + 1] - start_B
-        owner_T = torch.repeat_interleave(
-            torch.arange(len(number_B), device=number_B.device), n_targets_B
-        )
-        n_before_B = n_targets_B.cumsum(0) - n_targets_B
-        at_T = torch.arange(len(owner_T), device=number_B.device)
-        return owner_T, self.targets.item[at_T + (start_B - n_before_B)[owner_T]]
 
     def lists(self) -> TopLists:
         """All lists that were added."""

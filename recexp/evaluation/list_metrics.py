@@ -36,15 +36,15 @@ NO_ID = torch.iinfo(torch.int64).max  # above all ids of values
 class Recommended:
     """The lists of Q users and what metrics may know of the data. All tensors are on the CPU.
 
-    item_QK: int64. row_Q: the first target of each user, rows of ``targets``. candidate_QC: drawn
-    candidates without the targets; None: all items are ranked, and where ``removes_seen`` without
-    those of the user's history.
+    item_QK: int64. number_Q: the n-th users who have targets. candidate_QC: drawn candidates
+    without the targets; None: all items are ranked, and where ``removes_seen`` without those of the
+    user's history.
     """
 
     store: Store
     targets: Targets
     item_QK: Tensor
-    row_Q: Tensor
+    number_Q: Tensor
     candidate_QC: Tensor | None
     removes_seen: bool
 
@@ -67,7 +67,7 @@ class Recommended:
             store=store,
             targets=targets,
             item_QK=torch.from_numpy(lists.item_QK[:, :length]).long(),
-            row_Q=first_rows(targets)[number_Q],
+            number_Q=number_Q,
             candidate_QC=None if candidates is None else candidates[number_Q],
             removes_seen=candidates is None and seen == "removed",
         )
@@ -82,6 +82,11 @@ class Recommended:
     def _target_key_T(self) -> Tensor:
         """user * V + item of the targets, ascending."""
         return (self.targets.user * self.store.schema.V + self.targets.item).sort().values
+
+    @cached_property
+    def row_Q(self) -> Tensor:
+        """The first target of each user, int64, rows of ``targets``."""
+        return self.targets.first(self.number_Q)
 
     @cached_property
     def n_users_V(self) -> Tensor:
@@ -141,18 +146,13 @@ class Recommended:
     def _popular_drawn(self, rows: slice, by_popularity_N: Tensor) -> Tensor:
         """``popular_QK`` of some users, among their drawn candidates and their targets."""
         assert self.candidate_QC is not None
-        item_BC = torch.cat([self.candidate_QC[rows].long(), self._target_items(rows)], dim=1)
-        return self._first(_places(by_popularity_N)[item_BC], by_popularity_N)
-
-    def _target_items(self, rows: slice) -> Tensor:
-        """The targets of some users, int64 [B, T]; 0 where a user has fewer than T."""
-        row_B = self.row_Q[rows]
-        next_row_Q = F.pad(first_rows(self.targets), (0, 1), value=len(self.targets))
-        end_B = next_row_Q[torch.searchsorted(next_row_Q, row_B) + 1]
-        n_targets_B = end_B - row_B
-        column_T = torch.arange(int(n_targets_B.max()))
-        at_BT = (row_B[:, None] + column_T).clamp_(max=len(self.targets) - 1)
-        return torch.where(column_T < n_targets_B[:, None], self.targets.item[at_BT], 0)
+        target_BT = self.targets.items_of_users(self.number_Q[rows])
+        item_BC = torch.cat([self.candidate_QC[rows].long(), target_BT], dim=1)
+        place_BC = _places(by_popularity_N)[item_BC].sort(dim=1).values
+        # A user with fewer targets than another has some twice.
+        is_repeated_BC = F.pad(place_BC[:, 1:] == place_BC[:, :-1], (1, 0))
+        place_BC = place_BC.masked_fill(is_repeated_BC, len(by_popularity_N))
+        return self._first(place_BC, by_popularity_N)
 
     def _first(self, place_BC: Tensor, by_popularity_N: Tensor) -> Tensor:
         """The items of the K first places of each row, [B, K]; 0 for the place after the last."""
@@ -163,17 +163,10 @@ class Recommended:
 
 
 def _places(by_popularity_N: Tensor) -> Tensor:
-    """The place of each item among those by popularity, int64 [V]; that of item 0 is the last."""
+    """The place of each item among those by popularity, int64 [V]."""
     place_V = torch.full((len(by_popularity_N) + 1,), len(by_popularity_N))
     place_V[by_popularity_N] = torch.arange(len(by_popularity_N))
     return place_V
-
-
-def first_rows(targets: Targets) -> Tensor:
-    """The row of the first target of each user who has some, int64, users ascending."""
-    is_first = torch.ones(len(targets), dtype=torch.bool, device=targets.user.device)
-    is_first[1:] = targets.user[1:] != targets.user[:-1]
-    return is_first.nonzero().flatten()
 
 
 def item_popularity(store: Store) -> Tensor:

@@ -95,25 +95,26 @@ def listed_ranks(
     )
 
 
-def top_lists(lists: Lists, found: ListedRanks, k: int) -> TopLists:
-    """The k best candidates of every target's user; equal values are ordered by item number.
+def top_lists(lists: Lists, found: ListedRanks, n_users: int, k: int) -> TopLists:
+    """The k best candidates of every user with targets; equal values are ordered by item number.
 
-    found: of ``listed_ranks`` on the same lists.
+    found: of ``listed_ranks`` on the same lists. n_users: with targets.
     """
     query_N = lists.query_N[found.is_ranked_N]
     item_N = lists.item_N[found.is_ranked_N]
     value_N = lists.value_N[found.is_ranked_N]
     order = np.lexsort((item_N, -value_N, query_N))
+    n_listed_U = np.bincount(query_N, minlength=n_users)
+    start_U = np.cumsum(n_listed_U) - n_listed_U
     query_N = query_N[order]
-    n_queries = len(found.listed_Q)
-    place_N = np.arange(len(order)) - (np.cumsum(found.listed_Q) - found.listed_Q)[query_N]
+    place_N = np.arange(len(order)) - start_U[query_N]
     is_kept_N = place_N < k
     at = query_N[is_kept_N], place_N[is_kept_N]
-    item_QK = np.zeros((n_queries, k), dtype=np.int32)
-    score_QK = np.full((n_queries, k), -np.inf, dtype=np.float32)
-    item_QK[at] = item_N[order][is_kept_N]
-    score_QK[at] = value_N[order][is_kept_N]
-    return TopLists(np.arange(n_queries), item_QK, score_QK)
+    item_UK = np.zeros((n_users, k), dtype=np.int32)
+    score_UK = np.full((n_users, k), -np.inf, dtype=np.float32)
+    item_UK[at] = item_N[order][is_kept_N]
+    score_UK[at] = value_N[order][is_kept_N]
+    return TopLists(np.arange(n_users), item_UK, score_UK)
 
 
 class _Block:

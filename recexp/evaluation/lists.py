@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Columns whose maximum is taken in one piece; narrower blocks do not fill vector registers.
@@ -34,12 +35,12 @@ def without_seen(
 def best_candidates(score_BC: Tensor, item_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Scores and items of the k best candidates, [B, k]; equal scores are ordered by item.
 
-    Item 0, and an item that stands twice in a row, are padding: their score becomes -inf.
+    An item that stands twice in a row is padding (``Targets.items_of_users``): one of the two gets
+    the score -inf.
     """
     item_BC, order_BC = item_BC.sort(dim=1)
     score_BC = score_BC.gather(1, order_BC)
-    is_padding_BC = item_BC == 0
-    is_padding_BC[:, 1:] |= item_BC[:, 1:] == item_BC[:, :-1]
+    is_padding_BC = F.pad(item_BC[:, 1:] == item_BC[:, :-1], (1, 0))
     best_BK, column_BK = top_k(score_BC.masked_fill(is_padding_BC, -torch.inf), k)
     return best_BK, item_BC.gather(1, column_BK)
 

@@ -163,7 +163,9 @@ def _evaluate(
     keep_top = settings_of(data.cfg).keep_top
     lists = None
     if keep_top is not None and split == "test":
-        lists = top_lists(read.lists, found, _known_length(found, keep_top, missing))
+        lists = top_lists(
+            read.lists, found, targets.n_users, _known_length(found, keep_top, missing)
+        )
     return _Evaluation(metrics, ranks, external, lists)
 
 

@@ -246,9 +246,7 @@ class Trained:
         seen = self._store.items_between(
             self._store.past, targets.start[first_B], targets.end[first_B]
         )
-        owner_T = torch.repeat_interleave(
-            torch.arange(len(number_B)), targets.n_of_users(number_B)
-        )
+        owner_T = torch.repeat_interleave(torch.arange(len(number_B)), targets.n_of_users(number_B))
         item_T = targets.item[targets.of_users(number_B)]
         return without_seen(score_BV, (owner_T, item_T), seen)
 

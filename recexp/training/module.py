@@ -309,7 +309,7 @@ class RecModule(pl.LightningModule):
 
     def on_test_epoch_start(self) -> None:
         if self.keep_top is not None:
-            self._kept = KeptLists(self.keep_top, self.store.test)
+            self._kept = KeptLists(self.keep_top)
 
     def test_step(self, row: Tensor, index: int) -> None:
         self._rank("test", row)
@@ -356,7 +356,7 @@ class RecModule(pl.LightningModule):
                     self.store, targets, row, chosen, model, self.device
                 )
                 if self._kept is not None and scorer is not None:
-                    self._kept.add(self.protocol, self.store, row, scorer)
+                    self._kept.add(self.protocol, self.store, targets, row, scorer)
         except RecexpError as error:
             place = f"Evaluating the {split} split in epoch {self.current_epoch}"
             raise RecexpError(f"{place}: {error}") from error

@@ -135,12 +135,12 @@ def test_kept_lists(name, protocol):
     chosen = None if protocol.candidates.kind == "all" else drawn
 
     def lists(store, scored_by, device):
-        kept = KeptLists(5, store.test)
+        kept = KeptLists(5)
         rows = USERS.to(store.device)
         scorer = Scorer(scored_by)
         item_BC = None if chosen is None else chosen.to(device)
         protocol.ranks(store, store.test, rows, item_BC, scorer, device)
-        kept.add(protocol, store, rows, scorer)
+        kept.add(protocol, store, store.test, rows, scorer)
         return kept.lists()
 
     expected = lists(STORE, model, torch.device("cpu"))

@@ -24,7 +24,6 @@ from recexp.evaluation.list_metrics import (
     LIST_METRICS,
     Recommended,
     cosine_distance,
-    first_rows,
     mean_of_known,
     values_of_catalog,
     values_per_user,
@@ -74,7 +73,7 @@ def shop(tmp_path_factory):
 def random_lists(shop, seed=0) -> TopLists:
     """Lists without order; some are short, and one is empty."""
     rng = random.Random(seed)
-    n_users = len(first_rows(shop.test))
+    n_users = shop.test.n_users
     item_QK = np.zeros((n_users, K), dtype=np.int32)
     for row in range(1, n_users):
         length = rng.choice([1, K - 1, K, K, K])
@@ -132,7 +131,7 @@ def test_coverage_and_gini_are_those_of_counting(shop, k):
 
 
 def test_gini_is_0_for_equal_exposure_and_1_for_one_item(shop):
-    n_users = len(first_rows(shop.test))
+    n_users = shop.test.n_users
     everyone = np.arange(n_users)
     one = np.full((n_users, 1), 3, dtype=np.int32)
     all_items = np.tile(np.arange(1, N_ITEMS + 1, dtype=np.int32), (n_users, 1))
@@ -210,19 +209,21 @@ def test_lists_of_users_with_several_targets_hold_all_of_them(shop, kind):
     every = range(1, N_ITEMS + 1)
     rng = random.Random(3)
     scores = torch.tensor([[float(rng.randrange(4)) for _ in every] for _ in wanted])
-    drawn = [[*sorted(items), 0, *rng.sample(sorted(set(every) - items), 5)] for items in wanted]
-    drawn = [row if len(row) == 8 else [*row[:1], 0, *row[1:]] for row in drawn]  # padded targets
+    # Targets are padded by the last one.
+    targets_B2 = targets.items_of_users(torch.arange(n_users)).tolist()
+    others = [rng.sample(sorted(set(every) - items), 5) for items in wanted]
+    drawn = [[*own, *more] for own, more in zip(targets_B2, others, strict=True)]
     seen = "removed" if kind == "removed" else "ranked"
     protocol = Protocol("p", split=P3, candidates=Candidates(kind="all", seen=seen))
-    kept = KeptLists(K, targets)
+    kept = KeptLists(K)
     numbers = rng.sample(range(n_users), n_users)
     for batch in torch.tensor(numbers).split(7):
         scorer = Scorer(SimpleNamespace(history=0))
         scorer.score_BC = scores[batch]
         if kind == "drawn":
             scorer.item_BC = torch.tensor(drawn)[batch]
-            scorer.score_BC = scores[batch].gather(1, (scorer.item_BC - 1).clamp(min=0))
-        kept.add(protocol, shop, batch, scorer)
+            scorer.score_BC = scores[batch].gather(1, scorer.item_BC - 1)
+        kept.add(protocol, shop, targets, batch, scorer)
     lists = kept.lists()
     assert lists.number_Q.tolist() == list(range(n_users))
     for row in range(n_users):
@@ -231,7 +232,7 @@ def test_lists_of_users_with_several_targets_hold_all_of_them(shop, kind):
             history = shop.past.item[shop.test.start[row] : shop.test.end[row]].tolist()
             own = (own - set(history)) | wanted[row]
         elif kind == "drawn":
-            own = set(drawn[row]) - {0}
+            own = set(drawn[row])
         best = sorted(own, key=lambda item: (-scores[row, item - 1].item(), item))[:K]
         padding = [0] * (K - len(best))
         assert lists.item_QK[row].tolist() == best + padding
@@ -346,7 +347,8 @@ def test_metrics_of_a_group_are_the_means_over_its_targets(shop):
         "candidates": np.full(n, N_ITEMS),
     }
     flags = groups_of(["popularity", "activity"], shop, shop.test)
-    values = group_metrics(ranks, flags, [1, 5], "expected")
+    protocol = Protocol("p", split=P3, ks=(1, 5, 10))
+    values = group_metrics(protocol, ranks, flags)
     for group, is_in in flags.items():
         better = torch.from_numpy(ranks["better"][is_in])
         tied = torch.from_numpy(ranks["tied"][is_in])

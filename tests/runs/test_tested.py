@@ -13,6 +13,7 @@ import pytest
 from recexp.config.check import check_config
 from recexp.errors import RecexpError
 from recexp.evaluation import beyond
+from recexp.evaluation.groups import by_popularity
 from recexp.evaluation.kept import TopLists
 from recexp.models.pop import Pop
 from recexp.report.__main__ import main as report
@@ -31,6 +32,10 @@ SIZES += ("protocol.candidates.n=20", "model.n_factors=8", "eval_batch_size=16")
 ASKED = ("evaluation.keep_top=20", "evaluation.groups=[popularity,activity,category]")
 K = 20
 SIZES_OF_POP = tuple(word for word in SIZES if not word.startswith("model."))
+
+
+def slow(*protocols):
+    return [pytest.param(protocol, marks=pytest.mark.slow) for protocol in protocols]
 
 
 @pytest.fixture(scope="module")
@@ -86,9 +91,7 @@ def test_lists_and_groups_change_no_other_number_and_cost_no_scoring(shop, monke
     assert not {"list_metrics", "lists_sha256"} & plain.keys()
 
 
-@pytest.mark.parametrize(
-    "protocol", ["full_unseen", "p3_popular100", pytest.param("full", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("protocol", ["full_unseen", "ratio", *slow("p3_popular100", "full")])
 def test_kept_lists_are_those_that_were_ranked(shop, asked, protocol):
     folder = asked(protocol=protocol)
     one = loaded(shop, folder)
@@ -113,34 +116,58 @@ def test_kept_lists_are_those_that_were_ranked(shop, asked, protocol):
     assert result["list_candidates"] == ("popularity" if protocol == "p3_popular100" else "all")
 
 
-def test_metrics_are_means_of_what_the_files_say_of_each_user(asked):
-    folder = asked()
+@pytest.mark.parametrize("protocol", ["full_unseen", "ratio"])
+def test_metrics_are_means_of_what_the_files_say_of_each_user(asked, protocol):
+    """Also with several targets per user, of which a group has some."""
+    folder = asked(protocol=protocol)
     metrics = read(folder)["metrics"]
     names = [name.removeprefix("test/") for name in metrics if name.startswith("test/")]
     groups = {name.split("/", 1)[1] for name in names if "/" in name}
     assert {"popular", "tail", "light", "heavy", "new"} <= groups
     assert any(name.startswith("category=") for name in groups)
-    without_users = {"coverage", "gini"}
-    tested = 0
+    assert ("targets/tail" in names) == (protocol == "ratio")
+    n_tested = 0
     for name in names:
-        base = name.partition("/")[0]
+        base, _, group = name.partition("/")
         if base == "users":
-            group = name.partition("/")[2]
-            found = per_user(folder, f"hr@10/{group}" if group else "hr@10")[0]
-            assert metrics[f"test/{name}"] == len(found)
-        elif base.partition("@")[0] in without_users:
+            n_users = len(per_user(folder, f"hr@10/{group}" if group else "hr@10")[0])
+            assert metrics[f"test/{name}"] == n_users
+        elif base.partition("@")[0] in ("coverage", "gini"):
             with pytest.raises(RecexpError, match="no value per user"):
                 per_user(folder, name)
-        else:
+        elif base != "targets":
             value_U = per_user(folder, f"test/{name}")[1]
             mean = math.fsum(value_U[~np.isnan(value_U)]) / (~np.isnan(value_U)).sum()
             assert metrics[f"test/{name}"] == pytest.approx(mean, abs=1e-12), name
-            tested += 1
-    assert tested > 50
+            n_tested += 1
+    assert n_tested > 50
     # Metrics of lists of a group, too, which result.json does not have.
     assert 0 < len(per_user(folder, "novelty@10/tail")[0]) < len(per_user(folder, "novelty@10")[0])
     with pytest.raises(RecexpError, match="does not tell the group 'elderly'"):
         per_user(folder, "ndcg@10/elderly")
+
+
+def test_with_several_targets_only_those_of_the_group_count(shop, asked):
+    """Hits of tail targets, from the lists and the targets themselves."""
+    folder = asked(protocol="ratio")
+    one = loaded(shop, folder)
+    targets = one._store.test
+    rows = pl.DataFrame(
+        {
+            "user": one.users.gather(targets.user.numpy()),
+            "item": one.items.gather(targets.item.numpy() - 1),
+            "tail": by_popularity(one._store, targets)["tail"].numpy(),
+        }
+    )
+    kept = pl.read_parquet(folder / "lists.parquet").filter(pl.col("rank") <= 10)
+    found = rows.filter("tail").join(kept, on=["user", "item"], how="left")
+    hit = found.group_by("user").agg((pl.col("rank").is_not_null()).any().alias("hit"))
+    metrics = read(folder)["metrics"]
+    assert metrics["test/users/tail"] == len(hit) < targets.n_users
+    assert metrics["test/targets/tail"] == rows["tail"].sum() > len(hit)
+    assert metrics["test/hr@10/tail"] == pytest.approx(hit["hit"].mean())
+    share = found.group_by("user").agg(pl.col("rank").is_not_null().mean().alias("recall"))
+    assert metrics["test/recall@10/tail"] == pytest.approx(share["recall"].mean())
 
 
 def test_differences_in_lists_and_groups_are_tested(shop, asked):
@@ -199,9 +226,7 @@ def test_a_finished_run_is_evaluated_with_lists(shop, asked, monkeypatch):
         evaluate(folder, "full_unseen", keep_top=0, **places)
 
 
-@pytest.mark.parametrize(
-    "protocol", ["full_unseen", pytest.param("p3_popular100", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("protocol", ["full_unseen", *slow("p3_popular100", "ratio")])
 def test_predictions_with_the_same_scores_have_the_same_lists(shop, asked, tmp_path, protocol):
     folder = asked(protocol=protocol)
     one = loaded(shop, folder)
