@@ -113,13 +113,20 @@ def configuration_page() -> str:
 
 
 def _general_keys() -> list[str]:
-    """Scalar keys of ``conf/config.yaml`` with the comment beside each."""
+    """Keys of ``conf/config.yaml`` with the comment beside each, one level deep."""
     rows = ["| key | value | meaning |", "|---|---|---|"]
-    pattern = re.compile(r"^(\w+): +([^#]+?)(?: +# *(.*))?$")
+    pattern = re.compile(r"^(  )?(\w+):(?: +([^#\s][^#]*?))?(?: +# *(.*))?$")
+    parent = ""
     for line in (ROOT / "conf" / "config.yaml").read_text().splitlines():
         found = pattern.match(line)
-        if found and found[1] not in ("hydra", "defaults", "names"):
-            rows.append(f"| `{found[1]}` | `{_cell(found[2])}` | {_cell(found[3] or '')} |")
+        if not found:
+            continue
+        is_nested, key, value, comment = found.groups()
+        if not is_nested:
+            parent = key
+        if value is not None and parent not in ("hydra", "defaults", "names"):
+            name = f"{parent}.{key}" if is_nested else key
+            rows.append(f"| `{name}` | `{_cell(value)}` | {_cell(comment or '')} |")
     return rows
 
 

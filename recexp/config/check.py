@@ -34,6 +34,7 @@ from recexp.config.values import check_values, shown
 from recexp.contracts import require
 from recexp.data.datamodule import rows_per_step
 from recexp.errors import RecexpError
+from recexp.evaluation.beyond import Beyond
 from recexp.evaluation.metrics import METRICS_AT_K, METRICS_WITHOUT_CUTOFF
 from recexp.evaluation.protocol import Protocol
 from recexp.renamed import MOVED
@@ -85,6 +86,7 @@ OTHER_KEYS = (
     "stand_in",
     "hydra",
     "over_preset",
+    "evaluation",
 )
 NAMES = ("model", "dataset", "protocol")
 PLUGIN_ADVICE = "Own code is allowed by name: plugins=[my_package]."
@@ -177,6 +179,20 @@ def _check_root(cfg: DictConfig) -> None:
     if isinstance(cfg.get("preset"), DictConfig):  # one without entries: there is nothing to merge
         present.remove("preset")
     check_values("", _plain(cfg, present), Root)
+    _check_evaluation(cfg)
+
+
+def _check_evaluation(cfg: DictConfig) -> None:
+    """Raise RecexpError unless ``evaluation`` is absent, or has known keys and allowed values."""
+    node = cfg.get("evaluation")
+    if node is None:
+        return
+    known = [entry.name for entry in fields(Beyond)]
+    if not isinstance(node, DictConfig):
+        raise RecexpError(f"evaluation={shown(node)}: must have {', '.join(known)}.")
+    if unknown := sorted(set(map(str, node)) - set(known)):
+        raise RecexpError(f"Unknown key evaluation.{unknown[0]}; known are {', '.join(known)}.")
+    check_values("evaluation", _plain(node), Beyond)
 
 
 def _check_names(cfg: DictConfig) -> None:

@@ -42,6 +42,7 @@ from recexp.data.rows import Rows
 from recexp.data.several_targets import first_row, has_row
 from recexp.data.simulation.simulator import is_simulated, setting_files
 from recexp.data.split import DROPPED, PAST, TEST, TRAIN, VAL
+from recexp.data.times import time_facts
 from recexp.errors import RecexpError
 from recexp.io import save_array
 
@@ -76,6 +77,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         items.write_parquet(out / "items.parquet")
         report.leave_out("removed by dataset.filters", n_users_unfiltered - n_users)
         simulated = is_simulated(raw.files, Path(dataset.raw_dir), rows.time)
+        times = time_facts(rows.user, rows.time)
         n_events_K = np.bincount(rows.behavior, minlength=1 + len(explicit))[1:].tolist()
 
         stages.start("counting pairs")
@@ -132,6 +134,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         "left_out": report.left_out,
         "ids": ids,
         "decided": raw.decided,
+        "times": times,
         # Per behavior, after the filters and before the split.
         "events": dict(zip(dataset.behaviors, n_events_K, strict=True)),
         "behaviors": list(dataset.behaviors),

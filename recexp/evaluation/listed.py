@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recexp.evaluation.kept import TopLists
+
 if TYPE_CHECKING:
     from recexp.data.store import Store, Targets
 
@@ -47,7 +49,7 @@ class ListedRanks:
     has_target_Q: the target is listed. ends_tied_Q: it shares the least value of an incomplete
     list with other items, so that items beyond the end may share it too.
     n_seen: listed items that the protocol leaves out. n_others: listed items that are no drawn
-    candidate.
+    candidate. is_ranked_N: which rows of the lists are candidates.
     """
 
     better_Q: Ints
@@ -58,6 +60,7 @@ class ListedRanks:
     ends_tied_Q: Flags
     n_seen: int
     n_others: int
+    is_ranked_N: Flags
 
 
 def listed_ranks(
@@ -88,7 +91,30 @@ def listed_ranks(
         ends_tied_Q=np.concatenate([part.ends_tied_Q for part in parts]),
         n_seen=sum(part.n_seen for part in parts),
         n_others=sum(part.n_others for part in parts),
+        is_ranked_N=np.concatenate([part.is_ranked_N for part in parts]),
     )
+
+
+def top_lists(lists: Lists, found: ListedRanks, n_users: int, k: int) -> TopLists:
+    """The k best candidates of every user with targets; equal values are ordered by item number.
+
+    found: of ``listed_ranks`` on the same lists. n_users: with targets.
+    """
+    query_N = lists.query_N[found.is_ranked_N]
+    item_N = lists.item_N[found.is_ranked_N]
+    value_N = lists.value_N[found.is_ranked_N]
+    order = np.lexsort((item_N, -value_N, query_N))
+    n_listed_U = np.bincount(query_N, minlength=n_users)
+    start_U = np.cumsum(n_listed_U) - n_listed_U
+    query_N = query_N[order]
+    place_N = np.arange(len(order)) - start_U[query_N]
+    is_kept_N = place_N < k
+    at = query_N[is_kept_N], place_N[is_kept_N]
+    item_UK = np.zeros((n_users, k), dtype=np.int32)
+    score_UK = np.full((n_users, k), -np.inf, dtype=np.float32)
+    item_UK[at] = item_N[order][is_kept_N]
+    score_UK[at] = value_N[order][is_kept_N]
+    return TopLists(np.arange(n_users), item_UK, score_UK)
 
 
 class _Block:
@@ -172,6 +198,7 @@ class _Block:
             ends_tied_Q=ends_tied_Q,
             n_seen=self.n_seen,
             n_others=self.n_others,
+            is_ranked_N=self.is_ranked_N,
         )
 
     def _unlisted_before(self, has_target_Q: Flags) -> Ints:

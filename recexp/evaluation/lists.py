@@ -5,10 +5,44 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # Columns whose maximum is taken in one piece; narrower blocks do not fill vector registers.
 MIN_BLOCK = 32
+
+
+def without_seen(
+    score_BN: Tensor,
+    targets: tuple[Tensor, Tensor],
+    seen: tuple[Tensor, Tensor] | None,
+) -> Tensor:
+    """Scores of all items with -inf for those that are left out, but never for the targets.
+
+    Column j belongs to item j+1. targets, seen: rows and items, int64 each; seen None: nothing is
+    left out. The scores given are not changed.
+    """
+    if seen is None:
+        return score_BN
+    seen_row_M, seen_item_M = seen
+    row_T, item_T = targets
+    kept_BN = score_BN.clone(memory_format=torch.contiguous_format)
+    kept_BN[seen_row_M, seen_item_M - 1] = -torch.inf
+    kept_BN[row_T, item_T - 1] = score_BN[row_T, item_T - 1]
+    return kept_BN
+
+
+def best_candidates(score_BC: Tensor, item_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Scores and items of the k best candidates, [B, k]; equal scores are ordered by item.
+
+    An item that stands twice in a row is padding (``Targets.items_of_users``): one of the two gets
+    the score -inf.
+    """
+    item_BC, order_BC = item_BC.sort(dim=1)
+    score_BC = score_BC.gather(1, order_BC)
+    is_padding_BC = F.pad(item_BC[:, 1:] == item_BC[:, :-1], (1, 0))
+    best_BK, column_BK = top_k(score_BC.masked_fill(is_padding_BC, -torch.inf), k)
+    return best_BK, item_BC.gather(1, column_BK)
 
 
 def top_k(score_BC: Tensor, k: int) -> tuple[Tensor, Tensor]:

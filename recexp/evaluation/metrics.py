@@ -197,11 +197,19 @@ class RankingMetrics(Metric):
         or groups are incomplete.
         """
         ranks = self._by_user()
+        everyone = torch.ones_like(ranks["user"], dtype=torch.bool)
+        return self.by_group(ranks, {"": everyone, **_kinds(ranks)})
+
+    def by_group(self, ranks: dict[str, Tensor], groups: dict[str, Tensor]) -> dict[str, float]:
+        """Means over the targets of each group, "<name>/<group>" -> value, as of ``compute``.
+
+        ranks: of all targets, as ``ranks`` gives them. groups: by name, "" without "/", which rows
+        are of it, bool [rows].
+        """
         per_row = self._of_rows(ranks)
-        kinds = {"": torch.ones_like(ranks["user"], dtype=torch.bool), **_kinds(ranks)}
         values: dict[str, float] = {}
-        for kind, members in kinds.items():
-            suffix = f"/{kind}" if kind else ""
+        for group, members in groups.items():
+            suffix = f"/{group}" if group else ""
             if self.several:
                 values |= self._means_of_several(ranks, per_row, members, suffix)
             else:

@@ -140,7 +140,7 @@ class Protocol:
             item_BC = torch.cat([target_B[:, None], candidate_BC.long()], 1)  # [B, 1 + C]
             better_B, tied_B = candidate_ranks(model.score(query, item_BC))
             return better_B, tied_B, torch.full_like(better_B, item_BC.shape[1])
-        seen = self._seen(store, targets, first_B, device)
+        seen = self.seen(store, targets, row_B, device)
         return full_ranks(model.score(query), target_B, seen)
 
     def _ranks_of_several(
@@ -158,7 +158,7 @@ class Protocol:
         row_M = torch.repeat_interleave(torch.arange(len(row_B), device=device), n_targets_B)
         if candidate_BC is None:
             item_M = moved(targets.item[targets.of_users(row_B)], device)
-            seen = self._seen(store, targets, targets.first(row_B), device)
+            seen = self.seen(store, targets, row_B, device)
             return full_ranks_of_several(model.score(query), row_M, item_M, seen)
         target_BT = moved(targets.items_of_users(row_B), device)
         item_BC = torch.cat([target_BT, candidate_BC.long()], 1)  # [B, T + C]
@@ -166,12 +166,16 @@ class Protocol:
         better_M, tied_M = candidate_ranks_of_several(scores_BC, n_targets_B, target_BT.shape[1])
         return better_M, tied_M, n_targets_B[row_M] + candidate_BC.shape[1]
 
-    def _seen(
-        self, store: Store, targets: Targets, first_B: Tensor, device: torch.device
+    def seen(
+        self, store: Store, targets: Targets, row_B: Tensor, device: torch.device
     ) -> tuple[Tensor, Tensor] | None:
-        """Rows and items of the histories, where the protocol removes them from the ranking."""
+        """Rows and items of the histories, where the protocol removes them from the ranking.
+
+        row_B: as of ``ranks``.
+        """
         if self.candidates.seen != "removed":
             return None
+        first_B = targets.first(row_B)
         row_M, item_M = store.items_between(
             store.past, targets.start[first_B], targets.end[first_B]
         )

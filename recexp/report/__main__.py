@@ -12,6 +12,7 @@ from pathlib import Path
 
 from recexp.errors import RecexpError
 from recexp.logs import printable, printable_lines
+from recexp.report.beyond import group_tables, list_tables
 from recexp.report.collect import Result, collect
 from recexp.report.formats import (
     Table,
@@ -68,7 +69,8 @@ def _report(options: argparse.Namespace, folders: Sequence[Path]) -> list[str]:
 
         cards = scorecard(options.scorecard, results)
     papers = paper_tables(results, options.paper_table) if options.paper_table else []
-    print(FORMATS[options.format](cards + papers or shown))
+    beyond = list_tables(results, options.metric) + group_tables(results, options.metric)
+    print(FORMATS[options.format](cards + papers or shown + beyond))
     if options.out:
         from recexp.report.write import write_report  # imports matplotlib
 
@@ -145,7 +147,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--metric",
         default="ndcg@10",
-        help="orders rows and is compared between systems: hr@k, ndcg@k or mrr (default: ndcg@10)",
+        help="orders rows and is compared between systems: hr@k, ndcg@k, mrr, or a metric of kept "
+        "lists, such as novelty@10; /GROUP behind it: of these users alone (default: ndcg@10)",
     )
     parser.add_argument(
         "--out",

@@ -122,6 +122,12 @@ def is_external(result: Mapping[str, Any]) -> bool:
     return "external" in result
 
 
+def is_of_lists(results: Iterable[Mapping[str, Any]], metric: str) -> bool:
+    """Whether the metric is one of recommended lists, of which more is not always better."""
+    name = metric.removeprefix("test/").partition("@")[0]
+    return any(name in result.get("list_metrics", []) for result in results)
+
+
 def is_smoke(result: Mapping[str, Any]) -> bool:
     """Whether the run had smoke scale: a test of the machinery, not of the systems."""
     asked = any(o.lstrip("+") == "scale=smoke" for o in result.get("overrides", []))

@@ -102,7 +102,10 @@ def spread(results: Runs, metric: str = "ndcg@10", *, label: Labeler = system_na
             "spread is over the seeds of one system under one protocol id; these are "
             f"{sorted(groups)}."
         )
-    values = [per_user(r["folder"], metric)[1] for r in results]  # float64 [U] of each run
+    values = []  # float64 [U] of each run
+    for result in results:
+        value_U = per_user(result["folder"], metric)[1]
+        values.append(value_U[np.isfinite(value_U)])
     means = np.array([value_U.mean() for value_U in values])
     return Spread(
         mean=float(means.mean()),
@@ -181,7 +184,7 @@ def _compare_pairs(
     level: float,
     seed: int,
 ) -> list[Comparison]:
-    means = _mean_over_seeds(groups, metric)
+    means = _of_known_users(mean_over_seeds(groups, metric))
     names = sorted(means, key=lambda name: (-means[name].mean(), name))
     value_US = np.stack([means[name] for name in names], axis=1)
     mean_S = value_US.mean(0)
@@ -220,8 +223,19 @@ def _compare_pairs(
     return made
 
 
-def _mean_over_seeds(groups: Mapping[str, Runs], metric: str) -> dict[str, Floats]:
-    """Per system the metric of each user, float64 [U]. All runs must have the same users."""
+def _of_known_users(means: Mapping[str, Floats]) -> dict[str, Floats]:
+    """The values of those users who have one in every system."""
+    is_known_U = np.all([np.isfinite(value_U) for value_U in means.values()], axis=0)
+    if not is_known_U.any():
+        raise RecexpError("no user has a value of the metric in every system.")
+    return {name: value_U[is_known_U] for name, value_U in means.items()}
+
+
+def mean_over_seeds(groups: Mapping[str, Runs], metric: str) -> dict[str, Floats]:
+    """Per system the metric of each user, float64 [U]; NaN where a user has none in some run.
+
+    All runs must have the same users; RecexpError where they do not.
+    """
     means: dict[str, Floats] = {}
     users: Integers | None = None
     first_folder = ""

@@ -1,8 +1,8 @@
 """``python -m recexp.report.describe dataset=NAME ...`` or ``... FOLDER``: tables of prepared data.
 
-Prints users, items, density, lengths, kinds of behavior, side information, which users the protocol
-tests and which it leaves out, and beside them what the papers print of their data sets
-(``report/papers/datasets.csv``).
+First the table that papers print, with a column per data set. Then for each data set its size,
+kinds of behavior, side information, which users the protocol tests and which it leaves out, and
+beside them what the papers print of their data sets (``report/papers/datasets.csv``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from recexp.data.store import Store
 from recexp.errors import RecexpError
+from recexp.io import atomic_write
+from recexp.report.dataset_table import dataset_table
 from recexp.report.formats import Cell, Table, as_csv, as_latex, as_markdown, as_terminal
 from recexp.report.papers.published import DATASETS
 from recexp.runs.composed import composed_data
@@ -300,31 +302,85 @@ def _left_out(left_out: dict[str, int], under: str) -> Table:
     return Table(f"Users left out: {under}", caption, ("reason", "users"), rows)
 
 
+def overrides_per_dataset(words: Sequence[str]) -> list[list[str]]:
+    """Overrides as a list per data set.
+
+    Each ``dataset=`` begins a data set, to which the words behind it belong. Those before the first
+    one are of all data sets.
+    """
+    begins = [n for n, word in enumerate(words) if word.startswith("dataset=")]
+    if not begins:
+        return [list(words)] if words else []
+    common = list(words[: begins[0]])
+    ends = [*begins[1:], len(words)]
+    return [common + list(words[a:b]) for a, b in zip(begins, ends, strict=True)]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Print the tables of the folders, and of the data set that the overrides choose."""
+    """Print the tables of the folders, and of the data sets that the overrides choose."""
+    options = _parser().parse_args(arguments)
+    overrides = [word for word in options.words if "=" in word or word.startswith("~")]
+    folders = [Path(word) for word in options.words if word not in overrides]
+    try:
+        stores, protocols = _opened(folders, overrides)
+        described = [describe(*pair) for pair in zip(stores, protocols, strict=True)]
+        summary = dataset_table(stores, [facts(store) for store in stores], protocols)
+        if options.figure is not None:
+            _save_picture(options.figure, stores, summary.head[1:])
+    except RecexpError as error:
+        sys.exit(f"error: {error}")
+    details = [] if options.summary else [table for tables in described for table in tables]
+    print(WRITERS[options.format]([summary, *details]))
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m recexp.report.describe", description=str(__doc__).splitlines()[0]
     )
-    words = "overrides as of python -m recexp (dataset=ml_1m protocol=full), or prepared folders"
+    words = (
+        "overrides as of python -m recexp (dataset=ml_1m protocol=full), or prepared folders; each "
+        "dataset= begins another data set, and words before the first one are of all"
+    )
     parser.add_argument("words", nargs="+", metavar="OVERRIDE|FOLDER", help=words)
     parser.add_argument("--format", choices=tuple(WRITERS), default="markdown")
-    options = parser.parse_args(arguments)
-    overrides = [word for word in options.words if "=" in word or word.startswith("~")]
-    folders = [Path(word) for word in options.words if word not in overrides]
-    tables: list[Table] = []
-    try:
-        for folder in folders:
-            if not (folder / "meta.json").is_file():
-                raise RecexpError(
-                    f"{folder} holds no prepared data (no meta.json): name one below cache_dir."
-                )
-            tables += describe(Store.open(folder))
-        if overrides:
-            data = composed_data(overrides)
-            tables += describe(data.store, data.protocol.name)
-    except RecexpError as error:
-        sys.exit(f"error: {error}")
-    print(WRITERS[options.format](tables))
+    parser.add_argument("--summary", action="store_true", help="print the first table only")
+    parser.add_argument(
+        "--figure",
+        type=Path,
+        metavar="FILE",
+        help="draw lengths, popularity and events over time into a .svg or .png file",
+    )
+    return parser
+
+
+def _opened(folders: Sequence[Path], overrides: Sequence[str]) -> tuple[list[Store], list[str]]:
+    """The data sets, and the names of the protocols that split them, "" where it is not known."""
+    stores = []
+    protocols = []
+    for folder in folders:
+        if not (folder / "meta.json").is_file():
+            raise RecexpError(
+                f"{folder} holds no prepared data (no meta.json): name one below cache_dir."
+            )
+        stores.append(Store.open(folder))
+        protocols.append("")
+    for words in overrides_per_dataset(overrides):
+        data = composed_data(words)
+        stores.append(data.store)
+        protocols.append(data.protocol.name)
+    return stores, protocols
+
+
+def _save_picture(path: Path, stores: Sequence[Store], names: Sequence[str]) -> None:
+    """Raises RecexpError where the file is of another format or cannot be written."""
+    if path.suffix not in (".svg", ".png"):
+        raise RecexpError(f"--figure {path}: the name must end in .svg or .png.")
+    from recexp.report.dataset_picture import dataset_picture  # imports matplotlib
+
+    picture = dataset_picture(stores, names)
+    content = picture.svg.encode() if path.suffix == ".svg" else picture.png
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
 
 
 if __name__ == "__main__":

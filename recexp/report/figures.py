@@ -50,7 +50,7 @@ SWEPT = {
 # Settings that may change along a curve: the budget, and with the width what must fit it.
 MAY_VARY = frozenset({"trainer.max_epochs", "batch_size", "optimizer.lr", "eval_batch_size"})
 MAY_VARY_WITH_WIDTH = frozenset({"model.n_inner", "model.n_heads"})
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "sans-serif",
     "legend.fontsize": 8,
@@ -345,7 +345,7 @@ def heat_maps(
     n_layers, n_heads, last, _ = weights_LHQK.shape
     low = float(weights_LHQK.min())
     high = float(weights_LHQK.max())
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         size = (1.7 * n_heads + 1.1, 1.7 * n_layers + 0.6)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(n_layers, n_heads, squeeze=False)
@@ -378,7 +378,7 @@ def heat_maps(
             f"on average strongest from position {query} to position {key}."
         )
         name = f"attention of {label} {' '.join(about)}"
-        return _picture(figure, name, f"Attention of {label}: {about}", alt)
+        return as_picture(figure, name, f"Attention of {label}: {about}", alt)
 
 
 # Drawing ------------------------------------------------------------------------------------------
@@ -390,7 +390,7 @@ def _draw(chart: _Chart) -> Picture:
     names = sorted({line.label for line in lines})
     n_columns = 1 if max(map(len, names)) > 24 else 2
     height = 3.0 + 0.17 * math.ceil((len(names) + 1) / n_columns)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.6, height), layout="constrained")
         ax = figure.subplots()
         for line in sorted(lines, key=lambda line: (line.dashed, line.label)):
@@ -406,7 +406,7 @@ def _draw(chart: _Chart) -> Picture:
         figure.suptitle(f"{printable(chart.title)}\n{subtitle}", fontsize=9)
         name = f"{chart.title} {' '.join(about)}"
         caption = f"{chart.title}: {about}{chart.note}"
-        return _picture(figure, name, caption, _in_words(chart))
+        return as_picture(figure, name, caption, _in_words(chart))
 
 
 def _draw_line(ax: Axes, line: Line, n: int) -> None:
@@ -474,7 +474,8 @@ def _in_words(chart: _Chart) -> str:
     return f"{chart.title} on {about.dataset}, {about.protocol}. {'; '.join(told)}."
 
 
-def _picture(figure: Figure, name: str, title: str, alt: str) -> Picture:
+def as_picture(figure: Figure, name: str, title: str, alt: str) -> Picture:
+    """The figure in both formats. name: of its files. alt: what it shows, in words."""
     svg = io.StringIO()
     png = io.BytesIO()
     # No date and no version, so that the same runs give the same bytes.

@@ -2,7 +2,8 @@
 
 The formulas are those of ``recexp.evaluation.metrics`` in NumPy, so that reading needs no torch; a
 test holds both to the same digits. Runs whose users have several targets, one row each, have the
-metrics of ``recexp.evaluation.several``.
+metrics of ``recexp.evaluation.several``. Metrics of recommended lists are read from
+``list_values.parquet``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,15 @@ from recexp.runs.loading import MAX_CANDIDATES, MAX_RANKS_BYTES, MAX_RANKS_ROWS,
 FILE = "ranks.parquet"
 COLUMNS = ("user", "better", "tied", "candidates")
 SPLIT = "split"
+LIST_VALUES = "list_values.parquet"
+# Columns that tell the kinds of targets.
+KIND_FLAGS = {
+    "seen": ("group",),
+    "repeat": ("repeat",),
+    "new": ("group", "repeat"),
+    "cold": ("cold",),
+    "warm": ("cold",),
+}
 TIES = ("expected", "pessimistic", "optimistic")  # the order in which they are tried
 TOLERANCE = 1e-9  # between the recorded MRR and the one of the ranks
 
@@ -119,27 +129,80 @@ class Ranks:
 def per_user(folder: str | Path, metric: str = "ndcg@10") -> tuple[Integers, Floats]:
     """Users, int64 [U] ascending, and the metric of each, float64 [U], on a finished run's test.
 
-    metric: "hr@k" or "ndcg@k" for any k, or "mrr"; "test/" may stand before it; where users have
-    several targets, also "recall@k", "precision@k", "map@k" and "auc". The tie policy is
-    the one that gives the MRR of the run's ``result.json``, so a metric recorded there is the mean
-    of what is returned. Where lists of another program end before the MRR is known, NDCG at the
-    largest known cut-off takes its place.
+    metric: "hr@k" or "ndcg@k" for any k, or "mrr"; where users have several targets, also
+    "recall@k", "precision@k", "map@k" and "auc"; or one of lists that the run measured, such as
+    "novelty@10", which is NaN for a user without a value. "test/" may stand before it. "/<group>"
+    behind it takes the targets of a group alone, and their users: "new", "seen", "repeat", "cold",
+    "warm", or one of the run's ``evaluation.groups``.
 
-    Raises RecexpError where a file is missing, the metric is unknown or lies beyond the end of
-    such lists, or the ranks are not those that ``result.json`` was computed from.
+    The tie policy is the one that gives the MRR of the run's ``result.json``, so a metric recorded
+    there is the mean of what is returned. Where lists of another program end before the MRR is
+    known, NDCG at the largest known cut-off takes its place.
+
+    Raises RecexpError where a file is missing, the metric or the group is unknown, the metric lies
+    beyond the end of lists or is one value of all lists, or the ranks are not those that
+    ``result.json`` was computed from.
     """
     folder = Path(folder)
-    frame, result = _read_files(folder)
-    ranks = _checked(frame, folder / FILE, several="test/targets" in (result.get("metrics") or {}))
-    _check_known(folder, result, metric)
-    name, recorded = _recorded(folder, result["metrics"])
+    name, _, group = metric.removeprefix("test/").partition("/")
+    frame, result = _read_files(folder, group)
+    several = "test/targets" in (result.get("metrics") or {})
+    ranks = _checked(frame, folder / FILE, several)
+    of_group = _of_group(frame, group)
+    if name.partition("@")[0] in (result.get("list_metrics") or []):
+        user_U, value_U = _list_values(folder, result, name)
+        is_member_U = np.isin(user_U, of_group["user"].to_numpy())
+        return user_U[is_member_U], value_U[is_member_U]
+    _check_known(folder, result, name)
+    recorded_name, recorded = _recorded(folder, result["metrics"])
     for ties in TIES:
-        if abs(float(ranks.metric(name, ties).mean()) - recorded) < TOLERANCE:
-            return ranks.user_U, ranks.metric(metric, ties)
+        if abs(float(ranks.metric(recorded_name, ties).mean()) - recorded) < TOLERANCE:
+            members = _checked(of_group, folder / FILE, several) if group else ranks
+            return members.user_U, members.metric(name, ties)
     raise RecexpError(
-        f"{folder}: the ranks do not give the {name.upper()} {recorded:.6f} of result.json under "
-        "any tie policy. They are of different runs."
+        f"{folder}: the ranks do not give the {recorded_name.upper()} {recorded:.6f} of "
+        "result.json under any tie policy. They are of different runs."
     )
+
+
+def _of_group(frame: pl.DataFrame, group: str) -> pl.DataFrame:
+    """The rows of the group; all for the group ""."""
+    if not group:
+        return frame
+    is_in = pl.any_horizontal(KIND_FLAGS.get(group, (group,)))
+    return frame.filter(~is_in if group in ("new", "warm") else is_in)
+
+
+def _list_values(folder: Path, result: dict[str, Any], name: str) -> tuple[Integers, Floats]:
+    """Users, ascending, and a metric of their lists, NaN where a user has none.
+
+    Raises RecexpError as ``per_user``.
+    """
+    path = folder / LIST_VALUES
+    try:
+        content = read_limited(path, MAX_RANKS_BYTES)
+    except FileNotFoundError:
+        raise RecexpError(f"{folder}: {LIST_VALUES} is missing, which has {name}.") from None
+    if hashlib.sha256(content).hexdigest() != result.get("list_values_sha256"):
+        raise RecexpError(
+            f"{path} is damaged, or of another run: its checksum is not the one in result.json. "
+            "Evaluate the run again (python -m recexp.evaluate RUN_DIR PROTOCOL --keep-top K)."
+        )
+    try:
+        lazy = pl.scan_parquet(io.BytesIO(content))
+        schema = lazy.collect_schema()
+        if name not in schema:
+            raise RecexpError(
+                f"{folder}: {name} has no value per user"
+                + ("." if f"test/{name}" in result["metrics"] else ", for it was not measured.")
+            )
+        n_rows: int = lazy.select(pl.len()).collect().item()
+        if schema["user"] != pl.Int64 or schema[name] != pl.Float64 or n_rows > MAX_RANKS_ROWS:
+            raise RecexpError(f"{path} was not written by a run.")
+        frame = lazy.select("user", name).collect().sort("user")
+    except (pl.exceptions.PolarsError, OSError, ValueError, KeyError) as error:
+        raise RecexpError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
+    return frame["user"].to_numpy(), frame[name].fill_null(np.nan).to_numpy()
 
 
 def _check_known(folder: Path, result: dict[str, Any], metric: str) -> None:
@@ -167,8 +230,11 @@ def _recorded(folder: Path, metrics: dict[str, float]) -> tuple[str, float]:
     return name, metrics[f"test/{name}"]
 
 
-def _read_files(folder: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """The rows of the test split, sorted by user, and the content of ``result.json``."""
+def _read_files(folder: Path, group: str) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The rows of the test split, sorted by user, and the content of ``result.json``.
+
+    group: whose flags are read, too; "" for none.
+    """
     path = folder / FILE
     try:
         result: dict[str, Any] = read_json(folder / "result.json")
@@ -179,7 +245,7 @@ def _read_files(folder: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
                 f"{path} is damaged, or of another run: its checksum is not the one in "
                 "result.json. Run again."
             )
-        return _test_rows(content, path), result
+        return _test_rows(content, path, group), result
     except FileNotFoundError as error:
         name = Path(error.filename or FILE).name
         raise RecexpError(f"{folder}: {name} is missing, so users cannot be compared.") from None
@@ -187,9 +253,11 @@ def _read_files(folder: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
         raise RecexpError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def _test_rows(content: bytes, path: Path) -> pl.DataFrame:
-    """The rows of the test split, by user. What the file says of itself is checked first: a small
-    file can unfold to any size."""
+def _test_rows(content: bytes, path: Path, group: str) -> pl.DataFrame:
+    """The rows of the test split, by user, with the flags of the group.
+
+    What the file says of itself is checked first: a small file can unfold to any size.
+    """
     lazy = pl.scan_parquet(io.BytesIO(content))
     schema = lazy.collect_schema()
     found = [schema.get(name) for name in COLUMNS]
@@ -202,7 +270,13 @@ def _test_rows(content: bytes, path: Path) -> pl.DataFrame:
     n_rows: int = lazy.select(pl.len()).collect().item()
     if n_rows > MAX_RANKS_ROWS:
         raise RecexpError(f"{path} has {n_rows:,} rows: no run writes so many.")
-    frame = lazy.select(*COLUMNS, SPLIT).filter(pl.col(SPLIT) == "test").collect()
+    flags = KIND_FLAGS.get(group, (group,) if group else ())
+    if not all(schema.get(name) == pl.Boolean for name in flags):
+        raise RecexpError(
+            f"{path} does not tell the group {group!r}: evaluate the run with its grouping "
+            "(evaluation.groups)."
+        )
+    frame = lazy.select(*COLUMNS, SPLIT, *flags).filter(pl.col(SPLIT) == "test").collect()
     return frame.sort("user", maintain_order=True)
 
 

@@ -7,6 +7,7 @@ users, S systems, P pairs of systems, n random signs or samples.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,6 +17,9 @@ from recexp.errors import RecexpError
 Floats = NDArray[np.float64]
 
 N_SAMPLES = 10_000
+# Of intervals of many means: where users are few, their means are not normally distributed.
+MAX_RESAMPLED = 1_000  # users
+N_RESAMPLED = 2_000
 _BLOCK = 1 << 18  # doubles drawn at a time, so that a block fits the processor's cache
 _ROUNDING = 1e-10  # relative to the sum of values: sums nearer than this count as equal
 
@@ -53,6 +57,28 @@ def bootstrap_interval(
     """
     means_nS = resampled_means(_checked(difference_U)[:, None], n, seed)
     return percentile_interval(means_nS[:, 0], level)
+
+
+def mean_intervals(value_US: Floats, *, level: float = 0.95, seed: int = 0) -> Floats:
+    """Intervals [S, 2] of the means of S columns, over users.
+
+    At most 1 000 users: percentiles of 2 000 bootstrap samples, which all columns share (Efron
+    1979). More users: mean +- z standard errors, which then agrees with the percentiles to about
+    a hundredth of the interval's width and costs nothing.
+
+    Raises RecexpError where there is no user, or level lies outside (0, 1).
+    """
+    n_users = len(value_US)
+    if not n_users:
+        raise RecexpError("there is no user to take an interval over.")
+    if n_users <= MAX_RESAMPLED:
+        means_nS = resampled_means(value_US, N_RESAMPLED, seed)
+        return np.array([percentile_interval(means_n, level) for means_n in means_nS.T])
+    if not 0 < level < 1:
+        raise RecexpError(f"level is {level}; it must lie between 0 and 1, e.g. 0.95.")
+    mean_S = value_US.mean(0)
+    half_S = NormalDist().inv_cdf((1 + level) / 2) * value_US.std(0, ddof=1) / n_users**0.5
+    return np.stack([mean_S - half_S, mean_S + half_S], axis=1)
 
 
 def effect_size(difference_U: ArrayLike) -> float:

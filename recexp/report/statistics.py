@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recexp.errors import RecexpError
-from recexp.report.collect import Result, is_external
+from recexp.report.collect import Result, is_external, is_of_lists
 from recexp.report.comparison import Comparison, Labeler, Spread, compare, spread
 from recexp.report.convergence import Budget, ledger, verdict
 from recexp.report.formats import DASH, Cell, Table
@@ -79,6 +79,8 @@ def comparisons(results: Sequence[Result], metric: str = "ndcg@10") -> list[Tabl
             notes.append(f"not tested: {error}")
         rows = tuple(_comparison_row(pair) for pair in pairs)
         head = tuple(name.format(metric=metric) for name in COMPARISON_HEAD)
+        if is_of_lists(runs, metric):
+            head = ("larger", "smaller", *head[2:])
         caption = (
             "Paired over users by random signs on the same candidates; "
             "Holm's correction for all pairs of the table."

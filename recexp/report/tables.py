@@ -13,6 +13,7 @@ from recexp.report.collect import (
     chose_on_test,
     data_name,
     is_external,
+    is_of_lists,
     setting_overrides,
     trained_under,
 )
@@ -187,12 +188,16 @@ def _table(results: Sequence[Result], columns: Sequence[str], metric: str) -> Ta
         head.append("published")
     head += ["s", "commit", "settings"]
 
-    marks = {column: _marks([system.mean(column) for system in rows]) for column in columns}
+    marks = {}
+    for column in columns:
+        has_best = not is_of_lists(results, column)
+        means = [system.mean(column) for system in rows]
+        marks[column] = best_marks(means) if has_best else [""] * len(means)
     body = []
     for n, system in enumerate(rows):
         cells = [Cell(row_name(system))]
         for column in columns:
-            cells.append(_mean_cell(system.values(column), marks[column][n]))
+            cells.append(mean_cell(system.values(column), marks[column][n]))
             if column in printed:
                 cells += _published_cells(system, column)
         body.append((*cells, *_training_cells(system, has_speeds)))
@@ -219,7 +224,7 @@ def _metric(column: str) -> str:
     return column.removeprefix("test/")
 
 
-def _mean_cell(values: Sequence[float], mark: str) -> Cell:
+def mean_cell(values: Sequence[float], mark: str) -> Cell:
     if not values:
         return Cell(DASH)
     mean = fmean(values)
@@ -288,7 +293,7 @@ def _parts(runs: Sequence[Result]) -> str:
     return f" in {', '.join(map(str, n_parts))} parts" if max(n_parts) > 1 else ""
 
 
-def _marks(values: Sequence[float | None]) -> list[str]:
+def best_marks(values: Sequence[float | None]) -> list[str]:
     """The best and the second best of two or more values."""
     known = [value for value in values if value is not None]
     if len(known) < 2:

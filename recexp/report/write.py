@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from recexp.io import atomic_write
 from recexp.report import figures, statistics
+from recexp.report.beyond import group_tables, list_tables
 from recexp.report.collect import Result, data_name, experiment_name, is_simulated
 from recexp.report.figures import Picture
 from recexp.report.formats import (
@@ -110,6 +111,12 @@ def _sections(
             "* : the paper had other data.",
             shown,
         ),
+        Section(
+            "Lists",
+            "What the recommended lists are like, besides whether they hold the target.",
+            list_tables(results, metric),
+        ),
+        Section("Groups", "Whom a system serves well.", group_tables(results, metric)),
         Section(
             "Figures",
             "Dashed: the paper's own curve, which is drawn beside test values only.",

@@ -14,6 +14,7 @@ from recexp.data.datamodule import RecDataModule, rows_per_step
 from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.evaluation.protocol import Protocol
+from recexp.runs.tested import settings_of
 from recexp.training.callbacks import ProgressBar
 from recexp.training.checkpoints import AtomicCheckpointIO
 from recexp.training.module import RecModule
@@ -47,6 +48,7 @@ def assemble(
         seed=cfg.seed,
         splits=splits,
         store_on=cfg.get("store_on", "auto"),
+        keep_top=settings_of(cfg).keep_top,
     )
     data = RecDataModule(
         store,

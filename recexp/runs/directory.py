@@ -21,7 +21,8 @@ INHERITED = "RECEXP_RUN_LOCK"
 # Environment variable: the directory, which only the first process of a run has in its config.
 RUN_DIR = "RECEXP_RUN_DIR"
 # What a run leaves. Results come first: an older result must not lie beside newer weights.
-RESULTS = ("result.json", "ranks.parquet", "curves.png")
+TESTED = ("result.json", "ranks.parquet", "lists.parquet", "list_values.parquet")
+RESULTS = (*TESTED, "curves.png")
 CHECKPOINTS = "checkpoints"
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ def clear(run_dir: Path, *, keep_progress: bool) -> None:
     checkpoints = run_dir / CHECKPOINTS
     old = [run_dir / name for name in RESULTS]
     for folder in _evaluations(run_dir):
-        old += [folder / "result.json", folder / "ranks.parquet"]
+        old += [folder / name for name in TESTED]
     old += [run_dir / "metrics_refit.csv", checkpoints / "refit.ckpt"]
     if not keep_progress:
         old += [run_dir / "metrics.csv", *sorted(checkpoints.glob("*.ckpt"))]

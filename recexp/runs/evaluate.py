@@ -32,17 +32,29 @@ from recexp.logs import printable_lines, show_logs
 from recexp.runs.assembly import assemble
 from recexp.runs.environment import describe, git_state
 from recexp.runs.finished import FinishedRun, check_size, open_data, open_run, training_data
-from recexp.runs.outputs import save_ranks, save_result, show_table
+from recexp.runs.outputs import save_result, show_table
 from recexp.runs.predictions import Missing, evaluate_predictions
 from recexp.runs.predictions import Split as HeldOut
 from recexp.runs.result import RunResult
+from recexp.runs.tested import save_test, settings_of
 from recexp.training.checkpoints import read_matching_checkpoint
 from recexp.training.module import RecModule
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 # Options that make no sense without a run, and without predictions.
-OF_RUN = ("own_split", "raw_dir", "cache_dir", "plugins", "threads", "accelerator")
+OF_RUN = (
+    "own_split",
+    "raw_dir",
+    "cache_dir",
+    "plugins",
+    "threads",
+    "accelerator",
+    "keep_top",
+    "groups",
+)
 OF_PREDICTIONS = ("out", "name", "seed", "split", "partial", "missing")
+# Keys of a result that kept lists.
+OF_LISTS = ("list_metrics", "list_candidates", "lists_sha256", "list_values_sha256")
 
 
 def evaluate(
@@ -55,6 +67,8 @@ def evaluate(
     threads: int | None = None,
     accelerator: Accelerator = "cpu",
     plugins: Sequence[str] = (),
+    keep_top: int | None = None,
+    groups: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Test the model of a finished run (its best epoch, or the refitted one) under a protocol.
 
@@ -64,7 +78,8 @@ def evaluate(
     name: of a protocol in ``conf/protocol``. own_split: the targets stay those of the run's own
     protocol; candidates, histories and the rest are those of ``name``. raw_dir, cache_dir: where
     raw and prepared data lie; the defaults are those of ``conf``, never those of the run. plugins:
-    own packages whose code the run may name.
+    own packages whose code the run may name. keep_top, groups: as ``evaluation.keep_top`` and
+    ``evaluation.groups`` of a run, whose own values do not count.
 
     Raises RecexpError where the run is unfinished, its data or its checkpoint are not found, the
     protocol is unknown, or it splits the data otherwise: the model may have been trained on the new
@@ -75,11 +90,15 @@ def evaluate(
     run = open_run(run_dir, raw_dir=raw_dir, cache_dir=cache_dir, plugins=plugins)
     trained = run.result
     protocol, split = _replace_protocol(run.cfg, name, run_dir, own_split)
+    run.cfg.evaluation = {"keep_top": keep_top, "groups": list(groups)}
+    check_config(run.cfg)
+    settings = settings_of(run.cfg)
     folder = _output_folder(run_dir, name, own_split)
     if threads:
         torch.set_num_threads(threads)
 
     store = open_data(run, split)
+    settings.check(store)
     module = _test(run, protocol, training_data(run, store, split), accelerator)
     changes = {
         "protocol": f"{name} of {trained.protocol}'s targets" if own_split else name,
@@ -96,8 +115,10 @@ def evaluate(
         },
     }
     folder.mkdir(exist_ok=True)
-    changes["ranks_sha256"] = save_ranks(folder / "ranks.parquet", {"test": module.ranks})
-    result = RunResult.parse(trained.to_dict() | changes)
+    saved = save_test(folder, module, settings)
+    changes |= saved | {"metrics": changes["metrics"] | saved["metrics"]}
+    kept = {key: value for key, value in trained.to_dict().items() if key not in OF_LISTS}
+    result = RunResult.parse(kept | changes)
     save_result(folder / "result.json", result)
     show_table(result, folder)
     return result.to_dict()
@@ -196,6 +217,8 @@ def _evaluate_run(options: argparse.Namespace) -> None:
         threads=options.threads,
         accelerator=options.accelerator,
         plugins=options.plugins,
+        keep_top=options.keep_top,
+        groups=options.groups,
     )
 
 
@@ -239,6 +262,14 @@ def parser() -> argparse.ArgumentParser:
     of_run("--plugins", nargs="+", default=[], metavar="PACKAGE", help="own code that the run uses")
     of_run("--threads", type=int)
     of_run("--accelerator", choices=get_args(Accelerator), default="cpu")
+    of_run("--keep-top", type=int, metavar="K", help="keep the K best items of each user's list")
+    of_run(
+        "--groups",
+        nargs="+",
+        default=[],
+        metavar="GROUPING",
+        help="metrics per group: popularity, activity, or an item feature",
+    )
     of_file = made.add_argument_group("of predictions").add_argument
     of_file(
         "--predictions",

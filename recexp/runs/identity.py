@@ -7,6 +7,8 @@ Decided where it is not obvious:
 
 - ``threads`` and ``eval_batch_size`` say how fast a run computes, not what it computes.
 - ``ckpt_path`` and ``resume`` are immaterial: a resumed run equals the uninterrupted one.
+- ``evaluation`` says what is measured besides and kept, and changes no other number. A finished run
+  is not repeated for it: ``python -m recexp.evaluate RUN_DIR PROTOCOL --keep-top 100`` adds it.
 - ``plugins`` only allows own code; the ``_target_`` that names a class of it is material.
 - ``store_on`` is material: negatives are drawn by the random generator of the device that holds
   the data, and the streams of a CPU and a GPU differ.
@@ -44,6 +46,7 @@ PLACES = (
 RAW_FILES = ("*.raw_dir",)
 IMMATERIAL = (
     *PLACES,
+    "evaluation",
     "plugins",
     "resume",
     "threads",

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from recexp.data.store import Targets
 from recexp.errors import RecexpError
 from recexp.evaluation.candidate_store import stored_candidates
-from recexp.evaluation.listed import ListedRanks, Lists, listed_ranks
+from recexp.evaluation.kept import TopLists
+from recexp.evaluation.listed import ListedRanks, Lists, listed_ranks, top_lists
 from recexp.evaluation.metrics import METRICS_WITHOUT_CUTOFF, RankingMetrics
 from recexp.evaluation.protocol import Protocol
 from recexp.evaluation.several import SEVERAL_WITHOUT_CUTOFF
@@ -29,9 +30,10 @@ from recexp.runs.composed import ComposedData, composed_data
 from recexp.runs.environment import describe, git_state
 from recexp.runs.histories import UNKNOWN, RawIds
 from recexp.runs.identity import PLACES, RAW_FILES, is_material, key_of
-from recexp.runs.outputs import kept_config, save_ranks, save_result, show_table
+from recexp.runs.outputs import kept_config, save_result, show_table
 from recexp.runs.result import External, RunResult
 from recexp.runs.run import data_facts
+from recexp.runs.tested import save_ranks_and_lists, settings_of
 
 Split = Literal["test", "val"]
 Missing = Literal["error", "worst"]
@@ -91,12 +93,13 @@ def evaluate_predictions(
     if out is not None and _is_taken(out):
         raise RecexpError(f"{out} exists already: choose a directory that does not.")
     data = composed_data(overrides)
+    settings_of(data.cfg).check(data.store)
     evaluation = _evaluate(path, data, split, missing, partial)
     if split == "val":
         return {"metrics": evaluation.metrics, "external": evaluation.external.to_dict()}
     result = _result(data, overrides, evaluation, name or path.stem, seed)
     if out is not None:
-        result = _write(out, result, evaluation)
+        result = _write(out, result, data, evaluation)
         show_table(result, out)
     return result.to_dict()
 
@@ -108,11 +111,15 @@ def _is_taken(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """metrics: with "test/" or "val/" before their names. ranks: columns of ``ranks.parquet``."""
+    """metrics: with "test/" or "val/" before their names. ranks: columns of ``ranks.parquet``.
+
+    lists: where ``evaluation.keep_top`` asks for them.
+    """
 
     metrics: dict[str, float]
     ranks: dict[str, NDArray[Any]]
     external: External
+    lists: TopLists | None
 
 
 def _evaluate(
@@ -153,7 +160,24 @@ def _evaluate(
         seen_items=found.n_seen,
         not_candidates=found.n_others,
     )
-    return _Evaluation(metrics, ranks, external)
+    keep_top = settings_of(data.cfg).keep_top
+    lists = None
+    if keep_top is not None and split == "test":
+        lists = top_lists(
+            read.lists, found, targets.n_users, _known_length(found, keep_top, missing)
+        )
+    return _Evaluation(metrics, ranks, external, lists)
+
+
+def _known_length(found: ListedRanks, keep_top: int, missing: Missing) -> int:
+    """How long the lists are that can be kept: no longer than the shortest incomplete one.
+
+    Where short lists count as missed, they are kept as they are.
+    """
+    is_incomplete_Q = found.listed_Q < found.candidates_Q
+    if missing == "worst" or not is_incomplete_Q.any():
+        return keep_top
+    return min(keep_top, int(found.listed_Q[is_incomplete_Q].min()))
 
 
 # Reading ------------------------------------------------------------------------------------------
@@ -446,13 +470,25 @@ def _result(
     return RunResult.parse(content)
 
 
-def _write(out: Path, result: RunResult, evaluation: _Evaluation) -> RunResult:
-    """Write ``ranks.parquet`` and ``result.json``; returns the result with the checksum."""
+def _write(out: Path, result: RunResult, data: ComposedData, evaluation: _Evaluation) -> RunResult:
+    """Write the files of the test and ``result.json``; returns the result with what they add."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RecexpError(f"{out} cannot be made: {reason(error)}. {advice(error)}.") from error
-    digest = save_ranks(out / "ranks.parquet", {"test": evaluation.ranks})
-    result = RunResult.parse(result.to_dict() | {"ranks_sha256": digest})
+    saved = save_ranks_and_lists(
+        out,
+        settings_of(data.cfg),
+        data.protocol,
+        data.store,
+        evaluation.ranks,
+        evaluation.lists,
+    )
+    added = saved["metrics"]
+    if evaluation.external.exact_to is not None:
+        exact_to = evaluation.external.exact_to
+        added = {k: v for k, v in added.items() if _is_exact(k.removeprefix("test/"), exact_to)}
+    content = result.to_dict() | saved | {"metrics": result.metrics | added}
+    result = RunResult.parse(content)
     save_result(out / "result.json", result)
     return result

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 
 from recexp.errors import RecexpError
-from recexp.io import atomic_write
 from recexp.logs import show_logs
 from recexp.runs.command_line import add_run, loaded
+from recexp.runs.frames import write_frames
 from recexp.runs.histories import read_table
 from recexp.runs.trained import Trained
 
@@ -83,25 +82,6 @@ def _show(frames: Iterator[pl.DataFrame]) -> None:
     with pl.Config(tbl_rows=-1, tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True):
         for frame in frames:
             print(frame)
-
-
-def write_frames(frames: Iterator[pl.DataFrame], path: Path) -> int:
-    """Write the frames as one .parquet or .csv file; returns the number of rows.
-
-    Holds one frame at a time. There must be a frame, which may be empty.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    n_rows = 0
-    with atomic_write(path) as temporary, tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        for number, frame in enumerate(frames):
-            frame.write_parquet(Path(folder) / f"{number:09}.parquet")
-            n_rows += len(frame)
-        parts = pl.scan_parquet(Path(folder) / "*.parquet")
-        if path.suffix == ".csv":
-            parts.sink_csv(temporary)
-        else:
-            parts.sink_parquet(temporary)
-    return n_rows
 
 
 def main() -> None:

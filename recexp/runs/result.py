@@ -127,6 +127,10 @@ class RunResult(_Record):
     external: only for predictions of another program. model is then its name, and there are no
         epochs; git and versions are those of the evaluation.
     ranks_sha256: checksum of ``ranks.parquet``.
+    list_metrics: names, without cut-offs, of the metrics of recommended lists. list_candidates:
+        what the lists are of, "all" items or drawn ones ("uniform", "popularity").
+    lists_sha256, list_values_sha256: checksums of ``lists.parquet`` and ``list_values.parquet``, of
+    runs with ``evaluation.keep_top``.
     """
 
     model: Name
@@ -170,6 +174,10 @@ class RunResult(_Record):
     init_from: dict[str, Any] | None = None
     external: External | None = None
     ranks_sha256: str | None = None
+    list_metrics: list[Name] | None = None
+    list_candidates: Name | None = None
+    lists_sha256: str | None = None
+    list_values_sha256: str | None = None
 
     @classmethod
     def parse(cls, content: object) -> RunResult:

@@ -24,6 +24,7 @@ from recexp.data.dataset import Dataset
 from recexp.data.store import Store
 from recexp.distributed import is_first_process
 from recexp.errors import RecexpError
+from recexp.evaluation.beyond import Beyond
 from recexp.evaluation.protocol import Protocol
 from recexp.io import checksum
 from recexp.runs.assembly import assemble, build_loggers, build_trainer
@@ -37,13 +38,13 @@ from recexp.runs.outputs import (
     save_config,
     save_curves,
     save_interrupted,
-    save_ranks,
     save_result,
     show_table,
 )
 from recexp.runs.result import RunResult
 from recexp.runs.resume import resumed
 from recexp.runs.start_from import Start, read_start, start_from
+from recexp.runs.tested import save_test, settings_of
 from recexp.training.callbacks import EpochTable
 from recexp.training.checkpoints import (
     adopt_best,
@@ -109,6 +110,8 @@ def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     git = git_state()  # before training, because the checkout may change meanwhile
 
     prepared = prepare_data(cfg)
+    settings = settings_of(cfg)
+    settings.check(prepared.store)
     module, data = assemble(cfg, prepared.protocol, prepared.store, prepared.splits)
     start = read_start(cfg)
     about = _about(cfg, prepared, git)
@@ -149,7 +152,7 @@ def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
         }
         metrics = _metrics(tested.module, table.rows, tested.best_epoch)
         content = about | training | {"metrics": metrics}
-        result = _write_result(run_dir, tested.module, content)
+        result = _write_result(run_dir, tested.module, settings, content)
     enter_stage(f"came after the run in {run_dir} had its result", ends_at_once=False)
     if stop.signum:
         raise Interrupted(stop.signum, run_dir, has_result=True)
@@ -393,16 +396,20 @@ def _metrics(
     return metrics
 
 
-def _write_result(run_dir: Path, module: RecModule, content: Mapping[str, Any]) -> RunResult:
-    """Write ``ranks.parquet`` and ``result.json``."""
+def _write_result(
+    run_dir: Path, module: RecModule, settings: Beyond, content: Mapping[str, Any]
+) -> RunResult:
+    """Write the files of the test and ``result.json``."""
     model = module.model
+    saved = save_test(run_dir, module, settings)
     content = {
         **content,
+        **saved,
+        "metrics": content["metrics"] | saved["metrics"],
         "parameters": sum(p.numel() for p in model.parameters()),
         **scoring_costs(model, module.store, module.protocol.history),
         "reconstruction": model.reconstruction,
         **describe(),
-        "ranks_sha256": save_ranks(run_dir / "ranks.parquet", {"test": module.ranks}),
     }
     result = RunResult.parse(content)
     save_result(run_dir / "result.json", result)

@@ -26,8 +26,8 @@ from recexp.evaluation.protocol import Protocol
 from recexp.io import advice, new_folder, reason, remove, write_json
 from recexp.logs import printable_lines, show_logs
 from recexp.runs.composed import ComposedData, composed_data
+from recexp.runs.frames import write_frames
 from recexp.runs.histories import RawIds
-from recexp.runs.recommend import write_frames
 
 Format = Literal["parquet", "csv"]
 ROWS_AT_ONCE = 1 << 20

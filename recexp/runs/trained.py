@@ -20,7 +20,7 @@ from recexp.data.dataset import Dataset
 from recexp.data.store import Targets
 from recexp.errors import RecexpError
 from recexp.evaluation.candidate_store import stored_candidates
-from recexp.evaluation.lists import top_k
+from recexp.evaluation.lists import best_candidates, top_k, without_seen
 from recexp.evaluation.protocol import Protocol
 from recexp.runs.assembly import assemble
 from recexp.runs.exported import Format
@@ -233,29 +233,22 @@ class Trained:
             else:
                 target_BT = targets.items_of_users(number_B)
                 item_BC = torch.cat([target_BT, candidates[number_B].long()], dim=1)
-                item_BC = item_BC.sort(dim=1).values
                 score_BC = self.model.score(query, item_BC).float()
-                # A row with fewer targets than another has some twice.
-                score_BC[:, 1:].masked_fill_(item_BC[:, 1:] == item_BC[:, :-1], -torch.inf)
-                best_BK, column_BK = top_k(score_BC, k)
-                item_BK = item_BC.gather(1, column_BK)
+                best_BK, item_BK = best_candidates(score_BC, item_BC, k)
             yield self._frame(raw[rows], best_BK, item_BK)
 
     def _scores_of_all(self, query: Query, targets: Targets, number_B: Tensor) -> Tensor:
         """Scores [B, V-1], -inf for the items that the protocol removes; never for a target."""
-        score_BV = self.model.score(query).float().clone()
-        if self._protocol.candidates.seen == "removed":
-            first_B = targets.first(number_B)
-            n_targets_B = targets.n_of_users(number_B)
-            owner_T = torch.repeat_interleave(torch.arange(len(number_B)), n_targets_B)
-            column_T = targets.item[targets.of_users(number_B)] - 1
-            score_T = score_BV[owner_T, column_T]
-            row_M, item_M = self._store.items_between(
-                self._store.past, targets.start[first_B], targets.end[first_B]
-            )
-            score_BV[row_M, item_M - 1] = -torch.inf
-            score_BV[owner_T, column_T] = score_T
-        return score_BV
+        score_BV = self.model.score(query).float()
+        if self._protocol.candidates.seen != "removed":
+            return score_BV
+        first_B = targets.first(number_B)
+        seen = self._store.items_between(
+            self._store.past, targets.start[first_B], targets.end[first_B]
+        )
+        owner_T = torch.repeat_interleave(torch.arange(len(number_B)), targets.n_of_users(number_B))
+        item_T = targets.item[targets.of_users(number_B)]
+        return without_seen(score_BV, (owner_T, item_T), seen)
 
     def score(self, pairs: Frame, *, histories: Frame | None = None) -> pl.DataFrame:
         """The pairs with a column ``score``; null where the user or the item cannot be scored.

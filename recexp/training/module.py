@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -13,9 +13,10 @@ from torch import Tensor
 
 from recexp.contracts import ClosedForm, Objective, Recommender
 from recexp.data.store import Store, Targets
-from recexp.distributed import rank_and_world
+from recexp.distributed import gather, rank_and_world
 from recexp.errors import RecexpError, is_out_of_memory
 from recexp.evaluation.candidate_store import stored_candidates
+from recexp.evaluation.kept import KeptLists, Scorer, TopLists
 from recexp.evaluation.metrics import RankingMetrics
 from recexp.evaluation.protocol import Protocol
 from recexp.nn.lookup import Embedding
@@ -71,6 +72,7 @@ class RecModule(pl.LightningModule):
     store_on: "device" gathers batches where the model is; "host" gathers them in the host's memory
         and moves them; "auto" takes the host where the data would fill more than half of what is
         free on the device.
+    keep_top: length of the lists of the test that are kept; None keeps none.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class RecModule(pl.LightningModule):
         seed: int = 0,
         splits: Sequence[str] = ("val",),
         store_on: str = "auto",
+        keep_top: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -94,6 +97,7 @@ class RecModule(pl.LightningModule):
         self.seed = seed
         self.splits = tuple(splits)
         self.store_on = store_on
+        self.keep_top = keep_top
         self._optimizer = optimizer
         self._scheduler = scheduler
         self.gradient_free = isinstance(model, ClosedForm)
@@ -110,6 +114,9 @@ class RecModule(pl.LightningModule):
         # Latest metrics of each split in full precision, where Lightning logs float32.
         self.results: dict[str, dict[str, float]] = {}
         self._candidates: dict[str, Tensor | None] = {}
+        # While the model is tested, and then in the first process what was kept.
+        self._kept: KeptLists | None = None
+        self.lists: TopLists | None = None
         # By name: the sum of a loss over the rows of this epoch, and their number.
         self._sums: dict[str, tuple[Tensor | float, int]] = {}
         model.bind(store)
@@ -300,10 +307,18 @@ class RecModule(pl.LightningModule):
         for split in self.splits:
             self._finish(split, logged=True)
 
+    def on_test_epoch_start(self) -> None:
+        if self.keep_top is not None:
+            self._kept = KeptLists(self.keep_top)
+
     def test_step(self, row: Tensor, index: int) -> None:
         self._rank("test", row)
 
     def on_test_epoch_end(self) -> None:
+        if self._kept is not None:
+            parts = gather(self._kept.lists())
+            self.lists = TopLists.joined(parts) if parts else None
+            self._kept = None
         self.ranks = {k: v.numpy() for k, v in self._metrics_of("test").ranks().items()}
         # The run logs them with the epoch that they belong to.
         self._finish("test", logged=False)
@@ -332,12 +347,16 @@ class RecModule(pl.LightningModule):
         chosen = None
         if candidates is not None:
             chosen = candidates[row.to(candidates.device)].to(self.device)
+        scorer = None if self._kept is None else Scorer(self.model)
+        model = self.model if scorer is None else cast(Recommender, scorer)
         try:
             # float32 even where training is in bf16, whose scores tie at the target often.
             with torch.autocast(self.device.type, enabled=False):
                 better, tied, n = self.protocol.ranks(
-                    self.store, targets, row, chosen, self.model, self.device
+                    self.store, targets, row, chosen, model, self.device
                 )
+                if self._kept is not None and scorer is not None:
+                    self._kept.add(self.protocol, self.store, targets, row, scorer)
         except RecexpError as error:
             place = f"Evaluating the {split} split in epoch {self.current_epoch}"
             raise RecexpError(f"{place}: {error}") from error

@@ -11,6 +11,7 @@ import torch
 
 from recexp.data.split import Split
 from recexp.errors import RecexpError
+from recexp.evaluation.kept import KeptLists, Scorer
 from recexp.evaluation.protocol import Candidates, Protocol
 from recexp.testing import worlds
 from recexp.training.memory import too_large
@@ -151,6 +152,36 @@ def test_ranks_of_several_targets(kind):
             for a, b in zip(found, expected, strict=True):
                 assert a.device == DEVICE
                 assert torch.equal(values(a), b)
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda p: p.name)
+@pytest.mark.parametrize("name", ["pop", "sasrec"])
+def test_kept_lists(name, protocol):
+    """Of data beside the model, and of data on the host."""
+    entry = contestant(name, STORE)
+    model = entry.model.eval()
+    if entry.closed_form:
+        model.fit_pass(STORE)
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.stack([torch.randperm(30, generator=generator)[:3] + 1 for _ in USERS])
+    chosen = None if protocol.candidates.kind == "all" else drawn
+
+    def lists(store, scored_by, device):
+        kept = KeptLists(5)
+        rows = USERS.to(store.device)
+        scorer = Scorer(scored_by)
+        item_BC = None if chosen is None else chosen.to(device)
+        protocol.ranks(store, store.test, rows, item_BC, scorer, device)
+        kept.add(protocol, store, store.test, rows, scorer)
+        return kept.lists()
+
+    expected = lists(STORE, model, torch.device("cpu"))
+    with pretend():
+        far = there(model)
+        found = [lists(STORE.to(DEVICE), far, DEVICE), lists(STORE, far, DEVICE)]
+    for each in found:
+        assert each.item_QK.tolist() == expected.item_QK.tolist()
+        assert each.number_Q.tolist() == expected.number_Q.tolist()
 
 
 @pytest.mark.parametrize("name", ["bpr_mf", "sasrec", "bert_ite_si"])

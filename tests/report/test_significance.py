@@ -21,7 +21,13 @@ from recexp.evaluation.metrics import TIES, RankingMetrics, expected_ndcg
 from recexp.report.collect import collect
 from recexp.report.comparison import compare, spread, system_name
 from recexp.report.ranks import per_user
-from recexp.report.significance import bootstrap_interval, effect_size, holm, permutation_test
+from recexp.report.significance import (
+    bootstrap_interval,
+    effect_size,
+    holm,
+    mean_intervals,
+    permutation_test,
+)
 from recexp.report.tables import systems
 from recexp.runs.outputs import save_ranks
 
@@ -484,3 +490,28 @@ def test_many_pairs_do_not_put_significance_out_of_reach(tmp_path):
     assert (
         least[None] < 0.05 < least[10_000]
     )  # 561 pairs: 561 / 10 001 is the least that 10 000 signs could give
+
+
+@pytest.mark.parametrize("n_users", [1_000, 1_001])
+def test_intervals_of_many_means_cover_as_often_as_they_say(n_users):
+    """Of few users by resampling, of many by the normal distribution; both near its formula."""
+    generator = np.random.default_rng(0)
+    value_US = generator.gamma(0.5, 1.0, (n_users, 40))
+    low_S, high_S = mean_intervals(value_US).T
+    half_S = 1.959964 * value_US.std(0, ddof=1) / n_users**0.5
+    assert np.allclose(low_S, value_US.mean(0) - half_S, atol=0.15 * half_S.max())
+    assert np.allclose(high_S, value_US.mean(0) + half_S, atol=0.15 * half_S.max())
+    n_covered = ((low_S < 0.5) & (high_S > 0.5)).sum()  # the true mean
+    assert 34 <= n_covered <= 40
+    narrower = mean_intervals(value_US, level=0.5)
+    assert (narrower[:, 0] > low_S).all() and (narrower[:, 1] < high_S).all()
+
+
+def test_intervals_of_few_users_stay_within_the_values():
+    low, high = mean_intervals(np.array([[0.0], [0.0], [0.0], [1.0]]))[0]
+    assert 0 <= low < 0.25 < high <= 1  # the normal distribution would go below 0
+    with pytest.raises(RecexpError, match="no user"):
+        mean_intervals(np.zeros((0, 1)))
+    for n_users in (10, 2_000):
+        with pytest.raises(RecexpError, match="level is 1"):
+            mean_intervals(np.zeros((n_users, 1)), level=1)
