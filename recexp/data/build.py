@@ -23,7 +23,12 @@ from recexp.data.audit import (
     weaker_only_share,
 )
 from recexp.data.download.block import how_to_get
-from recexp.data.features import build_features
+from recexp.data.features import (
+    build_features,
+    build_user_features,
+    code_event_features,
+    standardize,
+)
 from recexp.data.filters import (
     apply_filters,
     behavior_codes,
@@ -43,6 +48,7 @@ from recexp.data.simulation.simulator import is_simulated, setting_files
 from recexp.data.split import DROPPED, PAST, TEST, TRAIN, VAL
 from recexp.errors import RecexpError
 from recexp.io import save_array
+from recexp.types import BAGGED
 
 if TYPE_CHECKING:
     from recexp.data.dataset import Dataset
@@ -67,6 +73,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         raw = _read(dataset, report, stages)
         events, n_users_unfiltered, ids = _select(raw, dataset, report, stages)
 
+        events, event_features = code_event_features(events, raw.event_features, out)
         stages.start("sorting")
         users, items, rows, levels = index_events(events)
         n_users = users.height
@@ -83,6 +90,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         stages.start("splitting")
         rows, code, known = _split(rows, dataset, split, explicit, report)
         n_tested = {name: _n_users(rows, code == held_as) for name, held_as in HELD_OUT.items()}
+        standardize(rows, code == TRAIN, event_features, report.lines)
 
         stages.start("writing training events")
         training = _write_training(out, rows, code, dataset, split, explicit, n_users)
@@ -107,6 +115,10 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
             out,
             report.lines,
             raw.events,
+        )
+        bags = {entry["name"]: entry for entry in features if entry["kind"] in BAGGED}
+        user_features = build_user_features(
+            raw.user_features, users, bags, out, report.lines, raw.events
         )
 
     report.add(
@@ -137,6 +149,11 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         "report": report.lines,
         "audit": audit,
     }
+    # Absent where there are none, as in folders of earlier versions.
+    if user_features:
+        meta["user_features"] = user_features
+    if event_features:
+        meta["event_features"] = event_features
     return raw.files, meta
 
 
@@ -341,7 +358,8 @@ def _write_training(
     _write_events(out, "train", train, n_users)
     n_rows = len(train)
     end = int(train.time.max())
-    del train.time, train.origin, train.value  # their memory is needed for the pairs
+    # Their memory is needed for the pairs.
+    del train.time, train.origin, train.value, train.features
     pairs = train.pairs()
     del train
     _write_pairs(out, "train_pairs", pairs, n_users)
@@ -417,6 +435,8 @@ def _write_events(out: Path, name: str, rows: Rows, n_users: int) -> np.ndarray:
     _save(out, f"{name}_mask", rows.mask.astype(np.int32, copy=False))
     if rows.value is not None:
         _save(out, f"{name}_value", rows.value)
+    for feature, column in rows.features.items():
+        _save(out, f"{name}_feature_{feature}", column)
     return ptr
 
 

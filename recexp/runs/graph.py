@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch.export import Dim, ExportedProgram
 
 from recexp.contracts import Recommender
 from recexp.errors import RecexpError
+from recexp.nn.events import own_columns
 from recexp.nn.traced import fold_all
 from recexp.types import Query, Schema
 
@@ -75,7 +77,7 @@ class Recommendation(nn.Module):
         if item_BL is None:
             item_BL = first.new_zeros(first.shape[0], 0)
         columns = {name: given.get(name, torch.zeros_like(item_BL)) for name in EVENT_COLUMNS}
-        windows = {name: self._window(x_BL) for name, x_BL in columns.items()}
+        windows: dict[str, Any] = {name: self._window(x_BL) for name, x_BL in columns.items()}
         if not self.has_values:
             del windows["value_BL"]
         return Query(user_B, **windows)
@@ -121,6 +123,11 @@ def trace(model: Recommender, schema: Schema, k: int, include_seen: bool) -> Gra
 
     Raises RecexpError where torch cannot trace the model.
     """
+    if columns := own_columns(model, schema):
+        raise RecexpError(
+            f"{type(model).__name__} reads the event features {', '.join(columns)}, which graphs "
+            "do not take: export its weights (format safetensors)."
+        )
     model = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     with torch.no_grad():
         fold_all(model)

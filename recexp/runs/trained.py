@@ -381,7 +381,12 @@ class Trained:
         """For whom to recommend, and what they did."""
         if histories is None:
             return known_histories(self._store, self._ids, users)
-        frame = raw_events(to_polars(histories), self._dataset, after=self._latest)
+        frame = raw_events(
+            to_polars(histories),
+            self._dataset,
+            after=self._latest,
+            features=self.schema.event_features,
+        )
         return given_histories(frame, self._store, self._ids, self._dataset, users)
 
     def _scored_by_model(self, audience: Histories, fallback: str | None) -> Tensor:

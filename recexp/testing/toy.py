@@ -6,6 +6,7 @@ A toy schema has every kind of side feature, users without items and histories o
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +110,7 @@ def query(users: list[int], histories: list[list[int]], n_values: int = 5) -> Qu
 def padded(query: Query, extra: int) -> Query:
     """The same histories with ``extra`` more columns of padding on the left."""
     padding = torch.zeros(len(query), extra, dtype=torch.int64)
-    wider = {
+    wider: dict[str, Any] = {
         name: torch.cat([padding, getattr(query, name)], dim=1)
         for name in ("item_BL", "behavior_BL", "time_BL", "value_BL")
     }
