@@ -49,9 +49,10 @@ class EventSide(nn.Module):
 
 
 class NumberSide(nn.Module):
-    """Vectors of a column of numbers: the number times a vector; [MASK] has a vector of its own.
+    """Vectors of a column of numbers: x v + o; [MASK] has a vector of its own.
 
-    Numbers are standardized, so that an unknown one counts as the mean.
+    Numbers are standardized, so that an unknown one counts as the mean. Without o a layer norm
+    (NOVA has one on every feature) would leave only the sign of x.
     """
 
     reads_before = False
@@ -59,17 +60,18 @@ class NumberSide(nn.Module):
     def __init__(self, column: str, width: int):
         super().__init__()
         self.column = column
-        self.table = nn.Embedding(3, width, padding_idx=0)
+        self.table = nn.Embedding(4, width, padding_idx=0)
 
     def forward(self, query: Query, mask_id: int) -> Tensor:
         """[B, L, D]"""
-        _, vector_D, masked_D = self.table.weight
+        slope_D, offset_D, masked_D = self.table.weight[1:]
         number_BL = query.features_BL.get(self.column)
         if number_BL is None:
             number_BL = torch.zeros_like(query.item_BL)
-        is_masked_BL1 = (query.item_BL == mask_id)[..., None]
-        number_BL1 = number_BL[..., None].to(vector_D.dtype)
-        return torch.where(is_masked_BL1, masked_D, number_BL1 * vector_D)
+        item_BL1 = query.item_BL[..., None]
+        vector_BLD = number_BL[..., None].to(slope_D.dtype) * slope_D + offset_D
+        vector_BLD = torch.where(item_BL1 == mask_id, masked_D, vector_BLD)
+        return torch.where(item_BL1 == 0, 0.0, vector_BLD)
 
 
 class TimeSide(EventSide):
