@@ -214,8 +214,7 @@ class BERT4Rec(SequenceModel):
         bias = self.output_bias
         if item is None:
             return encoder.catalog(), None if bias is None else bias[1:]
-        vectors = encoder(item) if encoder.side else F.embedding(item, encoder.ids.weight)
-        return vectors, None if bias is None else bias[item]
+        return encoder(item), None if bias is None else bias[item]
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         return super().score(append_item(latest(query, self.history), self.V), item_BC)

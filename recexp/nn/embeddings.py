@@ -193,20 +193,20 @@ class ItemEncoder(_WithTable):
 
     def catalog(self) -> Tensor:
         """Vectors of all items without the padding, [V-1, D]."""
-        if self._is_plain and self.folded is None:
+        if self._is_plain:
             return self.ids.weight[1 : self.n_items + 1]
         return self.table()[1:]
 
     @property
     def _is_plain(self) -> bool:
         """The id embedding is all there is."""
-        return not self.side and self.fusion == "add"
+        return self.folded is None and not self.side and self.fusion == "add"
 
     def fold(self) -> None:
         if self._of_model and not self.side:
             return  # the model's table is all there is
         self.folded = self(torch.arange(self.ids.num_embeddings, device=self.ids.weight.device))
-        del self.side
+        self.side = nn.ModuleList()
         if not self._of_model:
             del self.id
         if self.fusion != "add":
@@ -315,7 +315,7 @@ class UserEncoder(_WithTable):
             return  # the model's table is all there is
         weight = self.ids.weight
         self.folded = self(torch.arange(len(weight), device=weight.device))
-        del self.side
+        self.side = nn.ModuleList()
         if not self._of_model:
             del self.id
 

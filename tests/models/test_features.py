@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from recexp.models.gru4rec import GRU4Rec
 from recexp.models.ite import ITE
 from recexp.models.nova import SideBERT
 from recexp.models.sasrec import SASRec
+from recexp.nn.traced import fold_all
 from recexp.testing import toy
 from tests.support import features
 
@@ -192,3 +195,13 @@ def test_trained_vectors_start_where_the_data_put_them_and_move():
     assert grad[1:].any()
     frozen = SASRec(SCHEMA, n_factors=8, item_side=["text"])
     assert "weight_VM" not in " ".join(key for key, _ in frozen.named_parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_folded_for_a_graph_a_model_scores_alike(name):
+    cls, options = MODELS[name]
+    model = toy.randomise(cls(SCHEMA, **SMALL, **options)).requires_grad_(False)
+    folded = copy.deepcopy(model)
+    fold_all(folded)
+    for items in (None, ITEM):
+        assert torch.allclose(folded.score(QUERY, items), model.score(QUERY, items), atol=1e-10)
