@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 import torch
 
-from recexp.testing import toy
+from recexp.data.store import Events, Store
+from recexp.testing import toy, worlds
 from recexp.types import EventFeature, Feature, Query, Schema
 
 N_USERS = 30
@@ -125,3 +126,33 @@ def query(users: list[int], histories: list[list[int]]) -> Query:
         "dwell": torch.where(real_BL, plain.item_BL / 3 - place_L, 0.0),
     }
     return replace(plain, time_BL=time_BL, features_BL=features_BL)
+
+
+def store(n_users: int = 12, **how) -> Store:
+    """``worlds.random_store`` with the features of ``schema``, drawn for its sizes."""
+    plain = worlds.random_store(n_users, side=True, **how)
+    generator = torch.Generator().manual_seed(0)
+    vector_VW = torch.randn(plain.schema.V, 3, generator=generator)
+    vector_VW[0] = 0
+    known_V1 = (vector_VW != 0).any(1, keepdim=True).long()
+    city_U1 = torch.randint(0, 4, (n_users, 1), generator=generator)
+    text = Feature("vector", 4, known_V1, vector_VW)
+    wider = replace(
+        plain.schema,
+        item_features={**plain.schema.item_features, "text": text},
+        user_attributes={"city": Feature("categorical", 4, city_U1, (city_U1 > 0).float())},
+        event_features={
+            "device": EventFeature("categorical", 4),
+            "dwell": EventFeature("numeric", 2),
+        },
+    )
+
+    def with_columns(events: Events) -> Events:
+        columns = {
+            "device": torch.randint(0, 4, (len(events),), generator=generator).int(),
+            "dwell": torch.randn(len(events), generator=generator),
+        }
+        return replace(events, features=columns)
+
+    train, past = with_columns(plain.train), with_columns(plain.past)
+    return replace(plain, schema=wider, train=train, past=past)
