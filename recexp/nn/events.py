@@ -180,7 +180,13 @@ class EventSides(nn.Module):
         super().__init__()
         columns = data_columns(schema)
         known = [*columns, "gap"] if causal else [*columns, "gap", "time"]
-        names = columns if side == "all" else [side] if isinstance(side, str) else list(side)
+        if side == "all" and not columns:
+            raise RecexpError(
+                "event_side: all, but the prepared data has no features of events; "
+                f"this model takes {known} by name."
+            )
+        named = [side] if isinstance(side, str) else list(side)
+        names = columns if side == "all" else named
         if unknown := [name for name in names if name not in known]:
             raise RecexpError(
                 f"event_side names {unknown}; with the prepared data this model takes {known}."

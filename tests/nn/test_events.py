@@ -8,6 +8,7 @@ import torch
 from recexp.errors import RecexpError
 from recexp.nn.events import EventSides, GapSide, TimeSide
 from recexp.testing import toy
+from recexp.types import Schema
 from tests.support import features
 
 SCHEMA = features.schema()
@@ -103,3 +104,8 @@ def test_what_a_causal_model_does_not_take_is_refused(side, message):
     with pytest.raises(RecexpError) as error:
         EventSides(SCHEMA, 4, side, causal=True)
     assert message in str(error.value)
+
+
+def test_all_is_refused_where_the_data_have_none():
+    with pytest.raises(RecexpError, match="the prepared data has no features of events"):
+        EventSides(Schema(2, 2, ("view",), (False,)), 4, "all", causal=True)
