@@ -16,9 +16,8 @@ from recexp.contracts import Recommender
 from recexp.errors import RecexpError
 from recexp.nn.events import own_columns
 from recexp.nn.traced import fold_all
-from recexp.types import Query, Schema
+from recexp.types import EVENT_COLUMNS, Query, Schema
 
-EVENT_COLUMNS = ("item_BL", "behavior_BL", "time_BL", "value_BL")
 # Models that read longer histories read all of them.
 LONGEST_WINDOW = 1_000_000
 

@@ -5,6 +5,7 @@ without.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,3 +70,25 @@ def test_losses_and_gradients_on_a_device_are_those_of_the_cpu(name):
     own = [p.grad for p in model.parameters() if p.grad is not None]
     for found, expected in zip(gradients, own, strict=True):
         assert torch.allclose(torch.as_tensor(found), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sasrec", "bert4rec", "gru4rec", "fpmc"])
+def test_features_of_events_to_predict_are_not_in_the_input(name):
+    entry = contestant(name, STORE, *MODELS[name])
+    rows = STORE.train.ptr[1:11]  # one past the last event of a user
+    if name in ("gru4rec", "fpmc"):
+        rows = rows - 1
+    before = entry.objective.batch(STORE, rows, torch.Generator().manual_seed(3))
+    at = rows if name in ("gru4rec", "fpmc") else rows - 1
+    if name == "bert4rec":
+        masked_BL = before.query.item_BL == STORE.schema.V
+        length = masked_BL.shape[1]
+        at = (rows[:, None] - length + torch.arange(length))[masked_BL]
+    hit = torch.zeros(len(STORE.train), dtype=torch.bool)
+    hit[at] = True
+    changed = {n: torch.where(hit, 1 + x, x) for n, x in STORE.train.features.items()}
+    other = replace(STORE, train=replace(STORE.train, features=changed))
+    after = entry.objective.batch(other, rows, torch.Generator().manual_seed(3))
+    assert any(x.any() for x in before.query.features_BL.values())
+    for feature, column in before.query.features_BL.items():
+        assert torch.equal(column, after.query.features_BL[feature])
