@@ -18,6 +18,7 @@ from recexp.data.rows import Rows
 from recexp.data.store import Events, Store
 from recexp.errors import RecexpError
 from recexp.runs.event_features import EventFeatures
+from recexp.runs.graph import FEATURE
 from recexp.types import Query
 
 WHOLE_HISTORY = 2**31  # events: longer than any history
@@ -98,8 +99,13 @@ def given_histories(
     return extended(known, frame, ids, dataset, store.meta["levels"], EventFeatures.of(store))
 
 
-def no_histories(users: pl.Series, ids: RawIds, *, has_values: bool) -> Histories:
-    """The users without an event. has_values: whether events would have levels of values."""
+def no_histories(
+    users: pl.Series, ids: RawIds, *, has_values: bool, features: EventFeatures
+) -> Histories:
+    """The users without an event. has_values: whether events would have levels of values.
+
+    features: that events would have.
+    """
     nothing = torch.zeros(0, dtype=torch.int64)
     start_A = torch.zeros(len(users), dtype=torch.int64)
     events = Events(
@@ -109,6 +115,10 @@ def no_histories(users: pl.Series, ids: RawIds, *, has_values: bool) -> Historie
         time=nothing,
         mask=nothing.int(),
         value=nothing.to(torch.int16) if has_values else None,
+        features={
+            name: nothing.int() if name in features.vocabularies else nothing.float()
+            for name in features.entries
+        },
     )
     user_A = torch.tensor(ids.user_numbers(users))  # a copy: polars' own memory is read-only
     return Histories(users, user_A, events, start_A, start_A)
@@ -183,7 +193,8 @@ def graph_inputs(query: Query) -> dict[str, np.ndarray[Any, Any]]:
         "value_BL": query.value_BL,
         "seen_BL": query.item_BL,
     }
-    return {name: x.numpy() for name, x in columns.items() if x is not None}
+    inputs = {name: x.numpy() for name, x in columns.items() if x is not None}
+    return inputs | {FEATURE + name: x.numpy() for name, x in query.features_BL.items()}
 
 
 def raw_events(

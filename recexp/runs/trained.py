@@ -23,6 +23,7 @@ from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.lists import top_k
 from recexp.evaluation.protocol import Protocol
 from recexp.runs.assembly import assemble
+from recexp.runs.event_features import EventFeatures
 from recexp.runs.exported import Format
 from recexp.runs.finished import check_size, open_data, open_run, training_data
 from recexp.runs.histories import (
@@ -357,6 +358,11 @@ class Trained:
     def levels(self) -> list[float]:
         """The values that events may have, ascending."""
         return list(self._store.meta["levels"])
+
+    @property
+    def event_features(self) -> EventFeatures:
+        """How values of event features become numbers."""
+        return EventFeatures.of(self._store)
 
     def inputs(self, users: pl.Series) -> dict[str, np.ndarray[Any, Any]]:
         """Inputs of an exported graph for users of the data with all their events."""

@@ -137,17 +137,22 @@ def test_a_user_whom_the_data_lack_is_refused_by_models_of_users(place, fpmc):
         loaded(place, fpmc[0]).recommend(["new"])
 
 
-def test_graphs_take_no_columns_of_events(place, sasrec, tmp_path):
-    with pytest.raises(RecexpError, match="reads the event features device, dwell, which graphs"):
-        loaded(place, sasrec[0]).export(tmp_path / "out", "pt2")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["sasrec", "gru4rec", "fpmc", "bert4rec"])
-def test_item_features_and_times_are_part_of_a_graph(place, name, tmp_path):
-    folder, _ = trained(place, name, "model.event_side=[value,gap]")
-    difference = loaded(place, folder).export(tmp_path / "out", "pt2")
-    assert difference < 1e-4
+@pytest.mark.parametrize("format", ["pt2", "onnx"])
+def test_a_graph_reads_features_from_histories(place, name, format, tmp_path):
+    folder, _ = trained(place, name)
+    model = loaded(place, folder)
+    assert model.export(tmp_path / "out", format) < 1e-4
+    exported = recexp.load_exported(tmp_path / "out")
+    users = [f"u{n}" for n in range(5)]
+    frame = features.events().filter(pl.col("user").is_in(users))
+    found = exported.recommend(users, histories=frame)
+    expected = model.recommend(users)
+    assert found["score"].to_list() == pytest.approx(expected["score"].to_list(), abs=1e-4)
+    other = frame.with_columns(device=pl.lit("web"))
+    changed = exported.recommend(users, histories=other)
+    assert changed["score"].to_list() != pytest.approx(found["score"].to_list(), abs=1e-4)
 
 
 def test_a_later_run_takes_over_values_it_knows(place, fpmc, tmp_path):

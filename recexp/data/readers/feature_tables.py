@@ -205,7 +205,8 @@ def _taken_apart(values: pl.DataFrame, table: _Table, name: str) -> pl.DataFrame
     parts = values.with_columns(pl.col("value").str.split(table.label_separator))
     if kind == "multi_label":
         return parts.explode("value").filter(pl.col("value") != "")
-    stripped = pl.col("value").list.eval(pl.element().str.strip_chars())
+    # Programs write "[1.0, 2.0]", too.
+    stripped = pl.col("value").list.eval(pl.element().str.strip_chars(" \t[]()"))
     numbers = parts.with_columns(stripped.cast(pl.List(pl.Float32), strict=False))
     is_faulty = numbers["value"].list.eval(pl.element().is_null()).list.any()
     if is_faulty.any():

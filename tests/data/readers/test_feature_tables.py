@@ -64,7 +64,9 @@ def test_the_short_form_is_a_table_of_items(folder):
     assert short.equals(read(folder, {"items": [spec]}).item_features["tag"].frame.collect())
 
 
-@pytest.mark.parametrize("form", ["lists", "arrays", "texts", "npy with ids", "npy in order"])
+@pytest.mark.parametrize(
+    "form", ["lists", "arrays", "texts", "printed lists", "npy with ids", "npy in order"]
+)
 def test_vectors_are_the_same_in_every_form(folder, form):
     spec = {"file": "v.parquet", "item": "id", "columns": {"text": "vector"}}
     frame = pl.DataFrame({"id": IDS, "text": VECTORS})
@@ -76,6 +78,9 @@ def test_vectors_are_the_same_in_every_form(folder, form):
     elif form == "texts":
         (folder / "v.csv").write_text("id,text\na,1 2\nb,3 4\nc,5 6.0\n")
         spec |= {"file": "v.csv", "label_separator": " "}
+    elif form == "printed lists":
+        (folder / "v.csv").write_text('id,text\na,"[1, 2]"\nb,"[3, 4]"\nc,"[5.0, 6.0]"\n')
+        spec |= {"file": "v.csv", "label_separator": ","}
     else:
         np.save(folder / "v.npy", np.asarray(VECTORS))
         spec["file"] = "v.npy"
