@@ -33,6 +33,7 @@ from recexp.data.filters import (
     apply_filters,
     behavior_codes,
     count_events,
+    owners_of_sessions,
     report_times,
     split_sessions,
     within_window,
@@ -118,7 +119,12 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         )
         bags = {entry["name"]: entry for entry in features if entry["kind"] in BAGGED}
         user_features = build_user_features(
-            raw.user_features, users, bags, out, report.lines, raw.events
+            raw.user_features,
+            users if dataset.sessions is None else owners_of_sessions(users),
+            bags,
+            out,
+            report.lines,
+            raw.events,
         )
 
     report.add(
