@@ -174,14 +174,21 @@ class SideEncoder(Encoder):
 class SessionState(Encoder):
     """A recurrent encoder that advances by one event at a time."""
 
+    reads_events: bool = False
+    """``step`` reads more of an event than its item."""
+
     @abstractmethod
     def initial_state(self, batch_size: int) -> Tensor:
         """The state [layers, B, D] of new sessions."""
 
     @abstractmethod
-    def step(self, item_B: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def step(
+        self, item_B: Tensor, hidden: Tensor, query: Query | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Read one event per session.
 
+        query: given where ``reads_events``; the events read and those before them, the last two
+        columns of their sessions.
         Returns the state [B, D] that predicts the next item, and the new hidden [layers, B, D].
         """
 

@@ -62,7 +62,22 @@ _LOSSES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 # Parameters that a model got later, with the values under which it computes as before.
-_ADDED = {"recexp.models.wmf.WMF": {"solver": "auto", "cg_steps": 3}}
+_FEATURES: dict[str, Any] = {
+    "item_side": [],
+    "event_side": [],
+    "side_of_candidates": True,
+    "side_vectors": "frozen",
+}
+_ADDED: dict[str, dict[str, Any]] = {
+    "recexp.models.wmf.WMF": {"solver": "auto", "cg_steps": 3},
+    "recexp.models.sasrec.SASRec": _FEATURES,
+    "recexp.models.bert4rec.BERT4Rec": _FEATURES,
+    "recexp.models.gru4rec.GRU4Rec": _FEATURES,
+    "recexp.models.fpmc.FPMC": _FEATURES | {"user_side": []},
+    "recexp.models.ite.ITE": {"side_vectors": "frozen"},
+    "recexp.models.bert_ite.BertITE": {"event_side": [], "side_vectors": "frozen"},
+    "recexp.models.nova.SideBERT": {"side_vectors": "frozen"},
+}
 
 log = logging.getLogger(__name__)
 

@@ -16,26 +16,46 @@ padding. Histories are ordered oldest to newest, padding on the left.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+# Kinds of item features that have bags: their values can be counted.
+BAGGED = ("categorical", "multi_label")
+EVENT_COLUMNS = ("item_BL", "behavior_BL", "time_BL", "value_BL")
+
 
 @dataclass(frozen=True)
 class Feature:
     """One attribute of items as a weighted bag of value ids, the same form for every kind.
 
-    kind: "categorical" (one id, weight 1), "multi_label" (up to M ids whose weights sum to 1) or
-    "numeric" (id 1, the standardized number as weight). Value ids are 1..cardinality-1; id 0 is
-    "absent" and has weight 0.
+    kind: "categorical" (one id, weight 1), "multi_label" (up to M ids whose weights sum to 1),
+    "numeric" (id 1, the standardized number as weight) or "vector" (weights [V, W] are vectors of
+    width W whose numbers belong to the ids 1..W; the only column of ids is 1 where the vector is
+    known). Value ids are 1..cardinality-1; id 0 is "absent" and has weight 0.
+
+    An attribute of users has the same form, with a row per user and without a padding row.
     """
 
     kind: str
     cardinality: int  # rows of an embedding table for it, the padding row included
     id_VM: Tensor  # int64
     weight_VM: Tensor  # float32
+
+
+@dataclass(frozen=True)
+class EventFeature:
+    """A column of the events, besides behavior, time and value.
+
+    kind: "categorical" (the columns hold value ids 1..cardinality-1, 0 is unknown) or "numeric"
+    (standardized numbers, 0 where unknown).
+    """
+
+    kind: str
+    cardinality: int
 
 
 @dataclass(frozen=True)
@@ -58,8 +78,11 @@ class Schema:
     explicit: tuple[bool, ...]  # per behavior: does it count as explicit feedback?
     n_values: int = 0  # distinct levels of the event's value (ratings), 0 where events carry none
     item_features: dict[str, Feature] = field(default_factory=dict)
-    # The keys of item_features whose kind is not numeric.
+    # The keys of item_features whose kind is in BAGGED.
     user_features: dict[str, Bag] = field(default_factory=dict)
+    # Of tables of users. No name is one of user_features, too.
+    user_attributes: dict[str, Feature] = field(default_factory=dict)
+    event_features: dict[str, EventFeature] = field(default_factory=dict)
 
     @property
     def V(self) -> int:
@@ -77,6 +100,8 @@ class Query:
     value_BL: Tensor | None = None  # int64 level ids 1..n_values, 0: padding or unknown
     # int64: one training item per row that must not count in the user's side features
     without_B: Tensor | None = None
+    # By name: int64 value ids, or float32 numbers; 0 at padding (``EventFeature``)
+    features_BL: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.user_B.shape[0]
@@ -90,8 +115,18 @@ class Query:
         columns: dict[str, Any] = {}
         for column in dataclasses.fields(self):
             x = getattr(self, column.name)
-            columns[column.name] = None if x is None else x[rows]
+            if isinstance(x, dict):
+                columns[column.name] = {name: y[rows] for name, y in x.items()}
+            else:
+                columns[column.name] = None if x is None else x[rows]
         return Query(**columns)
+
+    def change_columns(self, change: Callable[[Tensor], Tensor]) -> Query:
+        """The query with every column of its histories changed."""
+        columns = {name: getattr(self, name) for name in EVENT_COLUMNS}
+        changed = {name: change(x_BL) for name, x_BL in columns.items() if x_BL is not None}
+        features_BL = {name: change(x_BL) for name, x_BL in self.features_BL.items()}
+        return dataclasses.replace(self, **changed, features_BL=features_BL)
 
 
 def moved(value: Any, device: torch.device | str) -> Any:
@@ -107,6 +142,8 @@ def moved(value: Any, device: torch.device | str) -> Any:
         if value.device.type == "cpu" and device.type == "cuda":
             value = value.pin_memory()
         return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {name: moved(x, device) for name, x in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         columns = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         return dataclasses.replace(value, **{k: moved(x, device) for k, x in columns.items()})

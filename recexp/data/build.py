@@ -24,11 +24,17 @@ from recexp.data.audit import (
     weaker_only_share,
 )
 from recexp.data.download.block import how_to_get
-from recexp.data.features import build_features
+from recexp.data.features import (
+    build_features,
+    build_user_features,
+    code_event_features,
+    standardize,
+)
 from recexp.data.filters import (
     apply_filters,
     behavior_codes,
     count_events,
+    owners_of_sessions,
     report_times,
     split_sessions,
     within_window,
@@ -45,6 +51,7 @@ from recexp.data.split import DROPPED, PAST, TEST, TRAIN, VAL
 from recexp.data.times import time_facts
 from recexp.errors import RecexpError
 from recexp.io import save_array
+from recexp.types import BAGGED
 
 if TYPE_CHECKING:
     from recexp.data.dataset import Dataset
@@ -69,6 +76,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         raw = _read(dataset, report, stages)
         events, n_users_unfiltered, ids = _select(raw, dataset, report, stages)
 
+        events, event_features = code_event_features(events, raw.event_features, out)
         stages.start("sorting")
         users, items, rows, levels = index_events(events)
         n_users = users.height
@@ -87,6 +95,7 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         rows, code, known = _split(rows, dataset, split, explicit, report)
         if several:
             n_evaluated = [_n_users(rows, code == held_as) for held_as in HELD_OUT.values()]
+        standardize(rows, code == TRAIN, event_features, report.lines)
 
         stages.start("writing training events")
         training = _write_training(out, rows, code, dataset, split, explicit, n_users)
@@ -110,6 +119,15 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
             training.pairs,
             training.end,
             n_users,
+            out,
+            report.lines,
+            raw.events,
+        )
+        bags = {entry["name"]: entry for entry in features if entry["kind"] in BAGGED}
+        user_features = build_user_features(
+            raw.user_features,
+            users if dataset.sessions is None else owners_of_sessions(users),
+            bags,
             out,
             report.lines,
             raw.events,
@@ -144,6 +162,11 @@ def build(dataset: Dataset, split: Split, out: Path) -> tuple[list[Path], dict[s
         "report": report.lines,
         "audit": audit,
     }
+    # Absent where there are none, as in folders of earlier versions.
+    if user_features:
+        meta["user_features"] = user_features
+    if event_features:
+        meta["event_features"] = event_features
     return raw.files, meta
 
 
@@ -348,7 +371,8 @@ def _write_training(
     _write_events(out, "train", train, n_users)
     n_rows = len(train)
     end = int(train.time.max())
-    del train.time, train.origin, train.value  # their memory is needed for the pairs
+    # Their memory is needed for the pairs.
+    del train.time, train.origin, train.value, train.features
     pairs = train.pairs()
     del train
     _write_pairs(out, "train_pairs", pairs, n_users)
@@ -424,6 +448,8 @@ def _write_events(out: Path, name: str, rows: Rows, n_users: int) -> np.ndarray:
     _save(out, f"{name}_mask", rows.mask.astype(np.int32, copy=False))
     if rows.value is not None:
         _save(out, f"{name}_value", rows.value)
+    for feature, column in rows.features.items():
+        _save(out, f"{name}_feature_{feature}", column)
     return ptr
 
 

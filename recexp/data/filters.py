@@ -107,6 +107,11 @@ def split_sessions(
     return events.with_columns(users)
 
 
+def owners_of_sessions(sessions: pl.DataFrame) -> pl.DataFrame:
+    """The frame with users in place of the names that ``split_sessions`` gave their sessions."""
+    return sessions.with_columns(pl.col("user").str.replace(r"#[0-9]+$", ""))
+
+
 def apply_filters(
     events: pl.DataFrame, steps: Sequence[Mapping[str, Any]], iterate: bool = False
 ) -> tuple[pl.DataFrame, list[str]]:

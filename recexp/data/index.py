@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 
+from recexp.data.readers import EVENT_PREFIX
 from recexp.data.rows import BLOCK, Rows
 
 MAX_LEVELS = 1000  # a value with more distinct levels is taken as continuous
@@ -17,9 +18,10 @@ def index_events(
 ) -> tuple[pl.DataFrame, pl.DataFrame, Rows, list[float]]:
     """Number users and items and sort the events by user and time.
 
-    events: columns user, item, behavior (int8 codes), timestamp (int64 ms), optionally value and
-    part (int8 codes of ``recexp.data.split``). The columns are removed from the frame as they are
-    read, to free their memory.
+    events: columns user, item, behavior (int8 codes), timestamp (int64 ms), optionally value, part
+    (int8 codes of ``recexp.data.split``) and those of event features
+    (``features.code_event_features``). The columns are removed from the frame as they are read, to
+    free their memory.
 
     Returns:
         users, items: columns ``index`` (int64; from 0 and from 1) and the raw id, ascending.
@@ -48,7 +50,12 @@ def index_events(
     bits = np.int8 if behavior.max() < 8 else np.int32
     mask = np.left_shift(bits(1), behavior - 1, dtype=bits)
     origin = np.arange(len(user), dtype=_row_number_type(len(user)))
-    rows = Rows(user, item, behavior, time, mask, origin, value, part)
+    names = [name for name in events.columns if name.startswith(EVENT_PREFIX)]
+    features = {
+        name.removeprefix(EVENT_PREFIX): events.drop_in_place(name).to_numpy()[order]
+        for name in names
+    }
+    rows = Rows(user, item, behavior, time, mask, origin, value, part, features)
     return users, items, rows, levels
 
 

@@ -37,6 +37,7 @@ BY_CODE_VERSION = frozenset(
         "amazon_2023",
         "attribute_sequence",
         "diginetica",
+        "feature_tables",
         "jdata_2017",
         "kuairec",
         "lastfm_1k",

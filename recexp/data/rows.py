@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,6 +25,8 @@ class Rows:
     origin: np.ndarray  # int32 [E], int64 from 2^31 rows on: the row's number before any merging
     value: np.ndarray | None = None  # int16 [E], level ids 1.., 0 unknown; None: events carry none
     part: np.ndarray | None = None  # int8 [E], code of the split that the data name; None: none
+    # By name, [E]: int32 value ids 1.., 0 unknown, or float32 numbers, NaN unknown
+    features: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.user)
@@ -39,6 +41,7 @@ class Rows:
             origin=self.origin[at],
             value=None if self.value is None else self.value[at],
             part=None if self.part is None else self.part[at],
+            features={name: column[at] for name, column in self.features.items()},
         )
 
     def keep(self, at: np.ndarray) -> None:
@@ -53,6 +56,8 @@ class Rows:
             self.value = self.value[at]
         if self.part is not None:
             self.part = self.part[at]
+        for name in self.features:
+            self.features[name] = self.features[name][at]
 
     def merged(self, explicit: list[bool], stretch: np.ndarray | None = None) -> Rows:
         """One row per (user, item), with the strongest behavior of the pair.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from recexp.data.cache import read_meta
 from recexp.errors import RecexpError
-from recexp.types import Bag, Feature, Query, Schema
+from recexp.types import BAGGED, Bag, EventFeature, Feature, Query, Schema
 
 MAX_BITMAP = 2**26  # bytes
 
@@ -34,6 +35,8 @@ class Events:
     time: Tensor  # int64 [E], milliseconds
     mask: Tensor  # int32 [E], bit b-1 set: the row stands for behavior code b (several if merged)
     value: Tensor | None = None  # int16 [E], level ids, 0 unknown
+    # By name, [E]: int32 value ids, 0 unknown, or float32 numbers (``types.EventFeature``)
+    features: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return self.item.shape[0]
@@ -51,6 +54,7 @@ class Events:
             time=self.time.to(device),
             mask=self.mask.to(device),
             value=None if self.value is None else self.value.to(device),
+            features={name: column.to(device) for name, column in self.features.items()},
         )
 
 
@@ -244,8 +248,8 @@ class Store:
             schema=_schema(folder, meta),
             meta=meta,
             folder=folder,
-            train=Events(**_arrays(Events, folder, "train")),
-            past=Events(**_arrays(Events, folder, "past")),
+            train=_events(folder, "train", meta),
+            past=_events(folder, "past", meta),
             train_pairs=Pairs(**_arrays(Pairs, folder, "train_pairs")),
             all_pairs=Pairs(**_arrays(Pairs, folder, "all_pairs")),
             val=Targets(**_arrays(Targets, folder, "val")),
@@ -287,7 +291,9 @@ class Store:
         if length == 0:  # models without a history have short steps, where this counts
             empty_BL = row_B.new_zeros(len(row_B), 0)
             value_BL = None if self.train.value is None else empty_BL
-            return Query(user_B, empty_BL, empty_BL, empty_BL, value_BL)
+            features_BL = dict.fromkeys(self.train.features, empty_BL)
+            columns = (user_B, empty_BL, empty_BL, empty_BL, value_BL)
+            return Query(*columns, features_BL=features_BL)
         return self.window(self.train, user_B, self.train.ptr[user_B], row_B, length)
 
     def query_held_out(
@@ -333,7 +339,8 @@ def window(events: Events, user_B: Tensor, start_B: Tensor, end_B: Tensor, lengt
     at_BL = at_BL.clamp_(min=0)
 
     def gather(column: Tensor) -> Tensor:
-        return torch.where(real_BL, elements(column, at_BL), 0).long()
+        found_BL = torch.where(real_BL, elements(column, at_BL), 0)
+        return found_BL if column.is_floating_point() else found_BL.long()
 
     return Query(
         user_B=user_B,
@@ -341,6 +348,7 @@ def window(events: Events, user_B: Tensor, start_B: Tensor, end_B: Tensor, lengt
         behavior_BL=gather(events.behavior),
         time_BL=gather(events.time),
         value_BL=None if events.value is None else gather(events.value),
+        features_BL={name: gather(column) for name, column in events.features.items()},
     )
 
 
@@ -349,20 +357,23 @@ def _schema(folder: Path, meta: dict[str, Any]) -> Schema:
     features = {}
     bags = {}
     for entry in meta["features"]:
-        name, kind, cardinality = entry["name"], entry["kind"], entry["cardinality"]
-        features[name] = Feature(
-            kind=kind,
-            cardinality=cardinality,
-            id_VM=_map(folder / f"feature_{name}_id.npy"),
-            weight_VM=_map(folder / f"feature_{name}_weight.npy"),
-        )
-        if kind != "numeric":
+        name = entry["name"]
+        features[name] = _feature(folder / f"feature_{name}", entry)
+        if entry["kind"] in BAGGED:
             bags[name] = Bag(
-                cardinality=cardinality,
+                cardinality=entry["cardinality"],
                 ptr=_map(folder / f"bag_{name}_ptr.npy"),
                 id=_map(folder / f"bag_{name}_id.npy"),
                 count=_map(folder / f"bag_{name}_count.npy"),
             )
+    attributes = {
+        entry["name"]: _feature(folder / f"user_feature_{entry['name']}", entry)
+        for entry in meta.get("user_features", [])
+    }
+    of_events = {
+        entry["name"]: EventFeature(entry["kind"], entry["cardinality"])
+        for entry in meta.get("event_features", [])
+    }
     return Schema(
         n_users=meta["users"],
         n_items=meta["items"],
@@ -371,7 +382,25 @@ def _schema(folder: Path, meta: dict[str, Any]) -> Schema:
         n_values=len(meta["levels"]),
         item_features=features,
         user_features=bags,
+        user_attributes=attributes,
+        event_features=of_events,
     )
+
+
+def _feature(path: Path, entry: Mapping[str, Any]) -> Feature:
+    """path: prefix of the files ``_id`` and ``_weight``. entry: of ``meta.json``."""
+    return Feature(
+        kind=entry["kind"],
+        cardinality=entry["cardinality"],
+        id_VM=_map(Path(f"{path}_id.npy")),
+        weight_VM=_map(Path(f"{path}_weight.npy")),
+    )
+
+
+def _events(folder: Path, name: str, meta: Mapping[str, Any]) -> Events:
+    names = [entry["name"] for entry in meta.get("event_features", [])]
+    features = {feature: _map(folder / f"{name}_feature_{feature}.npy") for feature in names}
+    return Events(**_arrays(Events, folder, name), features=features)
 
 
 def _arrays(kind: type[Events | Pairs | Targets], folder: Path, name: str) -> dict[str, Tensor]:

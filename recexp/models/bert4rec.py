@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -19,6 +20,8 @@ from recexp.models.common import (
 )
 from recexp.nn.attention import key_mask
 from recexp.nn.dropout import Dropout
+from recexp.nn.embeddings import ItemEncoder, SideVectors
+from recexp.nn.events import EventSides
 from recexp.nn.init import bert_init
 from recexp.nn.parameters import Depth, Rate, Width, one_of
 from recexp.nn.transformer import (
@@ -55,6 +58,12 @@ class BERT4Rec(SequenceModel):
     Ablations of the paper's Table 5: positions "none", ffn, residual, and layer_norm false (no norm
     anywhere); dropouts 0.
 
+    Not in the paper either:
+    item_side: features of items ("all", or names), added to the vectors of the items that are read
+        and, with side_of_candidates, of candidates.
+    side_vectors: features that are vectors are "frozen", or start values of parameters ("trained").
+    event_side: features of events, added to the vectors of the items read (``EventSides``).
+
     Of the port https://github.com/jaywonchung/BERT4Rec-VAE-Pytorch: tied false (an output table of
     its own), projection false (no head), norm "pre", layer_norm "std", activation "gelu_tanh",
     more_dropout (see ``TransformerLayer``), init "torch" (tables N(0, 1), linear maps and the
@@ -88,6 +97,10 @@ class BERT4Rec(SequenceModel):
         activation: Activation = "gelu",
         more_dropout: bool = False,
         init: Init = "bert",
+        item_side: str | Sequence[str] = (),
+        event_side: str | Sequence[str] = (),
+        side_of_candidates: bool = True,
+        side_vectors: SideVectors = "frozen",
     ):
         super().__init__()
         self.max_len = checked_length(max_len, least=2)
@@ -126,15 +139,31 @@ class BERT4Rec(SequenceModel):
         self.approximate = "tanh" if activation == "gelu_tanh" else "none"
         self.output = None if tied else nn.Embedding(schema.V, n_factors, padding_idx=0)
         self.output_bias = nn.Parameter(torch.zeros(schema.V)) if output_bias else None
+        self.items = ItemEncoder(
+            schema, n_factors, side=item_side, vectors=side_vectors, table=self.item
+        )
+        self.event_sides = EventSides(schema, n_factors, event_side, causal=False, mask_id=schema.V)
+        self.output_items: ItemEncoder | None = None
+        if self.output is not None or not side_of_candidates:
+            self.output_items = ItemEncoder(
+                schema,
+                n_factors,
+                side=item_side if side_of_candidates else (),
+                vectors=side_vectors,
+                table=self.item if self.output is None else self.output,
+            )
         self._init(one_of("init", init, Init))
 
     @torch.no_grad()
     def _init(self, init: str) -> None:
         if init == "bert":
             bert_init(self)
-        elif self.output is not None:
+        elif self.output is not None and self.output_items is not None:
             bound = self.width**-0.5
             self.output.weight[1:].uniform_(-bound, bound)
+            for table in self.output_items.modules():
+                if isinstance(table, nn.Embedding):
+                    table.weight[1:].uniform_(-bound, bound)
             if self.output_bias is not None:
                 self.output_bias.uniform_(-bound, bound)
         if self.token_type is not None:
@@ -157,7 +186,7 @@ class BERT4Rec(SequenceModel):
         return h_BMD[real_BM]
 
     def _encode(self, query: Query, at: slice | Tensor | None) -> Tensor:
-        h = self.item(query.item_BL)
+        h = self.event_sides.add_to(self.items(query.item_BL), query)
         if self.position is not None:
             h = h + self.position(query.mask_BL)
         return self._transform(h, query.mask_BL, at)
@@ -181,11 +210,11 @@ class BERT4Rec(SequenceModel):
         return self.head_norm(F.gelu(self.projection(h), approximate=self.approximate))
 
     def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        table = self.item if self.output is None else self.output
+        encoder = self.items if self.output_items is None else self.output_items
         bias = self.output_bias
         if item is None:
-            return table.weight[1 : self.V], None if bias is None else bias[1:]
-        return F.embedding(item, table.weight), None if bias is None else bias[item]
+            return encoder.catalog(), None if bias is None else bias[1:]
+        return encoder(item), None if bias is None else bias[item]
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         return super().score(append_item(latest(query, self.history), self.V), item_BC)

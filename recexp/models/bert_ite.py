@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from recexp.contracts import MultiBehavior
 from recexp.errors import RecexpError
+from recexp.models.common import latest
 from recexp.models.ite import (
     ImplicitToExplicit,
     Variant,
@@ -19,7 +20,8 @@ from recexp.models.ite import (
     chunk_size,
     joint_logit,
 )
-from recexp.nn.embeddings import ItemEncoder, SideScale, UserEncoder
+from recexp.nn.embeddings import ItemEncoder, SideScale, SideVectors, UserEncoder
+from recexp.nn.events import EventSides
 from recexp.nn.init import normal_embeddings, xavier_linears
 from recexp.nn.parameters import Count, Depth, Rate, Share, Width, one_of
 from recexp.nn.shared_context import NormPlace, SharedContextTransformer
@@ -52,7 +54,8 @@ class BertITE(MultiBehavior, Foldable):
         outputs.
     init: "paper" is embeddings N(0, 0.02^2), Glorot uniform weights, biases 0; "authors" is
         embeddings N(0, 1) and torch's own linear layers.
-    item_side, user_side, side_scale: as in ``ITE``.
+    item_side, user_side, side_scale, side_vectors: as in ``ITE``.
+    event_side: features of the events read, added to their vectors (``EventSides``).
     penalty: what objective.l2 weighs. "paper": the mean square of the user vectors, plus that of
         the events read, plus that of the candidates. "authors": the mean square of the users' id
         vectors, plus that of the id vectors of all max_len places, missing events counted as zeros;
@@ -87,7 +90,9 @@ class BertITE(MultiBehavior, Foldable):
         init: Variant = "paper",
         item_side: str | Sequence[str] = (),
         user_side: str | Sequence[str] = (),
+        event_side: str | Sequence[str] = (),
         side_scale: SideScale = "sum",
+        side_vectors: SideVectors = "frozen",
         penalty: Variant = "paper",
         chunk: Count | None = None,
         brute_force: bool = False,
@@ -106,8 +111,9 @@ class BertITE(MultiBehavior, Foldable):
         self.chunk = checked_chunk(chunk)
         self.user_dropout = user_dropout
         self.target_in_sequence = target_in_sequence
-        self.users = UserEncoder(schema, K, side=user_side, scale=side_scale)
-        self.items = ItemEncoder(schema, K, side=item_side, scale=side_scale)
+        self.users = UserEncoder(schema, K, side=user_side, scale=side_scale, vectors=side_vectors)
+        self.items = ItemEncoder(schema, K, side=item_side, scale=side_scale, vectors=side_vectors)
+        self.event_sides = EventSides(schema, K, event_side, causal=False)
         self.transformer = SharedContextTransformer(
             K,
             n_layers,
@@ -148,7 +154,7 @@ class BertITE(MultiBehavior, Foldable):
         )
 
     def item_embeddings(self) -> Tensor:
-        return self.items.table()[1:]
+        return self.items.catalog()
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         """See the class."""
@@ -213,7 +219,12 @@ class BertITE(MultiBehavior, Foldable):
         """Input rows [user; last ``length`` events] [B, m, D], and which of them are real."""
         item_BL = self._events(query, item_BC, length)
         user_BD = self._drop_users(self.users(query.user_B, query.without_B))
-        x_BmD = torch.cat([user_BD[:, None], self.items(item_BL)], 1)
+        event_BLD = self.items(item_BL)
+        n_events = item_BL.shape[1]
+        if len(self.event_sides) and n_events:
+            newest = latest(query, n_events, least=n_events)
+            event_BLD = self.event_sides.add_to(event_BLD, newest)
+        x_BmD = torch.cat([user_BD[:, None], event_BLD], 1)
         return x_BmD, F.pad(item_BL != 0, (1, 0), value=True)
 
     def _events(self, query: Query, item_BC: Tensor, length: int) -> Tensor:

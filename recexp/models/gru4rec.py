@@ -16,6 +16,9 @@ from recexp.models.common import SequenceModel, checked_length, latest
 from recexp.nn.cpu.closed_form import closed_form_helps
 from recexp.nn.cpu.gru import gru_step
 from recexp.nn.dropout import Dropout
+from recexp.nn.embeddings import ItemEncoder, SideVectors
+from recexp.nn.events import EventSides
+from recexp.nn.init import like_rows_of
 from recexp.nn.lookup import Embedding
 from recexp.nn.parameters import Depth, Length, Positive, Rate, Width, one_of
 from recexp.nn.traced import recurrent_states
@@ -83,6 +86,12 @@ class GRU4Rec(SequenceModel, SessionState):
         they saturate.
     output_bias: whether there is a b_i.
 
+    Not in the papers:
+    item_side: features of items ("all", or names), added to the vectors of the items that are read
+        and, with side_of_candidates, of candidates.
+    side_vectors: features that are vectors are "frozen", or start values of parameters ("trained").
+    event_side: features of events, added to the vectors of the items read (``EventSides``).
+
     GRU4Rec: Hidasi et al. 2016, sec. 3, arXiv:1511.06939. GRU4Rec+: Hidasi and Karatzoglou 2018,
     arXiv:1706.03847. Cell, tables and initial values are those of the authors' code,
     https://github.com/hidasib/GRU4Rec.
@@ -102,6 +111,10 @@ class GRU4Rec(SequenceModel, SessionState):
         final_activation: FinalActivation = "linear",
         elu_alpha: Positive = 1.0,
         output_bias: bool = True,
+        item_side: str | Sequence[str] = (),
+        event_side: str | Sequence[str] = (),
+        side_of_candidates: bool = True,
+        side_vectors: SideVectors = "frozen",
     ):
         super().__init__()
         self.max_len = WHOLE_HISTORY if max_len is None else checked_length(max_len)
@@ -137,6 +150,30 @@ class GRU4Rec(SequenceModel, SessionState):
             widths = [first, *[n_factors] * (n_layers - 1)]
             self.layers = nn.ModuleList(GRULayer(width, n_factors) for width in widths)
         self._init()
+        self._add_sides(schema, item_side, event_side, side_of_candidates, side_vectors)
+
+    def _add_sides(
+        self,
+        schema: Schema,
+        item_side: str | Sequence[str],
+        event_side: str | Sequence[str],
+        side_of_candidates: bool,
+        vectors: SideVectors,
+    ) -> None:
+        """Tables of features, with initial values of the size that the tables of items have."""
+        table = self.item if self.input is None else self.input
+        width = table.embedding_dim
+        self.input_items = ItemEncoder(schema, width, side=item_side, vectors=vectors, table=table)
+        self.output_items: ItemEncoder | None = None
+        if self.input is not None or not side_of_candidates:
+            side = item_side if side_of_candidates else ()
+            self.output_items = ItemEncoder(
+                schema, self.width, side=side, vectors=vectors, table=self.item
+            )
+            like_rows_of(self.item, self.output_items)
+        self.event_sides = EventSides(schema, width, event_side, causal=True)
+        self.reads_events = len(self.event_sides) > 0
+        like_rows_of(table, self.input_items, self.event_sides)
 
     @torch.no_grad()
     def _init(self) -> None:
@@ -158,7 +195,7 @@ class GRU4Rec(SequenceModel, SessionState):
         query = latest(query, self.max_len, least=1)
         if last_only and not torch.compiler.is_exporting():
             return self._final_states(query)[:, None]
-        x = self._inputs(query.item_BL)
+        x = self._inputs(query)
         mask_BL = query.mask_BL
         if self.cell == "torch":
             x = self.dropout(self._run_torch(x, mask_BL))
@@ -167,9 +204,17 @@ class GRU4Rec(SequenceModel, SessionState):
                 x = self._run_official(layer, x, mask_BL)
         return x * mask_BL[..., None]
 
-    def _inputs(self, item: Tensor) -> Tensor:
-        table = self.item if self.input is None else self.input
-        return self.embedding_dropout(table(item))
+    def _inputs(self, query: Query) -> Tensor:
+        """The layers' inputs [B, L, ...] at all events."""
+        x = self.event_sides.add_to(self.input_items(query.item_BL), query)
+        return self.embedding_dropout(x)
+
+    def _newest_inputs(self, item_B: Tensor, query: Query | None) -> Tensor:
+        """The layers' inputs [B, ...] at the newest events. query: where ``reads_events``."""
+        x = self.input_items(item_B)
+        if query is not None:
+            x = self.event_sides.add_to_last(x, query)
+        return self.embedding_dropout(x)
 
     @property
     def _official_layers(self) -> list[GRULayer]:
@@ -210,35 +255,48 @@ class GRU4Rec(SequenceModel, SessionState):
         length_B = query.mask_BL.sum(1)
         order_B = length_B.argsort(descending=True, stable=True)
         length_B = length_B[order_B]
-        item_BL = query.item_BL[order_B]
         n_real = int((length_B > 0).sum())
         if n_real == 0:
             return self.item.weight.new_zeros(len(query), self.width)
         last = self._last_torch if self.cell == "torch" else self._last_official
-        h_BD = last(item_BL[:n_real], length_B[:n_real])
+        h_BD = last(query[order_B[:n_real]], length_B[:n_real])
         return F.pad(h_BD, (0, 0, 0, len(query) - n_real))[order_B.argsort()]
 
-    def _last_official(self, item_BL: Tensor, length_B: Tensor) -> Tensor:
+    def _last_official(self, query: Query, length_B: Tensor) -> Tensor:
         """The last states of rows with at least one event, longest first."""
+        item_BL = query.item_BL
         n_left_L = torch.arange(item_BL.shape[1], 0, -1, device=item_BL.device)
         # Per column, how many rows have begun: those at least as long as the columns left.
         n_begun_L = torch.searchsorted(-length_B, -n_left_L, right=True).tolist()
         hidden = [self.item.weight.new_zeros(0, self.width)] * self.n_layers
-        for item_B, n_begun in zip(item_BL.T.contiguous(), n_begun_L, strict=True):
+        columns = zip(item_BL.T.contiguous(), n_begun_L, strict=True)
+        for column, (item_B, n_begun) in enumerate(columns):
             n_new = n_begun - len(hidden[0])
             if n_new > 0:
                 hidden = [F.pad(h_BD, (0, 0, 0, n_new)) for h_BD in hidden]
             if n_begun:
-                hidden = self._advance(item_B[:n_begun], hidden)
+                newest = None
+                if self.reads_events:
+                    two = slice(max(0, column - 1), column + 1)
+                    newest = _columns(query[:n_begun], two)
+                hidden = self._advance(item_B[:n_begun], hidden, newest)
         return hidden[-1]
 
-    def _last_torch(self, item_BL: Tensor, length_B: Tensor) -> Tensor:
+    def _last_torch(self, query: Query, length_B: Tensor) -> Tensor:
         """As ``_last_official``; torch.nn.GRU skips padding on the right of packed rows."""
+        item_BL = query.item_BL
         place_L = torch.arange(item_BL.shape[1], device=item_BL.device)
         padding_B1 = item_BL.shape[1] - length_B[:, None]
-        item_BL = item_BL.gather(1, (place_L + padding_B1) % len(place_L))
-        packed = pack_padded_sequence(item_BL, length_B.cpu(), batch_first=True)
-        _, hidden = self.gru(PackedSequence(self._inputs(packed.data), packed.batch_sizes))
+        order_BL = (place_L + padding_B1) % len(place_L)
+        if self.reads_events:
+            x_BLD = _permute(self._inputs(query), order_BL)
+            packed = pack_padded_sequence(x_BLD, length_B.cpu(), batch_first=True)
+        else:  # only the real events are looked up
+            items = item_BL.gather(1, order_BL)
+            packed = pack_padded_sequence(items, length_B.cpu(), batch_first=True)
+            x = self._newest_inputs(packed.data, None)
+            packed = PackedSequence(x, packed.batch_sizes)
+        _, hidden = self.gru(packed)
         return self.dropout(hidden[-1])
 
     # Event by event
@@ -246,21 +304,26 @@ class GRU4Rec(SequenceModel, SessionState):
     def initial_state(self, batch_size: int) -> Tensor:
         return self.item.weight.new_zeros(self.n_layers, batch_size, self.width)
 
-    def step(self, item_B: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def step(
+        self, item_B: Tensor, hidden: Tensor, query: Query | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Read one event per session.
 
+        query: its newest events are those read; where ``reads_events``.
         Returns the state [B, D] that predicts the next item, and the new hidden [layers, B, D]. The
         caller zeroes the rows of sessions that start, and detaches hidden to cut gradients.
         """
         if self.cell == "torch":
-            h_B1D, hidden = self.gru(self._inputs(item_B)[:, None], hidden)
+            h_B1D, hidden = self.gru(self._newest_inputs(item_B, query)[:, None], hidden)
             return self.dropout(h_B1D[:, 0]), hidden
-        states = self._advance(item_B, hidden.unbind(0))
+        states = self._advance(item_B, hidden.unbind(0), query)
         return states[-1], torch.stack(states)
 
-    def _advance(self, item_B: Tensor, hidden: Sequence[Tensor]) -> list[Tensor]:
-        """The official layers' next states [B, D], from the next items and the last states."""
-        x = self._inputs(item_B)
+    def _advance(
+        self, item_B: Tensor, hidden: Sequence[Tensor], query: Query | None
+    ) -> list[Tensor]:
+        """The official layers' next states [B, D], from the next events and the last states."""
+        x = self._newest_inputs(item_B, query)
         states = []
         for layer, h_BD in zip(self._official_layers, hidden, strict=True):
             x = self.dropout(layer.step(layer.project(x), h_BD))
@@ -277,10 +340,16 @@ class GRU4Rec(SequenceModel, SessionState):
         return F.elu_(score.clone(), self.elu_alpha) if self.activation == "elu" else score
 
     def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        encoder = self.input_items if self.output_items is None else self.output_items
         bias = self.item_bias
         if item is None:
-            return self.item.weight[1:], None if bias is None else bias[1:]
-        return self.item(item), None if bias is None else bias[item]
+            return encoder.catalog(), None if bias is None else bias[1:]
+        return encoder(item), None if bias is None else bias[item]
+
+
+def _columns(query: Query, part: slice) -> Query:
+    """The histories with a part of their columns."""
+    return query.change_columns(lambda x_BL: x_BL[:, part])
 
 
 def _permute(x_BLD: Tensor, order_BL: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recexp.contracts import MultiBehavior
 from recexp.errors import RecexpError
-from recexp.nn.embeddings import ItemEncoder, SideScale, UserEncoder
+from recexp.nn.embeddings import ItemEncoder, SideScale, SideVectors, UserEncoder
 from recexp.nn.init import normal_embeddings, xavier_linears
 from recexp.nn.mlp import MLP, PairMLP
 from recexp.nn.parameters import Count, Width, one_of
@@ -72,6 +72,7 @@ class ITE(MultiBehavior):
     item_side, user_side: names of side features or "all". ITE-Si takes both, ITE-OSSi only those of
         items.
     side_scale: "sum" of id and side vectors, or "half" of it as in the authors' code.
+    side_vectors: features that are vectors are "frozen", or start values of parameters ("trained").
     chunk: most floats in one hidden layer while scoring (None: see ``chunk_size``).
 
     The item that a query names in ``without_B`` does not count in the user's bag.
@@ -93,6 +94,7 @@ class ITE(MultiBehavior):
         item_side: str | Sequence[str] = (),
         user_side: str | Sequence[str] = (),
         side_scale: SideScale = "sum",
+        side_vectors: SideVectors = "frozen",
         chunk: Count | None = None,
     ):
         super().__init__()
@@ -106,8 +108,12 @@ class ITE(MultiBehavior):
         self.gmf_width = K
         self.chunk = checked_chunk(chunk)
         activation = nn.LeakyReLU(0.2) if width == "authors" else nn.ReLU()
-        self.users = UserEncoder(schema, 3 * K, side=user_side, scale=side_scale)
-        self.items = ItemEncoder(schema, 3 * K, side=item_side, scale=side_scale)
+        self.users = UserEncoder(
+            schema, 3 * K, side=user_side, scale=side_scale, vectors=side_vectors
+        )
+        self.items = ItemEncoder(
+            schema, 3 * K, side=item_side, scale=side_scale, vectors=side_vectors
+        )
         self.tower = PairMLP((4 * K, 2 * K, K), activation)
         self.head = ImplicitToExplicit(2 * K, K, activation, bias=False)
         if init == "authors":
@@ -158,7 +164,7 @@ class ITE(MultiBehavior):
         return torch.cat(parts, 1)
 
     def item_embeddings(self) -> Tensor:
-        return self.items.table()[1:]
+        return self.items.catalog()
 
     def penalty(self, query: Query, item_BC: Tensor) -> Tensor:
         """Sum over the looked-up vectors (GMF and MLP, user and item) of their mean square."""

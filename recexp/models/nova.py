@@ -13,11 +13,14 @@ from recexp.errors import RecexpError
 from recexp.models.bert4rec import EPS, BERT4Rec, MaskedLength, Positions
 from recexp.models.common import encode_by_length, latest, wanted_columns
 from recexp.nn.attention import key_mask
-from recexp.nn.embeddings import FeatureBag
+from recexp.nn.embeddings import FeatureBag, SideVectors
+from recexp.nn.events import data_columns, event_side
 from recexp.nn.fusion import Fusion, FusionKind, Gate
 from recexp.nn.init import bert_init
 from recexp.nn.parameters import Depth, Rate, Width
 from recexp.types import Feature, Query, Schema
+
+TIMES = ("time", "gap")  # what times of events tell
 
 
 class ItemSide(FeatureBag):
@@ -26,7 +29,7 @@ class ItemSide(FeatureBag):
     [MASK] (id V) and items without the feature have value ids of their own.
     """
 
-    def __init__(self, feature: Feature, width: int):
+    def __init__(self, feature: Feature, width: int, vectors: SideVectors = "frozen"):
         absent = feature.cardinality
         masked = feature.cardinality + 1
         id_VM = torch.cat([feature.id_VM, torch.zeros_like(feature.id_VM[:1])])
@@ -35,91 +38,51 @@ class ItemSide(FeatureBag):
         id_VM[without_V, 0] = absent
         id_VM[-1, 0] = masked
         id_VM[0, 0] = 0
-        weight_VM[without_V, 0] = 1.0
-        weight_VM[0, 0] = 0.0
+        if feature.kind != "vector":  # the weights of vectors belong to other ids
+            weight_VM[without_V, 0] = 1.0
+            weight_VM[0, 0] = 0.0
         extended = replace(
             feature, cardinality=feature.cardinality + 2, id_VM=id_VM, weight_VM=weight_VM
         )
-        super().__init__(extended, width)
+        super().__init__(extended, width, vectors=vectors)
+
+    def forward(self, item: Tensor) -> Tensor:
+        vector = super().forward(item)
+        if not self.is_vector or self.folded is not None:
+            return vector
+        state = self.id_VM[item, 0]  # 0, 1 (known), absent or masked
+        return vector + self.table(torch.where(state == 1, 0, state))
 
 
-class EventSide(nn.Module):
-    """Vectors of a column of the events with codes 1..n.
-
-    Code 0 is padding or, at a real event, unknown. Unknown and [MASK] have ids of their own.
-    """
-
-    def __init__(self, column: str, n: int, width: int):
-        super().__init__()
-        self.column = column
-        self.unknown = n + 1
-        self.masked = n + 2
-        self.table = nn.Embedding(n + 3, width, padding_idx=0)
-
-    def forward(self, query: Query, mask_id: int) -> Tensor:
-        """[B, L, D]"""
-        item_BL = query.item_BL
-        code_BL = self.codes(query, mask_id)
-        if code_BL is None:
-            code_BL = torch.zeros_like(item_BL)
-        code_BL = code_BL.masked_fill((item_BL != 0) & (code_BL == 0), self.unknown)
-        return self.table(code_BL.masked_fill(item_BL == mask_id, self.masked))
-
-    def codes(self, query: Query, mask_id: int) -> Tensor | None:
-        """int64 [B, L], or None where the query does not have the column."""
-        return query.value_BL if self.column == "value_BL" else query.behavior_BL
-
-
-class TimeSide(EventSide):
-    """Vectors of events' ages: seconds before the newest event that is not masked, by powers of 2.
-
-    NOVA-BERT names the time among an event's side information and does not say how it is embedded.
-    An age needs no range from the data, and times after training have one too.
-    """
-
-    AGES = 32  # 0, 1, 2-3, 4-7, ..., from 2^30 seconds (34 years) on
-    edges: Tensor
-
-    def __init__(self, width: int):
-        super().__init__("time_BL", self.AGES, width)
-        edges = 2 ** torch.arange(self.AGES - 1)
-        self.register_buffer("edges", edges, persistent=False)
-
-    def codes(self, query: Query, mask_id: int) -> Tensor:
-        known_BL = (query.item_BL != 0) & (query.item_BL != mask_id)
-        time_BL = torch.where(known_BL, query.time_BL, torch.iinfo(torch.int64).min)
-        age_BL = (time_BL.amax(1, keepdim=True) - time_BL) // 1000
-        if torch.compiler.is_exporting():
-            n_reached_BL = (age_BL[..., None] >= self.edges).sum(-1)  # ONNX has no bucketize
-        else:
-            n_reached_BL = torch.bucketize(age_BL, self.edges, right=True)
-        return torch.where(known_BL, 1 + n_reached_BL, 0)
-
-
-class SideVectors(nn.Module):
+class SideInformation(nn.Module):
     """One vector per event and side feature.
 
-    side: names of item features, "value" (rating levels), "behavior" (its type), "time" (see
-    ``TimeSide``). "all" takes what the data has except the time, since some data sets give only the
-    order of events. Raises RecexpError for what the data does not have.
+    side: names of item features, "value" (rating levels), "behavior" (its type), own columns of the
+    events, "time" and "gap" (see ``recexp.nn.events``). "all" takes what the data has except the
+    times, since some data sets give only the order of events.
+    vectors: what becomes of item features that are vectors, see ``FeatureBag``.
+
+    Raises RecexpError for what the data does not have.
     """
 
-    def __init__(self, schema: Schema, width: int, side: str | Sequence[str]):
+    def __init__(
+        self,
+        schema: Schema,
+        width: int,
+        side: str | Sequence[str],
+        vectors: SideVectors = "frozen",
+    ):
         super().__init__()
-        columns = {}
-        if schema.n_values:
-            columns["value"] = ("value_BL", schema.n_values)
-        if len(schema.behaviors) > 1:
-            columns["behavior"] = ("behavior_BL", len(schema.behaviors))
+        columns = data_columns(schema)
         names = _chosen_names(side, [*schema.item_features, *columns])
         self.mask_id = schema.V
         features = [schema.item_features[name] for name in names if name in schema.item_features]
-        self.items = nn.ModuleList(ItemSide(feature, width) for feature in features)
+        self.items = nn.ModuleList(ItemSide(feature, width, vectors) for feature in features)
+        of_events = [name for name in names if name in columns]
+        of_times = [n for n in TIMES if n in names and n not in schema.item_features]
         self.events = nn.ModuleList(
-            EventSide(*columns[name], width) for name in names if name in columns
+            event_side(name, schema, width) for name in [*of_events, *of_times]
         )
-        if "time" in names and "time" not in schema.item_features:
-            self.events.append(TimeSide(width))
 
     def __len__(self) -> int:
         return len(self.items) + len(self.events)
@@ -143,7 +106,7 @@ def _chosen_names(side: str | Sequence[str], available: list[str]) -> list[str]:
     if side == "all":
         return available
     names = [side] if isinstance(side, str) else list(side)
-    known = [*available, "time"]
+    known = [*available, *(name for name in TIMES if name not in available)]
     if unknown := [name for name in names if name not in known]:
         raise RecexpError(f"side names {unknown}, but the prepared data has {known}.")
     return names
@@ -158,7 +121,7 @@ class SideBERT(BERT4Rec, SideEncoder):
     keys from F_l(H, position, side...), values and residual from H.
 
     fusion, gate: the form of F.
-    side: see ``SideVectors``.
+    side, side_vectors: see ``SideInformation``.
     shared_fusion: one F for all layers. The paper does not say.
     position_in_sides: false adds the position to H instead, where it enters the values as in
         BERT4Rec.
@@ -181,6 +144,7 @@ class SideBERT(BERT4Rec, SideEncoder):
         fusion: FusionKind = "add",
         gate: Gate = "softmax",
         side: str | Sequence[str] = "all",
+        side_vectors: SideVectors = "frozen",
         invasive: bool = False,
         shared_fusion: bool = False,
         position_in_sides: bool = True,
@@ -215,7 +179,7 @@ class SideBERT(BERT4Rec, SideEncoder):
                 "drop them or set invasive: false."
             )
         self.invasive = invasive
-        self.side = SideVectors(schema, n_factors, side)
+        self.side = SideInformation(schema, n_factors, side, side_vectors)
         bert_init(self.side)
         self.position_fused = self.position is not None and position_in_sides
         n_fused = 1 + self.position_fused + len(self.side)

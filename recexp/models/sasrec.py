@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from recexp.models.common import SequenceModel, checked_length, encode_by_length, latest
 from recexp.nn.attention import MultiHeadAttention, causal_mask
 from recexp.nn.dropout import Dropout
-from recexp.nn.init import xavier_linears
+from recexp.nn.embeddings import ItemEncoder, SideVectors
+from recexp.nn.events import EventSides
+from recexp.nn.init import like_rows_of, xavier_linears
 from recexp.nn.lookup import Embedding
 from recexp.nn.parameters import Depth, Length, Rate, Width, one_of
 from recexp.nn.transformer import PositionEmbedding
@@ -68,6 +71,12 @@ class SASRec(SequenceModel):
     attention_dropout: of the attention weights; as ``dropout`` where None.
     residual: "normed" is the authors' code, "plain" the paper's text; see ``SASRecLayer``.
 
+    Not in the paper:
+    item_side: features of items ("all", or names), added to the vectors of the items that are read
+        and, with side_of_candidates, of candidates.
+    side_vectors: features that are vectors are "frozen", or start values of parameters ("trained").
+    event_side: features of events, added to the vectors of the items read (``EventSides``).
+
     Kang and McAuley 2018, sec. III, arXiv:1808.09781; authors' code
     https://github.com/kang205/SASRec.
     """
@@ -83,6 +92,10 @@ class SASRec(SequenceModel):
         dropout: Rate = 0.2,
         attention_dropout: Rate | None = None,
         residual: Residual = "normed",
+        item_side: str | Sequence[str] = (),
+        event_side: str | Sequence[str] = (),
+        side_of_candidates: bool = True,
+        side_vectors: SideVectors = "frozen",
     ):
         super().__init__()
         self.max_len = checked_length(max_len)
@@ -102,11 +115,17 @@ class SASRec(SequenceModel):
             for _ in range(n_layers)
         )
         self.norm = nn.LayerNorm(n_factors, EPS)
+        self.items = ItemEncoder(
+            schema, n_factors, side=item_side, vectors=side_vectors, table=self.item
+        )
+        self.side_of_candidates = side_of_candidates
+        self.event_sides = EventSides(schema, n_factors, event_side, causal=True)
         # Glorot uniform is TensorFlow's default, which the authors' code keeps everywhere.
         xavier_linears(self)
         with torch.no_grad():
             nn.init.xavier_uniform_(self.position.table.weight)
             nn.init.xavier_uniform_(self.item.weight)[0] = 0
+        like_rows_of(self.item, self.items, self.event_sides)
 
     def encode(self, query: Query, last_only: bool = False) -> Tensor:
         query = latest(query, self.max_len, least=1)
@@ -116,7 +135,8 @@ class SASRec(SequenceModel):
 
     def _encode(self, query: Query, last_only: bool) -> Tensor:
         mask_BL = query.mask_BL
-        h = self.item(query.item_BL) * self.item.embedding_dim**0.5 + self.position(mask_BL)
+        event_BLD = self.event_sides.add_to(self.items(query.item_BL), query)
+        h = event_BLD * self.item.embedding_dim**0.5 + self.position(mask_BL)
         h = self.dropout(h) * mask_BL[..., None]
         mask = causal_mask(mask_BL)
         for i, layer in enumerate(self.layers):
@@ -125,4 +145,6 @@ class SASRec(SequenceModel):
         return self.norm(h[:, -1:] if last_only else h)
 
     def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, None]:
-        return (self.item.weight[1:] if item is None else self.item(item)), None
+        if not self.side_of_candidates:
+            return (self.item.weight[1:] if item is None else self.item(item)), None
+        return (self.items.catalog() if item is None else self.items(item)), None

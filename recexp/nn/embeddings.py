@@ -17,6 +17,7 @@ from recexp.types import Bag, Feature, Schema
 
 ItemFusion = Literal["add", "concat", "gate"]
 SideScale = Literal["sum", "half"]
+SideVectors = Literal["frozen", "trained"]
 
 
 def chosen_side(side: str | Sequence[str], available: Iterable[str], owner: str) -> tuple[str, ...]:
@@ -44,28 +45,47 @@ def chosen_side(side: str | Sequence[str], available: Iterable[str], owner: str)
 
 
 class FeatureBag(Foldable):
-    """Vectors of one item feature: sum_m weight[item, m] * E[id[item, m]].
+    """Vectors of one feature of items (users): sum_m weight[item, m] * E[id[item, m]].
 
-    That equals a linear map without bias of the feature's indicator (or number). Adding it to an id
-    embedding therefore equals concatenating one-hot and feature vector before one linear layer.
-    Input: item ids [...]; output [..., D].
+    That equals a linear map without bias of the feature's indicator (or number, or vector). Adding
+    it to an id embedding therefore equals concatenating one-hot and feature vector before one
+    linear layer. Input: item ids [...]; output [..., D].
+
+    vectors: those of a feature of kind "vector" stay as they are ("frozen"), or are parameters that
+        start there ("trained"). E maps them to width D in both cases.
+    padding: the row of padding, whose vector is not trained; None for users.
     """
 
     id_VM: Tensor
     weight_VM: Tensor
 
-    def __init__(self, feature: Feature, width: int):
+    def __init__(
+        self,
+        feature: Feature,
+        width: int,
+        *,
+        vectors: SideVectors = "frozen",
+        padding: int | None = 0,
+    ):
         super().__init__()
+        self.is_vector = feature.kind == "vector"
+        self.padding = padding
         self.table = Embedding(feature.cardinality, width, padding_idx=0)
         # The values come with the data, not with the checkpoint.
         self.register_buffer("id_VM", feature.id_VM, persistent=False)
-        self.register_buffer("weight_VM", feature.weight_VM, persistent=False)
+        if self.is_vector and vectors == "trained":
+            self.weight_VM = nn.Parameter(feature.weight_VM.clone())
+        else:
+            self.register_buffer("weight_VM", feature.weight_VM, persistent=False)
 
     def forward(self, item: Tensor) -> Tensor:
         if self.folded is not None:
             return F.embedding(item, self.folded)
         item_N = item.reshape(-1)
         table = self.table.weight
+        if self.is_vector:
+            vector = F.embedding(item, self.weight_VM, self.padding).to(table.dtype)
+            return vector @ table[1 : 1 + vector.shape[-1]]
         out_ND = F.embedding_bag(
             self.id_VM[item_N],
             table,
@@ -79,7 +99,25 @@ class FeatureBag(Foldable):
         del self.table, self.id_VM, self.weight_VM
 
 
-class ItemEncoder(Foldable):
+class _WithTable(Foldable):
+    """Has a table of ids, its own or that of the model it is a part of.
+
+    A model's table stays the model's, under its name in checkpoints.
+    """
+
+    def __init__(self, n_rows: int, width: int, padding: int | None, table: nn.Embedding | None):
+        super().__init__()
+        self._of_model = () if table is None else (table,)  # a tuple registers no module
+        if table is None:
+            self.id = Embedding(n_rows, width, padding_idx=padding)
+
+    @property
+    def ids(self) -> nn.Embedding:
+        """The table of ids."""
+        return self._of_model[0] if self._of_model else self.id
+
+
+class ItemEncoder(_WithTable):
     """Item vectors: the id embedding fused with the vectors of side features.
 
     side: names from schema.item_features, or "all".
@@ -88,6 +126,9 @@ class ItemEncoder(Foldable):
         at 0, i.e. with equal gates (NOVA-BERT, sec. 3, arXiv:2103.03578).
     scale: "sum", or "half" for 0.5 * id + 0.5 * (sum of the side vectors), as in the ITE authors'
         code, https://github.com/tranquyenbk173/BERT_ITE.
+    vectors: what becomes of features that are vectors, see ``FeatureBag``.
+    table: the id embedding of a model that has one; None makes one. Its rows beyond the items, such
+        as that of [MASK], have no features.
 
     Item 0 (padding) has the zero vector. Raises RecexpError for features that the data does not
     have and for choices that do not go together.
@@ -101,9 +142,12 @@ class ItemEncoder(Foldable):
         side: str | Sequence[str] = (),
         fusion: str = "add",
         scale: str = "sum",
+        vectors: SideVectors = "frozen",
+        table: nn.Embedding | None = None,
     ):
-        super().__init__()
+        super().__init__(schema.V, width, 0, table)
         names = chosen_side(side, schema.item_features, "item")
+        one_of("side_vectors", vectors, SideVectors)
         self.fusion = one_of("fusion", fusion, ItemFusion)
         self.scale = one_of("side_scale", scale, SideScale)
         if scale == "half" and fusion != "add":
@@ -112,8 +156,9 @@ class ItemEncoder(Foldable):
                 f"it does not go with fusion={fusion}."
             )
         self.n_items = schema.n_items
-        self.id = Embedding(schema.V, width, padding_idx=0)
-        self.side = nn.ModuleList(FeatureBag(schema.item_features[name], width) for name in names)
+        self.side = nn.ModuleList(
+            FeatureBag(schema.item_features[name], width, vectors=vectors) for name in names
+        )
         if fusion == "concat":
             self.mix = nn.Linear((1 + len(names)) * width, width, bias=False)
         elif fusion == "gate":
@@ -124,7 +169,12 @@ class ItemEncoder(Foldable):
         """Item ids [...] -> vectors [..., D]."""
         if self.folded is not None:
             return F.embedding(item, self.folded)
-        vectors = [self.id(item), *(bag(item) for bag in self.side)]
+        if self._is_plain:
+            return self.ids(item)
+        known = item
+        if self.ids.num_embeddings > self.n_items + 1:
+            known = item.masked_fill(item > self.n_items, 0)
+        vectors = [self.ids(item), *(bag(known) for bag in self.side)]
         if self.fusion == "concat":
             return self.mix(torch.cat(vectors, -1))
         if self.fusion == "gate":
@@ -134,11 +184,31 @@ class ItemEncoder(Foldable):
 
     def table(self) -> Tensor:
         """Vectors of all items [V, D], row 0 padding."""
-        return self(torch.arange(self.n_items + 1, device=self.id.weight.device))
+        if self.folded is not None:
+            return self.folded[: self.n_items + 1]
+        weight = self.ids.weight
+        if self._is_plain and len(weight) == self.n_items + 1:
+            return weight
+        return self(torch.arange(self.n_items + 1, device=weight.device))
+
+    def catalog(self) -> Tensor:
+        """Vectors of all items without the padding, [V-1, D]."""
+        if self._is_plain:
+            return self.ids.weight[1 : self.n_items + 1]
+        return self.table()[1:]
+
+    @property
+    def _is_plain(self) -> bool:
+        """The id embedding is all there is."""
+        return self.folded is None and not self.side and self.fusion == "add"
 
     def fold(self) -> None:
-        self.folded = self.table()
-        del self.id, self.side
+        if self._of_model and not self.side:
+            return  # the model's table is all there is
+        self.folded = self(torch.arange(self.ids.num_embeddings, device=self.ids.weight.device))
+        self.side = nn.ModuleList()
+        if not self._of_model:
+            del self.id
         if self.fusion != "add":
             del self.mix
 
@@ -190,22 +260,44 @@ class UserBag(nn.Module):
         return F.embedding_bag(value_E, table, offset_B, per_sample_weights=share_E, mode="sum")
 
 
-class UserEncoder(Foldable):
-    """User vectors: the id embedding plus, per side feature, the user's normalized bag of values.
+class UserAttribute(FeatureBag):
+    """Vectors of a column of a table of users."""
 
-    side: names from schema.user_features, or "all". scale: as in ``ItemEncoder``.
-    Source: ITE paper (ITE-Si). Raises RecexpError for features that the data does not have.
+    def forward(self, user_B: Tensor, without_B: Tensor | None = None) -> Tensor:
+        """[B, D]. without_B has no effect: no item decides about the attribute."""
+        return super().forward(user_B)
+
+
+class UserEncoder(_WithTable):
+    """User vectors: the id embedding plus the vectors of side features.
+
+    side: names from schema.user_features (the user's normalized bag of the values of their items,
+        ITE paper, ITE-Si) and from schema.user_attributes (columns of a table of users), or "all".
+    scale, vectors, table: as in ``ItemEncoder``.
+
+    Raises RecexpError for features that the data does not have.
     """
 
     def __init__(
-        self, schema: Schema, width: int, *, side: str | Sequence[str] = (), scale: str = "sum"
+        self,
+        schema: Schema,
+        width: int,
+        *,
+        side: str | Sequence[str] = (),
+        scale: str = "sum",
+        vectors: SideVectors = "frozen",
+        table: nn.Embedding | None = None,
     ):
-        super().__init__()
-        names = chosen_side(side, schema.user_features, "user")
+        super().__init__(schema.n_users, width, None, table)
+        bags = schema.user_features
+        names = chosen_side(side, [*bags, *schema.user_attributes], "user")
+        one_of("side_vectors", vectors, SideVectors)
         self.scale = one_of("side_scale", scale, SideScale)
-        self.id = Embedding(schema.n_users, width)
         self.side = nn.ModuleList(
-            UserBag(schema.user_features[name], schema.item_features[name], width) for name in names
+            UserBag(bags[name], schema.item_features[name], width)
+            if name in bags
+            else UserAttribute(schema.user_attributes[name], width, vectors=vectors, padding=None)
+            for name in names
         )
 
     def forward(self, user_B: Tensor, without_B: Tensor | None = None) -> Tensor:
@@ -215,13 +307,17 @@ class UserEncoder(Foldable):
         """
         if self.folded is not None:
             return F.embedding(user_B, self.folded)
-        return _add(self.id(user_B), [bag(user_B, without_B) for bag in self.side], self.scale)
+        return _add(self.ids(user_B), [bag(user_B, without_B) for bag in self.side], self.scale)
 
     def fold(self) -> None:
         """``without_B``, a matter of training, has no effect any more."""
-        weight = self.id.weight
+        if self._of_model and not self.side:
+            return  # the model's table is all there is
+        weight = self.ids.weight
         self.folded = self(torch.arange(len(weight), device=weight.device))
-        del self.id, self.side
+        self.side = nn.ModuleList()
+        if not self._of_model:
+            del self.id
 
 
 def _add(base: Tensor, side: list[Tensor], scale: str) -> Tensor:

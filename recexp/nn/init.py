@@ -31,6 +31,22 @@ def xavier_linears(module: nn.Module) -> None:
 
 
 @torch.no_grad()
+def like_rows_of(table: nn.Embedding, *modules: nn.Module) -> None:
+    """Every embedding table in the modules ~ U(-b, b), as rows of a table that is Glorot uniform.
+
+    b^2 = 6 / (rows + columns) of that table: a small table of its own Glorot values would have
+    much longer rows. Padding rows are 0.
+    """
+    bound = (6 / (table.num_embeddings + table.embedding_dim)) ** 0.5
+    for module in modules:
+        for part in module.modules():
+            if isinstance(part, nn.Embedding):
+                part.weight.uniform_(-bound, bound)
+                if part.padding_idx is not None:
+                    part.weight[part.padding_idx] = 0
+
+
+@torch.no_grad()
 def bert_init(module: nn.Module, std: float = 0.02) -> None:
     """BERT's initial values: embeddings and linear weights ~ N(0, std^2), truncated at 2 std.
 

@@ -155,14 +155,9 @@ class Cloze(SequenceObjective):
 
 
 def _hide_side(query: Query, hidden_BL: Tensor) -> Query:
-    """The query with behavior, time and value set to 0 at the hidden positions."""
-    value_BL = query.value_BL
-    return replace(
-        query,
-        behavior_BL=query.behavior_BL.masked_fill(hidden_BL, 0),
-        time_BL=query.time_BL.masked_fill(hidden_BL, 0),
-        value_BL=None if value_BL is None else value_BL.masked_fill(hidden_BL, 0),
-    )
+    """The query with all columns but the items set to 0 at the hidden positions."""
+    hidden = query.change_columns(lambda x_BL: x_BL.masked_fill(hidden_BL, 0))
+    return replace(hidden, item_BL=query.item_BL)
 
 
 class Draws:

@@ -17,7 +17,7 @@ from recexp.errors import RecexpError
 from recexp.objectives.base import check_choice
 from recexp.objectives.sequence import SequenceObjective
 from recexp.objectives.windows import read_window, window_ends
-from recexp.types import Query, SequenceBatch
+from recexp.types import SequenceBatch
 
 Windows = Literal["last", "all"]
 
@@ -65,7 +65,7 @@ class NextItem(SequenceObjective):
 
     def _targets_at_positions(self, store: Store, end_B: Tensor) -> SequenceBatch:
         full = read_window(store, end_B, self._history + 1)  # [B, L + 1]
-        query = _columns(full, slice(None, -1))
+        query = full.change_columns(lambda x_BL: x_BL[:, :-1])
         next_BL = full.item_BL[:, 1:]
         return SequenceBatch(query, torch.where(query.item_BL != 0, next_BL, 0))
 
@@ -83,15 +83,3 @@ class NextItem(SequenceObjective):
         target_BT = torch.where(row_BT < end_B[:, None], item_BT, 0).long()
         query = store.window(train, user_B, start_B, first_target_B, self._history)
         return SequenceBatch(query, target_BT)
-
-
-def _columns(query: Query, part: slice) -> Query:
-    """The query with a part of its columns."""
-    value_BL = query.value_BL
-    return Query(
-        query.user_B,
-        query.item_BL[:, part],
-        query.behavior_BL[:, part],
-        query.time_BL[:, part],
-        None if value_BL is None else value_BL[:, part],
-    )

@@ -23,7 +23,7 @@ from recexp.distributed import rank_and_world
 from recexp.errors import RecexpError
 from recexp.objectives.base import check_loss, check_sampler, random_rows
 from recexp.objectives.losses import TOP1
-from recexp.types import SampledScores
+from recexp.types import Query, SampledScores
 
 
 @dataclass
@@ -35,6 +35,7 @@ class SessionBatch:
     start_S: Tensor  # bool: the session's first step
     slot_S: Tensor  # index of the session's hidden state
     negative_n: Tensor  # common to all: the targets, then ``n_negatives`` drawn items
+    query: Query | None = None  # the last two events up to the one to read, if the model wants them
 
 
 @dataclass
@@ -84,10 +85,12 @@ class SessionParallel(Objective[SessionState, SessionBatch]):
             check_sampler(self.sampler, shared=True)
         self._hidden: Tensor | None = None  # [layers, slots, D]
         self._starts_of: Events | None = None
+        self._reads_events = False
 
     def bind(self, model: SessionState, store: Store) -> None:
         super().bind(model, store)
         self._n_items = store.schema.n_items
+        self._reads_events = model.reads_events
         self._hidden = None
 
     def state(self) -> dict[str, Any]:
@@ -125,7 +128,8 @@ class SessionParallel(Objective[SessionState, SessionBatch]):
             negative_n = torch.cat([target_S, drawn_n])
         start_S = elements(self._starts(store), row_S)
         item_S = elements(store.train.item, row_S - 1).long()
-        return SessionBatch(item_S, target_S, start_S, slot_S, negative_n)
+        query = store.query(row_S, length=2) if self._reads_events else None
+        return SessionBatch(item_S, target_S, start_S, slot_S, negative_n, query)
 
     def _starts(self, store: Store) -> Tensor:
         """bool [events]: is this the second event of a session? Cached per store."""
@@ -156,7 +160,10 @@ class SessionParallel(Objective[SessionState, SessionBatch]):
             hidden[:, new_slots] = 0
         all_slots = len(batch.slot_S) == hidden.shape[1]
         before = hidden if all_slots else hidden[:, batch.slot_S]
-        h_SD, after = model.step(batch.item_S, before)
+        if batch.query is None:
+            h_SD, after = model.step(batch.item_S, before)
+        else:
+            h_SD, after = model.step(batch.item_S, before, batch.query)
         after = after.detach().to(hidden.dtype)
         if all_slots:
             # Not in place: the backward pass needs the hidden states of before.

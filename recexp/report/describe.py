@@ -26,6 +26,7 @@ from recexp.report.dataset_table import dataset_table
 from recexp.report.formats import Cell, Table, as_csv, as_latex, as_markdown, as_terminal
 from recexp.report.papers.published import DATASETS
 from recexp.runs.composed import composed_data
+from recexp.types import BAGGED
 
 WRITERS: dict[str, Callable[[Sequence[Table]], str]] = {
     "markdown": lambda tables: "\n\n".join(map(as_markdown, tables)),
@@ -100,7 +101,7 @@ def facts(store: Store) -> dict[str, float]:
     n_trained = len(train_length_U)
     n_cells = schema.n_users * schema.n_items
     explicit = sum(1 << i for i, is_explicit in enumerate(schema.explicit) if is_explicit)
-    labels = [f for f in schema.item_features.values() if f.kind != "numeric"]
+    labels = [f for f in schema.item_features.values() if f.kind in BAGGED]
     return {
         "users": schema.n_users,
         "items": schema.n_items,
@@ -239,7 +240,7 @@ def _features(store: Store) -> Table:
         present_NM = feature.id_VM[1:] != 0  # without the padding row
         known = float(present_NM.any(1).double().mean())
         per_item = float(present_NM.sum(1).double().mean())
-        n_labels = None if feature.kind == "numeric" else feature.cardinality - 1
+        n_labels = feature.cardinality - 1 if feature.kind in BAGGED else None
         cells = (
             Cell(name),
             Cell(feature.kind),

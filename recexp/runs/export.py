@@ -24,20 +24,23 @@ from recexp.errors import RecexpError
 from recexp.io import advice, checksum, new_folder, reason, write_json
 from recexp.logs import printable, show_logs
 from recexp.runs.command_line import add_run, loaded
+from recexp.runs.event_features import EventFeatures
 from recexp.runs.exported import (
     FILES,
     PACKAGES,
     SIGNATURE,
     EventFormat,
+    FeatureFormat,
     Format,
     Port,
     Signature,
     check_format,
     load_exported,
 )
-from recexp.runs.graph import Graph, trace
+from recexp.runs.graph import FEATURE, Graph, input_type, trace
 from recexp.runs.readme import readme
 from recexp.runs.trained import Trained
+from recexp.types import Schema
 
 COMPARED_USERS = 20
 TOLERANCE = 1e-4  # relative to scores above 1
@@ -190,9 +193,9 @@ def _signature(
     inputs = [
         Port(
             name=name,
-            dtype="int64",
+            dtype=str(input_type(name, trained.schema)).removeprefix("torch."),
             shape=list(_sizes(name).values()),
-            meaning=MEANINGS[name],
+            meaning=_meaning(name, trained.schema),
         )
         for name in graph.inputs
     ]
@@ -209,6 +212,34 @@ def _signature(
             "window": graph.window,
         }
     )
+
+
+def _meaning(name: str, schema: Schema) -> str:
+    if not name.startswith(FEATURE):
+        return MEANINGS[name]
+    feature = name.removeprefix(FEATURE)
+    if schema.event_features[feature].kind == "numeric":
+        return (
+            f"{feature} of the same events: (number - mean) / spread of events.features; 0 where "
+            "it is unknown, and on the left"
+        )
+    return (
+        f"{feature} of the same events: places in events.features, counted from 1; 0 where it is "
+        "unknown, and on the left"
+    )
+
+
+def _feature_formats(features: EventFeatures) -> list[FeatureFormat]:
+    formats = []
+    for name, entry in features.entries.items():
+        vocabulary = features.vocabularies.get(name)
+        values = None if vocabulary is None else vocabulary["value"].to_list()
+        formats.append(
+            FeatureFormat(
+                name=name, values=values, mean=entry.get("mean"), spread=entry.get("spread")
+            )
+        )
+    return formats
 
 
 def _event_format(trained: Trained) -> EventFormat:
@@ -230,6 +261,7 @@ def _event_format(trained: Trained) -> EventFormat:
         merge=dataset.merge,
         columns=columns,
         time_unit=None if time_unit is None else str(time_unit),
+        features=_feature_formats(trained.event_features),
     )
 
 

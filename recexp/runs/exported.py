@@ -14,9 +14,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from recexp.data.dataset import Dataset
+from recexp.data.features import event_vocabulary
 from recexp.data.store import window
 from recexp.errors import RecexpError
 from recexp.io import checksum, read_limited
+from recexp.runs.event_features import EventFeatures
 from recexp.runs.histories import (
     UNKNOWN,
     WHOLE_HISTORY,
@@ -58,12 +60,25 @@ class Port(_Record):
     meaning: str
 
 
+class FeatureFormat(_Record):
+    """How an event feature becomes numbers.
+
+    values: in the order of their ids 1, 2, ...; None for numbers, which are standardized by mean
+    and spread.
+    """
+
+    name: str
+    values: list[Any] | None
+    mean: float | None
+    spread: float | None
+
+
 class EventFormat(_Record):
     """How raw events become numbers.
 
     behaviors: in the order of their codes 1, 2, .... explicit, merge, value_behaviors: as in the
     data set's YAML. levels: the values in the order of their ids 1, 2, .... columns: canonical
-    names -> those of the data set's file. time_unit: of numbers.
+    names -> those of the data set's file. time_unit: of numbers. features: of events.
     """
 
     behaviors: list[str]
@@ -73,6 +88,7 @@ class EventFormat(_Record):
     merge: Literal["none", "pairs"]
     columns: dict[str, str]
     time_unit: str | None
+    features: list[FeatureFormat] = []
 
 
 class Signature(_Record):
@@ -123,6 +139,7 @@ class Exported:
         self._run = runner
         self._ids = RawIds(users, items)
         events = signature.events
+        self._features = _event_features(events.features)
         self._dataset = Dataset(
             name="exported",
             raw_dir="",
@@ -179,7 +196,8 @@ class Exported:
         needs_user = "user_B" in self.signature.input_names
         frame = None
         if histories is not None:
-            frame = raw_events(to_polars(histories), self._dataset)
+            names = list(self._features.entries)
+            frame = raw_events(to_polars(histories), self._dataset, features=names)
         if users is None:
             if frame is None and not needs_user:
                 raise RecexpError(
@@ -188,10 +206,10 @@ class Exported:
                 )
             users = self.users if frame is None else frame["user"].unique(maintain_order=True)
         has_values = bool(self.signature.events.levels)
-        audience = no_histories(users, self._ids, has_values=has_values)
+        audience = no_histories(users, self._ids, has_values=has_values, features=self._features)
         if frame is not None:
             levels = self.signature.events.levels
-            audience = extended(audience, frame, self._ids, self._dataset, levels)
+            audience = extended(audience, frame, self._ids, self._dataset, levels, self._features)
         self._check_can_score(audience, needs_user)
         return audience
 
@@ -231,6 +249,14 @@ class Exported:
             "score": score_BK.flatten()[kept],
         }
         return pl.DataFrame(columns)
+
+
+def _event_features(formats: Sequence[FeatureFormat]) -> EventFeatures:
+    entries = {one.name: {"mean": one.mean, "spread": one.spread} for one in formats}
+    vocabularies = {
+        one.name: event_vocabulary(pl.Series(one.values)) for one in formats if one.values
+    }
+    return EventFeatures(entries, vocabularies)
 
 
 def load_exported(folder: str | Path) -> Exported:

@@ -19,6 +19,7 @@ from recexp.config.overrides import as_word
 from recexp.config.presets import compose_config
 from recexp.errors import RecexpError
 from recexp.io import atomic_write
+from recexp.runs.frame_features import FrameFeatures
 from recexp.runs.histories import milliseconds, read_table, to_polars
 from recexp.runs.run import run
 from recexp.runs.trained import Frame, Trained, load
@@ -36,6 +37,7 @@ def fit(
     columns: Mapping[str, str] | None = None,
     behaviors: Sequence[str] | None = None,
     explicit: Sequence[str] | None = None,
+    features: Mapping[str, Any] | None = None,
     settings: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     run_dir: str | Path | None = None,
@@ -54,6 +56,10 @@ def fit(
         of time. Integer times are seconds, unless their size says milliseconds.
     behaviors: the texts of the behavior column, weak to strong. explicit: those that count as
         explicit feedback; default: the strongest.
+    features: of items, users and events, as ``dataset.source.features`` of ``dataset=table``, where
+        a ``file`` may be a frame, an array of vectors or a path: {"items": {"file": frame, "item":
+        "item", "columns": {"genre": "categorical"}}, "events": {"device": "categorical"}}. Only
+        with ``data``.
     settings: dotted keys of the config -> values, such as {"model.n_factors": 32,
         "trainer.max_epochs": 5}. overrides: the same as words of a command line.
     run_dir: where the run writes its files. Default: a new folder below ``multirun_outputs``.
@@ -63,11 +69,14 @@ def fit(
     """
     if (data is None) == (dataset is None):
         raise RecexpError("fit needs either data (events) or dataset (a name of conf/dataset).")
+    if features and data is None:
+        raise RecexpError("fit takes features with data; those of dataset= are in its YAML.")
     folder = Path(run_dir) if run_dir is not None else _new_folder()
     words = [f"model={model}", f"run_dir={as_word(folder)}", f"cache_dir={as_word(cache_dir)}"]
     if data is not None:
         frame = read_table(Path(data)) if isinstance(data, str | Path) else to_polars(data)
-        words += _of_frame(frame, Path(cache_dir), dict(columns or {}), behaviors, explicit)
+        tables = FrameFeatures(features)
+        words += _of_frame(frame, Path(cache_dir), dict(columns or {}), behaviors, explicit, tables)
         words.append(f"protocol={protocol or 'full_unseen'}")
     else:
         words.append(f"dataset={dataset}")
@@ -113,9 +122,10 @@ def _of_frame(
     columns: dict[str, str],
     behaviors: Sequence[str] | None,
     explicit: Sequence[str] | None,
+    features: FrameFeatures,
 ) -> list[str]:
-    """Write the frame below the cache, under a name made from its content; its overrides."""
-    frame = _canonical(frame, columns)
+    """Write the frames below the cache, under a name made from their content; the overrides."""
+    frame = _canonical(frame, columns, features.events)
     words = ["dataset=table", f"dataset.source.file={EVENTS}", "dataset.source.time_unit=ms"]
     for column in ("behavior", "value"):
         if column in frame.columns:
@@ -126,16 +136,25 @@ def _of_frame(
         words += _behavior_words(frame, behaviors, explicit)
     digest = hashlib.sha256(frame.hash_rows(seed=0).to_numpy().tobytes())
     digest.update(str(frame.schema).encode())  # the same numbers may stand for something else
+    features.checksum_into(digest)
     folder = cache / "frames" / digest.hexdigest()[:12]
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / EVENTS).exists():
         with atomic_write(folder / EVENTS) as temporary:
             frame.write_parquet(temporary)
+    features.write(folder)
+    if features.settings:
+        words.append(f"dataset.source.features={as_word(features.settings)}")
     return [*words, "dataset.name=frame", f"dataset.raw_dir={as_word(folder)}"]
 
 
-def _canonical(frame: pl.DataFrame, columns: dict[str, str]) -> pl.DataFrame:
-    """The event columns of the frame under their own names; times as int64 milliseconds."""
+def _canonical(
+    frame: pl.DataFrame, columns: dict[str, str], features: Sequence[str]
+) -> pl.DataFrame:
+    """The event columns of the frame under their own names; times as int64 milliseconds.
+
+    features: other columns to keep.
+    """
     if unknown := sorted(set(columns) - set(COLUMNS)):
         raise RecexpError(f"columns names {unknown[0]!r}; events have {', '.join(COLUMNS)}.")
     chosen = {name: columns.get(name, name) for name in COLUMNS}
@@ -145,7 +164,13 @@ def _canonical(frame: pl.DataFrame, columns: dict[str, str]) -> pl.DataFrame:
                 f"The events have no column {column!r} for {name}; they have "
                 f"{', '.join(frame.columns)}. Name it: columns={{{name!r}: ...}}."
             )
+    if missing := [name for name in features if name not in frame.columns]:
+        raise RecexpError(
+            f"The events have no column {missing[0]!r}, which features.events names; they have "
+            f"{', '.join(frame.columns)}."
+        )
     present = {name: column for name, column in chosen.items() if column in frame.columns}
+    present |= {name: name for name in features}
     frame = frame.select(pl.col(column).alias(name) for name, column in present.items())
     if "timestamp" in frame.columns:
         frame = frame.with_columns(milliseconds(frame["timestamp"], "The events'"))

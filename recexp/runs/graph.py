@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +14,11 @@ from torch.export import Dim, ExportedProgram
 
 from recexp.contracts import Recommender
 from recexp.errors import RecexpError
+from recexp.nn.events import own_columns
 from recexp.nn.traced import fold_all
-from recexp.types import Query, Schema
+from recexp.types import EVENT_COLUMNS, Query, Schema
 
-EVENT_COLUMNS = ("item_BL", "behavior_BL", "time_BL", "value_BL")
+FEATURE = "feature_BL."  # begins the names of inputs that are event features
 # Models that read longer histories read all of them.
 LONGEST_WINDOW = 1_000_000
 
@@ -36,10 +38,11 @@ class Graph:
 class Recommendation(nn.Module):
     """The k best items of each row, and their scores.
 
-    inputs: names of what ``forward`` takes by position, all int64:
+    inputs: names of what ``forward`` takes by position, int64 but for numbers:
         user_B      numbers of users
         item_BL     histories, oldest event first, 0 on the left of shorter ones
         behavior_BL, time_BL, value_BL      of the same events
+        feature_BL.NAME     event features of the same events; numbers are float32
         seen_BL     items that are not to be recommended, filled up with 0; for models that read no
                     history
     Histories may have any length L, 0 included; the model reads the newest events of each.
@@ -75,10 +78,15 @@ class Recommendation(nn.Module):
         if item_BL is None:
             item_BL = first.new_zeros(first.shape[0], 0)
         columns = {name: given.get(name, torch.zeros_like(item_BL)) for name in EVENT_COLUMNS}
-        windows = {name: self._window(x_BL) for name, x_BL in columns.items()}
+        windows: dict[str, Any] = {name: self._window(x_BL) for name, x_BL in columns.items()}
         if not self.has_values:
             del windows["value_BL"]
-        return Query(user_B, **windows)
+        features_BL = {
+            name.removeprefix(FEATURE): self._window(x_BL)
+            for name, x_BL in given.items()
+            if name.startswith(FEATURE)
+        }
+        return Query(user_B, **windows, features_BL=features_BL)
 
     def _window(self, x_BL: Tensor) -> Tensor:
         """The newest events that the model reads, padded to their number, which is then fixed."""
@@ -88,6 +96,13 @@ class Recommendation(nn.Module):
         if length > LONGEST_WINDOW:
             return F.pad(x_BL, (1, 0))  # one column at least
         return F.pad(x_BL, (length, 0)).narrow(1, x_BL.shape[1], length)
+
+
+def input_type(name: str, schema: Schema) -> torch.dtype:
+    """The type of an input's numbers."""
+    feature = schema.event_features.get(name.removeprefix(FEATURE))
+    is_number = name.startswith(FEATURE) and feature is not None and feature.kind == "numeric"
+    return torch.float32 if is_number else torch.int64
 
 
 def best_items(score_BV: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -138,6 +153,7 @@ def _possible_inputs(model: Recommender, schema: Schema, include_seen: bool) -> 
     names = ["user_B"]
     if model.history:
         names += EVENT_COLUMNS if schema.n_values else EVENT_COLUMNS[:-1]
+        names += [FEATURE + name for name in own_columns(model, schema)]
     elif not include_seen:
         names.append("seen_BL")
     return tuple(names)
@@ -155,7 +171,7 @@ def _traced(
             examples.append(torch.zeros(3, dtype=torch.int64))
             shapes.append({0: batch})
         else:
-            examples.append(torch.ones(3, 7, dtype=torch.int64))
+            examples.append(torch.ones(3, 7, dtype=input_type(name, schema)))
             shapes.append({0: batch, 1: length})
     graph = Recommendation(model, schema, inputs, k, include_seen)
     try:

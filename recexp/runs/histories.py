@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from recexp.data.raw.times import END_OF_TIME, UNITS, from_pattern
 from recexp.data.rows import Rows
 from recexp.data.store import Events, Store
 from recexp.errors import RecexpError
+from recexp.runs.event_features import EventFeatures
+from recexp.runs.graph import FEATURE
 from recexp.types import Query
 
 WHOLE_HISTORY = 2**31  # events: longer than any history
@@ -94,11 +96,16 @@ def given_histories(
     """
     raw = frame["user"].unique(maintain_order=True) if users is None else users
     known = known_histories(store, ids, raw)
-    return extended(known, frame, ids, dataset, store.meta["levels"])
+    return extended(known, frame, ids, dataset, store.meta["levels"], EventFeatures.of(store))
 
 
-def no_histories(users: pl.Series, ids: RawIds, *, has_values: bool) -> Histories:
-    """The users without an event. has_values: whether events would have levels of values."""
+def no_histories(
+    users: pl.Series, ids: RawIds, *, has_values: bool, features: EventFeatures
+) -> Histories:
+    """The users without an event. has_values: whether events would have levels of values.
+
+    features: that events would have.
+    """
     nothing = torch.zeros(0, dtype=torch.int64)
     start_A = torch.zeros(len(users), dtype=torch.int64)
     events = Events(
@@ -108,17 +115,27 @@ def no_histories(users: pl.Series, ids: RawIds, *, has_values: bool) -> Historie
         time=nothing,
         mask=nothing.int(),
         value=nothing.to(torch.int16) if has_values else None,
+        features={
+            name: nothing.int() if name in features.vocabularies else nothing.float()
+            for name in features.entries
+        },
     )
     user_A = torch.tensor(ids.user_numbers(users))  # a copy: polars' own memory is read-only
     return Histories(users, user_A, events, start_A, start_A)
 
 
 def extended(
-    known: Histories, frame: pl.DataFrame, ids: RawIds, dataset: Dataset, levels: Sequence[float]
+    known: Histories,
+    frame: pl.DataFrame,
+    ids: RawIds,
+    dataset: Dataset,
+    levels: Sequence[float],
+    features: EventFeatures | None = None,
 ) -> Histories:
     """``known`` with the frame's events merged into it in the order of time.
 
     frame: columns as ``raw_events`` returns them. levels: the values that events may have.
+    features: of the events, where ``known`` has some.
     Events of unknown items, and those that are known already, are left out and counted in the log.
     Events are merged to pairs where the data set says so, as before training.
     """
@@ -140,6 +157,8 @@ def extended(
         origin=np.zeros(0),
         value=level_ids(values, levels)[kept],
     )
+    if features is not None:
+        new.features = {name: x[kept] for name, x in features.columns(frame).items()}
     return with_new_events(known, new, dataset)
 
 
@@ -159,6 +178,7 @@ def with_new_events(known: Histories, new: Rows, dataset: Dataset) -> Histories:
         time=torch.from_numpy(rows.time),
         mask=torch.from_numpy(rows.mask),
         value=None if known.events.value is None else torch.from_numpy(rows.value),
+        features={name: torch.from_numpy(column) for name, column in rows.features.items()},
     )
     return Histories(known.raw, known.user_A, events, ptr[:-1], ptr[1:])
 
@@ -173,15 +193,19 @@ def graph_inputs(query: Query) -> dict[str, np.ndarray[Any, Any]]:
         "value_BL": query.value_BL,
         "seen_BL": query.item_BL,
     }
-    return {name: x.numpy() for name, x in columns.items() if x is not None}
+    inputs = {name: x.numpy() for name, x in columns.items() if x is not None}
+    return inputs | {FEATURE + name: x.numpy() for name, x in query.features_BL.items()}
 
 
-def raw_events(frame: pl.DataFrame, dataset: Dataset, *, after: int = 0) -> pl.DataFrame:
+def raw_events(
+    frame: pl.DataFrame, dataset: Dataset, *, after: int = 0, features: Collection[str] = ()
+) -> pl.DataFrame:
     """The frame with the columns user, item, behavior, timestamp (int64 ms) and value (float).
 
     frame: columns named so, or as ``dataset.source`` names them. behavior may be missing where the
     data set has only one; timestamp where the rows are in time order; value always.
     after: rows without a timestamp follow this time, in milliseconds.
+    features: other columns that are kept where the frame has them.
 
     Raises RecexpError for a missing column, an unknown behavior, a missing id or a wrong time.
     """
@@ -210,7 +234,7 @@ def raw_events(frame: pl.DataFrame, dataset: Dataset, *, after: int = 0) -> pl.D
                 f"{', '.join(dataset.behaviors)}."
             )
         frame = frame.with_columns(behavior=pl.lit(dataset.behaviors[0]))
-    return frame.select(c for c in COLUMNS if c in frame.columns)
+    return frame.select(c for c in (*COLUMNS, *features) if c in frame.columns)
 
 
 def _numbers_of_values(value: pl.Series) -> pl.Series:
@@ -337,6 +361,10 @@ def _joined(known: Histories, new: Rows) -> Rows:
         first = pl.DataFrame(columns, schema=list(fields))[order].with_columns(is_new=is_new[order])
         order = order[~(first["is_new"].to_numpy() & _equals_an_old_one(first))]
     behavior = behavior[order]
+    features = {
+        name: np.concatenate([column, new.features[name][behavior_known]])[order]
+        for name, column in old.features.items()
+    }
     return Rows(
         user=user[order],
         item=item[order],
@@ -345,6 +373,7 @@ def _joined(known: Histories, new: Rows) -> Rows:
         mask=np.left_shift(np.int32(1), behavior.astype(np.int32) - 1),
         origin=np.arange(len(order)),
         value=value[order],
+        features=features,
     )
 
 
@@ -374,6 +403,7 @@ def _rows(known: Histories) -> Rows:
         mask=events.mask[at].numpy(),
         origin=at.numpy(),
         value=value,
+        features={name: column[at].numpy() for name, column in events.features.items()},
     )
 
 

@@ -93,6 +93,12 @@ def _example(signature: Signature, items: Sequence[Any], user: Any) -> str:
         "value_BL": f"[[{_codes(len(events.levels), len(items))}]]",
         "seen_BL": "[[items.index(item) for item in history]]",
     }
+    for port in signature.inputs:
+        if port.name not in rows:  # a feature of events: its first value, or the mean
+            one = "0.0" if port.dtype == "float32" else "1"
+            rows[port.name] = f"[[{', '.join([one] * len(items))}]]"
+            if port.dtype == "float32":
+                rows[port.name] += ", dtype=np.float32"
     lines = ["import json", "", "import numpy as np", f"import {IMPORTS[signature.format]}", ""]
     lines.append('items = json.load(open("items.json"))')
     if "user_B" in names:

@@ -22,6 +22,7 @@ from recexp.data.dataset import Dataset
 from recexp.data.rows import Rows
 from recexp.data.store import Store
 from recexp.errors import RecexpError
+from recexp.runs.event_features import EventFeatures
 from recexp.runs.histories import (
     UNKNOWN,
     Histories,
@@ -74,6 +75,8 @@ class Event(BaseModel):
     behavior: str | None = None
     value: FiniteFloat | None = None
     timestamp: Time | None = None
+    features: dict[str, int | FiniteFloat | str | None] | None = None
+    """Event features by name, unknown where they are not given."""
 
 
 class Request(BaseModel):
@@ -171,6 +174,7 @@ class Reader:
     def __init__(self, store: Store, ids: RawIds, dataset: Dataset, *, after: int) -> None:
         self._store = store
         self._levels = store.meta["levels"]
+        self._features = EventFeatures.of(store)
         self._dataset = dataset
         self._code = {name: code for code, name in enumerate(dataset.behaviors, 1)}
         self._after = after
@@ -198,8 +202,14 @@ class Reader:
                 given.append(reading.new)
         if not given:
             return known
-        names = [column.name for column in fields(Rows)]
-        columns = {name: np.concatenate([getattr(rows, name) for rows in given]) for name in names}
+        names = [column.name for column in fields(Rows) if column.name != "features"]
+        columns: dict[str, Any] = {
+            name: np.concatenate([getattr(rows, name) for rows in given]) for name in names
+        }
+        columns["features"] = {
+            name: np.concatenate([rows.features[name] for rows in given])
+            for name in self._features.entries
+        }
         return with_new_events(known, Rows(**columns), self._dataset)
 
     def _candidates(self, request: Request, answer: Answer) -> tuple[int, ...] | None:
@@ -241,7 +251,24 @@ class Reader:
             mask=np.zeros(n_kept),
             origin=np.zeros(n_kept),
             value=level_ids(values, self._levels)[kept],
+            features={name: x[kept] for name, x in self._feature_columns(history).items()},
         )
+
+    def _feature_columns(self, history: Sequence[Event]) -> dict[str, np.ndarray[Any, Any]]:
+        known = self._features.entries
+        for n, event in enumerate(history):
+            if unknown := sorted((event.features or {}).keys() - known):
+                names = ", ".join(known) or "none"
+                raise RecexpError(
+                    f"history[{n}].features: {unknown[0][:40]!r} is unknown; the data set has "
+                    f"{names}."
+                )
+        columns = {}
+        for name in known:
+            values = [(event.features or {}).get(name) for event in history]
+            texts = [None if value is None else str(value) for value in values]
+            columns[name] = self._features.numbers(name, pl.Series(texts, dtype=pl.String))
+        return columns
 
     def _behaviors(
         self, history: Sequence[Event], values: np.ndarray[Any, Any]

@@ -33,6 +33,7 @@ class DataFacts(_Record):
 
     fingerprint: hash of the raw files, the settings of the preparation and the reader's code.
     feature_coverage: item feature -> share of items that have a value of it.
+    user_feature_coverage, event_feature_coverage: likewise, of users and of events.
     ids: what ``dataset.missing_ids`` did to the events (``recexp.data.ids.clean_ids``).
     """
 
@@ -42,6 +43,8 @@ class DataFacts(_Record):
     fingerprint: str | None = None
     simulated: bool | None = None
     feature_coverage: dict[str, Number] | None = None
+    user_feature_coverage: dict[str, Number] | None = None
+    event_feature_coverage: dict[str, Number] | None = None
     ids: dict[str, Any] | None = None
 
 

@@ -60,6 +60,12 @@ from recexp.training.parts import Parts
 from recexp.training.signals import Interrupted, Interruption
 from recexp.training.silence import silence_lightning
 
+# Entries of meta.json, and where ``result.json`` has their coverage.
+COVERAGES = {
+    "features": "feature_coverage",
+    "user_features": "user_feature_coverage",
+    "event_features": "event_feature_coverage",
+}
 DATA_FACTS = ("users", "items", "interactions", "fingerprint", "simulated")  # into result.json
 BEST, REFIT = "checkpoints/best.ckpt", "checkpoints/refit.ckpt"
 LOGGED_FACTS = ("protocol_id", "data", "parameters", "git", "versions")  # besides the settings
@@ -310,9 +316,9 @@ def _about(cfg: DictConfig, prepared: Prepared, git: Mapping[str, Any]) -> dict[
 def data_facts(meta: Mapping[str, Any]) -> dict[str, Any]:
     """``DataFacts``. meta: of the prepared data."""
     facts: dict[str, Any] = {key: meta[key] for key in DATA_FACTS}
-    if meta["features"]:
-        coverage = {feature["name"]: feature["coverage"] for feature in meta["features"]}
-        facts["feature_coverage"] = coverage
+    for key, name in COVERAGES.items():
+        if features := meta.get(key):
+            facts[name] = {feature["name"]: feature["coverage"] for feature in features}
     if meta["ids"]:
         facts["ids"] = meta["ids"]
     return facts

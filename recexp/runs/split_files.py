@@ -28,6 +28,7 @@ from recexp.logs import printable_lines, show_logs
 from recexp.runs.composed import ComposedData, composed_data
 from recexp.runs.frames import write_frames
 from recexp.runs.histories import RawIds
+from recexp.types import Feature
 
 Format = Literal["parquet", "csv"]
 ROWS_AT_ONCE = 1 << 20
@@ -77,11 +78,16 @@ def _write(data: ComposedData, folder: Path, file_format: Format) -> dict[str, A
     for name, frames in _tables(data.protocol, data.store):
         path = folder / f"{name}.{file_format}"
         n_rows = write_frames(frames, path)
-        text = MEANING.get(name) or f"item feature {name.removeprefix('item_feature_')!r}"
+        text = MEANING.get(name) or _meaning(name)
         files[path.name] = {"rows": n_rows, "meaning": text}
     manifest = _manifest(data, files)
     write_json(folder / "manifest.json", manifest)
     return manifest
+
+
+def _meaning(name: str) -> str:
+    owner, _, feature = name.partition("_feature_")
+    return f"{owner} feature {feature!r}"
 
 
 def _tables(protocol: Protocol, store: Store) -> Iterator[tuple[str, Iterator[pl.DataFrame]]]:
@@ -100,6 +106,8 @@ def _tables(protocol: Protocol, store: Store) -> Iterator[tuple[str, Iterator[pl
             yield f"candidates_{word}", raw.candidates(protocol, split)
     for name in store.schema.item_features:
         yield f"item_feature_{name}", iter([raw.feature(name)])
+    for name in store.schema.user_attributes:
+        yield f"user_feature_{name}", iter([raw.attribute(name)])
 
 
 class _Raw:
@@ -157,15 +165,28 @@ class _Raw:
             yield pl.DataFrame(columns)
 
     def feature(self, name: str) -> pl.DataFrame:
-        """Items and their labels, a row per label; of a numeric feature the standardized number."""
+        """Items and their labels, a row per label; of a numeric feature the standardized number,
+        of a vector its numbers joined by "|".
+        """
         feature = self.store.schema.item_features[name]
-        item, place = feature.id_VM.nonzero(as_tuple=True)
-        if feature.kind == "numeric":
-            value = pl.Series(feature.weight_VM[item, place].numpy())
-        else:
-            vocabulary = pl.read_parquet(self.store.folder / f"feature_{name}.parquet")
-            value = vocabulary["value"].gather((feature.id_VM[item, place] - 1).numpy())
+        item, value = self._values(feature, f"feature_{name}")
         return pl.DataFrame({"item": self._items(item), "value": value})
+
+    def attribute(self, name: str) -> pl.DataFrame:
+        """As ``feature``, of users."""
+        user, value = self._values(self.store.schema.user_attributes[name], f"user_feature_{name}")
+        return pl.DataFrame({"user": self._users(user), "value": value})
+
+    def _values(self, feature: Feature, file: str) -> tuple[torch.Tensor, pl.Series]:
+        """Numbers of items or users, and the value of each."""
+        row, place = feature.id_VM.nonzero(as_tuple=True)
+        if feature.kind == "numeric":
+            return row, pl.Series(feature.weight_VM[row, place].numpy())
+        if feature.kind == "vector":
+            numbers = pl.Series(feature.weight_VM[row].tolist(), dtype=pl.List(pl.Float32))
+            return row, numbers.cast(pl.List(pl.String)).list.join("|")
+        vocabulary = pl.read_parquet(self.store.folder / f"{file}.parquet")
+        return row, vocabulary["value"].gather((feature.id_VM[row, place] - 1).numpy())
 
     def _events(self, events: Events, row: torch.Tensor, user: torch.Tensor) -> pl.DataFrame:
         columns = {
@@ -176,7 +197,17 @@ class _Raw:
         if events.value is not None:
             columns["value"] = self.levels.gather(events.value[row].long().numpy())
         columns["timestamp"] = pl.Series(events.time[row].numpy())
+        for name, column in events.features.items():
+            columns[name] = self._event_values(name, column[row])
         return pl.DataFrame(columns)
+
+    def _event_values(self, name: str, number: torch.Tensor) -> pl.Series:
+        """Values of an event feature: texts, or standardized numbers."""
+        if number.is_floating_point():
+            return pl.Series(number.numpy())
+        vocabulary = pl.read_parquet(self.store.folder / f"event_feature_{name}.parquet")
+        known = vocabulary["value"]
+        return pl.concat([known.clear(1), known]).gather(number.long().numpy())
 
     def _users(self, number: torch.Tensor) -> pl.Series:
         return self.ids.users.gather(number.numpy())

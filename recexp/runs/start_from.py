@@ -1,6 +1,6 @@
 """Start a run from the weights of a finished one, on the same or newer data.
 
-Rows of tables belong to users, items, or values of an item feature. Those that both runs know, by
+Rows of tables belong to users, items, or values of a feature. Those that both runs know, by
 their raw ids, are taken over; new ones stay as the model initialized them.
 """
 
@@ -24,8 +24,15 @@ from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.runs.finished import FinishedRun, open_data, open_run, training_data
 from recexp.training.checkpoints import read_checkpoint
-from recexp.types import Schema
+from recexp.types import Feature, Schema
 
+# Groups of features: the field of ``Schema``, and what begins the file of a feature's values. The
+# key begins the name of a feature in messages.
+FEATURES = {
+    "": ("item_features", "feature_"),
+    "users' ": ("user_attributes", "user_feature_"),
+    "events' ": ("event_features", "event_feature_"),
+}
 PREFIX = "model."  # of the model's weights in a checkpoint
 
 log = logging.getLogger(__name__)
@@ -166,12 +173,14 @@ def _kinds(old: Store, new: Store) -> dict[str, _Kind]:
         "users": _kind("users", _ids(old, "users", "user"), _ids(new, "users", "user"), 0),
         "items": _kind("items", _ids(old, "items", "item"), _ids(new, "items", "item"), 1),
     }
-    for name in new.schema.item_features.keys() & old.schema.item_features.keys():
-        file = f"feature_{name}"
-        if not (new.folder / f"{file}.parquet").is_file():
-            continue  # numeric: it has no values of its own
-        key = f"values of {name}"
-        kinds[key] = _kind(key, _ids(old, file, "value"), _ids(new, file, "value"), 1)
+    for group, (field, file_of) in FEATURES.items():
+        known = getattr(old.schema, field).keys()
+        for name in getattr(new.schema, field).keys() & known:
+            file = file_of + name
+            if not all((store.folder / f"{file}.parquet").is_file() for store in (old, new)):
+                continue  # numbers: it has no values of its own
+            key = f"values of {group}{name}"
+            kinds[key] = _kind(key, _ids(old, file, "value"), _ids(new, file, "value"), 1)
     return kinds
 
 
@@ -222,20 +231,36 @@ def _grown(schema: Schema, kind: str) -> Schema:
             name: replace(bag, ptr=F.pad(bag.ptr, (0, 1), value=int(bag.ptr[-1])))
             for name, bag in schema.user_features.items()
         }
-        return replace(schema, n_users=schema.n_users + 1, user_features=bags)
-    features = dict(schema.item_features)
-    bags = dict(schema.user_features)
+        attributes = {name: _with_a_row(f) for name, f in schema.user_attributes.items()}
+        return replace(
+            schema, n_users=schema.n_users + 1, user_features=bags, user_attributes=attributes
+        )
     if kind == "items":
-        for name, feature in features.items():
-            id_VM = F.pad(feature.id_VM, (0, 0, 0, 1))
-            weight_VM = F.pad(feature.weight_VM, (0, 0, 0, 1))
-            features[name] = replace(feature, id_VM=id_VM, weight_VM=weight_VM)
+        features = {name: _with_a_row(f) for name, f in schema.item_features.items()}
         return replace(schema, n_items=schema.n_items + 1, item_features=features)
-    name = kind.removeprefix("values of ")
-    features[name] = replace(features[name], cardinality=features[name].cardinality + 1)
-    if name in bags:
-        bags[name] = replace(bags[name], cardinality=bags[name].cardinality + 1)
-    return replace(schema, item_features=features, user_features=bags)
+    key = kind.removeprefix("values of ")
+    group = next(group for group in sorted(FEATURES, reverse=True) if key.startswith(group))
+    name = key.removeprefix(group)
+    changes = [FEATURES[group][0]]
+    if not group and name in schema.user_features:
+        changes.append("user_features")
+    grown: dict[str, Any] = {
+        field: _with_a_value(getattr(schema, field), name) for field in changes
+    }
+    return replace(schema, **grown)
+
+
+def _with_a_row(feature: Feature) -> Feature:
+    """The feature of one more item or user, which has no value."""
+    id_VM = F.pad(feature.id_VM, (0, 0, 0, 1))
+    weight_VM = F.pad(feature.weight_VM, (0, 0, 0, 1))
+    return replace(feature, id_VM=id_VM, weight_VM=weight_VM)
+
+
+def _with_a_value(features: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The features, one of which has one more value."""
+    grown = replace(features[name], cardinality=features[name].cardinality + 1)
+    return {**features, name: grown}
 
 
 # Copies

@@ -23,6 +23,7 @@ from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.lists import best_candidates, top_k, without_seen
 from recexp.evaluation.protocol import Protocol
 from recexp.runs.assembly import assemble
+from recexp.runs.event_features import EventFeatures
 from recexp.runs.exported import Format
 from recexp.runs.finished import check_size, open_data, open_run, training_data
 from recexp.runs.histories import (
@@ -351,6 +352,11 @@ class Trained:
         """The values that events may have, ascending."""
         return list(self._store.meta["levels"])
 
+    @property
+    def event_features(self) -> EventFeatures:
+        """How values of event features become numbers."""
+        return EventFeatures.of(self._store)
+
     def inputs(self, users: pl.Series) -> dict[str, np.ndarray[Any, Any]]:
         """Inputs of an exported graph for users of the data with all their events."""
         audience = known_histories(self._store, self._ids, users)
@@ -374,7 +380,12 @@ class Trained:
         """For whom to recommend, and what they did."""
         if histories is None:
             return known_histories(self._store, self._ids, users)
-        frame = raw_events(to_polars(histories), self._dataset, after=self._latest)
+        frame = raw_events(
+            to_polars(histories),
+            self._dataset,
+            after=self._latest,
+            features=self.schema.event_features,
+        )
         return given_histories(frame, self._store, self._ids, self._dataset, users)
 
     def _scored_by_model(self, audience: Histories, fallback: str | None) -> Tensor:

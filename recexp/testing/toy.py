@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recexp.types import Bag, Feature, Query, Schema
@@ -108,12 +109,7 @@ def query(users: list[int], histories: list[list[int]], n_values: int = 5) -> Qu
 
 def padded(query: Query, extra: int) -> Query:
     """The same histories with ``extra`` more columns of padding on the left."""
-    padding = torch.zeros(len(query), extra, dtype=torch.int64)
-    wider = {
-        name: torch.cat([padding, getattr(query, name)], dim=1)
-        for name in ("item_BL", "behavior_BL", "time_BL", "value_BL")
-    }
-    return Query(query.user_B, **wider, without_B=query.without_B)
+    return query.change_columns(lambda x_BL: F.pad(x_BL, (extra, 0)))
 
 
 def randomise(module: nn.Module, seed: int = 0, scale: float = 0.5) -> nn.Module:

@@ -51,3 +51,5 @@ def _columns(store: Store) -> Iterator[Tensor]:
                 value = getattr(table, column.name)
                 if isinstance(value, Tensor):
                     yield value
+                elif isinstance(value, dict):  # features of events
+                    yield from value.values()

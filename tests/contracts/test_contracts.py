@@ -53,15 +53,22 @@ def test_what_is_to_be_predicted_is_not_in_the_input(name):
         assert torch.equal(before.item_S, after.item_S)
         assert (before.target_S != after.target_S).all()
         return
-    for field in dataclasses.fields(before.query):
-        column = getattr(before.query, field.name)
-        assert column is None or torch.equal(column, getattr(after.query, field.name)), field.name
+    read = columns(after.query)
+    for name, column in columns(before.query).items():
+        assert torch.equal(column, read[name]), name
     target = next(
         f.name
         for f in dataclasses.fields(before)
         if f.name in ("target_BL", "item_BC", "positive_B")
     )
     assert not torch.equal(getattr(before, target), getattr(after, target))
+
+
+def columns(query):
+    """The query's tensors by name."""
+    found = {field.name: getattr(query, field.name) for field in dataclasses.fields(query)}
+    found |= found.pop("features_BL")
+    return {name: column for name, column in found.items() if column is not None}
 
 
 def events_to_predict(objective, rows, batch):

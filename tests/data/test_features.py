@@ -6,10 +6,15 @@ from itertools import pairwise
 import numpy as np
 import polars as pl
 import pytest
+import yaml
 
-from recexp.data.features import build_features
-from recexp.data.readers import ItemFeature
+from recexp.data.cache import prepare
+from recexp.data.dataset import Dataset
+from recexp.data.features import build_features, build_user_features
+from recexp.data.readers import ItemFeature, UserFeature
+from recexp.data.store import Store
 from recexp.errors import RecexpError
+from tests.support import features
 from tests.support.events import GLOBAL, P1, P3, dataset, listed, names, random_events, store
 
 ITEMS = pl.DataFrame({"index": [1, 2, 3, 4], "item": [10, 20, 30, 40]})
@@ -238,3 +243,139 @@ def test_another_feature_file_is_another_fingerprint(tmp_path):
         (tmp_path / "raw" / "items.csv").write_text(f"item,brand\ni1,{brand}\n")
         folders.add(prepare(dataset(tmp_path / "raw", features=features), P3, tmp_path / "cache"))
     assert len(folders) == 2
+
+
+def test_vectors_are_scaled_by_one_number(tmp_path):
+    """So that their mean squared length is 1; those of other items do not count."""
+    vectors = {10: [3.0, 4.0], 30: [0.0, 1.0], 99: [50.0, 50.0]}
+    frame = pl.DataFrame({"item": list(vectors), "value": list(vectors.values())}).lazy()
+    report = []
+    (described,) = build_features(
+        {"text": ItemFeature("vector", frame)}, ITEMS, PAIRS, 100, N_USERS, tmp_path, report
+    )
+    assert described == {"name": "text", "kind": "vector", "cardinality": 3, "coverage": 0.5}
+    weight_VW = np.load(tmp_path / "feature_text_weight.npy")
+    scale = np.sqrt((25 + 1) / 2)
+    expected = np.asarray([[0, 0], [3, 4], [0, 0], [0, 1], [0, 0]]) / scale
+    assert np.allclose(weight_VW, expected)
+    assert np.load(tmp_path / "feature_text_id.npy").ravel().tolist() == [0, 1, 0, 1, 0]
+    assert report == ["item feature text (vector): 2 numbers, known for 50.0% of items"]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[1.0], [1.0, 2.0]], "vectors of 1, 2 numbers"),
+        ([[1.0], [None]], "an entry that is missing or no finite number"),
+        ([[1.0], [float("nan")]], "an entry that is missing or no finite number"),
+        ([1.0, 2.0], "its column holds Float64"),
+    ],
+)
+def test_faulty_vectors_are_named(tmp_path, values, message):
+    frame = pl.DataFrame({"item": [10, 20], "value": values}).lazy()
+    with pytest.raises(RecexpError, match=message):
+        build_features(
+            {"text": ItemFeature("vector", frame)}, ITEMS, PAIRS, 100, N_USERS, tmp_path, []
+        )
+
+
+USERS = pl.DataFrame({"index": [0, 1, 2], "user": ["u", "v", "w"]})
+
+
+def user_frame(*rows):
+    return pl.DataFrame(rows, schema=["user", "value"], orient="row").lazy()
+
+
+def test_features_of_users(tmp_path):
+    raw = {
+        "city": UserFeature("categorical", user_frame((" v", "x"), ("w", "y"), ("z", "x"))),
+        "age": UserFeature("numeric", user_frame(("u", 10.0), ("w", 30.0))),
+    }
+    report = []
+    described = build_user_features(raw, USERS, {}, tmp_path, report)
+    assert [entry["coverage"] for entry in described] == [2 / 3, 2 / 3]
+    ids = np.load(tmp_path / "user_feature_city_id.npy")
+    names = pl.read_parquet(tmp_path / "user_feature_city.parquet")["value"].to_list()
+    assert [names[i - 1] if i else None for i in ids.ravel()] == [None, "x", "y"]
+    ages = np.load(tmp_path / "user_feature_age_weight.npy")
+    assert ages.ravel().tolist() == [-1, 0, 1]
+    assert report[0] == "user feature city (categorical): 2 values, known for 66.7% of users"
+
+
+def test_user_features_of_nobody_and_names_of_bags_are_refused(tmp_path):
+    raw = {"city": UserFeature("categorical", user_frame(("nobody", "x")))}
+    with pytest.raises(RecexpError, match="User feature city: none of its 1 user ids is that of a"):
+        build_user_features(raw, USERS, {}, tmp_path, [])
+    with pytest.raises(RecexpError, match="User feature city and item feature city"):
+        build_user_features(raw, USERS, {"city": 1}, tmp_path, [])
+
+
+def test_features_of_events_follow_their_events(tmp_path):
+    """Codes and standardized numbers of training and history rows, against the raw table."""
+    folder = features.write(tmp_path / "raw")
+    found = prepared_table(folder, tmp_path / "cache")
+    raw = features.events().filter(pl.col("item").is_not_null())
+    rows = {(r["user"], r["item"]): r for r in raw.iter_rows(named=True)}
+    users = pl.read_parquet(found.folder / "users.parquet")["user"]
+    items = pl.read_parquet(found.folder / "items.parquet")["item"]
+    vocabulary = pl.read_parquet(found.folder / "event_feature_device.parquet")["value"]
+
+    def raw_of(events, number):
+        user, item = int(events.user[number]), int(events.item[number])
+        return rows[users[user], items[item - 1]]
+
+    numbers = [raw_of(found.train, n)["dwell"] for n in range(len(found.train))]
+    known = np.asarray([x for x in numbers if x is not None])
+    for events in (found.train, found.past):
+        for n in range(len(events)):
+            expected = raw_of(events, n)
+            code = int(events.features["device"][n])
+            assert (vocabulary[code - 1] if code else None) == expected["device"]
+            dwell = expected["dwell"]
+            z = 0.0 if dwell is None else (dwell - known.mean()) / known.std()
+            assert float(events.features["dwell"][n]) == pytest.approx(z, abs=1e-6)
+    coverage = {entry["name"]: entry["coverage"] for entry in found.meta["event_features"]}
+    assert coverage["device"] == 1 - raw["device"].null_count() / len(raw)
+    assert coverage["dwell"] == 1 - raw["dwell"].null_count() / len(raw)
+
+
+def test_merged_events_keep_the_features_of_the_row_that_stays(tmp_path):
+    """As their time: that of the last explicit event."""
+    frame = pl.DataFrame(
+        {
+            "user": ["u"] * 5,
+            "item": ["a", "a", "a", "b", "c"],
+            "timestamp": [1, 2, 3, 4, 5],
+            "behavior": ["view", "buy", "view", "view", "view"],
+            "device": ["one", "two", "three", "four", "five"],
+        }
+    )
+    (tmp_path / "raw").mkdir()
+    frame.write_csv(tmp_path / "raw" / "events.csv")
+    settings = {"merge": "pairs"}
+    found = prepared_table(
+        tmp_path / "raw", tmp_path / "cache", {"events": {"device": "categorical"}}, **settings
+    )
+    vocabulary = pl.read_parquet(found.folder / "event_feature_device.parquet")["value"]
+    names = [vocabulary[int(code) - 1] for code in found.past.features["device"]]
+    assert names == ["two", "four", "five"]
+
+
+def prepared_table(folder, cache, spec=None, **settings):
+    """The store of a table data set."""
+    source = {
+        "_target_": "recexp.data.readers.table.read",
+        "_partial_": True,
+        "file": "events.csv",
+        "behavior": "behavior",
+        "features": spec or yaml.safe_load(features.FEATURES),
+    }
+    data = Dataset(
+        name="featured",
+        raw_dir=str(folder),
+        source=source,
+        behaviors=["view", "buy"],
+        explicit=["buy"],
+        **settings,
+    )
+    return Store.open(prepare(data, P3, cache))

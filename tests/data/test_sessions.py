@@ -70,6 +70,21 @@ def test_sessions_are_users_of_the_data_set(tmp_path):
     assert set(names(Store.open(split), "user")) < set(ids) | {""}
 
 
+def test_sessions_have_the_features_of_their_user(tmp_path):
+    shop = write(tmp_path / "raw", random_events(0))
+    ages = "".join(f"u{n},{20 + n}\n" for n in range(25))
+    (shop / "users.csv").write_text("user,age\n" + ages)
+    features = {"users": {"file": "users.csv", "user": "user", "columns": {"age": "categorical"}}}
+    given = dataset(shop, features=features, sessions={"gap_minutes": 0.1})
+    opened = Store.open(prepare(given, P3, tmp_path / "cache"))
+    # Value n of the feature is the n-th age in order.
+    age_U = opened.schema.user_attributes["age"].id_VM[:, 0].tolist()
+    owners = [int(name.partition("#")[0][1:]) for name in names(opened, "user")]
+    assert len(set(owners)) < len(owners)
+    known = sorted(set(owners), key=lambda owner: str(20 + owner))
+    assert age_U == [1 + known.index(owner) for owner in owners]
+
+
 @pytest.mark.parametrize(
     "sessions", [{}, {"gap": 3}, 30, {"gap_minutes": "30"}, {"gap_minutes": -1}]
 )

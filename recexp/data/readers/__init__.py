@@ -12,7 +12,10 @@ from typing import Literal
 
 import polars as pl
 
-FeatureKind = Literal["categorical", "multi_label", "numeric"]
+FeatureKind = Literal["categorical", "multi_label", "numeric", "vector"]
+EventFeatureKind = Literal["categorical", "numeric"]
+EVENT_PREFIX = "feature:"
+"""Begins the names of the columns of ``Raw.events`` that are event features."""
 
 
 @dataclass
@@ -20,8 +23,9 @@ class ItemFeature:
     """Side information about items in long form.
 
     frame: columns ``item``, ``value`` (integer or string for categorical and multi_label, float for
-        numeric) and, where the value changes over time, ``timestamp`` (int64 milliseconds, valid
-        from). Preparation takes the last value at or before the end of training, else the first.
+        numeric, a list or an array of numbers for vector) and, where the value changes over time,
+        ``timestamp`` (int64 milliseconds, valid from). Preparation takes the last value at or
+        before the end of training, else the first.
     tree: columns ``value``, ``parent`` (null at a root). Preparation adds every ancestor of a value
         (the category tree of the ITE paper).
     """
@@ -32,15 +36,25 @@ class ItemFeature:
 
 
 @dataclass
+class UserFeature:
+    """Side information about users: as ``ItemFeature``, with a column ``user``."""
+
+    kind: FeatureKind
+    frame: pl.LazyFrame
+
+
+@dataclass
 class Raw:
     """What a reader returns.
 
     events: columns ``user``, ``item`` (string or int64), ``behavior`` (string), ``timestamp``
         (int64 milliseconds), optionally ``value`` (float32) and ``part`` (int8, TRAIN, VAL or TEST
-        of ``recexp.data.split``), in the row order of the source, which breaks ties in time.
+        of ``recexp.data.split``), in the row order of the source, which breaks ties in time. Of
+        every event feature a column ``feature:NAME`` (``EVENT_PREFIX``), texts, integers or, for
+        numeric, floats; null is unknown.
     files: every file that was read, for checksums: ``Folder.files``, by which the cache knows the
         files that matter. For a plain list it takes any file put beside these for a change.
-    item_features: by name.
+    item_features, user_features, event_features: by name.
     dropped: reason -> (number of rows, first few examples "file:row column value"), filled with
         ``on_bad_rows="drop"``.
     has_times: False where the time of an event is its place in the source.
@@ -54,3 +68,5 @@ class Raw:
     dropped: dict[str, tuple[int, list[str]]] = field(default_factory=dict)
     has_times: bool = True
     decided: dict[str, str] = field(default_factory=dict)
+    user_features: dict[str, UserFeature] = field(default_factory=dict)
+    event_features: dict[str, EventFeatureKind] = field(default_factory=dict)

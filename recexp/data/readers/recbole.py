@@ -10,16 +10,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
 from recexp.data.dataset import BadRows
-from recexp.data.raw.columns import Column, Kind, time_column
+from recexp.data.raw.columns import Column, time_column
 from recexp.data.raw.delimited import Format
 from recexp.data.raw.folder import Folder
 from recexp.data.raw.text import fields, shortened
 from recexp.data.raw.times import check_time_unit, detected_unit
-from recexp.data.readers import FeatureKind, ItemFeature, Raw
+from recexp.data.readers import FeatureKind, Raw
+from recexp.data.readers.feature_tables import FeatureTables
 from recexp.errors import RecexpError
 
 ORIGIN = "recbole.io/dataset_list.html"
@@ -28,8 +30,8 @@ KINDS: dict[str, FeatureKind] = {
     "token": "categorical",
     "token_seq": "multi_label",
     "float": "numeric",
+    "float_seq": "vector",
 }
-TYPES = (*KINDS, "float_seq")
 
 
 def read(
@@ -45,8 +47,10 @@ def read(
     time_unit: str = "auto",
     items: str | None = "*.item",
     item_features: Sequence[str] | None = None,
+    users: str | None = "*.user",
+    user_features: Sequence[str] | None = None,
 ) -> Raw:
-    """Read the events of ``file``, and the item features of ``items``. Ids become strings.
+    """Read the events of ``file``, and the features of ``items`` and ``users``. Ids become strings.
 
     file: names or patterns as in ``Folder.names``; the parts of a benchmark (.train, .valid and
         .test) are read one after the other.
@@ -54,8 +58,8 @@ def read(
     value, timestamp: the same; auto takes "rating" and "timestamp" where there are such fields.
         Without times the events are in the order of the files.
     time_unit: as in ``table.read``.
-    items: a name or pattern; files that are not there give no features. None reads none.
-    item_features: names of fields; None takes all of types token, token_seq and float.
+    items, users: a name or pattern; files that are not there give no features. None reads none.
+    item_features, user_features: names of fields; None takes all.
     """
     check_time_unit(time_unit)
     folder = Folder(raw_dir, ORIGIN, on_bad_rows)
@@ -84,14 +88,14 @@ def read(
         events = events.with_columns(pl.col("value").cast(pl.Float32))
     if timestamp is None:
         events = events.with_columns(timestamp=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
-    features = _features(folder, folder.found(items), item, item_features) if items else {}
+    tables = [("item", items, item, item_features), ("user", users, user, user_features)]
     return Raw(
         events.lazy(),
         folder.files,
-        features,
-        folder.dropped,
+        dropped=folder.dropped,
         has_times=timestamp is not None,
         decided=decided,
+        **_features(folder, tables),
     )
 
 
@@ -113,10 +117,10 @@ def _header(folder: Folder, name: str) -> _Header:
     types = {}
     for text in first or []:
         field, _, kind = (text or "").strip().rpartition(":")
-        if not field or kind not in TYPES:
+        if not field or kind not in KINDS:
             raise RecexpError(
                 f"{path}, line 1: {shortened(text or '')!r} is no field of an atomic file: a name "
-                f"and a type, such as user_id:token. The types are {', '.join(TYPES)}."
+                f"and a type, such as user_id:token. The types are {', '.join(KINDS)}."
             )
         types[field] = kind
     return _Header(path, types)
@@ -131,25 +135,31 @@ def _field(header: _Header, name: str) -> str:
 
 
 def _features(
-    folder: Folder, names: list[str], key: str, wanted: Sequence[str] | None
-) -> dict[str, ItemFeature]:
-    """The features of files with one row per item. wanted: None takes all that can be taken."""
-    if not names:
-        return {}
-    header = _header(folder, names[0])
-    if wanted is None:
-        wanted = [name for name, kind in header.types.items() if name != key and kind in KINDS]
-    columns = [Column("_key", _field(header, key))]
-    for name in wanted:
-        is_number = header.types.get(name) == "float"
-        kind: Kind = "number" if is_number else "text"
-        columns.append(Column(name, _field(header, name), kind, nullable=True))
-    frame = folder.frame(names, columns, FORM)
-    features = {}
-    for name in wanted:
-        values = frame.select(item="_key", value=name).drop_nulls("value")
-        if header.types[name] == "token_seq":
-            labels = pl.col("value").str.split(" ")
-            values = values.with_columns(labels).explode("value").filter(pl.col("value") != "")
-        features[name] = ItemFeature(KINDS[header.types[name]], values.lazy())
-    return features
+    folder: Folder, tables: Sequence[tuple[str, str | None, str, Sequence[str] | None]]
+) -> dict[str, Any]:
+    """The fields of ``Raw`` for item and user features.
+
+    tables: ("item" or "user", pattern of its files, name of the id, wanted fields).
+    """
+    spec: dict[str, Any] = {}
+    for owner, pattern, key, wanted in tables:
+        names = folder.found(pattern) if pattern else []
+        if pattern is None or not names:
+            continue
+        header = _header(folder, names[0])
+        if wanted is None:
+            wanted = [name for name in header.types if name != key]
+        kinds = {_field(header, name): KINDS[header.types[name]] for name in wanted}
+        if kinds:
+            table = {"file": pattern, owner: _field(header, key), "columns": kinds}
+            spec[f"{owner}s"] = table | {"label_separator": " "}
+
+    def read_table(file: str, columns: list[Column]) -> pl.DataFrame:
+        return folder.frame(file, columns, FORM)
+
+    found = FeatureTables.of(spec).read(folder, read_table)
+    return {field: _without_types(features) for field, features in found.items()}
+
+
+def _without_types(features: dict[str, Any]) -> dict[str, Any]:
+    return {name.rpartition(":")[0]: feature for name, feature in features.items()}

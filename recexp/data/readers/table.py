@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import polars as pl
 from pydantic import Field
@@ -15,14 +16,13 @@ from recexp.data.raw.columns import Column, time_column
 from recexp.data.raw.delimited import Format
 from recexp.data.raw.folder import Folder
 from recexp.data.raw.times import check_time_unit, detected_unit
-from recexp.data.readers import FeatureKind, ItemFeature, Raw
+from recexp.data.readers import Raw
+from recexp.data.readers.feature_tables import FeatureTables
 from recexp.errors import RecexpError
 
 ORIGIN = "the publisher of the table; dataset.source.file names it"
-KINDS: tuple[FeatureKind, ...] = get_args(FeatureKind)
 Source = str | Annotated[int, Field(ge=0, le=100_000)]  # the name of a column, or its number
 SEPARATOR_NAMES = {"tab": "\t", "\\t": "\t", "space": " "}
-NEEDED_KEYS = {"file", "item", "columns"}
 
 
 def read(
@@ -53,11 +53,10 @@ def read(
         such as %Y%m%d (``times.from_pattern``), or auto: the first rows decide between numbers of
         some size and iso. A parquet column of dates or times needs none.
     separator: one character, or several, which exclude quotes; "tab" for a tab.
-    features: {file, item, columns: {column: categorical | multi_label | numeric},
-        label_separator: "|"}: a table with one row per item; the labels of a multi_label column are
-        joined by label_separator.
+    features: of items, users and events; see ``feature_tables.FeatureTables.of``.
     """
     separator = SEPARATOR_NAMES.get(separator, separator)
+    tables = FeatureTables.of(features)
     check_time_unit(time_unit)
     _check_separator(separator)
     folder = Folder(raw_dir, ORIGIN, on_bad_rows)
@@ -72,6 +71,7 @@ def read(
         time_unit = decided["time_unit"] = _detected_unit(folder, file, timestamp, form)
     if timestamp is not None:
         columns.append(time_column("timestamp", timestamp, time_unit))
+    columns += tables.event_columns()
     events = folder.frame(file, _numbered(columns, header), form)
     if behavior is None:
         events = events.with_columns(behavior=pl.lit("interaction"))
@@ -79,14 +79,13 @@ def read(
         events = events.with_columns(pl.col("value").cast(pl.Float32))
     if timestamp is None:
         events = events.with_columns(timestamp=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
-    item_features = _features(folder, dict(features), separator) if features else {}
     return Raw(
         events.lazy(),
         folder.files,
-        item_features,
-        folder.dropped,
+        dropped=folder.dropped,
         has_times=timestamp is not None,
         decided=decided,
+        **tables.read(folder, partial(_read_table, folder, separator=separator)),
     )
 
 
@@ -124,38 +123,3 @@ def _numbered(columns: list[Column], header: bool) -> list[Column]:
 def _read_table(folder: Folder, file: str, columns: list[Column], separator: str) -> pl.DataFrame:
     """A table of features."""
     return folder.frame(file, columns, Format(True, separator))
-
-
-def _features(folder: Folder, spec: dict[str, Any], separator: str) -> dict[str, ItemFeature]:
-    """The features that the option ``features`` of ``read`` describes."""
-    kinds = _kinds(spec)
-    columns = [Column("_item", spec["item"])]
-    for name, kind in kinds.items():
-        columns.append(Column(name, name, "number" if kind == "numeric" else "text", nullable=True))
-    frame = _read_table(folder, spec["file"], columns, separator)
-    features = {}
-    for name, kind in kinds.items():
-        values = frame.select(item="_item", value=name).drop_nulls("value")
-        if kind == "multi_label":
-            labels = pl.col("value").str.split(spec.get("label_separator", "|"))
-            values = values.with_columns(labels).explode("value").filter(pl.col("value") != "")
-        features[name] = ItemFeature(kind, values.lazy())
-    return features
-
-
-def _kinds(spec: dict[str, Any]) -> dict[str, FeatureKind]:
-    """The kind of each feature column. RecexpError for keys or kinds that are not known."""
-    unknown = spec.keys() - NEEDED_KEYS - {"label_separator"}
-    if unknown or not spec.keys() >= NEEDED_KEYS:
-        raise RecexpError(
-            "features needs the keys file, item and columns, and may have label_separator; "
-            f"it has {', '.join(sorted(spec))}"
-        )
-    kinds: dict[str, FeatureKind] = dict(spec["columns"])
-    for name, kind in kinds.items():
-        if kind not in KINDS:
-            raise RecexpError(
-                f"features.columns.{name}={kind!r} is not a kind of feature; "
-                f"choose {', '.join(KINDS)}"
-            )
-    return kinds

@@ -92,6 +92,11 @@ EFFECT_REQUIRES: dict[str, tuple[str, tuple[Any, ...]]] = {
     "protocol.candidates.seed": ("protocol.candidates.kind", ("uniform", "popularity")),
     "protocol.candidates.counts": ("protocol.candidates.kind", ("popularity",)),
 }
+NO_FEATURES = {
+    "model.event_side": [],
+    "model.side_vectors": "frozen",
+    "model.side_of_candidates": True,
+}
 OF_NEGATIVES = (
     "objective.n_negatives",
     "objective.shared",
@@ -243,4 +248,6 @@ def _has_effect(key: str, found: Mapping[str, Any]) -> bool:
         return False
     if key.endswith("side_scale"):
         return bool(found["model.item_side"] or found["model.user_side"])
+    if key in NO_FEATURES:  # no paper's data have such features
+        return found[key] != NO_FEATURES[key]
     return key != "objective.windows" or found[key] is not None

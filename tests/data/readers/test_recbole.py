@@ -66,6 +66,31 @@ def test_the_published_layout(tmp_path):
     assert recbole.read(tmp_path, items=None).item_features == {}
 
 
+def test_users_and_vectors(tmp_path):
+    """User features as ml-100k has them, and a sequence of numbers as a vector."""
+    user = "user_id:token\tage:float\tjob:token\n196\t49\twriter\n22\t25\t\n"
+    item = "item_id:token\timage:float_seq\n242\t0.5 -1 2e1\n377\t1 2 3\n302\t\n"
+    raw = recbole.read(write(tmp_path, ml__inter=INTER, ml__item=item, ml__user=user))
+    assert raw.files == [tmp_path / f"ml.{name}" for name in ("inter", "item", "user")]
+    assert raw.item_features["image"].kind == "vector"
+    assert values(raw, "image") == [("242", [0.5, -1, 20]), ("377", [1, 2, 3])]
+    found = {
+        name: (feature.kind, feature.frame.collect().select("user", "value").rows())
+        for name, feature in raw.user_features.items()
+    }
+    assert found == {
+        "age": ("numeric", [("196", 49), ("22", 25)]),
+        "job": ("categorical", [("196", "writer")]),
+    }
+    assert list(recbole.read(tmp_path, user_features=["job"]).user_features) == ["job"]
+    assert recbole.read(tmp_path, users=None).user_features == {}
+    write(tmp_path, ml__item="item_id:token\timage:float_seq\n242\t0.5 x\n")
+    with pytest.raises(
+        RecexpError, match=r"\*\.item, column 'image:float_seq': '0.5 x' of item 242"
+    ):
+        recbole.read(tmp_path)
+
+
 def test_files_without_ratings_times_and_features(tmp_path):
     """The order of rows is that of time, and sessions may be users."""
     text = "session_id:token\tartist_id:token\nb\tx\na\ty\nb\tz\n"
