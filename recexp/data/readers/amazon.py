@@ -14,21 +14,24 @@ from recexp.data.raw.records import joined, record_row, split_names
 from recexp.data.raw.text import Row
 from recexp.data.readers import ItemFeature, Raw
 
+FIVE_CORE = "_5"  # at the end of a name
+
 
 def read(
     raw_dir: str | Path, *, on_bad_rows: BadRows = "error", name: str = "Beauty", meta: bool = True
 ) -> Raw:
     """Read ``ratings_<name>.csv``, or else ``reviews_<name>.json.gz``.
 
-    Item features come from ``meta_<name>.json.gz`` where it is present: "category" (every name in
-    ``categories``), "brand" and "price". meta: False leaves them out.
+    name: a department, or its 5-core, such as Beauty_5.
+    meta: read the item features of ``meta_<department>.json.gz`` where it is present: "category"
+        (every name in ``categories``), "brand" and "price".
     Times are whole days: ties keep the order of the file.
     """
     origin = f"J. McAuley, UCSD: Amazon product data (2014), department {name}"
     folder = Folder(raw_dir, origin, on_bad_rows)
     ratings = f"ratings_{name}.csv"
     reviews = f"reviews_{name}.json.gz"
-    products = f"meta_{name}.json.gz"
+    products = f"meta_{name.removesuffix(FIVE_CORE)}.json.gz"
     if first_present(folder, [ratings, reviews]) == ratings:
         events = folder.delimited(ratings, _columns(0, 1, 2, 3), header=False)
     else:

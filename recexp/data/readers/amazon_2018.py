@@ -14,7 +14,7 @@ from recexp.data.raw.folder import Folder
 from recexp.data.raw.records import joined, record_row, split_names
 from recexp.data.raw.text import Row
 from recexp.data.readers import ItemFeature, Raw
-from recexp.data.readers.amazon import dollars, first_present
+from recexp.data.readers.amazon import FIVE_CORE, dollars, first_present
 
 # Some names of brands keep the line "by" of the web page.
 BY = r"^by\s*\n\s*"
@@ -30,9 +30,10 @@ def read(
 ) -> Raw:
     """Read the ratings ``<name>.csv``, or the reviews ``<name>.json.gz``.
 
-    file: another name, such as Video_Games_5.json.gz, the 5-core; packed or not.
-    meta: read the item features of ``meta_<name>.json.gz`` where it is present: "category" (every
-        name of ``category``), "brand" and "price" (of a single price in dollars).
+    name: a department, or its 5-core, such as Video_Games_5.
+    file: another name of the file.
+    meta: read the item features of ``meta_<department>.json.gz`` where it is present: "category"
+        (every name of ``category``), "brand" and "price" (of a single price in dollars).
     Times are whole days: ties keep the order of the file.
     """
     origin = f"J. McAuley, UCSD: Amazon review data (2018), department {name}"
@@ -56,7 +57,8 @@ def read(
 
 
 def _meta_names(name: str) -> tuple[str, str]:
-    return f"meta_{name}.json.gz", f"meta_{name}.json"
+    department = name.removesuffix(FIVE_CORE)
+    return f"meta_{department}.json.gz", f"meta_{department}.json"
 
 
 def _features(folder: Folder, name: str) -> dict[str, ItemFeature]:

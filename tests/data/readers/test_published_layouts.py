@@ -87,8 +87,20 @@ def test_amazon_2018_reviews_and_products(tmp_path):
     assert values(raw, "brand") == [("0700026657", "Ubisoft")]
     assert values(raw, "price") == [("0700026657", 1012.99)]
     (tmp_path / "Video_Games_5.json").write_bytes(records(REVIEW_2018 | {"asin": "B1"}))
-    five_core = read(tmp_path, "amazon_2018", file="Video_Games_5.json", meta=False)
-    assert events(five_core)[0][1] == "B1" and five_core.item_features == {}
+    five_core = read(tmp_path, "amazon_2018", name="Video_Games_5")
+    assert events(five_core)[0][1] == "B1" and len(values(five_core, "brand")) == 1
+    other = read(tmp_path, "amazon_2018", file="Video_Games_5.json", meta=False)
+    assert events(other)[0][1] == "B1" and other.item_features == {}
+
+
+def test_amazon_2014_five_core_has_the_products_of_its_department(tmp_path):
+    review = {"reviewerID": "A1", "asin": "B1", "overall": 5.0, "unixReviewTime": 1369699200}
+    product = {"asin": "B1", "categories": [["Beauty", "Hair"]], "brand": "X", "price": 4.5}
+    (tmp_path / "reviews_Beauty_5.json.gz").write_bytes(gzip.compress(records(review)))
+    (tmp_path / "meta_Beauty.json.gz").write_bytes(gzip.compress(records(product)))
+    raw = read(tmp_path, "amazon_beauty", name="Beauty_5")
+    assert events(raw) == [("A1", "B1", "rating", 1369699200000)]
+    assert values(raw, "category") == [("B1", "Beauty"), ("B1", "Hair")]
 
 
 def test_amazon_2018_ratings_name_the_item_first(tmp_path):
