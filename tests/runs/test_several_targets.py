@@ -70,7 +70,8 @@ def test_predictions_rank_as_the_model_does(shop, tmp_path, case):
     assert ranks.equals(pl.read_parquet(one.run_dir / "ranks.parquet"))
 
 
-@pytest.mark.parametrize("case", ["all items", pytest.param("drawn", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("missing", ["error", "worst"])
 def test_short_lists_have_the_metrics_that_they_decide(shop, tmp_path, case, missing):
     one = trained(shop, CASES[case], "bpr_mf")
@@ -134,6 +135,7 @@ def test_reports_have_the_metrics_of_each_user(shop, case):
         per_user(one.run_dir, "gain@3")
 
 
+@pytest.mark.slow
 def test_systems_are_compared_on_the_metrics_of_several_targets(shop):
     for model in ("pop", "bpr_mf"):
         trained(shop, ALL_ITEMS, model)
@@ -145,7 +147,7 @@ def test_systems_are_compared_on_the_metrics_of_several_targets(shop):
         assert pair.users == runs[0]["metrics"]["test/users"]
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [pytest.param("all items", marks=pytest.mark.slow), "drawn"])
 def test_exported_splits_hold_all_targets(shop, tmp_path, case):
     data = composed_data(words(shop, CASES[case]))
     export_split(data, tmp_path / "out")
