@@ -33,7 +33,8 @@ TAKEN = ("user", "item", "behavior", "value", "timestamp", "time", "gap")
 ID = "_id"
 LISTS = ("multi_label", "vector")
 
-ReadTable = Callable[[str, list[Column]], pl.DataFrame]
+Files = str | list[str]  # a name, a pattern, or several
+ReadTable = Callable[[Files, list[Column]], pl.DataFrame]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class _Table:
 
     place: str
     owner: str
-    file: str
+    file: Files
     id: Any
     kinds: Mapping[str, FeatureKind]
     label_separator: str = "|"
@@ -148,7 +149,7 @@ def _table(place: str, owner: str, spec: Any) -> _Table:
     separator = spec.get("label_separator", "|")
     if not isinstance(separator, str) or not separator:
         raise RecexpError(f"{place}.label_separator={separator!r} must be a text.")
-    return _Table(place, owner, str(spec["file"]), spec[owner], columns, separator)
+    return _Table(place, owner, spec["file"], spec[owner], columns, separator)
 
 
 def _event_kinds(columns: Any) -> dict[str, EventFeatureKind]:
@@ -179,10 +180,11 @@ def _parsed_as(kind: str) -> Any:
 
 def _frames(table: _Table, folder: Folder, read_table: ReadTable) -> dict[str, pl.DataFrame]:
     """The columns ``ID`` and value of every feature, without missing values."""
-    if Path(table.file).suffix == ".npy":
+    suffixes = {Path(name).suffix for name in folder.names(table.file)}
+    if suffixes == {".npy"}:
         return _array(table, folder, read_table)
     lists: dict[str, pl.DataFrame] = {}
-    if Path(table.file).suffix == ".parquet":
+    if suffixes == {".parquet"}:
         lists = _list_columns(table, folder)
     columns = [Column(ID, table.id)]
     for name, kind in table.kinds.items():
@@ -219,10 +221,11 @@ def _taken_apart(values: pl.DataFrame, table: _Table, name: str) -> pl.DataFrame
 
 
 def _list_columns(table: _Table, folder: Folder) -> dict[str, pl.DataFrame]:
-    """The features that a parquet file holds as lists or arrays."""
-    path = folder.file(table.file)
+    """The features that parquet files hold as lists or arrays."""
+    paths = [folder.file(name) for name in folder.names(table.file)]
+    path = paths[0]
     try:
-        scan = pl.scan_parquet(path, glob=False)
+        scan = pl.scan_parquet(paths, glob=False)
         types = scan.collect_schema()
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError):
         return {}  # ``Folder.parquet`` says what is wrong
@@ -250,12 +253,13 @@ def _list_columns(table: _Table, folder: Folder) -> dict[str, pl.DataFrame]:
 
 def _array(table: _Table, folder: Folder, read_table: ReadTable) -> dict[str, pl.DataFrame]:
     """The one feature of a ``.npy`` file, a vector per row."""
-    if list(table.kinds.values()) != ["vector"]:
+    names = folder.names(table.file)
+    if list(table.kinds.values()) != ["vector"] or len(names) > 1:
         raise RecexpError(
-            f"{table.place}: {table.file} holds one feature; give it a name and the kind vector, "
-            "such as columns: {embedding: vector}."
+            f"{table.place}: {names[0]} holds one feature; give it a name and the kind vector, "
+            "such as columns: {embedding: vector}, and a table of its own."
         )
-    path = folder.file(table.file)
+    path = folder.file(names[0])
     vector_NW = _load(path)
     if vector_NW.ndim != 2 or vector_NW.dtype.kind not in "fiu":
         raise RecexpError(
@@ -271,8 +275,8 @@ def _array(table: _Table, folder: Folder, read_table: ReadTable) -> dict[str, pl
     width = vector_NW.shape[1]
     value = pl.Series(np.ascontiguousarray(vector_NW, np.float32).reshape(-1))
     lists = value.reshape((-1, width)).arr.to_list()
-    (name,) = table.kinds
-    return {name: pl.DataFrame({ID: ids, "value": lists}).drop_nulls(ID)}
+    (feature,) = table.kinds
+    return {feature: pl.DataFrame({ID: ids, "value": lists}).drop_nulls(ID)}
 
 
 def _ids_of_rows(table: _Table, folder: Folder, read_table: ReadTable) -> pl.Series:

@@ -93,6 +93,16 @@ def test_vectors_are_the_same_in_every_form(folder, form):
     assert item_values(folder, spec) == list(zip(IDS, VECTORS, strict=True))
 
 
+def test_a_table_may_lie_in_several_files(folder):
+    for number, (name, vector) in enumerate(zip(IDS, VECTORS, strict=True)):
+        frame = pl.DataFrame({"id": [name], "text": [vector], "tag": [name * 2]})
+        frame.write_parquet(folder / f"part-{number}.parquet")
+    spec = {"file": "part-*.parquet", "item": "id", "columns": {"text": "vector"}}
+    assert item_values(folder, spec) == list(zip(IDS, VECTORS, strict=True))
+    spec["columns"] = {"tag": "categorical"}
+    assert item_values(folder, spec) == [("a", "aa"), ("b", "bb"), ("c", "cc")]
+
+
 def test_labels_may_be_lists(folder):
     frame = pl.DataFrame({"id": IDS, "tags": [["x", "y"], [], None]})
     frame.write_parquet(folder / "t.parquet")
