@@ -34,7 +34,7 @@ def read(
     *,
     file: Any,
     on_bad_rows: BadRows = "error",
-    part: str | int | None = None,
+    part: table.Source | None = None,
     validation: Part | None = None,
     test: Part | None = None,
     **options: Any,
@@ -116,7 +116,7 @@ def _like(of_part: Raw, events: pl.DataFrame, code: int) -> pl.DataFrame:
     return frame.select(events.columns).with_columns(part=_code(code))
 
 
-def _with_column(raw_dir: str | Path, part: str | int, options: dict[str, Any]) -> Raw:
+def _with_column(raw_dir: str | Path, part: table.Source, options: dict[str, Any]) -> Raw:
     """The events of one file, with the part that a column says."""
     # The reader takes the column in the place of the behaviors, which are read apart.
     in_place = table.read(raw_dir, **{**options, "behavior": part})
