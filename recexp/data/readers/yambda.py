@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import polars as pl
+from pydantic import Field
 
 from recexp.data.dataset import BadRows
 from recexp.data.raw.delimited import find_column
@@ -21,7 +23,7 @@ def read(
     *,
     on_bad_rows: BadRows = "error",
     file: str = "multi_event.parquet",
-    min_played: int | None = None,
+    min_played: Annotated[int, Field(ge=0, le=100)] | None = None,
 ) -> Raw:
     """Read the flat ``multi_event.parquet``: events listen, like, dislike, unlike and undislike.
 

@@ -250,7 +250,7 @@ def test_options_of_the_reader_stand_in_names_and_addresses():
 
 
 BLOCKS = {path.stem: path for path in sorted((CONF / "dataset").glob("*.yaml"))}
-WITHOUT = {"table", "sequence_file", "attribute_sequence", "recbole", "simulated_shop"}
+WITHOUT = {"table", "given", "sequence_file", "attribute_sequence", "recbole", "simulated_shop"}
 
 
 @pytest.mark.parametrize("name", sorted(BLOCKS.keys() - WITHOUT))
