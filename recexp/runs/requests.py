@@ -202,7 +202,8 @@ class Reader:
                 given.append(reading.new)
         if not given:
             return known
-        names = [column.name for column in fields(Rows) if column.name != "features"]
+        others = ("part", "features")  # new events belong to no split
+        names = [column.name for column in fields(Rows) if column.name not in others]
         columns: dict[str, Any] = {
             name: np.concatenate([getattr(rows, name) for rows in given]) for name in names
         }
