@@ -154,7 +154,7 @@ def _features(
             table = {"file": pattern, owner: _field(header, key), "columns": kinds}
             spec[f"{owner}s"] = table | {"label_separator": " "}
 
-    def read_table(file: str, columns: list[Column]) -> pl.DataFrame:
+    def read_table(file: str | list[str], columns: list[Column]) -> pl.DataFrame:
         return folder.frame(file, columns, FORM)
 
     found = FeatureTables.of(spec).read(folder, read_table)
