@@ -116,7 +116,7 @@ def test_kept_lists_are_those_that_were_ranked(shop, asked, protocol):
     assert result["list_candidates"] == ("popularity" if protocol == "p3_popular100" else "all")
 
 
-@pytest.mark.parametrize("protocol", ["full_unseen", "ratio"])
+@pytest.mark.parametrize("protocol", ["ratio", *slow("full_unseen")])
 def test_metrics_are_means_of_what_the_files_say_of_each_user(asked, protocol):
     """Also with several targets per user, of which a group has some."""
     folder = asked(protocol=protocol)
