@@ -321,6 +321,10 @@ def test_any_number_of_processes_keeps_the_same_lists(tmp_path):
         folders.append(folder)
     for folder in folders[1:]:
         assert read(folder)["metrics"] == read(folders[0])["metrics"]
-        for name in ("lists.parquet", "list_values.parquet", "ranks.parquet"):
+        for name in ("list_values.parquet", "ranks.parquet"):
             frame = pl.read_parquet(folder / name)
             assert frame.equals(pl.read_parquet(folders[0] / name)), name
+        # The last digits of a score depend on which users share its batch.
+        kept, expected = (pl.read_parquet(f / "lists.parquet") for f in (folder, folders[0]))
+        assert kept.drop("score").equals(expected.drop("score"))
+        assert np.allclose(kept["score"], expected["score"], rtol=1e-5, atol=1e-8)
