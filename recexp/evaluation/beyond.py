@@ -38,7 +38,7 @@ class Beyond:
     """Settings below ``evaluation``.
 
     keep_top: keep so many items of each test user's list; None keeps no lists. groups: groupings of
-    users and items (``GROUPINGS``) and item features.
+    users and items (``GROUPINGS``), and features of items or users.
     """
 
     keep_top: Annotated[int, Field(ge=1, le=MAX_LENGTH)] | None = None

@@ -1,12 +1,14 @@
 """Groups of held-out targets, by their item or their user, whose metrics are told apart.
 
-A new grouping is one function here, with ``@grouping``. Item features are groupings by their name.
+A new grouping is one function here, with ``@grouping``. Features of items and of users are
+groupings by their names.
 Definitions and sources are in ``docs/guides/beyond_accuracy.md``. T targets of a split.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,20 +85,21 @@ def by_activity(store: Store, targets: Targets) -> dict[str, Tensor]:
 
 def check_groups(names: Sequence[str], schema: Schema) -> None:
     """Raise RecexpError for a name that is neither a grouping nor a feature that can be one."""
+    features = schema.item_features | schema.user_attributes
     for name in names:
-        feature = schema.item_features.get(name)
-        if name in GROUPINGS or (feature is not None and feature.kind != "vector"):
+        if name in GROUPINGS:
             continue
-        if feature is not None:
+        if name not in features:
+            known = [n for n, feature in features.items() if feature.kind != "vector"]
+            raise RecexpError(
+                f"evaluation.groups: {name!r} is unknown; choose from "
+                f"{', '.join([*GROUPINGS, *known])}. Features are those of dataset.source.features."
+            )
+        if features[name].kind == "vector":
             raise RecexpError(
                 f"evaluation.groups: {name} is a vector, whose values are no groups. Name another "
                 "feature."
             )
-        known = [*GROUPINGS, *(n for n, f in schema.item_features.items() if f.kind != "vector")]
-        raise RecexpError(
-            f"evaluation.groups: {name!r} is unknown; choose from {', '.join(known)}. Features are "
-            "those of dataset.source.features."
-        )
 
 
 def groups_of(names: Sequence[str], store: Store, targets: Targets) -> Flags:
@@ -104,17 +107,24 @@ def groups_of(names: Sequence[str], store: Store, targets: Targets) -> Flags:
 
     Raises RecexpError as ``check_groups``.
     """
-    check_groups(names, store.schema)
+    schema = store.schema
+    check_groups(names, schema)
     flags: dict[str, Tensor] = {}
     for name in names:
         if name in GROUPINGS:
             flags |= GROUPINGS[name](store, targets)
+        elif name in schema.item_features:
+            texts = _texts(store.folder / f"feature_{name}.parquet")
+            flags |= _by_feature(name, schema.item_features[name], targets.item, texts)
         else:
-            feature = store.schema.item_features[name]
-            labels = store.folder / f"feature_{name}.parquet"
-            texts = pl.read_parquet(labels) if labels.is_file() else None
-            flags |= _by_feature(name, feature, targets.item, texts)
+            texts = _texts(store.folder / f"user_feature_{name}.parquet")
+            flags |= _by_feature(name, schema.user_attributes[name], targets.user, texts)
     return {name: is_in_T.numpy() for name, is_in_T in flags.items() if is_in_T.any()}
+
+
+def _texts(path: Path) -> pl.DataFrame | None:
+    """Value ids and their texts; None of a number, which has none."""
+    return pl.read_parquet(path) if path.is_file() else None
 
 
 def _by_feature(

@@ -8,9 +8,8 @@ import numpy as np
 
 from recexp.errors import RecexpError
 from recexp.report.collect import Result, is_of_lists
-from recexp.report.comparison import mean_over_seeds
 from recexp.report.formats import DASH, Cell, Table
-from recexp.report.ranks import KIND_FLAGS, Floats
+from recexp.report.ranks import KIND_FLAGS, Floats, per_group
 from recexp.report.significance import mean_intervals
 from recexp.report.tables import (
     About,
@@ -94,28 +93,39 @@ def _groups(runs: Sequence[Result], metric: str) -> list[str]:
 
 def _group_table(about: About, runs: Sequence[Result], groups: Sequence[str], metric: str) -> Table:
     found = systems(runs)
+    values: dict[str, dict[str, Floats]] = {}  # by system and group
+    notes = []
+    for system in found:
+        try:
+            values[row_name(system)] = _values_of(system, groups, metric)
+        except RecexpError as error:
+            notes.append(f"{row_name(system)}: {error}")
     rows = []
-    notes: list[str] = []
     for group in groups:
-        values: dict[str, Floats] = {}
-        for system in found:
-            values |= _values_of(system, f"{metric}/{group}", notes)
-        n_users = max((len(value_U) for value_U in values.values()), default=0)
-        cells = _group_cells(found, values, with_marks=not is_of_lists(runs, metric))
+        of_group = {name: known[group] for name, known in values.items() if group in known}
+        n_users = max((len(value_U) for value_U in of_group.values()), default=0)
+        cells = _group_cells(found, of_group, with_marks=not is_of_lists(runs, metric))
         rows.append((Cell(group), Cell(f"{n_users:,}", n_users), *cells))
     head = ("group", "users", *map(row_name, found))
     caption = f"{metric} with its 95 % interval over the users of the group."
-    return Table(f"Groups: {about}", caption, head, tuple(rows), tuple(dict.fromkeys(notes)))
+    return Table(f"Groups: {about}", caption, head, tuple(rows), tuple(notes))
 
 
-def _values_of(system: System, metric: str, notes: list[str]) -> dict[str, Floats]:
-    """The system's metric of each user, by its name; nothing where the files do not tell it."""
-    name = row_name(system)
-    try:
-        return mean_over_seeds({name: system.runs}, metric)
-    except RecexpError as error:
-        notes.append(f"{name}: {error}")
-        return {}
+def _values_of(system: System, groups: Sequence[str], metric: str) -> dict[str, Floats]:
+    """The metric of each user of each group that the system's runs tell apart, mean over seeds.
+
+    Raises RecexpError where ranks cannot be read, or runs were not measured on the same users.
+    """
+    found = [per_group(run["folder"], metric, groups) for run in system.runs]
+    values = {}
+    for group in groups:
+        if not all(group in of_run for of_run in found):
+            continue
+        users = [of_run[group][0] for of_run in found]
+        if not all(np.array_equal(user_U, users[0]) for user_U in users):
+            raise RecexpError("its runs were not measured on the same users.")
+        values[group] = np.mean([of_run[group][1] for of_run in found], axis=0)
+    return values
 
 
 def _group_cells(

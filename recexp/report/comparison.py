@@ -184,7 +184,7 @@ def _compare_pairs(
     level: float,
     seed: int,
 ) -> list[Comparison]:
-    means = _of_known_users(mean_over_seeds(groups, metric))
+    means = _of_known_users(_mean_over_seeds(groups, metric))
     names = sorted(means, key=lambda name: (-means[name].mean(), name))
     value_US = np.stack([means[name] for name in names], axis=1)
     mean_S = value_US.mean(0)
@@ -231,7 +231,7 @@ def _of_known_users(means: Mapping[str, Floats]) -> dict[str, Floats]:
     return {name: value_U[is_known_U] for name, value_U in means.items()}
 
 
-def mean_over_seeds(groups: Mapping[str, Runs], metric: str) -> dict[str, Floats]:
+def _mean_over_seeds(groups: Mapping[str, Runs], metric: str) -> dict[str, Floats]:
     """Per system the metric of each user, float64 [U]; NaN where a user has none in some run.
 
     All runs must have the same users; RecexpError where they do not.

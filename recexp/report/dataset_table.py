@@ -21,7 +21,13 @@ NOTES = (
 )
 
 # Rows by the beginning of their titles, in the order of the table.
-EVENTS_OF, WITH_FEATURE = "events: ", "items with "
+EVENTS_OF = "events: "
+# By the list of features in meta.json.
+WITH_FEATURE = {
+    "features": "items with ",
+    "user_features": "users with ",
+    "event_features": "events with ",
+}
 ORDER = (
     "users",
     "items",
@@ -41,7 +47,7 @@ ORDER = (
     "test targets",
     "cold test targets",
     "repeated test targets",
-    WITH_FEATURE,
+    *WITH_FEATURE.values(),
 )
 
 
@@ -71,7 +77,7 @@ def dataset_table(
 
 def _place(title: str) -> int:
     """The place of a row in ``ORDER``."""
-    for start in (EVENTS_OF, WITH_FEATURE):
+    for start in (EVENTS_OF, *WITH_FEATURE.values()):
         if title.startswith(start):
             return ORDER.index(start)
     return ORDER.index(title)
@@ -106,8 +112,9 @@ def _column(store: Store, facts: Mapping[str, float]) -> dict[str, Cell]:
     if len(store.test):
         cells["cold test targets"] = _share(float(store.test.cold.double().mean()))
         cells["repeated test targets"] = _share(float(store.test.repeat.double().mean()))
-    for feature in meta["features"]:
-        cells[f"{WITH_FEATURE}{feature['name']}"] = _share(feature["coverage"])
+    for key, start in WITH_FEATURE.items():
+        for feature in meta.get(key, []):
+            cells[f"{start}{feature['name']}"] = _share(feature["coverage"])
     return cells
 
 

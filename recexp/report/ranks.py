@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ KIND_FLAGS = {
     "warm": ("cold",),
 }
 TIES = ("expected", "pessimistic", "optimistic")  # the order in which they are tried
+MAX_FLAGS = 1_000  # columns of groups that are read
 TOLERANCE = 1e-9  # between the recorded MRR and the one of the ranks
 
 Integers = NDArray[np.int64]
@@ -143,33 +145,69 @@ def per_user(folder: str | Path, metric: str = "ndcg@10") -> tuple[Integers, Flo
     beyond the end of lists or is one value of all lists, or the ranks are not those that
     ``result.json`` was computed from.
     """
-    folder = Path(folder)
     name, _, group = metric.removeprefix("test/").partition("/")
-    frame, result = _read_files(folder, group)
-    several = "test/targets" in (result.get("metrics") or {})
-    ranks = _checked(frame, folder / FILE, several)
-    of_group = _of_group(frame, group)
+    found = per_group(folder, name, [group])
+    if group not in found:
+        raise RecexpError(
+            f"{Path(folder) / FILE} does not tell the group {group!r}: evaluate the run with its "
+            "grouping (evaluation.groups)."
+        )
+    return found[group]
+
+
+def per_group(
+    folder: str | Path, name: str, groups: Sequence[str]
+) -> dict[str, tuple[Integers, Floats]]:
+    """As ``per_user`` for several groups, by group: those that the run tells apart.
+
+    name: of the metric without a group. The group "" is everyone.
+    """
+    folder = Path(folder)
+    frame, result = _read_files(folder)
+    known = [group for group in groups if all(frame.schema.get(f) for f in _flags(group))]
     if name.partition("@")[0] in (result.get("list_metrics") or []):
         user_U, value_U = _list_values(folder, result, name)
-        is_member_U = np.isin(user_U, of_group["user"].to_numpy())
-        return user_U[is_member_U], value_U[is_member_U]
+        found = {}
+        for group in known:
+            is_member_U = np.isin(user_U, _of_group(frame, group)["user"].to_numpy())
+            found[group] = (user_U[is_member_U], value_U[is_member_U])
+        return found
+    several = "test/targets" in (result.get("metrics") or {})
+    ranks = _checked(frame, folder / FILE, several)
     _check_known(folder, result, name)
-    recorded_name, recorded = _recorded(folder, result["metrics"])
+    ties = _tie_policy(folder, ranks, result)
+    found = {}
+    for group in known:
+        rows = _of_group(frame, group)
+        members = _checked(rows, folder / FILE, several) if group and len(rows) else ranks
+        found[group] = (members.user_U, members.metric(name, ties))
+        if not len(rows):
+            found[group] = (found[group][0][:0], found[group][1][:0])
+    return found
+
+
+def _tie_policy(folder: Path, ranks: Ranks | RanksOfSeveral, result: dict[str, Any]) -> str:
+    """The policy that gives the recorded metric. Raises RecexpError where none does."""
+    name, recorded = _recorded(folder, result["metrics"])
     for ties in TIES:
-        if abs(float(ranks.metric(recorded_name, ties).mean()) - recorded) < TOLERANCE:
-            members = _checked(of_group, folder / FILE, several) if group else ranks
-            return members.user_U, members.metric(name, ties)
+        if abs(float(ranks.metric(name, ties).mean()) - recorded) < TOLERANCE:
+            return ties
     raise RecexpError(
-        f"{folder}: the ranks do not give the {recorded_name.upper()} {recorded:.6f} of "
-        "result.json under any tie policy. They are of different runs."
+        f"{folder}: the ranks do not give the {name.upper()} {recorded:.6f} of result.json under "
+        "any tie policy. They are of different runs."
     )
+
+
+def _flags(group: str) -> tuple[str, ...]:
+    """The columns that tell a group; none for the group ""."""
+    return KIND_FLAGS.get(group, (group,) if group else ())
 
 
 def _of_group(frame: pl.DataFrame, group: str) -> pl.DataFrame:
     """The rows of the group; all for the group ""."""
     if not group:
         return frame
-    is_in = pl.any_horizontal(KIND_FLAGS.get(group, (group,)))
+    is_in = pl.any_horizontal(_flags(group))
     return frame.filter(~is_in if group in ("new", "warm") else is_in)
 
 
@@ -230,11 +268,8 @@ def _recorded(folder: Path, metrics: dict[str, float]) -> tuple[str, float]:
     return name, metrics[f"test/{name}"]
 
 
-def _read_files(folder: Path, group: str) -> tuple[pl.DataFrame, dict[str, Any]]:
-    """The rows of the test split, sorted by user, and the content of ``result.json``.
-
-    group: whose flags are read, too; "" for none.
-    """
+def _read_files(folder: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
+    """The rows of the test split, sorted by user, and the content of ``result.json``."""
     path = folder / FILE
     try:
         result: dict[str, Any] = read_json(folder / "result.json")
@@ -245,7 +280,7 @@ def _read_files(folder: Path, group: str) -> tuple[pl.DataFrame, dict[str, Any]]
                 f"{path} is damaged, or of another run: its checksum is not the one in "
                 "result.json. Run again."
             )
-        return _test_rows(content, path, group), result
+        return _test_rows(content, path), result
     except FileNotFoundError as error:
         name = Path(error.filename or FILE).name
         raise RecexpError(f"{folder}: {name} is missing, so users cannot be compared.") from None
@@ -253,8 +288,8 @@ def _read_files(folder: Path, group: str) -> tuple[pl.DataFrame, dict[str, Any]]
         raise RecexpError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def _test_rows(content: bytes, path: Path, group: str) -> pl.DataFrame:
-    """The rows of the test split, by user, with the flags of the group.
+def _test_rows(content: bytes, path: Path) -> pl.DataFrame:
+    """The rows of the test split, by user, with the flags of groups.
 
     What the file says of itself is checked first: a small file can unfold to any size.
     """
@@ -270,12 +305,7 @@ def _test_rows(content: bytes, path: Path, group: str) -> pl.DataFrame:
     n_rows: int = lazy.select(pl.len()).collect().item()
     if n_rows > MAX_RANKS_ROWS:
         raise RecexpError(f"{path} has {n_rows:,} rows: no run writes so many.")
-    flags = KIND_FLAGS.get(group, (group,) if group else ())
-    if not all(schema.get(name) == pl.Boolean for name in flags):
-        raise RecexpError(
-            f"{path} does not tell the group {group!r}: evaluate the run with its grouping "
-            "(evaluation.groups)."
-        )
+    flags = [name for name, dtype in schema.items() if dtype == pl.Boolean][:MAX_FLAGS]
     frame = lazy.select(*COLUMNS, SPLIT, *flags).filter(pl.col(SPLIT) == "test").collect()
     return frame.sort("user", maintain_order=True)
 

@@ -268,7 +268,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="GROUPING",
-        help="metrics per group: popularity, activity, or an item feature",
+        help="metrics per group: popularity, activity, or a feature of items or users",
     )
     of_file = made.add_argument_group("of predictions").add_argument
     of_file(

@@ -35,13 +35,18 @@ from tests.support.events import P3, Event, store
 
 N_ITEMS = 12
 K = 6
+ITEM_COLUMNS = {
+    "brand": "categorical",
+    "genres": "multi_label",
+    "price": "numeric",
+    "look": "vector",
+}
 FEATURES = {
-    "file": "items.csv",
-    "item": "item",
-    "columns": {
-        "brand": "categorical",
-        "genres": "multi_label",
-        "price": "numeric",
+    "items": {"file": "items.parquet", "item": "item", "columns": ITEM_COLUMNS},
+    "users": {
+        "file": "users.csv",
+        "user": "user",
+        "columns": {"country": "categorical", "age": "numeric"},
     },
 }
 GENRES = ("drama", "comedy", "war", "noir")
@@ -59,14 +64,21 @@ def shop(tmp_path_factory):
             item = rng.choices(range(N_ITEMS - 1), weights)[0]
             events.append(Event(f"u{user:02}", f"i{item:02}", "view", 1000 * time))
     events.append(Event("u00", "i11", "view", 100_000))  # only a test target
-    lines = ["item,brand,genres,price"]
+    rows = []
     for item in range(N_ITEMS):
         brand = rng.choice(["a", "b", ""])
         genres = "|".join(rng.sample(GENRES, rng.randrange(0, 4)))
         price = rng.choice(["", f"{rng.random():.3f}", f"{rng.random():.3f}"])
-        lines.append(f"i{item:02},{brand},{genres},{price}")
+        look = [rng.gauss(0, 1) for _ in range(3)] if rng.random() < 0.8 else None
+        rows.append((f"i{item:02}", brand or None, genres or None, price or None, look))
     (folder / "raw").mkdir()
-    (folder / "raw" / "items.csv").write_text("\n".join(lines) + "\n")
+    names = ["item", *ITEM_COLUMNS]
+    pl.DataFrame(rows, names, orient="row").write_parquet(folder / "raw" / "items.parquet")
+    users = ["user,country,age"]
+    users += [
+        f"u{n:02},{rng.choice(['no', 'it', ''])},{rng.choice([18, 30, ''])}" for n in range(30)
+    ]
+    (folder / "raw" / "users.csv").write_text("\n".join(users) + "\n")
     return store(folder, events, P3, features=FEATURES)
 
 
@@ -158,7 +170,7 @@ def test_popularity_and_novelty_are_those_of_counting(shop, k):
         bits = [-math.log2(max(1, len(users[i])) / n_users) for i in items]
         assert novelty == pytest.approx(sum(bits) / len(items), abs=1e-12)
     names = {f"{name}@{k}" for name in LIST_METRICS}
-    names |= {f"{n}.{f}@{k}" for n in FEATURE_METRICS for f in FEATURES["columns"]}
+    names |= {f"{n}.{f}@{k}" for n in FEATURE_METRICS for f in ITEM_COLUMNS}
     assert set(values) == names
 
 
@@ -240,21 +252,22 @@ def test_lists_of_users_with_several_targets_hold_all_of_them(shop, kind):
         assert (lists.score_QK[row, len(best) :] == -np.inf).all()
 
 
-def raw_features(shop) -> dict[int, dict[str, str]]:
-    table = pl.read_csv(shop.folder.parent.parent / "raw" / "items.csv", infer_schema=False)
+def raw_features(shop) -> dict[int, dict]:
+    table = pl.read_parquet(shop.folder.parent.parent / "raw" / "items.parquet")
     numbers = dict(pl.read_parquet(shop.folder / "items.parquet").select("item", "index").rows())
-    rows = table.fill_null("").rows(named=True)
-    return {numbers[row["item"]]: row for row in rows if row["item"] in numbers}
+    return {numbers[row["item"]]: row for row in table.rows(named=True) if row["item"] in numbers}
 
 
-def distance(name: str, a: str, b: str, width: float) -> float:
+def distance(name: str, a, b, width: float) -> float:
     if name == "price":
         return abs(float(a) - float(b)) / width
+    if name == "look":
+        return 1 - np.dot(a, b) / np.linalg.norm(a) / np.linalg.norm(b)
     left, right = set(a.split("|")), set(b.split("|"))
     return 1 - len(left & right) / len(left | right)
 
 
-@pytest.mark.parametrize("name", ["brand", "genres", "price"])
+@pytest.mark.parametrize("name", ITEM_COLUMNS)
 @pytest.mark.parametrize("k", [1, 3, K])
 def test_diversity_is_the_mean_distance_of_pairs(shop, name, k, monkeypatch):
     monkeypatch.setattr(list_metrics, "ELEMENTS_AT_ONCE", 100)  # several blocks
@@ -265,8 +278,8 @@ def test_diversity_is_the_mean_distance_of_pairs(shop, name, k, monkeypatch):
     width = max(prices) - min(prices)
     n_known = 0
     for row, items in enumerate(cut(lists, k)):
-        texts = [features[item][name] for item in items]
-        pairs = [(a, b) for a, b in combinations(texts, 2) if a and b]
+        found = [features[item][name] for item in items]
+        pairs = list(combinations([value for value in found if value is not None], 2))
         if not pairs:
             assert math.isnan(values[row])
             continue
@@ -326,15 +339,36 @@ def test_features_of_the_target_are_groups(shop):
     rows = [features[item] for item in shop.test.item.tolist()]
     for brand in ("a", "b"):
         assert flags[f"brand={brand}"].tolist() == [row["brand"] == brand for row in rows]
-    assert flags["brand unknown"].tolist() == [row["brand"] == "" for row in rows]
-    for genre in {genre for row in rows for genre in row["genres"].split("|") if genre}:
-        expected = [genre in row["genres"].split("|") for row in rows]
+    assert flags["brand unknown"].tolist() == [row["brand"] is None for row in rows]
+    labels = [set((row["genres"] or "").split("|")) - {""} for row in rows]
+    for genre in set().union(*labels):
+        expected = [genre in own for own in labels]
         assert flags[f"genres={genre}"].tolist() == expected
     quarters = [name for name in flags if name.startswith("price=")]
     n_in = sum(flags[name].astype(int) for name in quarters) + flags["price unknown"]
     assert len(quarters) > 1 and (n_in == 1).all()
-    with pytest.raises(RecexpError, match=r"'color' is unknown; choose from popularity, activity"):
+    with pytest.raises(
+        RecexpError, match=r"'color' is unknown; choose from .*brand.*country, age\."
+    ):
         groups_of(["color"], shop, shop.test)
+    with pytest.raises(RecexpError, match="look is a vector"):
+        groups_of(["look"], shop, shop.test)
+
+
+def test_attributes_of_the_user_are_groups(shop):
+    flags = groups_of(["country", "age"], shop, shop.test)
+    table = pl.read_csv(shop.folder.parent.parent / "raw" / "users.csv", infer_schema=False)
+    users = {row["user"]: row for row in table.rows(named=True)}
+    raw = pl.read_parquet(shop.folder / "users.parquet")["user"].to_list()
+    rows = [users[raw[user]] for user in shop.test.user.tolist()]
+    for country in ("no", "it"):
+        assert flags[f"country={country}"].tolist() == [row["country"] == country for row in rows]
+    assert flags["country unknown"].tolist() == [row["country"] is None for row in rows]
+    assert flags["age unknown"].tolist() == [row["age"] is None for row in rows]
+    # Equal numbers are in one group.
+    of_age = {age: [row["age"] == age for row in rows] for age in ("18", "30")}
+    quarters = [flags[name].tolist() for name in flags if name.startswith("age=")]
+    assert sorted(quarters) == sorted(of_age.values())
 
 
 def test_metrics_of_a_group_are_the_means_over_its_targets(shop):

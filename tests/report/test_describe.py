@@ -153,12 +153,17 @@ def test_the_table_of_papers_is_that_of_counting(tmp_path):
 def test_several_data_sets_share_the_table(tmp_path):
     (tmp_path / "b" / "raw").mkdir(parents=True)
     (tmp_path / "b" / "raw" / "items.csv").write_text("item,brand\na,x\nb,\n")
-    features = {"file": "items.csv", "item": "item", "columns": {"brand": "categorical"}}
+    (tmp_path / "b" / "raw" / "users.csv").write_text("user,age\nu,30\nv,\nw,40\n")
+    features = {
+        "items": {"file": "items.csv", "item": "item", "columns": {"brand": "categorical"}},
+        "users": {"file": "users.csv", "user": "user", "columns": {"age": "numeric"}},
+    }
     one = store(tmp_path / "a", EVENTS, P1)
     other = store(tmp_path / "b", EVENTS, P3, features=features, name="brands")
     shown, (left, right) = summary(one, other)
     assert shown.head[1:] == ("shop", "brands")
     assert left["items with brand"] == "–" and right["items with brand"] == "25.0%"
+    assert right["users with age"] == "66.7%"
     assert "days" not in left  # times are numbers of events
     titles = list(left)
     assert titles[:6] == ["users", "items", "events", *(f"events: {b}" for b in BEHAVIORS)]

@@ -116,7 +116,7 @@ def test_kept_lists_are_those_that_were_ranked(shop, asked, protocol):
     assert result["list_candidates"] == ("popularity" if protocol == "p3_popular100" else "all")
 
 
-@pytest.mark.parametrize("protocol", ["full_unseen", "ratio"])
+@pytest.mark.parametrize("protocol", ["ratio", *slow("full_unseen")])
 def test_metrics_are_means_of_what_the_files_say_of_each_user(asked, protocol):
     """Also with several targets per user, of which a group has some."""
     folder = asked(protocol=protocol)
@@ -321,6 +321,10 @@ def test_any_number_of_processes_keeps_the_same_lists(tmp_path):
         folders.append(folder)
     for folder in folders[1:]:
         assert read(folder)["metrics"] == read(folders[0])["metrics"]
-        for name in ("lists.parquet", "list_values.parquet", "ranks.parquet"):
+        for name in ("list_values.parquet", "ranks.parquet"):
             frame = pl.read_parquet(folder / name)
             assert frame.equals(pl.read_parquet(folders[0] / name)), name
+        # The last digits of a score depend on which users share its batch.
+        kept, expected = (pl.read_parquet(f / "lists.parquet") for f in (folder, folders[0]))
+        assert kept.drop("score").equals(expected.drop("score"))
+        assert np.allclose(kept["score"], expected["score"], rtol=1e-5, atol=1e-8)
