@@ -3,7 +3,8 @@
 A step of sessions in parallel is a chain of small operations, for which automatic differentiation
 takes as long as they do: lookups, dropout, GRU layers, scores, and a loss over negatives that all
 sessions share. Here the gradients are computed with the loss. Rows of a table that holds both what
-is read and what is scored are looked up together, so that its gradient is one tensor.
+is read and what is scored are looked up together, so that its gradient is one tensor. Figures:
+``docs/results/speed``.
 
 Extra shape symbols: S sessions, n negatives, M rows looked up, R distinct rows.
 """
