@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from recexp.errors import RecexpError
-from recexp.types import Query, SampledScores
+from recexp.types import GRULayers, Query, SampledScores
 
 if TYPE_CHECKING:
     from recexp.data.store import Store
@@ -191,6 +191,24 @@ class SessionState(Encoder):
         columns of their sessions.
         Returns the state [B, D] that predicts the next item, and the new hidden [layers, B, D].
         """
+
+    def gru_layers(self) -> GRULayers | None:
+        """All that ``step`` and the scores consist of, for losses with gradients in closed form.
+
+        None: they are computed otherwise than ``GRULayers`` says.
+        """
+        return None
+
+    @property
+    def scores_by_gru_layers(self) -> bool:
+        """False for a subclass that steps or scores otherwise than the class of ``gru_layers``."""
+        others = ("step", "head", "item_vectors", "final_activation")
+        for part in type(self).__mro__:
+            if "gru_layers" in vars(part):
+                return True
+            if any(name in vars(part) for name in others):
+                return False
+        return False
 
 
 class ClosedForm(Recommender):

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Kinds of item features that have bags: their values can be counted.
 BAGGED = ("categorical", "multi_label")
@@ -148,6 +148,29 @@ def moved(value: Any, device: torch.device | str) -> Any:
         columns = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
         return dataclasses.replace(value, **{k: moved(x, device) for k, x in columns.items()})
     return value
+
+
+@dataclass(frozen=True)
+class GRULayers:
+    """A session model of GRU layers between item tables, for gradients in closed form.
+
+    What it computes: rows of ``input``, ``embedding_dropout``, per layer a GRU step and
+    ``dropout``, inner products with rows of ``item`` and their biases, the activation.
+    ``recexp.models.gru4rec.GRULayer`` has the formulas of a step.
+
+    layers: of each the matrix of its input [3D, D] (None: the input has 3D columns already), the
+        biases [3D], the matrix of the gates [2D, D] and that of the candidate [D, D].
+    embedding_dropout, dropout: rates; 0 outside of training.
+    """
+
+    item: nn.Embedding
+    bias_V: Tensor | None
+    input: nn.Embedding  # may be the same as item
+    layers: list[tuple[Tensor | None, Tensor, Tensor, Tensor]]
+    embedding_dropout: float
+    dropout: float
+    activation: str  # "linear", "tanh" or "elu"
+    elu_alpha: float
 
 
 @dataclass

@@ -22,7 +22,7 @@ from recexp.nn.init import like_rows_of
 from recexp.nn.lookup import Embedding
 from recexp.nn.parameters import Depth, Length, Positive, Rate, Width, one_of
 from recexp.nn.traced import recurrent_states
-from recexp.types import Query, Schema
+from recexp.types import GRULayers, Query, Schema
 
 Cell = Literal["official", "torch"]
 InputTable = Literal["one_hot", "separate", "constrained"]
@@ -57,6 +57,11 @@ class GRULayer(nn.Module):
         if isinstance(self.input, nn.Linear):
             return F.linear(x, self.input.weight, self.bias)
         return x + self.bias
+
+    def matrices(self) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+        """As ``GRULayers.layers``."""
+        input_GD = self.input.weight if isinstance(self.input, nn.Linear) else None
+        return input_GD, self.bias, self.gates.weight, self.candidate.weight
 
     def step(self, projected_BG: Tensor, h_BD: Tensor) -> Tensor:
         """The next state [B, D], from x W + b, [B, 3D], and the last state."""
@@ -329,6 +334,21 @@ class GRU4Rec(SequenceModel, SessionState):
             x = self.dropout(layer.step(layer.project(x), h_BD))
             states.append(x)
         return states
+
+    def gru_layers(self) -> GRULayers | None:
+        has_sides = self.reads_events or len(self.input_items.side) > 0
+        if self.cell == "torch" or has_sides:
+            return None
+        return GRULayers(
+            item=self.item,
+            bias_V=self.item_bias,
+            input=self.item if self.input is None else self.input,
+            layers=[layer.matrices() for layer in self._official_layers],
+            embedding_dropout=self.embedding_dropout.p if self.training else 0.0,
+            dropout=self.dropout.p if self.training else 0.0,
+            activation=self.activation,
+            elu_alpha=self.elu_alpha,
+        )
 
     # Scores
 

@@ -25,7 +25,7 @@ from recexp.contracts import CatalogLoss, LabelLoss, Mean, SampledLoss
 from recexp.nn.cpu import sampled_losses
 from recexp.nn.cpu.closed_form import closed_form_helps
 from recexp.nn.cpu.linear_cross_entropy import linear_cross_entropy
-from recexp.nn.cpu.sampled_losses import mean_loss
+from recexp.nn.cpu.sampled_losses import SampledForm, mean_loss
 from recexp.types import SampledScores
 
 _BPR_MAX_EPS = 1e-24
@@ -356,6 +356,19 @@ class BPRMax(SampledLoss):
 
     def constant_of_sampled(self, n: int, n_items: int) -> float:
         return math.log(2)
+
+
+def closed_form_of(loss: SampledLoss) -> SampledForm | None:
+    """How a loss and its gradients are computed together. None: by automatic differentiation, as
+    in subclasses, which may compute something else.
+    """
+    if type(loss) is BPRMax:
+        return SampledForm(sampled_losses.bpr_max(_BPR_MAX_EPS, loss.bpreg), True)
+    if type(loss) is TOP1Max:
+        return SampledForm(sampled_losses.top1_max, True)
+    if type(loss) is TOP1:
+        return SampledForm(sampled_losses.top1, False)
+    return None
 
 
 @dataclass(frozen=True)

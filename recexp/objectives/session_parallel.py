@@ -21,8 +21,10 @@ from recexp.contracts import NegativeSampler, Objective, SampledLoss, SessionSta
 from recexp.data.store import Events, Store, elements
 from recexp.distributed import rank_and_world
 from recexp.errors import RecexpError
+from recexp.nn.cpu.closed_form import closed_form_helps
+from recexp.nn.cpu.session_step import session_step
 from recexp.objectives.base import check_loss, check_sampler, random_rows
-from recexp.objectives.losses import TOP1
+from recexp.objectives.losses import TOP1, closed_form_of
 from recexp.types import Query, SampledScores
 
 
@@ -142,36 +144,53 @@ class SessionParallel(Objective[SessionState, SessionBatch]):
         return self._starts_E
 
     def losses(self, model: SessionState, batch: SessionBatch) -> dict[str, Tensor]:
-        h_SD = model.head(self._advance(model, batch))
+        before = self._states_before(model, batch)
+        form = closed_form_of(self.loss)
+        layers = model.gru_layers() if model.scores_by_gru_layers else None
+        if form is not None and layers is not None and closed_form_helps(before):
+            counts_Sn = self._counts(batch).to(before.dtype)
+            loss, after = session_step(
+                layers, form, batch.item_S, batch.negative_n, counts_Sn, before
+            )
+        else:
+            if batch.query is None:
+                h_SD, after = model.step(batch.item_S, before)
+            else:
+                h_SD, after = model.step(batch.item_S, before, batch.query)
+            loss = self._loss(model, batch, model.head(h_SD))
+        self._keep(batch, after)
+        return {"loss": loss}
+
+    def _loss(self, model: SessionState, batch: SessionBatch, h_SD: Tensor) -> Tensor:
+        """The mean loss of the states."""
         vectors_nD, bias_n = model.item_vectors(batch.negative_n)
         score_Sn = F.linear(h_SD, vectors_nD, bias_n)
         if self.loss.activates:
             score_Sn = model.final_activation(score_Sn)
         # The first S negatives are the targets, each of them its own session's positive.
         positive_S = score_Sn.diagonal()
-        scores = SampledScores(positive_S, score_Sn, self._n_items, self._counts(batch))
-        return {"loss": self.loss.of_sampled(scores)}
+        # Through integers: on CPUs torch compares into booleans ten times as slowly.
+        mask_Sn = self._counts(batch).to(torch.uint8).view(torch.bool)
+        return self.loss.of_sampled(SampledScores(positive_S, score_Sn, self._n_items, mask_Sn))
 
-    def _advance(self, model: SessionState, batch: SessionBatch) -> Tensor:
-        """The states [S, D] after the events of the batch; keeps them for the next step."""
+    def _states_before(self, model: SessionState, batch: SessionBatch) -> Tensor:
+        """The states [layers, S, D] of the batch's sessions, zero where a session starts."""
         hidden = self._hidden_of(model, batch)  # [layers, slots, D]
         new_slots = batch.slot_S[batch.start_S]
         if len(new_slots):
             hidden[:, new_slots] = 0
-        all_slots = len(batch.slot_S) == hidden.shape[1]
-        before = hidden if all_slots else hidden[:, batch.slot_S]
-        if batch.query is None:
-            h_SD, after = model.step(batch.item_S, before)
-        else:
-            h_SD, after = model.step(batch.item_S, before, batch.query)
-        after = after.detach().to(hidden.dtype)
-        if all_slots:
-            # Not in place: the backward pass needs the hidden states of before.
+        self._hidden = hidden
+        return hidden if len(batch.slot_S) == hidden.shape[1] else hidden[:, batch.slot_S]
+
+    def _keep(self, batch: SessionBatch, after: Tensor) -> None:
+        """Keep the states [layers, S, D] for the next step."""
+        assert self._hidden is not None
+        after = after.detach().to(self._hidden.dtype)
+        if len(batch.slot_S) == self._hidden.shape[1]:
+            # Not in place: the backward pass needs the states of before.
             self._hidden = after
         else:
-            hidden[:, batch.slot_S] = after
-            self._hidden = hidden
-        return h_SD
+            self._hidden[:, batch.slot_S] = after
 
     def _hidden_of(self, model: SessionState, batch: SessionBatch) -> Tensor:
         """Hidden states with at least as many slots as the batch uses, on its device."""
@@ -184,19 +203,12 @@ class SessionParallel(Objective[SessionState, SessionBatch]):
         return hidden.to(batch.item_S.device)
 
     def _counts(self, batch: SessionBatch) -> Tensor:
-        """bool [S, n]: is this item a negative of this session?
-
-        Computed in integers: on CPUs torch compares into booleans ten times as slowly.
-        """
-        shape = (len(batch.target_S), len(batch.negative_n))
+        """int32 [S, n]: 1 where an item is a negative of a session, 0 elsewhere."""
+        target_S1 = batch.target_S.int()[:, None]
+        counts_Sn = target_S1.new_empty(len(target_S1), len(batch.negative_n))
         if self.target_copies:
-            counts_Sn = batch.target_S.new_ones(shape, dtype=torch.uint8).fill_diagonal_(0)
-        else:
-            target_S1 = batch.target_S.int()[:, None]
-            differs_Sn = target_S1.new_empty(shape)
-            torch.ne(batch.negative_n.int(), target_S1, out=differs_Sn)
-            counts_Sn = differs_Sn.to(torch.uint8)
-        return counts_Sn.view(torch.bool)
+            return counts_Sn.fill_(1).fill_diagonal_(0)
+        return torch.ne(batch.negative_n.int(), target_S1, out=counts_Sn)
 
 
 class SessionSteps(Sampler[Tensor]):

@@ -24,6 +24,7 @@ from recexp.rng import mix
 from recexp.training.memory import too_large, users_at_once
 from recexp.training.nan_report import bad_rows, first_bad_output, first_bad_parameter
 from recexp.training.optimizers import TakesSparseGradients
+from recexp.training.plain_steps import step_plainly
 from recexp.types import moved
 
 
@@ -182,12 +183,14 @@ class RecModule(pl.LightningModule):
         }
 
     def on_train_start(self) -> None:
-        """Let the gradients of embedding tables be sparse where that changes no result.
+        """Let steps be plain and the gradients of embedding tables sparse where that changes no
+        result.
 
         Clipping reads whole gradients, and processes exchange them whole.
         """
         if self.gradient_free:
             return
+        step_plainly(self.trainer)
         (optimizer,) = self.trainer.optimizers
         sparse = (
             isinstance(optimizer, TakesSparseGradients)

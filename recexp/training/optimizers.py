@@ -59,32 +59,34 @@ class GRU4RecAdagrad(TakesSparseGradients, torch.optim.Adagrad):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        learned = [
-            (p, p.grad, group)
-            for group in self.param_groups
-            for p in group["params"]
-            if p.grad is not None
-        ]
-        if not any(grad.is_sparse or group["momentum"] for _, grad, group in learned):
+        learned = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        by_rows = any(group["momentum"] for group in self.param_groups)
+        if not by_rows and not any(p.grad.is_sparse for p in learned):
             super().step()
             return loss
         with torch.no_grad():
-            for p, grad, group in learned:
-                if grad.is_sparse or group["momentum"]:
-                    self._update_rows(p, grad, group["lr"], group["momentum"])
-                else:
-                    self._update(p, grad, group["lr"])
+            torch._foreach_add_([self.state[p]["step"] for p in learned], 1)
+            for group in self.param_groups:
+                self._update_group(group)
         return loss
 
-    def _update(self, p: Tensor, grad: Tensor, lr: float) -> None:
-        state = self.state[p]
-        state["step"] += 1
-        acc = state["sum"].addcmul_(grad, grad)
-        p.addcdiv_(grad, acc.sqrt(), value=-lr)
+    def _update_group(self, group: dict[str, Any]) -> None:
+        whole = []
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            if p.grad.is_sparse or group["momentum"]:
+                self._update_rows(p, p.grad, group["lr"], group["momentum"])
+            else:
+                whole.append(p)
+        if whole:
+            grads = [p.grad for p in whole]
+            sums = [self.state[p]["sum"] for p in whole]
+            torch._foreach_addcmul_(sums, grads, grads)
+            torch._foreach_addcdiv_(whole, grads, torch._foreach_sqrt(sums), -group["lr"])
 
     def _update_rows(self, p: Tensor, grad: Tensor, lr: float, momentum: float) -> None:
         state = self.state[p]
-        state["step"] += 1
         row_R, grad_R = rows_with_gradient(grad) if momentum else _rows(grad)
         acc_R = state["sum"].index_select(0, row_R).addcmul_(grad_R, grad_R)
         state["sum"].index_copy_(0, row_R, acc_R)
@@ -111,8 +113,12 @@ def rows_with_gradient(grad: Tensor) -> tuple[Tensor, Tensor]:
 
 def _rows(grad: Tensor) -> tuple[Tensor, Tensor]:
     """The distinct rows [R] of a sparse gradient, ascending, and their sums [R, ...]."""
-    grad = grad.coalesce()
-    return grad.indices()[0], grad.values()
+    row_R = grad._indices()[0]
+    # torch forgets which gradients are coalesced.
+    if not (row_R[1:] > row_R[:-1]).all():
+        grad = grad.coalesce()
+        row_R = grad._indices()[0]
+    return row_R, grad._values()
 
 
 class BertAdamW(torch.optim.AdamW):

@@ -152,3 +152,9 @@ def test_choices_that_do_not_go_together_are_refused():
         GRU4Rec(SCHEMA, cell="torch")
     with pytest.raises(RecexpError, match="final_activation"):
         GRU4Rec(SCHEMA, final_activation="relu")
+
+
+def test_gradients_in_closed_form_are_for_plain_tables_and_official_layers_only():
+    assert model(input_table="constrained").gru_layers() is not None
+    assert model(input_table="constrained", item_side="all").gru_layers() is None
+    assert model(input_table="constrained", cell="torch").gru_layers() is None

@@ -181,7 +181,7 @@ def test_closed_forms_have_the_gradients_of_the_plain_formulas(
     """Over two steps, the second of which has states to read and sessions that start."""
     found = []
     for closed in (False, True):
-        for module in (losses, gru4rec):
+        for module in (losses, gru4rec, session_parallel):
             monkeypatch.setattr(module, "closed_form_helps", lambda x, closed=closed: closed)
         task = SessionParallel(Popularity(), loss=loss(name), n_negatives=4)
         torch.manual_seed(0)
@@ -204,6 +204,38 @@ def test_closed_forms_have_the_gradients_of_the_plain_formulas(
             value.backward()
         found.append([value, *(p.grad for p in model.parameters())])
     torch.testing.assert_close(found[1], found[0], rtol=1e-9, atol=1e-11)
+
+
+class _Halved(GRU4Rec):
+    """Scores otherwise than the class that says how its gradients are computed."""
+
+    def head(self, h):
+        return h / 2
+
+
+class _OwnLoss(losses.BPRMax):
+    def of_sampled(self, scores):
+        return 2 * super().of_sampled(scores)
+
+
+@pytest.mark.parametrize("other", [{}, {"model": _Halved}, {"loss": _OwnLoss}, {"cell": "torch"}])
+def test_only_what_the_closed_form_computes_is_trained_by_it(monkeypatch, other):
+    calls = []
+    closed_form = session_parallel.session_step
+    monkeypatch.setattr(
+        session_parallel, "session_step", lambda *args: calls.append(1) or closed_form(*args)
+    )
+    task = SessionParallel(InBatch(), loss=other.get("loss", losses.BPRMax)())
+    model = other.get("model", GRU4Rec)(
+        STORE.schema, n_factors=6, input_table="constrained", cell=other.get("cell", "official")
+    )
+    task.bind(model, STORE)
+    batch = task.batch(STORE, steps_of(task)[0], torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = task.losses(model, batch)["loss"]
+    assert not calls
+    torch.testing.assert_close(task.losses(model, batch)["loss"], expected)
+    assert bool(calls) == (not other)
 
 
 def test_shuffled_targets_keep_what_is_read():

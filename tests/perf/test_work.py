@@ -298,7 +298,7 @@ def test_lists_do_not_copy_the_scores(n_columns):
 @pytest.mark.parametrize(
     ("words", "operations"),
     [
-        (("model=gru4rec_plus", "objective.n_negatives=32"), 240),
+        (("model=gru4rec_plus", "objective.n_negatives=32"), 210),
         (("model=gru4rec",), 200),
     ],
 )

@@ -11,7 +11,7 @@ Extra shape symbols: N positives, n negatives of each.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,13 @@ from torch.autograd.function import once_differentiable
 RowLosses = tuple[Tensor, Tensor, Tensor]
 # Takes positive [N], negative [N, n] and 1 where a negative counts, 0 elsewhere, [N, n] or None.
 Form = Callable[[Tensor, Tensor, Tensor | None], RowLosses]
+
+
+class SampledForm(NamedTuple):
+    """A form, and whether a row without a negative is left out."""
+
+    rows: Form
+    needs_negative: bool
 
 
 def mean_loss(
@@ -47,6 +54,30 @@ def mean_loss(
     return _MeanLoss.apply(form, positive.reshape(-1), negative.reshape(-1, n), keep_Nn, weight_N)
 
 
+def mean_and_gradients(
+    form: SampledForm, positive_N: Tensor, negative_Nn: Tensor, keep_Nn: Tensor
+) -> RowLosses:
+    """``mean_loss`` without weights, and its gradients by positive [N] and negative [N, n].
+
+    keep_Nn: 1 where a negative counts, 0 elsewhere.
+    """
+    loss_N, d_positive_N, d_negative_Nn = form.rows(positive_N, negative_Nn, keep_Nn)
+    weight_N = keep_Nn.sum(-1).clamp_(max=1) if form.needs_negative else None
+    share_N = _shares(loss_N, weight_N)
+    return (
+        (loss_N * share_N).sum(),
+        d_positive_N.mul_(share_N),
+        d_negative_Nn.mul_(share_N[:, None]),
+    )
+
+
+def _shares(loss_N: Tensor, weight_N: Tensor | None) -> Tensor:
+    """The factor of each row's loss in the mean, [N]."""
+    if weight_N is None:
+        return torch.full_like(loss_N, 1 / max(1, len(loss_N)))
+    return weight_N / weight_N.sum().clamp_min(torch.finfo(loss_N.dtype).tiny)
+
+
 class _MeanLoss(torch.autograd.Function):
     """Computes the gradients beside the loss, and keeps nothing else."""
 
@@ -60,10 +91,7 @@ class _MeanLoss(torch.autograd.Function):
         weight_N: Tensor | None,
     ) -> Tensor:
         loss_N, d_positive_N, d_negative_Nn = form(positive_N, negative_Nn, keep_Nn)
-        if weight_N is None:
-            share_N = torch.full_like(loss_N, 1 / max(1, len(loss_N)))
-        else:
-            share_N = weight_N / weight_N.sum().clamp_min(torch.finfo(loss_N.dtype).tiny)
+        share_N = _shares(loss_N, weight_N)
         ctx.save_for_backward(d_positive_N, d_negative_Nn, share_N)
         return (loss_N * share_N).sum()
 
