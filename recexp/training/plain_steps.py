@@ -11,12 +11,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loops.optimization.automatic import _AutomaticOptimization
 from pytorch_lightning.plugins import Precision
 from pytorch_lightning.profilers import PassThroughProfiler
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from pytorch_lightning.utilities.model_helpers import is_overridden
 from torch import Tensor
+
+try:
+    from pytorch_lightning.loops.optimization.automatic import _AutomaticOptimization
+except ImportError:  # a private name: a version of Lightning without it takes its own steps
+    _AutomaticOptimization = None  # type: ignore[assignment, misc]
 
 # What Lightning calls within a step, which a callback may define.
 HOOKS = (
@@ -39,7 +43,8 @@ def step_plainly(trainer: pl.Trainer) -> None:
         is_overridden(hook, callback, pl.Callback) for callback in callbacks for hook in HOOKS
     )
     if (
-        type(trainer.strategy) is SingleDeviceStrategy
+        _AutomaticOptimization is not None
+        and type(trainer.strategy) is SingleDeviceStrategy
         and trainer.strategy.root_device.type == "cpu"
         and type(trainer.precision_plugin) is Precision
         and type(profiler) is PassThroughProfiler
@@ -52,7 +57,7 @@ def step_plainly(trainer: pl.Trainer) -> None:
         loop.automatic_optimization = steps
 
 
-class _PlainSteps(_AutomaticOptimization):
+class _PlainSteps(_AutomaticOptimization or object):  # type: ignore[misc]
     """Steps are counted where Lightning counts its own, so checkpoints are the same."""
 
     def run(
