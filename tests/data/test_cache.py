@@ -312,11 +312,11 @@ def start(shop, cache, processes, sleep):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_eight_processes_at_once_prepare_once(tmp_path, shop):
-    out, err = (process := start(shop, tmp_path / "cache", 8, 0.5)).communicate(timeout=300)
+def test_four_processes_at_once_prepare_once(tmp_path, shop):
+    out, err = (process := start(shop, tmp_path / "cache", 4, 0.5)).communicate(timeout=300)
     assert process.returncode == 0, err
     _, *folders = out.splitlines()
-    assert len(folders) == 8 and len(set(folders)) == 1
+    assert len(folders) == 4 and len(set(folders)) == 1
     assert err.count("events read from") == 1
     assert len([path for path in (tmp_path / "cache").iterdir() if path.is_dir()]) == 1
 

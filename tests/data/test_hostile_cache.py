@@ -200,6 +200,7 @@ def test_a_hostile_setting_file_of_the_simulator_is_one_clear_error(tmp_path, da
         simulate(tmp_path / "shop", **shop)
 
 
+@pytest.mark.slow  # whole programs; the tests above damage the same files
 def test_a_run_over_a_hostile_cache_ends_with_the_same_numbers(tmp_path):
     words = ("model=pop", "logger=none")
     before = run_here(tmp_path / "first", *words)["metrics"]

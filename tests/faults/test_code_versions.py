@@ -56,6 +56,7 @@ def test_two_versions_in_turn_prepare_once_each(tmp_path, monkeypatch, versions)
     assert same_arrays == (versions == {"META_VERSION": 9}), "protocol ids stay with the arrays"
 
 
+@pytest.mark.slow  # two programs beside each other; the tests above take their turns
 def test_two_versions_at_once(tmp_path):
     shop, cache = dataset(write(tmp_path / "raw", random_events(0))), tmp_path / "cache"
     processes = []

@@ -67,7 +67,10 @@ def at_step(monkeypatch, epoch: int, index: int, action) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize(("name", "model"), [("bpr", SMALL), ("sessions", SESSIONS)])
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [("bpr", SMALL), pytest.param("sessions", SESSIONS, marks=pytest.mark.slow)],
+)
 def test_a_run_stopped_by_a_signal_goes_on_to_the_same_metrics(
     shop, whole, monkeypatch, signum, name, model
 ):

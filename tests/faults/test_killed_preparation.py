@@ -53,7 +53,7 @@ def arrays(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("every", [17, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [41, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_at_every_file_it_touches(tmp_path, every):
     shop = dataset(write(tmp_path / "raw", random_events(0)))
     whole, root = arrays(prepare(shop, P3, tmp_path / "undisturbed")), tmp_path / "killed"

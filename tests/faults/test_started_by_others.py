@@ -112,6 +112,7 @@ def test_torchrun_trains_to_the_metrics_of_our_own_processes(shop):
     assert metrics(shop / "trained-torchrun") == launched(shop / "trained")
 
 
+@pytest.mark.slow  # a whole program for one number
 def test_threads_stay_what_they_were_set_to(tmp_path):
     """Lightning's launcher divides the cores among the processes, whatever ``threads`` says."""
     watch = (

@@ -81,11 +81,11 @@ def same_lists(found, expected):
 @pytest.mark.parametrize(
     ("model", "format"),
     [
-        ("bert_ite_si", "onnx"),
+        pytest.param("bert_ite_si", "onnx", marks=pytest.mark.slow),  # trains and exports it
         ("sasrec", "onnx"),
         ("bpr_mf", "onnx"),
         ("bpr_mf", "pt2"),
-        pytest.param("bert_ite_si", "pt2", marks=pytest.mark.slow),  # as long as the first
+        pytest.param("bert_ite_si", "pt2", marks=pytest.mark.slow),
         pytest.param("sasrec", "pt2", marks=pytest.mark.slow),
     ],
 )

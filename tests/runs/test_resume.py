@@ -98,7 +98,7 @@ def assert_same(folder: Path, result: dict, whole: Path, expected: dict) -> None
     assert [float(x) for x in losses(folder)] == pytest.approx([float(x) for x in losses(whole)])
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_interrupted_at_every_batch_of_two_epochs(shop, signals, objective, accumulate):
     case = f"{objective}-{accumulate}"
