@@ -52,4 +52,4 @@ def _columns(store: Store) -> Iterator[Tensor]:
                 if isinstance(value, Tensor):
                     yield value
                 elif isinstance(value, dict):  # features of events
-                    yield from value.values()
+                    yield from (x for x in value.values() if isinstance(x, Tensor))
