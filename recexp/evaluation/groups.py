@@ -20,6 +20,7 @@ from torch import Tensor
 from recexp.errors import RecexpError
 from recexp.evaluation.list_metrics import item_popularity
 from recexp.evaluation.metrics import RankingMetrics
+from recexp.evaluation.registry import registrar
 
 if TYPE_CHECKING:
     from recexp.data.store import Store, Targets
@@ -38,14 +39,8 @@ Flags = dict[str, NDArray[np.bool_]]
 GROUPINGS: dict[str, Grouping] = {}
 
 
-def grouping(name: str) -> Callable[[Grouping], Grouping]:
-    """Register a grouping for ``evaluation.groups``."""
-
-    def register(function: Grouping) -> Grouping:
-        GROUPINGS[name] = function
-        return function
-
-    return register
+# Registers a grouping for ``evaluation.groups``.
+grouping = registrar(GROUPINGS)
 
 
 @grouping("popularity")

@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recexp.evaluation.registry import registrar
+
 if TYPE_CHECKING:
     from recexp.data.store import Store, Targets
     from recexp.evaluation.kept import TopLists
@@ -183,34 +185,14 @@ FEATURE_METRICS: dict[str, FeatureMetric] = {}
 CATALOG_METRICS: dict[str, CatalogMetric] = {}
 
 
-def list_metric(name: str) -> Callable[[ListMetric], ListMetric]:
-    """Register "<name>@k", a value of each user's list."""
+# Registers "<name>@k", a value of each user's list.
+list_metric = registrar(LIST_METRICS)
 
-    def register(function: ListMetric) -> ListMetric:
-        LIST_METRICS[name] = function
-        return function
+# Registers "<name>.<feature>@k", a value of each user's list by an item feature.
+list_metric_by_feature = registrar(FEATURE_METRICS)
 
-    return register
-
-
-def list_metric_by_feature(name: str) -> Callable[[FeatureMetric], FeatureMetric]:
-    """Register "<name>.<feature>@k", a value of each user's list by an item feature."""
-
-    def register(function: FeatureMetric) -> FeatureMetric:
-        FEATURE_METRICS[name] = function
-        return function
-
-    return register
-
-
-def catalog_metric(name: str) -> Callable[[CatalogMetric], CatalogMetric]:
-    """Register "<name>@k", one value of all lists."""
-
-    def register(function: CatalogMetric) -> CatalogMetric:
-        CATALOG_METRICS[name] = function
-        return function
-
-    return register
+# Registers "<name>@k", one value of all lists.
+catalog_metric = registrar(CATALOG_METRICS)
 
 
 def values_per_user(lists: Recommended, ks: Sequence[int]) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from recexp.errors import RecexpError
+from recexp.evaluation.registry import registrar
 from recexp.evaluation.several import SEVERAL_AT_K, SEVERAL_WITHOUT_CUTOFF, TargetLists
 
 TIES = ("expected", "pessimistic", "optimistic")
@@ -37,24 +38,11 @@ METRICS_AT_K: dict[str, MetricFunction] = {}
 METRICS_WITHOUT_CUTOFF: dict[str, MetricFunction] = {}
 
 
-def metric_at_k(name: str) -> Callable[[MetricFunction], MetricFunction]:
-    """Register a metric "<name>@k", computed for every cut-off of a protocol."""
+# Registers a metric "<name>@k", computed for every cut-off of a protocol.
+metric_at_k = registrar(METRICS_AT_K)
 
-    def register(function: MetricFunction) -> MetricFunction:
-        METRICS_AT_K[name] = function
-        return function
-
-    return register
-
-
-def metric_without_cutoff(name: str) -> Callable[[MetricFunction], MetricFunction]:
-    """Register a metric of the whole ranked list."""
-
-    def register(function: MetricFunction) -> MetricFunction:
-        METRICS_WITHOUT_CUTOFF[name] = function
-        return function
-
-    return register
+# Registers a metric of the whole ranked list.
+metric_without_cutoff = registrar(METRICS_WITHOUT_CUTOFF)
 
 
 @metric_at_k("hr")

@@ -25,6 +25,8 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from recexp.evaluation.registry import registrar
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -117,24 +119,11 @@ SEVERAL_AT_K: dict[str, MetricOfSeveralAtK] = {}
 SEVERAL_WITHOUT_CUTOFF: dict[str, MetricOfSeveral] = {}
 
 
-def metric_of_several_at_k(name: str) -> Callable[[MetricOfSeveralAtK], MetricOfSeveralAtK]:
-    """Register a metric "<name>@k" of lists with several targets; it returns float64 [L]."""
+# Registers a metric "<name>@k" of lists with several targets; it returns float64 [L].
+metric_of_several_at_k = registrar(SEVERAL_AT_K)
 
-    def register(function: MetricOfSeveralAtK) -> MetricOfSeveralAtK:
-        SEVERAL_AT_K[name] = function
-        return function
-
-    return register
-
-
-def metric_of_several(name: str) -> Callable[[MetricOfSeveral], MetricOfSeveral]:
-    """Register a metric of whole lists with several targets; it returns float64 [L]."""
-
-    def register(function: MetricOfSeveral) -> MetricOfSeveral:
-        SEVERAL_WITHOUT_CUTOFF[name] = function
-        return function
-
-    return register
+# Registers a metric of whole lists with several targets; it returns float64 [L].
+metric_of_several = registrar(SEVERAL_WITHOUT_CUTOFF)
 
 
 @metric_of_several_at_k("hr")
