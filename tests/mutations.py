@@ -262,8 +262,8 @@ MUTATIONS = [
     Mutation(
         "a session's own target is no negative",
         "recexp/objectives/session_parallel.py",
-        "dtype=torch.uint8).fill_diagonal_(0)",
-        "dtype=torch.uint8)",
+        "counts_Sn.fill_(1).fill_diagonal_(0)",
+        "counts_Sn.fill_(1)",
         "tests/objectives/test_session_parallel.py",
     ),
     Mutation(

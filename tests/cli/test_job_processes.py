@@ -14,7 +14,7 @@ import pytest
 from recexp.cli import job_processes
 from recexp.cli.job_processes import WarmParent, has_warm_parent, may_be_forked, start_anew
 from recexp.runs.directory import LOCK, DirectoryInUse, lock_directory
-from tests.support.running import arguments, composed
+from tests.support.running import arguments, composed, run_here
 
 pytestmark = pytest.mark.skipif(not has_warm_parent(), reason="this system forks no warm parent")
 
@@ -28,20 +28,21 @@ def words(folder: Path, *overrides: str) -> list[str]:
     return [*arguments(folder, "model=pop", *overrides), f"hydra.run.dir={folder}"]
 
 
-def test_a_forked_job_gives_the_result_of_one_started_anew(warm, tmp_path):
-    results = []
-    for name, start in (("forked", warm.start), ("anew", start_anew)):
-        folder = tmp_path / name
-        folder.mkdir()
-        lock = lock_directory(folder)
-        process = start(words(folder), folder / "log.txt", lock)
-        os.close(lock)
-        assert process.wait(120) == 0, (folder / "log.txt").read_text()
-        results.append(json.loads((folder / "result.json").read_text()))
-        assert "best epoch 1 of 1" in (folder / "log.txt").read_text()
-        os.close(lock_directory(folder))  # the lock ended with the job
-    assert results[0]["metrics"] == results[1]["metrics"]
-    assert results[0]["config"].keys() == results[1]["config"].keys()
+@pytest.mark.parametrize("kind", ["forked", pytest.param("anew", marks=pytest.mark.slow)])
+def test_a_job_gives_the_result_of_a_run_here(warm, tmp_path, kind):
+    expected = run_here(tmp_path / "here", "model=pop")
+    folder = tmp_path / kind
+    folder.mkdir()
+    lock = lock_directory(folder)
+    start = warm.start if kind == "forked" else start_anew
+    process = start(words(folder), folder / "log.txt", lock)
+    os.close(lock)
+    assert process.wait(120) == 0, (folder / "log.txt").read_text()
+    result = json.loads((folder / "result.json").read_text())
+    assert "best epoch 1 of 1" in (folder / "log.txt").read_text()
+    os.close(lock_directory(folder))  # the lock ended with the job
+    assert result["metrics"] == expected["metrics"]
+    assert result["config"] == expected["config"]
 
 
 def test_a_forked_job_reports_its_error_and_its_code(warm, tmp_path):

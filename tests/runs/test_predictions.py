@@ -24,10 +24,14 @@ SIZES = ("dataset.source.users=80", "dataset.source.items=90", "trainer.max_epoc
 SIZES += ("protocol.candidates.n=20",)
 # Protocols that rank all items, all but the history, and drawn ones; pop has ties, sasrec reads
 # histories.
-CASES = [
-    (model, protocol)
-    for model in ("pop", "bpr_mf", "sasrec")
-    for protocol in ("full", "full_unseen", "p1_uniform999", "p3_popular100", "global_time")
+PROTOCOLS = ("full", "full_unseen", "p1_uniform999", "p3_popular100", "global_time")
+CASES = [("pop", protocol) for protocol in PROTOCOLS]  # whose scores tie
+CASES += [("sasrec", "full_unseen"), ("bpr_mf", "p1_uniform999")]
+CASES += [
+    pytest.param(model, protocol, marks=pytest.mark.slow)
+    for model in ("bpr_mf", "sasrec")
+    for protocol in PROTOCOLS
+    if (model, protocol) not in CASES
 ]
 
 

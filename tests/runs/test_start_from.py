@@ -106,7 +106,14 @@ def test_known_users_and_items_keep_their_rows_and_new_ones_are_fresh(tmp_path, 
         }
 
 
-@pytest.mark.parametrize("model", ["sasrec", "bert4rec", "gru4rec", "neumf", "caser"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        "sasrec",
+        "neumf",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("bert4rec", "gru4rec", "caser")),
+    ],
+)
 def test_other_weights_are_copied_whole(tmp_path, folder, model):
     more = ["model.n_heads=1"] if model in ("sasrec", "bert4rec") else []
     trained_in(tmp_path / "old", *words(folder, "old", model), *more)

@@ -17,8 +17,13 @@ FULL = ("protocol=full_unseen",)
 SIZES = ("dataset.source.users=80", "dataset.source.items=90", "trainer.max_epochs=1")
 SIZES += ("protocol.candidates.n=20",)
 # Every model under one protocol; the other protocols with a model that reads histories, one with
-# user vectors and one whose scores tie.
-CASES = [(model, "full_unseen") for model in MODELS]
+# user vectors and one whose scores tie. Every case trains a model: those that share most of their
+# code with another one are slow tests.
+SLOW = {"wmf", "mfpr", "fpmc", "bert4rec", "nmtr", "replay", "bert_ite_si"}
+CASES = [
+    pytest.param(model, "full_unseen", marks=[pytest.mark.slow] if model in SLOW else [])
+    for model in MODELS
+]
 CASES += [(model, name) for name in ("full", "p1_uniform999") for model in ("sasrec", "ite", "pop")]
 
 

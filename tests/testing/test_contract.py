@@ -77,6 +77,7 @@ def test_a_model_of_another_package_is_tested_in_four_lines(package):
     assert "11 passed, 1 skipped" in done.stdout
 
 
+@pytest.mark.slow  # a whole program; tests/test_architecture.py holds what is imported
 def test_the_contract_needs_no_test_runner():
     done = python(".", "-c", "import recexp.testing, sys; assert 'pytest' not in sys.modules")
     assert done.returncode == 0, done.stderr
