@@ -66,7 +66,11 @@ def keys_of(model: str):
     return cfg, list(numbers(cfg.model, "model"))
 
 
-@pytest.mark.parametrize("model", MODELS)
+# Variants of a model have the numbers of its constructor: one of each three is enough for CI.
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(m, marks=[pytest.mark.slow] if n % 3 else []) for n, m in enumerate(MODELS)],
+)
 def test_numbers_of_a_model_are_refused_by_name_or_make_sense(model):
     cfg, keys = keys_of(model)
     for key in keys:
