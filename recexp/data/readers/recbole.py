@@ -22,6 +22,7 @@ from recexp.data.raw.text import fields, shortened
 from recexp.data.raw.times import check_time_unit, detected_unit
 from recexp.data.readers import FeatureKind, Raw
 from recexp.data.readers.feature_tables import FeatureTables
+from recexp.data.readers.table import completed
 from recexp.errors import RecexpError
 
 ORIGIN = "recbole.io/dataset_list.html"
@@ -81,13 +82,7 @@ def read(
             texts = folder.first_texts(names, Column("timestamp", source, "text"), FORM)
             time_unit = decided["time_unit"] = detected_unit(texts)
         columns.append(time_column("timestamp", source, time_unit))
-    events = folder.frame(names, columns, FORM)
-    if behavior is None:
-        events = events.with_columns(behavior=pl.lit("interaction"))
-    if value is not None:
-        events = events.with_columns(pl.col("value").cast(pl.Float32))
-    if timestamp is None:
-        events = events.with_columns(timestamp=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
+    events = completed(folder.frame(names, columns, FORM))
     tables = [("item", items, item, item_features), ("user", users, user, user_features)]
     return Raw(
         events.lazy(),

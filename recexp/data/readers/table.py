@@ -72,13 +72,7 @@ def read(
     if timestamp is not None:
         columns.append(time_column("timestamp", timestamp, time_unit))
     columns += tables.event_columns()
-    events = folder.frame(file, _numbered(columns, header), form)
-    if behavior is None:
-        events = events.with_columns(behavior=pl.lit("interaction"))
-    if value is not None:
-        events = events.with_columns(pl.col("value").cast(pl.Float32))
-    if timestamp is None:
-        events = events.with_columns(timestamp=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
+    events = completed(folder.frame(file, _numbered(columns, header), form))
     return Raw(
         events.lazy(),
         folder.files,
@@ -87,6 +81,20 @@ def read(
         decided=decided,
         **tables.read(folder, partial(_read_table, folder, separator=separator)),
     )
+
+
+def completed(events: pl.DataFrame) -> pl.DataFrame:
+    """The events with the columns that a file may lack, and values as float32.
+
+    Without behaviors every event is an "interaction"; without times the row number is the time.
+    """
+    if "behavior" not in events.columns:
+        events = events.with_columns(behavior=pl.lit("interaction"))
+    if "value" in events.columns:
+        events = events.with_columns(pl.col("value").cast(pl.Float32))
+    if "timestamp" not in events.columns:
+        events = events.with_columns(timestamp=pl.int_range(1, pl.len() + 1, dtype=pl.Int64))
+    return events
 
 
 def _check_separator(separator: str) -> None:
