@@ -36,6 +36,7 @@ def test_fast_wins_over_the_epochs_of_a_preset():
     assert (cfg.trainer.max_epochs, cfg.trainer.limit_train_batches) == (1, 1)
 
 
+@pytest.mark.slow  # hundreds of epochs
 def test_overfit_brings_the_training_loss_near_zero(tmp_path):
     words = ["model=sasrec_softmax", "dataset=ml_1m", "protocol=full", "debug=overfit"]
     words += ["model.dropout=0", "model.max_len=20", "optimizer.lr=0.01", "batch_size=64"]

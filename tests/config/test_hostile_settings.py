@@ -21,11 +21,14 @@ FILES = sorted({case.file for case in ALL})
 SAMPLED = ("config.yaml", "callbacks/default.yaml", "preset/tuned.yaml", *FILES[5::30])
 TRAINED = (
     ("model/bpr_mf.yaml", "model.n_factors"),
-    ("model/bert_ite.yaml", "objective.weights"),
     ("optimizer/adam.yaml", "optimizer.betas"),
-    ("sampler/popularity.yaml", "sampler.alpha"),
-    ("callbacks/default.yaml", "callbacks.early_stopping.patience"),
     ("trainer/cpu.yaml", "trainer.gradient_clip_val"),
+    # Several seconds each.
+    pytest.param("model/bert_ite.yaml", "objective.weights", marks=pytest.mark.slow),
+    pytest.param("sampler/popularity.yaml", "sampler.alpha", marks=pytest.mark.slow),
+    pytest.param(
+        "callbacks/default.yaml", "callbacks.early_stopping.patience", marks=pytest.mark.slow
+    ),
 )
 ONE_STEP = (
     *SMALL,

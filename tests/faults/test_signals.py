@@ -267,6 +267,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(shop):
     assert process.wait(30) in (-signal.SIGINT, 130)
 
 
+@pytest.mark.slow  # two whole runs in processes of their own
 def test_the_advice_works_when_pasted_into_a_shell(shop, server):
     """A folder with characters that the shell or Hydra read as their own."""
     folder = shop / "a b, [c] {d} 'e' \"f\" g=h $x"

@@ -19,9 +19,11 @@ from tests.config.test_experiments import GROUPS, JOBS, PARSER, different, jobs
 
 PRESETS = sorted((CONF / "preset").glob("paper_*.yaml"))
 PAPERS = ("ite", "multi_feedback", "bert4rec", "nova")
-# BERT4Rec's sweeps take as long as all others together.
+# The sweeps of these two take most of the time.
+SLOW_PAPERS = ("bert4rec", "ite")
 PAPER_PARAMETERS = [
-    pytest.param(paper, marks=[pytest.mark.slow] if paper == "bert4rec" else []) for paper in PAPERS
+    pytest.param(paper, marks=[pytest.mark.slow] if paper in SLOW_PAPERS else [])
+    for paper in PAPERS
 ]
 
 

@@ -83,8 +83,8 @@ def same_lists(found, expected):
     [
         pytest.param("bert_ite_si", "onnx", marks=pytest.mark.slow),  # trains and exports it
         ("sasrec", "onnx"),
-        ("bpr_mf", "onnx"),
         ("bpr_mf", "pt2"),
+        pytest.param("bpr_mf", "onnx", marks=pytest.mark.slow),
         pytest.param("bert_ite_si", "pt2", marks=pytest.mark.slow),
         pytest.param("sasrec", "pt2", marks=pytest.mark.slow),
     ],
@@ -113,10 +113,10 @@ def test_new_users_get_lists_from_their_histories(shop):
 @pytest.mark.parametrize(
     ("model", "format"),
     [
-        ("bert_ite_si", "onnx"),
         ("sasrec", "onnx"),
         ("bpr_mf", "pt2"),
-        pytest.param("nova_bert", "onnx", marks=pytest.mark.slow),  # trains and exports it
+        pytest.param("bert_ite_si", "onnx", marks=pytest.mark.slow),  # trains and exports it
+        pytest.param("nova_bert", "onnx", marks=pytest.mark.slow),
     ],
 )
 def test_the_code_in_the_readme_runs_beside_the_files(shop, tmp_path, model, format):
