@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from recexp.data.rows import Rows
-from recexp.data.split import TEST, TRAIN
+from recexp.data.rows import TEST, TRAIN, Rows
 
 
 @dataclass(frozen=True)

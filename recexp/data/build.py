@@ -41,13 +41,12 @@ from recexp.data.filters import (
 )
 from recexp.data.ids import clean_ids
 from recexp.data.index import index_events
+from recexp.data.per_user import first_row, has_row
 from recexp.data.raw.folder import MissingFile
 from recexp.data.raw.lookups import RawFiles
 from recexp.data.readers import Raw
-from recexp.data.rows import Rows
-from recexp.data.several_targets import first_row, has_row
+from recexp.data.rows import DROPPED, PAST, TEST, TRAIN, VAL, Rows
 from recexp.data.simulation.simulator import is_simulated, setting_files
-from recexp.data.split import DROPPED, PAST, TEST, TRAIN, VAL
 from recexp.data.times import time_facts
 from recexp.errors import RecexpError
 from recexp.io import save_array

@@ -19,7 +19,7 @@ def index_events(
     """Number users and items and sort the events by user and time.
 
     events: columns user, item, behavior (int8 codes), timestamp (int64 ms), optionally value, part
-    (int8 codes of ``recexp.data.split``) and those of event features
+    (int8 codes of ``recexp.data.rows``) and those of event features
     (``features.code_event_features``). The columns are removed from the frame as they are read, to
     free their memory.
 

@@ -9,6 +9,13 @@ import numpy as np
 
 BLOCK = 4_000_000  # rows that are sorted at a time
 
+# What a split makes of a row.
+TRAIN = 0
+VAL = 1
+TEST = 2
+DROPPED = 3
+PAST = 4  # read as history in evaluation, never trained on
+
 
 @dataclass
 class Rows:

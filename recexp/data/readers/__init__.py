@@ -49,7 +49,7 @@ class Raw:
 
     events: columns ``user``, ``item`` (string or int64), ``behavior`` (string), ``timestamp``
         (int64 milliseconds), optionally ``value`` (float32) and ``part`` (int8, TRAIN, VAL or TEST
-        of ``recexp.data.split``), in the row order of the source, which breaks ties in time. Of
+        of ``recexp.data.rows``), in the row order of the source, which breaks ties in time. Of
         every event feature a column ``feature:NAME`` (``EVENT_PREFIX``), texts, integers or, for
         numeric, floats; null is unknown.
     files: every file that was read, for checksums: ``Folder.files``, by which the cache knows the

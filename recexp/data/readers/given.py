@@ -12,7 +12,7 @@ import polars as pl
 from recexp.data.dataset import BadRows
 from recexp.data.raw.lookups import RawFiles
 from recexp.data.readers import Raw, table
-from recexp.data.split import TEST, TRAIN, VAL
+from recexp.data.rows import TEST, TRAIN, VAL
 from recexp.errors import RecexpError
 
 # Texts in a column that names the part of each event, in lower case.

@@ -1,7 +1,6 @@
-"""Splits that hold out several events of a user: which rows are held out, as arrays.
+"""What holds for each user among rows that are sorted by user and time.
 
-Codes of rows are those of ``recexp.data.split``, which names the settings. Suffixes of shapes: E
-rows, sorted by user and time; U users.
+Suffixes of shapes: E rows, U users.
 """
 
 from __future__ import annotations
@@ -63,6 +62,20 @@ def first_row(user_E: np.ndarray, chosen_E: Flags) -> Ints:
     first_U = np.full(int(user_E[-1]) + 1, len(user_E), dtype=np.int64)
     at = np.flatnonzero(chosen_E)[::-1]
     first_U[user_E[at]] = at  # descending: the last assignment is the first row
+    return first_U
+
+
+def last_of(at: np.ndarray, user_E: np.ndarray, n_users: int) -> np.ndarray:
+    """The last of the ascending row numbers ``at`` for each user, -1 where they have none."""
+    last_U = np.full(n_users, -1, dtype=at.dtype)
+    last_U[user_E[at]] = at  # ascending: the last assignment stays
+    return last_U
+
+
+def first_of(at: np.ndarray, user_E: np.ndarray, n_users: int) -> np.ndarray:
+    """The first of the ascending row numbers ``at`` per user, the number of rows where none is."""
+    first_U = np.full(n_users, len(user_E), dtype=at.dtype)
+    first_U[user_E[at[::-1]]] = at[::-1]  # descending: the first one stays
     return first_U
 
 
