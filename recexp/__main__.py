@@ -1,5 +1,7 @@
 """``python -m recexp``: train and evaluate a recommender."""
 
+import sys
+
 from recexp.training.interrupts import enter_stage, handle_signals
 
 
@@ -8,6 +10,11 @@ def main() -> None:
     # Before the imports, which take seconds.
     handle_signals()
     enter_stage("ended the program before the run began", ends_at_once=True)
+    if "--version" in sys.argv[1:]:  # Hydra would print its own
+        from recexp.version import version_text
+
+        print(version_text())
+        return
     from recexp.cli.main import main as start
 
     start()

@@ -6,10 +6,12 @@ import argparse
 from pathlib import Path
 
 from recexp.runs.trained import Trained, load
+from recexp.version import add_version
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``loaded``, but the number of threads."""
+    add_version(parser)
     add = parser.add_argument
     add("run_dir", type=Path, metavar="RUN_DIR")
     add("--raw-dir", help="where the raw data lie, if not where conf/dataset looks for them")

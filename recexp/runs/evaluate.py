@@ -30,7 +30,7 @@ from recexp.errors import RecexpError
 from recexp.evaluation.protocol import Protocol
 from recexp.logs import printable_lines, show_logs
 from recexp.runs.assembly import assemble
-from recexp.runs.environment import describe, git_state
+from recexp.runs.environment import describe
 from recexp.runs.finished import FinishedRun, check_size, open_data, open_run, training_data
 from recexp.runs.outputs import save_result, show_table
 from recexp.runs.predictions import Missing, evaluate_predictions
@@ -39,6 +39,7 @@ from recexp.runs.result import RunResult
 from recexp.runs.tested import save_test, settings_of
 from recexp.training.checkpoints import read_matching_checkpoint
 from recexp.training.module import RecModule
+from recexp.version import add_version, git_state
 
 Accelerator = Literal["auto", "cpu", "gpu"]
 # Options that make no sense without a run, and without predictions.
@@ -249,6 +250,7 @@ def parser() -> argparse.ArgumentParser:
         description="Test the model of a finished run under another protocol, or rank held-out "
         "items by the predictions of another program.",
     )
+    add_version(made)
     words = "a run and a name from conf/protocol; with --predictions overrides of python -m recexp"
     made.add_argument("words", nargs="+", metavar="WORD", help=words)
     of_run = made.add_argument_group("of a finished run").add_argument

@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -304,21 +304,26 @@ def _silence() -> Iterator[None]:
         logging.disable(before)
 
 
-def main() -> None:
-    """Entry point of ``python -m recexp.export``."""
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """The options of ``python -m recexp.export``."""
+    made = argparse.ArgumentParser(
         prog="python -m recexp.export",
         description="The model of a finished run in files that need neither recexp nor the data: "
         "a graph from histories or users to the best items, the maps of ids, and a description.",
     )
-    add_run(parser)
-    add = parser.add_argument
+    add_run(made)
+    add = made.add_argument
     add("--format", required=True, help=f"one of {', '.join(FILES)}")
     add("--out", type=Path, metavar="DIR", help="a new folder (default: RUN_DIR/export_FORMAT)")
     add("-k", type=int, default=10, help="length of the lists (default: 10)")
     add("--include-seen", action="store_true", help="also items of the user's history")
     add("--threads", type=int)
-    options = parser.parse_args()
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``python -m recexp.export``."""
+    options = parser().parse_args(arguments)
     show_logs()
     out = options.out or options.run_dir / f"export_{options.format}"
     try:

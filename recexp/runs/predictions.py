@@ -27,13 +27,14 @@ from recexp.evaluation.protocol import Protocol
 from recexp.evaluation.several import SEVERAL_WITHOUT_CUTOFF
 from recexp.io import advice, checksum, reason
 from recexp.runs.composed import ComposedData, composed_data
-from recexp.runs.environment import describe, git_state
+from recexp.runs.environment import describe
 from recexp.runs.histories import UNKNOWN, RawIds
 from recexp.runs.identity import PLACES, RAW_FILES, is_material, key_of
 from recexp.runs.outputs import kept_config, save_result, show_table
 from recexp.runs.result import External, RunResult
 from recexp.runs.run import data_facts
 from recexp.runs.tested import save_ranks_and_lists, settings_of
+from recexp.version import git_state
 
 Split = Literal["test", "val"]
 Missing = Literal["error", "worst"]

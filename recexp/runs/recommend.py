@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -84,15 +84,25 @@ def _show(frames: Iterator[pl.DataFrame]) -> None:
             print(frame)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m recexp.recommend``."""
-    parser = argparse.ArgumentParser(
+    options = parser().parse_args(arguments)
+    show_logs()
+    try:
+        recommend(options)
+    except RecexpError as error:
+        sys.exit(f"error: {error}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``python -m recexp.recommend``."""
+    made = argparse.ArgumentParser(
         prog="python -m recexp.recommend",
         description="The best items of each user, by the model of a finished run: user, item, "
         "rank, score. Equal scores are ordered by the item's id.",
     )
-    add_run(parser)
-    add = parser.add_argument
+    add_run(made)
+    add = made.add_argument
     add("-k", type=int, default=10, help="length of the lists (default: 10)")
     add("--users", type=Path, metavar="FILE", help="csv or parquet with a column user")
     add("--all-users", action="store_true", help="all users of the data")
@@ -116,9 +126,4 @@ def main() -> None:
     )
     add("--out", type=Path, metavar="FILE", help="a .parquet or .csv file; else printed")
     add("--threads", type=int)
-    options = parser.parse_args()
-    show_logs()
-    try:
-        recommend(options)
-    except RecexpError as error:
-        sys.exit(f"error: {error}")
+    return made

@@ -31,7 +31,7 @@ from recexp.runs.assembly import assemble, build_loggers, build_trainer
 from recexp.runs.convergence import judge
 from recexp.runs.costs import scoring_costs
 from recexp.runs.directory import claimed, clear
-from recexp.runs.environment import describe, git_state
+from recexp.runs.environment import describe
 from recexp.runs.failures import failures_explained
 from recexp.runs.outputs import (
     kept_config,
@@ -59,6 +59,7 @@ from recexp.training.module import RecModule
 from recexp.training.parts import Parts
 from recexp.training.signals import Interrupted, Interruption
 from recexp.training.silence import silence_lightning
+from recexp.version import git_state
 
 # Entries of meta.json, and where ``result.json`` has their coverage.
 COVERAGES = {

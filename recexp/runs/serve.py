@@ -10,6 +10,7 @@ import contextlib
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recexp.errors import RecexpError
@@ -96,16 +97,26 @@ def _listening(host: str, port: int) -> socket.socket:
     return listener
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m recexp.serve``."""
+    options = parser().parse_args(arguments)
+    show_logs()
+    try:
+        serve(options)
+    except RecexpError as error:
+        sys.exit(f"error: {error}")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of ``python -m recexp.serve``."""
     default = Limits()
-    parser = argparse.ArgumentParser(
+    made = argparse.ArgumentParser(
         prog="python -m recexp.serve",
         description="Recommendations of a finished run's model over HTTP: GET /health, "
         "POST /recommend, POST /recommend/batch.",
     )
-    add_run(parser)
-    add = parser.add_argument
+    add_run(made)
+    add = made.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     add("--port", type=int, default=8000, help="0: any free one (default: 8000)")
     add("--max-k", type=int, default=default.k, help=f"(default: {default.k})")
@@ -121,9 +132,4 @@ def main() -> None:
     )
     add("--workers", type=int, default=os.cpu_count() or 1, help="requests computed at a time")
     add("--threads", type=int, default=1, help="torch threads of each (default: 1)")
-    options = parser.parse_args()
-    show_logs()
-    try:
-        serve(options)
-    except RecexpError as error:
-        sys.exit(f"error: {error}")
+    return made

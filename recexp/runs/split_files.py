@@ -29,6 +29,7 @@ from recexp.runs.composed import ComposedData, composed_data
 from recexp.runs.frames import write_frames
 from recexp.runs.histories import RawIds
 from recexp.types import Feature
+from recexp.version import add_version
 
 Format = Literal["parquet", "csv"]
 ROWS_AT_ONCE = 1 << 20
@@ -263,6 +264,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m recexp.data.export",
         description="Write the split and the candidates of a protocol for other programs.",
     )
+    add_version(made)
     words = "overrides as of python -m recexp (dataset=ml_1m protocol=p3_popular100)"
     made.add_argument("words", nargs="+", metavar="OVERRIDE", help=words)
     made.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")

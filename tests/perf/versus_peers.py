@@ -475,7 +475,8 @@ def race(a: argparse.Namespace) -> None:
 def store(path: Path | None, a: argparse.Namespace, measured: dict) -> None:
     if path is None:
         return
-    from recexp.runs.environment import describe, git_state
+    from recexp.runs.environment import describe
+    from recexp.version import git_state
 
     said = {
         "hardware": describe(),

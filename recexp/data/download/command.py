@@ -24,6 +24,7 @@ from recexp.data.download.transfer import Patience, Unavailable, digest, fetch
 from recexp.data.download.unpacking import unpack
 from recexp.errors import RecexpError
 from recexp.io import advice, file_lock, new_folder, reason, remove
+from recexp.version import add_version
 
 WORK = ".download"
 LOCK = "lock"
@@ -72,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m recexp.data.download",
         description="Download the raw files of data sets from their publishers.",
     )
+    add_version(made)
     add = made.add_argument
     add(
         "words",
