@@ -127,7 +127,7 @@ def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     _start_directory(cfg, module, prepared.store)
     constant_loss = module.objective.constant_loss(prepared.store, data.batch_size)
 
-    table = EpochTable(run_dir / "metrics.csv")
+    table = EpochTable(run_dir / "metrics.csv", prepared.monitor)
     parts = Parts(started)
     stop = Interruption(run_dir / "checkpoints" / "last.ckpt")
     configured = [build(node) for node in cfg.callbacks.values() if node]
