@@ -16,7 +16,8 @@ from recexp.config.summary import summary
 from recexp.logs import printable, printable_lines, show_logs
 from recexp.report.__main__ import main as report
 from recexp.report.describe import WRITERS
-from recexp.report.formats import Cell, Table, as_csv, as_latex, as_markdown, as_terminal
+from recexp.report.formats import Cell, Table, as_csv, as_markdown, as_terminal
+from recexp.report.latex import as_latex
 from recexp.runs.outputs import show_table
 from recexp.runs.result import RunResult
 from tests.support.finished_runs import write_run
@@ -78,7 +79,7 @@ def test_a_name_makes_no_markup_in_markdown(name):
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_name_makes_no_command_in_latex(name):
-    text = as_latex(table(name))
+    text = as_latex([table(name)])
     cell = text.split(r"\midrule")[1].split(" & ")[0].strip()
     assert shown(text) and not cell.startswith(("[", "*"))
     for special in "%#&$_":

@@ -14,30 +14,32 @@ from recexp.errors import RecexpError
 from recexp.logs import printable, printable_lines
 from recexp.report.beyond import group_tables, list_tables
 from recexp.report.collect import Result, collect
-from recexp.report.formats import (
-    Table,
-    as_csv,
-    as_latex,
-    as_markdown,
-    as_terminal,
-    join_tables,
-)
+from recexp.report.columns import METRICS, MODEL, PUBLISHED, TRAINING, layout, metric_column
+from recexp.report.formats import Table, as_csv, as_markdown, join_tables
+from recexp.report.latex import as_latex
 from recexp.report.papers.paper_tables import paper_tables
 from recexp.report.statistics import budgets, convergence
-from recexp.report.tables import COLUMNS, tables
+from recexp.report.tables import tables
+from recexp.report.terminal import terminal_text
+from recexp.version import add_version
 
 SWEEPS = Path("multirun_outputs")  # where conf/experiment puts its sweeps
 MAX_REASON = 200  # characters of why a run was left out
-
-
-def _as_terminal(table: Table) -> str:
-    return as_terminal(table, color=sys.stdout.isatty())
-
+DEFAULT_METRIC = "ndcg@10"
+EXAMPLES = """\
+examples:
+  python -m recexp.report multirun_outputs               tables of all runs below
+  python -m recexp.report DIR --out page                 page/index.html, tables.md, figures
+  python -m recexp.report DIR --metrics hr@10,ndcg@10 --models sasrec,bert4rec
+  python -m recexp.report DIR --columns ndcg@10,optimizer.lr,parameters,seed
+  python -m recexp.report DIR --format latex             fits a page; needs the package booktabs
+  python -m recexp.report --scorecard ite/fig5_factors   published figures: reproduced or not
+"""
 
 FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
-    "terminal": lambda tables: join_tables(tables, _as_terminal),
+    "terminal": lambda tables: terminal_text(tables, sys.stdout),
     "markdown": lambda tables: join_tables(tables, as_markdown),
-    "latex": lambda tables: join_tables(tables, as_latex),
+    "latex": as_latex,
     "csv": as_csv,
 }
 FOR_READERS = ("terminal", "markdown")  # formats that a line of text may follow
@@ -46,6 +48,7 @@ FOR_READERS = ("terminal", "markdown")  # formats that a line of text may follow
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = _parser()
     options = parser.parse_args(arguments)
+    options.format = options.format or ("terminal" if sys.stdout.isatty() else "markdown")
     experiment = options.scorecard or options.paper_table
     if not options.folders and not experiment:
         parser.error("name at least one RUN_DIR")
@@ -61,15 +64,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _report(options: argparse.Namespace, folders: Sequence[Path]) -> list[str]:
     """Print the tables and write what was asked for; returns the runs left out."""
     found, left_out = collect(folders)
-    results = _presentable(found, left_out)
-    shown = _result_tables(results, options.metric)
+    results = _of_models(_presentable(found, left_out), options.models)
+    asked = [metric_column(results, name, "--metrics") for name in options.metrics]
+    metric = options.metric or _first_of_test(asked)
+    ordered_by = metric_column(results, f"test/{metric}", "--metric")
+    chosen = layout(
+        results,
+        metrics=asked,
+        columns=options.columns,
+        models=options.models,
+        first=ordered_by,
+    )
+    shown = tables(results, ordered_by, chosen)
     cards: list[Table] = []
     if options.scorecard:
         from recexp.report.scorecard import scorecard
 
         cards = scorecard(options.scorecard, results)
     papers = paper_tables(results, options.paper_table) if options.paper_table else []
-    beyond = list_tables(results, options.metric) + group_tables(results, options.metric)
+    beyond = list_tables(results, metric) + group_tables(results, metric)
     print(FORMATS[options.format](cards + papers or shown + beyond))
     if options.out:
         from recexp.report.write import write_report  # imports matplotlib
@@ -78,9 +91,10 @@ def _report(options: argparse.Namespace, folders: Sequence[Path]) -> list[str]:
             options.out,
             results,
             left_out,
-            options.metric,
+            metric,
             shown,
             cards,
+            metrics=asked,
             attention=options.attention,
             cache_dir=options.cache_dir,
         )
@@ -111,29 +125,42 @@ def _presentable(results: Sequence[Result], left_out: list[str]) -> list[Result]
     return kept
 
 
-def _result_tables(results: list[Result], metric: str) -> list[Table]:
-    name = f"test/{metric}"
-    if not any(name in result["metrics"] for result in results):
-        known = sorted({metric for result in results for metric in _test_metrics(result)})
-        raise RecexpError(f"No run has the metric {metric!r}. They have {', '.join(known)}.")
-    columns = COLUMNS if name in COLUMNS else (name, *COLUMNS)
-    return tables(results, columns, name)
+def _first_of_test(metrics: Sequence[str]) -> str:
+    """The first of the metrics that is one of the test, without that prefix."""
+    for name in metrics:
+        if name.startswith("test/"):
+            return name.removeprefix("test/")
+    return DEFAULT_METRIC
 
 
-def _test_metrics(result: Result) -> list[str]:
-    """Metrics over all users, without those of groups of users or items (``test/group/hr@10``)."""
-    names = [name.split("/") for name in result["metrics"]]
-    return [
-        parts[1]
-        for parts in names
-        if len(parts) == 2 and parts[0] == "test" and "users" not in parts[1]
-    ]
+def _of_models(results: list[Result], models: Sequence[str]) -> list[Result]:
+    """The results of these models; all where none is named."""
+    known = sorted({result["model"] for result in results})
+    for name in models:
+        if name not in known:
+            raise RecexpError(
+                f"--models {name}: no run is of this model; they are of {', '.join(known)}."
+            )
+    return [result for result in results if not models or result["model"] in models]
+
+
+def _names(text: str) -> list[str]:
+    """A list of names with commas between them."""
+    names = [name.strip() for name in text.split(",")]
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of names, such as hr@10,ndcg@10")
+    return names
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m recexp.report", description="Tables of finished runs, one per protocol id."
+        prog="python -m recexp.report",
+        description="Tables of finished runs, one per protocol id; figures, tests between systems "
+        "and a page with --out.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_version(parser)
     parser.add_argument(
         "folders",
         nargs="*",
@@ -142,19 +169,17 @@ def _parser() -> argparse.ArgumentParser:
         help="run directories, or folders above them",
     )
     parser.add_argument(
-        "--format", choices=tuple(FORMATS), default="markdown", help="of the tables on stdout"
+        "--format",
+        choices=tuple(FORMATS),
+        help="of the tables on stdout (default: terminal where stdout is one, else markdown)",
     )
-    parser.add_argument(
-        "--metric",
-        default="ndcg@10",
-        help="orders rows and is compared between systems: hr@k, ndcg@k, mrr, or a metric of kept "
-        "lists, such as novelty@10; /GROUP behind it: of these users alone (default: ndcg@10)",
-    )
+    _add_choices(parser)
     parser.add_argument(
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="write everything: index.html, tables in all formats, figures as svg and png",
+        help="write everything: index.html, tables in all formats (tables.md shows the figures), "
+        "figures as svg and png: metrics against every setting that runs vary, epochs and k",
     )
     parser.add_argument(
         "--scorecard",
@@ -176,6 +201,41 @@ def _parser() -> argparse.ArgumentParser:
         "--cache-dir", help="where the attention finds prepared data, if not in cache"
     )
     return parser
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose what the tables show."""
+    add = parser.add_argument
+    add(
+        "--metric",
+        help="orders rows and is compared between systems: hr@k, ndcg@k, mrr, or a metric of kept "
+        "lists, such as novelty@10; /GROUP behind it: of these users alone (default: the first of "
+        f"--metrics, else {DEFAULT_METRIC})",
+    )
+    add(
+        "--metrics",
+        type=_names,
+        default=[],
+        metavar="A,B",
+        help="metrics of the tables and figures, in this order, such as ndcg@10,val/ndcg@10",
+    )
+    fixed = ", ".join(name.replace(" ", "-") for name in (METRICS, PUBLISHED, *TRAINING))
+    add(
+        "--columns",
+        type=_names,
+        default=[],
+        metavar="A,B",
+        help=f"columns after the {MODEL}, in this order: single metrics, settings such as "
+        f"optimizer.lr, and {fixed}; {METRICS} stands for those of --metrics, {PUBLISHED} puts the "
+        "paper's figures beside them",
+    )
+    add(
+        "--models",
+        type=_names,
+        default=[],
+        metavar="A,B",
+        help="only runs of these models; rows are in this order, settings of a model best first",
+    )
 
 
 if __name__ == "__main__":

@@ -99,6 +99,11 @@ def setting_overrides(result: Mapping[str, Any]) -> list[str]:
     return found
 
 
+def settings(result: Mapping[str, Any]) -> list[str]:
+    """The run's overrides that concern what was run, not where or with which seed."""
+    return [o for o in setting_overrides(result) if key_of(o) != "experiment"]
+
+
 @cache
 def changes_numbers(key: str) -> bool:
     """Whether the setting of this dotted key can change a number of a run on known data."""

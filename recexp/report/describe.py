@@ -23,15 +23,18 @@ from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.io import atomic_write
 from recexp.report.dataset_table import dataset_table
-from recexp.report.formats import Cell, Table, as_csv, as_latex, as_markdown, as_terminal
+from recexp.report.formats import Cell, Table, as_csv, as_markdown
+from recexp.report.latex import as_latex
 from recexp.report.papers.published import DATASETS
+from recexp.report.terminal import terminal_text
 from recexp.runs.composed import composed_data
 from recexp.types import BAGGED
+from recexp.version import add_version
 
 WRITERS: dict[str, Callable[[Sequence[Table]], str]] = {
     "markdown": lambda tables: "\n\n".join(map(as_markdown, tables)),
-    "terminal": lambda tables: "\n\n".join(map(as_terminal, tables)),
-    "latex": lambda tables: "\n\n".join(map(as_latex, tables)),
+    "terminal": lambda tables: terminal_text(tables, sys.stdout),
+    "latex": as_latex,
     "csv": as_csv,
 }
 # Entries that meta.json of earlier versions lacks.
@@ -338,6 +341,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m recexp.report.describe", description=str(__doc__).splitlines()[0]
     )
+    add_version(parser)
     words = (
         "overrides as of python -m recexp (dataset=ml_1m protocol=full), or prepared folders; each "
         "dataset= begins another data set, and words before the first one are of all"

@@ -22,10 +22,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from recexp.logs import printable
-from recexp.report.collect import Result, as_number, chose_on_test, read_epochs, setting
+from recexp.report.collect import Result, chose_on_test, read_epochs, setting
 from recexp.report.papers.matching import curve
 from recexp.report.papers.published import experiment
-from recexp.report.tables import About, System, as_words, by_protocol, flat_config, systems
+from recexp.report.tables import About, System, by_protocol, systems
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8A6D00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -34,22 +34,13 @@ PUBLISHED_COLOR = "#7F7F7F"
 MAX_LINES = 8  # systems in one chart
 MAX_WIDTHS = 6  # widths with a chart of their own
 MAX_TICKS = 10
+MAX_TICK_TEXT = 36  # characters that fit beside each other below the axis
+MIN_LOG_RATIO = 8  # of the largest value to the smallest on a logarithmic axis
+MIN_DECIMAL_RATIO = 100  # from which on powers of 10 are marked, else of 2
 MAX_MARKERS = 12  # points on a line up to which they have markers
 MAX_LABEL = 56  # characters in a legend
 # Experiments that show attention: BERT4Rec's figure 2, NOVA-BERT's figure 5.
 ATTENTION_FIGURES = (("bert4rec", "fig2"), ("nova_bert", "fig5"))
-# Settings that the papers sweep, and the text of the axis.
-SWEPT = {
-    "model.n_factors": "width K (n_factors)",
-    "objective.weights": "weight of the implicit loss",
-    "model.n_layers": "layers",
-    "model.max_len": "sequence length",
-    "objective.mask_prob": "share of masked items",
-    "objective.n_negatives": "negatives per positive",
-}
-# Settings that may change along a curve: the budget, and with the width what must fit it.
-MAY_VARY = frozenset({"trainer.max_epochs", "batch_size", "optimizer.lr", "eval_batch_size"})
-MAY_VARY_WITH_WIDTH = frozenset({"model.n_inner", "model.n_heads"})
 STYLE: dict[Any, Any] = {
     "font.size": 9,
     "font.family": "sans-serif",
@@ -98,8 +89,12 @@ class Line:
 
 
 @dataclass(frozen=True)
-class _Chart:
-    """A chart to be drawn. ticks: one per value of x. note: stands behind the title."""
+class Chart:
+    """A chart to be drawn.
+
+    ticks: one per value of x, on a logarithmic axis where these span orders of magnitude.
+    categories: names of x = 0, 1, 2, ... where x is no number. note: stands behind the title.
+    """
 
     title: str
     about: About
@@ -107,99 +102,17 @@ class _Chart:
     x_label: str
     y_label: str
     ticks: bool = False
+    categories: tuple[str, ...] = ()
     note: str = ""
+
+    def x_text(self, x: float) -> str:
+        """A value of x as people read it."""
+        return self.categories[int(x)] if self.categories else f"{x:g}"
 
 
 def wants_attention(result: Result) -> bool:
     """Whether the run is of an experiment that shows attention."""
     return experiment(result) in ATTENTION_FIGURES
-
-
-# A metric against a swept setting -----------------------------------------------------------------
-
-
-def swept(
-    results: Sequence[Result], metrics: Iterable[str] = ("hr@10", "ndcg@10")
-) -> list[Picture]:
-    """A picture per protocol id, swept setting and metric.
-
-    A line is a system whose other settings stay the same, seeds averaged.
-    """
-    metrics = tuple(metrics)
-    made = []
-    for about, runs in by_protocol(results).items():
-        for key, text in SWEPT.items():
-            for metric in metrics:
-                lines = sweep_lines(runs, key, metric)
-                if lines:
-                    title = f"{metric} against {text}"
-                    made.append(_draw(_Chart(title, about, lines, text, metric, ticks=True)))
-    return made
-
-
-def sweep_lines(results: Sequence[Result], key: str, metric: str) -> list[Line]:
-    """Curves of one protocol id's systems over the setting ``key``, and those of the papers.
-
-    A curve has at least two points.
-    """
-    curves = _sweeps(results, key, metric)
-    labels = _sweep_labels([points[0][1].first for points in curves], key)
-    lines = []
-    for label, points in zip(labels, curves, strict=True):
-        ours = []
-        figures = []
-        for x, system in points:
-            mean = system.mean(f"test/{metric}")
-            if mean is not None:
-                ours.append((x, mean))
-            if metric in system.figures:
-                figures.append((x, system.figures[metric]))
-        lines.append(Line.through(label, ours))
-        # A figure that stands for several points of x is no curve.
-        all_figures = [figure for _, figure in figures]
-        theirs = [(x, figure.value) for x, figure in figures if all_figures.count(figure) == 1]
-        if theirs:
-            lines.append(Line.through(label, theirs, dashed=True))
-    return lines
-
-
-def _sweeps(results: Sequence[Result], key: str, metric: str) -> list[list[tuple[float, System]]]:
-    """Per curve its systems by the value of the setting, ascending."""
-    groups: dict[tuple[Any, ...], dict[float, System]] = {}
-    for system in systems(results):
-        x = as_number(setting(system.first, key))
-        if x is not None and system.mean(f"test/{metric}") is not None:
-            groups.setdefault(_same_along(system.first, key), {}).setdefault(x, system)
-    return [sorted(group.items()) for group in groups.values() if len(group) > 1]
-
-
-def _same_along(result: Result, key: str) -> tuple[Any, ...]:
-    """What stays the same along a curve over the setting ``key``."""
-    varying = MAY_VARY | {key}
-    if key == "model.n_factors":
-        varying |= MAY_VARY_WITH_WIDTH
-    config = {k: v for k, v in flat_config(result).items() if k not in varying}
-    return result["model"], str(result["selection"]), tuple(sorted(config.items()))
-
-
-def _sweep_labels(results: Sequence[Result], key: str) -> list[str]:
-    """Model names, with up to three settings in which the curves of one model differ."""
-    configs = [flat_config(result) for result in results]
-    labels = []
-    for result, config in zip(results, configs, strict=True):
-        rivals = []
-        for other, other_config in zip(results, configs, strict=True):
-            if other["model"] == result["model"]:
-                rivals.append(other_config)
-        apart = []
-        for name, value in config.items():
-            if name != key and any(rival.get(name) != value for rival in rivals):
-                apart.append(as_words(name, value).split(".")[-1])
-        labels.append(" ".join([result["model"], *list(dict.fromkeys(apart))[:3]]))
-    numbered = []
-    for n, label in enumerate(labels, 1):
-        numbered.append(label if labels.count(label) == 1 else f"{label} ({n})")
-    return numbered
 
 
 # A metric against epochs --------------------------------------------------------------------------
@@ -223,7 +136,7 @@ def epoch_curves(
             for metric in metrics:
                 chart = _epoch_chart(members, metric, about, suffix)
                 if chart.lines:
-                    made.append(_draw(chart))
+                    made.append(draw(chart))
     return made
 
 
@@ -237,7 +150,7 @@ def _by_width(found: Sequence[System]) -> dict[Any, list[System]]:
     return widths
 
 
-def _epoch_chart(members: Sequence[System], metric: str, about: About, suffix: str) -> _Chart:
+def _epoch_chart(members: Sequence[System], metric: str, about: About, suffix: str) -> Chart:
     on_test = any(chose_on_test(system.first) for system in members)
     # Test and validation values share no axis.
     members = [system for system in members if chose_on_test(system.first) == on_test]
@@ -258,7 +171,7 @@ def _epoch_chart(members: Sequence[System], metric: str, about: About, suffix: s
     note = "; the paper's curves, of the test set, are not drawn here" if omitted else ""
     split = "test" if on_test else "validation"
     title = f"{metric} per epoch{suffix}"
-    return _Chart(title, about, lines, "epoch", f"{metric} ({split})", note=note)
+    return Chart(title, about, lines, "epoch", f"{metric} ({split})", note=note)
 
 
 def _mean_curve(system: System, metric: str) -> list[tuple[float, float]]:
@@ -288,7 +201,7 @@ def topk_curves(results: Sequence[Result], names: Iterable[str] = ("hr", "ndcg")
             lines = [line for system in chosen for line in _topk_lines(system, name)]
             if lines:
                 title = f"{name.upper()}@k against k"
-                made.append(_draw(_Chart(title, about, lines, "k", f"{name}@k", ticks=True)))
+                made.append(draw(Chart(title, about, lines, "k", f"{name}@k", ticks=True)))
     return made
 
 
@@ -384,7 +297,7 @@ def heat_maps(
 # Drawing ------------------------------------------------------------------------------------------
 
 
-def _draw(chart: _Chart) -> Picture:
+def draw(chart: Chart) -> Picture:
     lines = chart.lines
     # In the order of names, so that the same systems have the same colors in every picture.
     names = sorted({line.label for line in lines})
@@ -394,10 +307,13 @@ def _draw(chart: _Chart) -> Picture:
         figure = Figure(figsize=(4.6, height), layout="constrained")
         ax = figure.subplots()
         for line in sorted(lines, key=lambda line: (line.dashed, line.label)):
-            _draw_line(ax, line, names.index(line.label))
+            _draw_line(ax, line, names.index(line.label), is_joined=not chart.categories)
         if any(line.dashed for line in lines):
             ax.plot([], [], color=PUBLISHED_COLOR, linestyle="--", linewidth=1.2, label="published")
-        _set_ticks(ax, sorted({x for line in lines for x in line.x}), chart.ticks)
+        if chart.categories:
+            _set_categories(ax, chart.categories)
+        else:
+            _set_ticks(ax, sorted({x for line in lines for x in line.x}), chart.ticks)
         ax.set(xlabel=chart.x_label, ylabel=chart.y_label)
         ax.grid(alpha=0.25, linewidth=0.6)
         figure.legend(loc="outside lower center", ncols=n_columns, frameon=False)
@@ -409,17 +325,17 @@ def _draw(chart: _Chart) -> Picture:
         return as_picture(figure, name, caption, _in_words(chart))
 
 
-def _draw_line(ax: Axes, line: Line, n: int) -> None:
+def _draw_line(ax: Axes, line: Line, n: int, is_joined: bool) -> None:
     color = COLORS[n % len(COLORS)]
     marker = MARKERS[n % len(MARKERS)]
     has_many_points = len(line.x) > MAX_MARKERS
     if line.dashed:
-        is_curve = has_many_points or len(line.x) > 1
+        is_curve = is_joined and (has_many_points or len(line.x) > 1)
         ax.plot(
             line.x,
             line.y,
             color=color,
-            linestyle="--",
+            linestyle="--" if is_joined else "none",
             linewidth=1.2,
             marker=None if is_curve else marker,
             markersize=4.5,
@@ -431,25 +347,45 @@ def _draw_line(ax: Axes, line: Line, n: int) -> None:
         line.x,
         line.y,
         color=color,
-        linestyle="-",
+        linestyle="-" if is_joined else "none",
         linewidth=1.6,
-        marker=None if has_many_points else marker,
+        marker=None if has_many_points and is_joined else marker,
         markersize=4.5,
         alpha=1,
         label=_short(line.label),
     )
 
 
+def _set_categories(ax: Axes, names: Sequence[str]) -> None:
+    labels = [_short(name) for name in names]
+    is_long = sum(map(len, labels)) > MAX_TICK_TEXT
+    rotation: dict[str, Any] = {"rotation": 30, "ha": "right"} if is_long else {}
+    ax.set_xticks(range(len(labels)), labels, **rotation)
+    ax.set_xlim(-0.5, len(labels) - 0.5)
+
+
 def _set_ticks(ax: Axes, xs: Sequence[float], ticks: bool) -> None:
-    if ticks and len(xs) <= MAX_TICKS:
-        if xs[0] > 0 and xs[-1] / xs[0] >= 8:
-            ax.set_xscale("log", base=2)
-        ax.set_xticks(xs, [f"{x:g}" for x in xs])
-        ax.minorticks_off()
+    if ticks:
+        _set_scale(ax, xs)
+        if len(xs) <= MAX_TICKS and all(float(f"{x:.3g}") == x for x in xs):
+            ax.set_xticks(xs, [f"{x:g}" for x in xs])
+            ax.minorticks_off()
     elif all(float(x).is_integer() for x in xs):
         locator = ax.xaxis.get_major_locator()
         assert isinstance(locator, MaxNLocator)
         locator.set_params(integer=True)
+
+
+def _set_scale(ax: Axes, xs: Sequence[float]) -> None:
+    """Logarithmic where the values span orders of magnitude; 0 lies in a linear part beside it."""
+    positive = [x for x in xs if x > 0]
+    if xs[0] < 0 or not positive or positive[-1] / positive[0] < MIN_LOG_RATIO:
+        return
+    base = 10 if positive[-1] / positive[0] >= MIN_DECIMAL_RATIO else 2
+    if xs[0] == 0:
+        ax.set_xscale("symlog", base=base, linthresh=positive[0], linscale=0.5)
+    else:
+        ax.set_xscale("log", base=base)
 
 
 def _short(label: str) -> str:
@@ -461,17 +397,24 @@ def _short(label: str) -> str:
     return f"{label[:half]}…{label[1 - half :]}"
 
 
-def _in_words(chart: _Chart) -> str:
+def _in_words(chart: Chart) -> str:
     told = []
     for line in chart.lines:
         best = max(range(len(line.y)), key=line.y.__getitem__)
         name = f"{line.label} (published)" if line.dashed else line.label
+        first, last, highest = (chart.x_text(line.x[n]) for n in (0, -1, best))
         told.append(
-            f"{name} from {line.y[0]:.4f} at {line.x[0]:g} to {line.y[-1]:.4f} at {line.x[-1]:g}, "
-            f"highest {line.y[best]:.4f} at {line.x[best]:g}"
+            f"{name} from {line.y[0]:.4f} at {first} to {line.y[-1]:.4f} at {last}, "
+            f"highest {line.y[best]:.4f} at {highest}"
         )
     about = chart.about
     return f"{chart.title} on {about.dataset}, {about.protocol}. {'; '.join(told)}."
+
+
+def on_white(svg: str) -> str:
+    """The SVG as a file of its own, whose dark text is read on dark pages too."""
+    start = svg.index(">", svg.index("<svg")) + 1
+    return f'{svg[:start]}<rect width="100%" height="100%" fill="white"/>{svg[start:]}'
 
 
 def as_picture(figure: Figure, name: str, title: str, alt: str) -> Picture:

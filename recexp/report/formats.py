@@ -1,4 +1,4 @@
-"""A table in Markdown, for the terminal, in LaTeX and as csv. HTML is made in ``page``."""
+"""A table in Markdown, as plain text and as csv. Others: ``latex``, ``terminal``, ``page``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from recexp.logs import printable
 
@@ -27,13 +27,27 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """notes stand beneath the table, one line each."""
+    """notes stand beneath the table, one line each.
+
+    details: numbers of columns that are left out where there is no room for them.
+    """
 
     title: str
     caption: str
     head: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
+    details: tuple[int, ...] = ()
+
+    def without_details(self) -> Table:
+        """The table without the columns that are details."""
+        kept = [n for n in range(len(self.head)) if n not in self.details]
+        return self.part(kept)
+
+    def part(self, columns: Sequence[int]) -> Table:
+        """The table with these of its columns."""
+        rows = tuple(tuple(row[n] for n in columns) for row in self.rows)
+        return replace(self, head=tuple(self.head[n] for n in columns), rows=rows, details=())
 
     @property
     def numeric(self) -> list[bool]:
@@ -54,27 +68,27 @@ _EDGE_UNDERSCORE = re.compile(r"(?<![A-Za-z0-9_])_|_(?![A-Za-z0-9_])")
 
 
 def as_markdown(table: Table, level: int = 3) -> str:
-    lines = [f"{'#' * level} {_markdown(table.title)}", ""]
+    lines = [f"{'#' * level} {markdown_text(table.title)}", ""]
     if table.caption:
-        lines += [_markdown(table.caption), ""]
+        lines += [markdown_text(table.caption), ""]
     lines.append("| " + " | ".join(map(_markdown_in_table, table.head)) + " |")
     lines.append("|" + " --- |" * len(table.head))
     for row in table.rows:
         lines.append("| " + " | ".join(map(_markdown_cell, row)) + " |")
     if table.notes:
         lines.append("")
-        lines += [f"- {_markdown(note)}" for note in table.notes]
+        lines += [f"- {markdown_text(note)}" for note in table.notes]
     return "\n".join(lines)
 
 
-def _markdown(text: str) -> str:
-    """As text: no HTML, no link, no emphasis by underscores at the edge of a word."""
+def markdown_text(text: str) -> str:
+    """As text in Markdown: no HTML, no link, no emphasis by underscores at the edge of a word."""
     text = printable(text).replace("<", "&lt;").replace("](", "]\\(")
     return _EDGE_UNDERSCORE.sub(r"\\_", text)
 
 
 def _markdown_in_table(text: str) -> str:
-    return _markdown(text).replace("|", "\\|")
+    return markdown_text(text).replace("|", "\\|")
 
 
 def _markdown_cell(cell: Cell) -> str:
@@ -89,16 +103,14 @@ def _markdown_cell(cell: Cell) -> str:
     return text
 
 
-# Terminal -----------------------------------------------------------------------------------------
+# Plain text ---------------------------------------------------------------------------------------
 
-_STYLED = {BEST: ("\x1b[1m", "\x1b[0m"), SECOND: ("\x1b[4m", "\x1b[0m")}
 _PREFIXED = {BEST: "*", SECOND: "_"}
 
 
-def as_terminal(table: Table, color: bool = False) -> str:
-    """Aligned columns. With color the best value is bold and the second best underlined; without,
-    ``*`` and ``_`` stand before them."""
-    texts = [[_terminal_text(cell, color) for cell in row] for row in table.rows]
+def as_terminal(table: Table) -> str:
+    """Aligned columns; ``*`` stands before the best value and ``_`` before the second best."""
+    texts = [[_terminal_text(cell) for cell in row] for row in table.rows]
     names = [printable(name) for name in table.head]
     columns = zip(names, *texts, strict=True)
     widths = [max(map(len, column)) for column in columns]
@@ -107,73 +119,14 @@ def as_terminal(table: Table, color: bool = False) -> str:
     for row, row_texts in zip(table.rows, texts, strict=True):
         padded = []
         for cell, text, width in zip(row, row_texts, widths, strict=True):
-            field = text.ljust(width) if cell.value is None else text.rjust(width)
-            if color and cell.mark:
-                field = field.replace(text, text.join(_STYLED[cell.mark]))
-            padded.append(field)
+            padded.append(text.ljust(width) if cell.value is None else text.rjust(width))
         lines.append("  ".join(padded).rstrip())
     notes = [f"- {printable(note)}" for note in table.notes]
     return "\n".join([line for line in lines if line] + notes)
 
 
-def _terminal_text(cell: Cell, color: bool) -> str:
-    prefix = "" if color else _PREFIXED.get(cell.mark, "")
-    return prefix + printable(cell.text)
-
-
-# LaTeX --------------------------------------------------------------------------------------------
-
-_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "±": r"$\pm$",
-    "Δ": r"$\Delta$",
-    "–": "--",
-    "×": r"$\times$",
-    # After the end of a row a bracket would begin an optional argument.
-    "[": "{[}",
-    "]": "{]}",
-    "*": "{*}",
-}
-_TEX_SPECIAL = re.compile("|".join(map(re.escape, _TEX)))
-
-
-def as_latex(table: Table) -> str:
-    """A tabular with the rules of the package booktabs."""
-    alignment = "".join("r" if numeric else "l" for numeric in table.numeric)
-    lines = [
-        r"\begin{table}",
-        r"\centering",
-        rf"\caption{{{_tex(table.title)}. {_tex(table.caption)}}}",
-        rf"\begin{{tabular}}{{{alignment}}}",
-        r"\toprule",
-        " & ".join(map(_tex, table.head)) + r" \\",
-        r"\midrule",
-    ]
-    lines += [" & ".join(map(_latex_cell, row)) + r" \\" for row in table.rows]
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    if table.notes:
-        items = [rf"\item {_tex(note)}" for note in table.notes]
-        lines += [r"\begin{itemize}", *items, r"\end{itemize}"]
-    return "\n".join([*lines, r"\end{table}"])
-
-
-def _latex_cell(cell: Cell) -> str:
-    text = _tex(cell.text)
-    if cell.code and text:
-        text = rf"\texttt{{{text}}}"
-    if cell.mark == BEST:
-        return rf"\textbf{{{text}}}"
-    if cell.mark == SECOND:
-        return rf"\underline{{{text}}}"
-    return text
-
-
-def _tex(text: str) -> str:
-    return _TEX_SPECIAL.sub(lambda match: _TEX[match.group()], printable(text))
+def _terminal_text(cell: Cell) -> str:
+    return _PREFIXED.get(cell.mark, "") + printable(cell.text)
 
 
 # csv ----------------------------------------------------------------------------------------------

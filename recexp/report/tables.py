@@ -14,19 +14,18 @@ from recexp.report.collect import (
     data_name,
     is_external,
     is_of_lists,
-    setting_overrides,
+    settings,
     trained_under,
 )
-from recexp.report.formats import BEST, DASH, SECOND, Cell, Table, as_markdown
+from recexp.report.columns import METRICS, PUBLISHED, TRAINING, Layout, setting_cell
+from recexp.report.formats import BEST, DASH, SECOND, Cell, Table
 from recexp.report.papers.deviations import deviations, same_data
 from recexp.report.papers.matching import match
 from recexp.report.papers.published import Figure
-from recexp.runs.identity import key_of
 
 # Not part of a system's identity: the seed, what only watches a training, and the debug mode.
 NOT_IN_IDENTITY = ("seed", "callbacks", "debug")
-STOPS = {"early": "patience", "max_epochs": "epochs", "max_steps": "steps", "max_time": "time"}
-COLUMNS = ("test/hr@10", "test/ndcg@10", "test/mrr", "val/ndcg@10")
+DEFAULT_LAYOUT = Layout()
 SPEED = "samples_per_s"  # the paper's rows per second, on its machine
 
 
@@ -88,11 +87,6 @@ def by_protocol(results: Sequence[Result]) -> dict[About, list[Result]]:
     return groups
 
 
-def settings(result: Mapping[str, Any]) -> list[str]:
-    """The run's overrides that concern what was run, not where or with which seed."""
-    return [o for o in setting_overrides(result) if key_of(o) != "experiment"]
-
-
 def systems(results: Sequence[Result], metric: str = "test/ndcg@10") -> list[System]:
     """Runs of one protocol id joined over seeds, best first.
 
@@ -114,8 +108,8 @@ def systems(results: Sequence[Result], metric: str = "test/ndcg@10") -> list[Sys
 
 def tables(
     results: Sequence[Result],
-    columns: Sequence[str] = COLUMNS,
     metric: str = "test/ndcg@10",
+    layout: Layout = DEFAULT_LAYOUT,
 ) -> list[Table]:
     """One table per data set and protocol id, rows ordered by ``metric``.
 
@@ -123,16 +117,7 @@ def tables(
     ours lies from it (in % of the published one). Notes say in what the runs depart from the
     papers.
     """
-    return [_table(group, columns, metric) for group in by_protocol(results).values()]
-
-
-def markdown(
-    results: Sequence[Result],
-    columns: Sequence[str] = COLUMNS,
-    metric: str = "test/ndcg@10",
-) -> str:
-    """``tables`` as Markdown."""
-    return "\n\n".join(as_markdown(table) for table in tables(results, columns, metric)) + "\n"
+    return [_table(group, metric, layout) for group in by_protocol(results).values()]
 
 
 def departures(found: Sequence[System]) -> list[str]:
@@ -170,43 +155,62 @@ def row_name(system: System) -> str:
 # Cells --------------------------------------------------------------------------------------------
 
 
-def _table(results: Sequence[Result], columns: Sequence[str], metric: str) -> Table:
+class _Column(NamedTuple):
+    """A column of a table. cells: one per system. is_detail: it may be left out."""
+
+    head: str
+    cells: Sequence[Cell]
+    is_detail: bool = False
+
+
+def _table(results: Sequence[Result], metric: str, layout: Layout) -> Table:
     if len({about(result) for result in results}) != 1:
         raise ValueError("results of several protocol ids in one table")
     rows = systems(results, metric)
-    columns = [c for c in columns if any(system.values(c) for system in rows)]
-    printed = [c for c in columns if any(_metric(c) in system.figures for system in rows)]
-    has_speeds = any(SPEED in system.figures for system in rows)
-
-    head = ["model"]
-    for column in columns:
-        head.append(column)
-        if column in printed:
-            head += ["published", "Δ %"]
-    head += ["best epoch", "stopped by", "seed", "rows/s"]
-    if has_speeds:
-        head.append("published")
-    head += ["s", "commit", "settings"]
-
-    marks = {}
-    for column in columns:
-        has_best = not is_of_lists(results, column)
-        means = [system.mean(column) for system in rows]
-        marks[column] = best_marks(means) if has_best else [""] * len(means)
-    body = []
-    for n, system in enumerate(rows):
-        cells = [Cell(row_name(system))]
-        for column in columns:
-            cells.append(mean_cell(system.values(column), marks[column][n]))
-            if column in printed:
-                cells += _published_cells(system, column)
-        body.append((*cells, *_training_cells(system, has_speeds)))
-
-    notes = departures(rows)
+    if layout.models:
+        rows.sort(key=lambda system: layout.models.index(system.model))
+    columns = [_Column("model", [Cell(row_name(system)) for system in rows])]
+    for name in layout.columns:
+        columns += _columns(rows, name, layout)
+    notes = departures(rows) if PUBLISHED in layout.columns else []
     if any(len(system.runs) > 1 for system in rows):
         notes.append("± is the standard deviation over seeds")
-    title = str(about(results[0]))
-    return Table(title, _data_caption(results[0]), tuple(head), tuple(body), tuple(notes))
+    return Table(
+        title=str(about(results[0])),
+        caption=_data_caption(results[0]),
+        head=tuple(column.head for column in columns),
+        rows=tuple(zip(*(column.cells for column in columns), strict=True)),
+        notes=tuple(notes),
+        details=tuple(n for n, column in enumerate(columns) if column.is_detail),
+    )
+
+
+def _columns(rows: Sequence[System], name: str, layout: Layout) -> list[_Column]:
+    """The columns of a name of the layout; those of a metric without a value are left out."""
+    if name == METRICS:
+        return [column for metric in layout.metrics for column in _columns(rows, metric, layout)]
+    has_published = PUBLISHED in layout.columns
+    is_detail = name in layout.details
+    if name in TRAINING:
+        columns = [_Column(name, [TRAINING[name](system.runs) for system in rows], is_detail)]
+        if name == "rows/s" and has_published and any(SPEED in s.figures for s in rows):
+            columns.append(_Column(PUBLISHED, list(map(_published_speed, rows)), is_detail))
+        return columns
+    if name == PUBLISHED:  # stands beside the metrics
+        return []
+    if not any(name in run["metrics"] for system in rows for run in system.runs):
+        is_metric = name.startswith(("test/", "val/"))
+        return [] if is_metric else [_Column(name, [setting_cell(s.runs, name) for s in rows])]
+    means = [system.mean(name) for system in rows]
+    has_best = not is_of_lists((run for system in rows for run in system.runs), name)
+    marks = best_marks(means) if has_best else [""] * len(means)
+    cells = [mean_cell(s.values(name), mark) for s, mark in zip(rows, marks, strict=True)]
+    columns = [_Column(name, cells)]
+    if has_published and any(_metric(name) in system.figures for system in rows):
+        pairs = [_published_cells(system, name) for system in rows]
+        columns.append(_Column(PUBLISHED, [pair[0] for pair in pairs]))
+        columns.append(_Column("Δ %", [pair[1] for pair in pairs]))
+    return columns
 
 
 def _data_caption(result: Result) -> str:
@@ -248,49 +252,9 @@ def _published_cells(system: System, column: str) -> list[Cell]:
     return [published, Cell(f"{change:+.1f}{star}", change)]
 
 
-def _training_cells(system: System, has_speeds: bool) -> list[Cell]:
-    """How the system was trained: epochs, end, seeds, speed, time, commits, settings."""
-    runs = system.runs
-    epochs = dict.fromkeys(map(_epochs, runs))
-    stops = dict.fromkeys(_stop(run) for run in runs)
-    rates = [run["examples_per_s"] for run in runs if run["examples_per_s"] is not None]
-    seconds = [run["wall_time_s"] for run in runs if run["wall_time_s"] is not None]
-    commits = dict.fromkeys(map(_commit, runs))
-    cells = [
-        Cell(", ".join(epochs), runs[0]["best_epoch"] + 1),
-        Cell(", ".join(stops)),
-        Cell(", ".join(str(run["seed"]) for run in runs)),
-        Cell(f"{fmean(rates):,.0f}", fmean(rates)) if rates else Cell(DASH),
-    ]
-    if has_speeds:
-        speed = system.figures.get(SPEED)
-        cells.append(Cell(f"{speed.value:,.0f}", speed.value) if speed else Cell(DASH))
-    cells += [
-        Cell(f"{fmean(seconds):.0f}{_parts(runs)}", fmean(seconds)) if seconds else Cell(DASH),
-        Cell(", ".join(commits)),
-        Cell(" ".join(settings(system.first)), code=True),
-    ]
-    return cells
-
-
-def _epochs(run: Result) -> str:
-    return DASH if is_external(run) else f"{run['best_epoch'] + 1}/{run['epochs']}"
-
-
-def _stop(run: Result) -> str:
-    reason = str(run["stop_reason"])
-    return STOPS.get(reason.partition(" ")[0], reason)
-
-
-def _commit(run: Result) -> str:
-    commit = str(run["git"].get("commit") or "?")[:7]
-    return f"{commit}+" if run["git"].get("dirty") else commit
-
-
-def _parts(runs: Sequence[Result]) -> str:
-    """In how many parts resumed runs were trained."""
-    n_parts = dict.fromkeys(len(run.get("parts") or [1]) for run in runs)
-    return f" in {', '.join(map(str, n_parts))} parts" if max(n_parts) > 1 else ""
+def _published_speed(system: System) -> Cell:
+    speed = system.figures.get(SPEED)
+    return Cell(f"{speed.value:,.0f}", speed.value) if speed else Cell(DASH)
 
 
 def best_marks(values: Sequence[float | None]) -> list[str]:

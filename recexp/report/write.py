@@ -12,17 +12,19 @@ from recexp.io import atomic_write
 from recexp.report import figures, statistics
 from recexp.report.beyond import group_tables, list_tables
 from recexp.report.collect import Result, data_name, experiment_name, is_simulated
-from recexp.report.figures import Picture
+from recexp.report.figures import Picture, on_white
 from recexp.report.formats import (
     Table,
     as_csv,
-    as_latex,
     as_markdown,
     as_terminal,
     join_tables,
+    markdown_text,
 )
+from recexp.report.latex import as_latex
 from recexp.report.page import Section, page
 from recexp.report.papers.paper_tables import paper_tables
+from recexp.report.sweep_figures import swept
 from recexp.report.tables import by_protocol
 
 Writer = Callable[[Sequence[Table]], str]
@@ -31,8 +33,7 @@ DRAWN = ("hr@10", "ndcg@10")  # metrics with charts, besides the one asked for
 
 FILES: dict[str, Writer] = {
     "tables.txt": lambda tables: join_tables(tables, as_terminal),
-    "tables.md": lambda tables: join_tables(tables, as_markdown),
-    "tables.tex": lambda tables: join_tables(tables, as_latex),
+    "tables.tex": as_latex,
     "tables.csv": as_csv,
 }
 
@@ -46,21 +47,32 @@ def write_report(
     cards: list[Table],
     attention: bool = False,
     cache_dir: str | None = None,
+    metrics: Sequence[str] = (),
 ) -> Path:
     """Write tables in every format, ``figures/*.svg`` and ``*.png``, and ``index.html``.
 
-    shown: the tables of results; cards: those of a scorecard. attention: of all runs, not only of
+    shown: the tables of results; cards: those of a scorecard. metrics: that are drawn, besides the
+    one asked for; DRAWN where it is empty. attention: of all runs, not only of
     those whose experiment shows it. cache_dir: where it finds prepared data, if not in the default
     place. Returns the page's path.
     """
+    drawn = [name.removeprefix("test/") for name in metrics if not name.startswith("val/")]
     sections = _sections(
-        results, left_out, metric, shown, cards, _attention_maps(results, attention, cache_dir)
+        results,
+        left_out,
+        tuple(dict.fromkeys((*(drawn or DRAWN), metric))),
+        metric,
+        shown,
+        cards,
+        _attention_maps(results, attention, cache_dir),
     )
     tables = [table for section in sections for table in section.tables]
     for name, as_text in FILES.items():
         _save(folder / name, as_text(tables).encode())
-    for picture in (picture for section in sections for picture in section.pictures):
-        _save(folder / "figures" / f"{picture.name}.svg", picture.svg.encode())
+    pictures = [picture for section in sections for picture in section.pictures]
+    _save(folder / "tables.md", _markdown(tables, pictures).encode())
+    for picture in pictures:
+        _save(folder / "figures" / f"{picture.name}.svg", on_white(picture.svg).encode())
         _save(folder / "figures" / f"{picture.name}.png", picture.png)
     n_protocols = len({result["protocol_id"] for result in results})
     n_models = len({result["model"] for result in results})
@@ -87,16 +99,16 @@ def page_title(results: Sequence[Result]) -> str:
 def _sections(
     results: list[Result],
     left_out: list[str],
+    drawn: tuple[str, ...],
     metric: str,
     shown: list[Table],
     cards: list[Table],
     attention: tuple[list[Picture], list[str]],
 ) -> list[Section]:
-    metrics = tuple(dict.fromkeys((*DRAWN, metric)))
     maps, without_attention = attention
     pictures = [
-        *figures.swept(results, metrics),
-        *figures.epoch_curves(results, metrics),
+        *swept(results, drawn),
+        *figures.epoch_curves(results, drawn),
         *figures.topk_curves(results),
         *maps,
     ]
@@ -137,6 +149,20 @@ def _sections(
         Section("Budgets", "What was spent on each system.", statistics.budgets(results)),
         Section("Left out", "Runs that were found and not used.", lines=left_out),
     ]
+
+
+def _markdown(tables: Sequence[Table], pictures: Sequence[Picture]) -> str:
+    """The tables, and the pictures as links to the files beside them."""
+    text = join_tables(tables, as_markdown)
+    shown = [
+        f"![{_alt(picture)}](figures/{picture.name}.svg)\n\n{markdown_text(picture.title)}"
+        for picture in pictures
+    ]
+    return "\n\n".join([text.rstrip("\n"), "### Figures", *shown]) + "\n" if shown else text
+
+
+def _alt(picture: Picture) -> str:
+    return markdown_text(picture.alt).replace("[", "\\[").replace("]", "\\]")
 
 
 def _attention_maps(

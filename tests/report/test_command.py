@@ -8,7 +8,8 @@ import pytest
 
 from recexp.errors import RecexpError
 from recexp.report.collect import collect
-from recexp.report.tables import markdown
+from recexp.report.formats import as_markdown, join_tables
+from recexp.report.tables import tables
 
 
 def write(folder, ndcg: float | None, protocol_id: str = "aaa", model: str = "pop"):
@@ -50,7 +51,7 @@ def test_protocol_ids_never_share_a_table_and_unfinished_runs_are_named(tmp_path
     write(tmp_path / "d", None)
     results, left_out = collect([tmp_path])
     assert len(results) == 3 and len(left_out) == 1 and "d" in left_out[0]
-    text = markdown(results)
+    text = join_tables(tables(results), as_markdown)
     first, second = text.split("(id bbb)")
     assert "0.9000" in second and "0.9000" not in first
     assert first.index("| ite |") < first.index("| pop |")  # best first

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from recexp.errors import RecexpError
 from recexp.models.bert4rec import BERT4Rec
@@ -15,8 +16,9 @@ from recexp.models.sasrec import SASRec
 from recexp.nn.attention import MultiHeadAttention, causal_mask
 from recexp.report.attention import mean_weights, weights
 from recexp.report.collect import collect
-from recexp.report.figures import epoch_curves, heat_maps, sweep_lines, swept, topk_curves
+from recexp.report.figures import _set_ticks, epoch_curves, heat_maps, topk_curves
 from recexp.report.papers.published import published
+from recexp.report.sweep_figures import sweep_chart, swept
 from recexp.report.tables import About
 from recexp.testing import toy
 from tests.support.finished_runs import write_run
@@ -26,6 +28,11 @@ RR = {
     "protocol": "p1_uniform999",
     "data": {"users": 36751, "items": 83274, "interactions": 400000},
 }
+
+
+def sweep_lines(results, key, metric):
+    chart = sweep_chart(results, key, metric, About("shop", "full", "aaa"))
+    return [] if chart is None else chart.lines
 
 
 def test_a_sweep_is_a_line_per_system_with_the_published_one_dashed(tmp_path):
@@ -82,6 +89,75 @@ def test_the_first_weight_counts_and_one_value_is_no_sweep(tmp_path):
     assert sweep_lines(results, "objective.weights", "ndcg@10")[0].x == (0.1, 2.0)
     assert sweep_lines(results, "model.n_factors", "ndcg@10") == []
     assert swept(results[:1]) == []
+
+
+def test_any_setting_that_runs_vary_has_a_chart_numbers_on_a_log_axis(tmp_path):
+    for lr in (0.0001, 0.003, 0.01):
+        for norm in ("pre", "post"):
+            config = {"optimizer.lr": lr, "model.norm": norm}
+            write_run(tmp_path / f"{lr}{norm}", 10 * lr + len(norm) / 100, config=config)
+    results = collect([tmp_path])[0]
+    found = {picture.title.split(":")[0]: picture for picture in swept(results, ["ndcg@10"])}
+    assert found.keys() == {"ndcg@10 against optimizer.lr", "ndcg@10 against model.norm"}
+    lines = sweep_lines(results, "optimizer.lr", "ndcg@10")
+    assert {line.label for line in lines} == {"pop norm=pre", "pop norm=post"}
+    assert lines[0].x == (0.0001, 0.003, 0.01)
+    chart = sweep_chart(results, "optimizer.lr", "ndcg@10", About("shop", "full", "aaa"))
+    assert axis_of(chart) == "log"
+    names = sweep_chart(results, "model.norm", "ndcg@10", About("shop", "full", "aaa"))
+    assert names.categories == ("post", "pre")
+    assert (
+        "lr=0.003 from 0.0700 at post to 0.0600 at pre" in found["ndcg@10 against model.norm"].alt
+    )
+
+
+def axis_of(chart):
+    axes = Figure().subplots()
+    _set_ticks(axes, sorted({x for line in chart.lines for x in line.x}), chart.ticks)
+    return axes.get_xscale()
+
+
+@pytest.mark.parametrize(
+    ("xs", "scale"),
+    [
+        ((1e-5, 1e-3, 1e-1), "log"),
+        ((8, 16, 32, 64), "log"),
+        ((0.1, 0.2, 0.5), "linear"),
+        ((0, 1e-6, 1e-3), "symlog"),
+        ((-100, 1, 100), "linear"),
+        (tuple(1.37**n for n in range(20)), "log"),
+    ],
+)
+def test_the_axis_is_logarithmic_where_values_span_orders_of_magnitude(xs, scale):
+    axes = Figure().subplots()
+    _set_ticks(axes, xs, ticks=True)
+    assert axes.get_xscale() == scale
+
+
+def test_classes_are_categories_and_their_own_settings_go_with_them(tmp_path):
+    losses = (
+        {"_target_": "recexp.objectives.losses.BCE"},
+        {"_target_": "recexp.objectives.losses.GBCE", "t": 0.5},
+        {"_target_": "recexp.objectives.losses.GBCE", "t": 0.75},
+    )
+    for n, loss in enumerate(losses):
+        write_run(tmp_path / str(n), n / 10, config={"objective.loss": loss})
+    results = collect([tmp_path])[0]
+    key = "objective.loss._target_"
+    chart = sweep_chart(results, key, "ndcg@10", About("shop", "full", "aaa"))
+    assert chart.categories == ("BCE", "GBCE t=0.5", "GBCE t=0.75")
+    assert chart.x_label == "objective.loss"
+    assert [line.y for line in chart.lines] == [(0.0, 0.1, 0.2)]
+
+
+def test_of_many_lines_the_best_are_drawn_and_the_caption_says_so(tmp_path):
+    for a in range(10):
+        for b in (1, 2):
+            config = {"model.a": f"v{a}", "model.b": b}
+            write_run(tmp_path / f"{a}{b}", (a + b) / 100, config=config)
+    chart = sweep_chart(collect([tmp_path])[0], "model.b", "ndcg@10", About("s", "f", "a"))
+    assert len(chart.lines) == 8 and chart.note == "; the best 8 of 10 lines"
+    assert min(line.y[-1] for line in chart.lines) == pytest.approx(0.04)
 
 
 def test_epoch_curves_average_the_seeds_and_show_the_paper_on_test_axes_only(tmp_path):
