@@ -46,11 +46,12 @@ from recexp.cli.job_processes import (
     may_be_forked,
     start_anew,
 )
+from recexp.cli.sweep_table import BestJobs, show
 from recexp.config.overrides import override
 from recexp.config.presets import apply_preset
 from recexp.errors import RecexpError
 from recexp.io import atomic_write
-from recexp.logs import printable
+from recexp.logs import duration, printable
 from recexp.renamed import with_new_keys, with_new_words
 from recexp.runs.directory import DirectoryInUse, lock_directory
 from recexp.runs.identity import differences, material_overrides
@@ -93,14 +94,17 @@ class _Progress:
     """returns: by job number. failures: by job number, the reasons."""
 
     n_jobs: int
+    best: BestJobs
     returns: dict[int, JobReturn] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     n_ran: int = 0
     started: float = field(default_factory=time.time)
 
-    def minutes_left(self) -> float:
+    def time_left(self) -> str:
+        """In words, after a comma; "" where all jobs are done."""
+        n_left = self.n_jobs - len(self.returns)
         seconds_per_job = (time.time() - self.started) / self.n_ran
-        return seconds_per_job * (self.n_jobs - len(self.returns)) / 60
+        return f", about {duration(n_left * seconds_per_job)} left" if n_left else ""
 
 
 class ProcessLauncher(Launcher):
@@ -117,6 +121,7 @@ class ProcessLauncher(Launcher):
             raise RecexpError(f"hydra.launcher.warm={warm!r}: must be true or false.")
         self.jobs = jobs
         self.warm_parent = WarmParent() if warm and has_warm_parent() else None
+        self.best = BestJobs()  # of all launches: a search launches its jobs in batches
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -138,7 +143,9 @@ class ProcessLauncher(Launcher):
             self._compose(sweep, initial_job_idx + i, list(overrides))
             for i, overrides in enumerate(job_overrides)
         ]
-        progress = _Progress(len(jobs))
+        log.info(_line(f"jobs to run: {len(jobs)}, in {sweep}"))
+        self.best.expect([job.overrides for job in jobs])
+        progress = _Progress(len(jobs), self.best)
         with _ending_together(sweep) as running:
             self._run(sweep, jobs, running, progress)
         for number, reason in sorted(progress.failures.items()):
@@ -153,6 +160,8 @@ class ProcessLauncher(Launcher):
                 )
             )
             sys.exit(1)
+        report = shlex.join(["python", "-m", "recexp.report", str(sweep)])
+        log.info(_line(f"all jobs have results, in {sweep}; to compare them: {report}"))
         return [progress.returns[job.number] for job in jobs]
 
     def _run(
@@ -194,6 +203,7 @@ class ProcessLauncher(Launcher):
             result = _read_result(earlier.folder)
             if result is not None and not changed:
                 progress.returns[job.number] = _job_return(job.overrides, earlier.folder, result)
+                progress.best.add(job.number, job.overrides, result)
                 log.info(_line(f"job {job.number} has its result already: {earlier.folder}"))
                 return None
             if result is not None:
@@ -269,9 +279,11 @@ def _collect(finished: _Running, progress: _Progress, n_running: int) -> None:
     log.info(
         _line(
             f"{len(progress.returns)} of {progress.n_jobs} done, {n_running} running, "
-            f"{len(progress.failures)} failed, about {progress.minutes_left():.0f} min left"
+            f"{len(progress.failures)} failed{progress.time_left()}"
         )
     )
+    if result is not None and progress.best.add(number, finished.job.overrides, result):
+        show(progress.best)
 
 
 def _known_jobs(sweep: Path) -> dict[tuple[str, ...], _Earlier]:
