@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from recexp.runs.accelerators import Accelerator
 from recexp.runs.trained import Trained, load
 from recexp.version import add_version
 
@@ -19,12 +20,13 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     add("--plugins", nargs="+", default=[], metavar="PACKAGE", help="own code that the run uses")
 
 
-def loaded(options: argparse.Namespace) -> Trained:
+def loaded(options: argparse.Namespace, accelerator: Accelerator = "cpu") -> Trained:
     """The trained model that the options name. Raises RecexpError as ``load`` does."""
     return load(
         options.run_dir,
         raw_dir=options.raw_dir,
         cache_dir=options.cache_dir,
         threads=options.threads,
+        accelerator=accelerator,
         plugins=options.plugins,
     )

@@ -14,11 +14,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 
 from recexp.config import CONF
@@ -29,6 +28,7 @@ from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.evaluation.protocol import Protocol
 from recexp.logs import printable_lines, show_logs
+from recexp.runs.accelerators import Accelerator, add_accelerator, device_of
 from recexp.runs.assembly import assemble
 from recexp.runs.environment import describe
 from recexp.runs.finished import FinishedRun, check_size, open_data, open_run, training_data
@@ -41,7 +41,6 @@ from recexp.training.checkpoints import read_matching_checkpoint
 from recexp.training.module import RecModule
 from recexp.version import add_version, git_state
 
-Accelerator = Literal["auto", "cpu", "gpu"]
 # Options that make no sense without a run, and without predictions.
 OF_RUN = (
     "own_split",
@@ -82,10 +81,11 @@ def evaluate(
     own packages whose code the run may name. keep_top, groups: as ``evaluation.keep_top`` and
     ``evaluation.groups`` of a run, whose own values do not count.
 
-    Raises RecexpError where the run is unfinished, its data or its checkpoint are not found, the
-    protocol is unknown, or it splits the data otherwise: the model may have been trained on the new
-    protocol's targets.
+    Raises RecexpError where there is no such device, the run is unfinished, its data or its
+    checkpoint are not found, the protocol is unknown, or it splits the data otherwise: the model
+    may have been trained on the new protocol's targets.
     """
+    device_of(accelerator)  # before any work
     run_dir = Path(run_dir)
     started = time.perf_counter()
     run = open_run(run_dir, raw_dir=raw_dir, cache_dir=cache_dir, plugins=plugins)
@@ -170,16 +170,13 @@ def _test(
     """The run's module after ``trainer.test`` under the protocol."""
     check_size(run, store)
     module, data = assemble(run.cfg, protocol, store, ())
-    try:
-        trainer = pl.Trainer(
-            accelerator=accelerator,
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_model_summary=False,
-        )
-    except MisconfigurationException as error:
-        raise RecexpError(f"--accelerator {accelerator}: {error}") from error
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
     content = read_matching_checkpoint(run.checkpoint, module)
     module.load_state_dict(content["state_dict"])
     trainer.test(module, data, verbose=False)
@@ -253,7 +250,8 @@ def parser() -> argparse.ArgumentParser:
     add_version(made)
     words = "a run and a name from conf/protocol; with --predictions overrides of python -m recexp"
     made.add_argument("words", nargs="+", metavar="WORD", help=words)
-    of_run = made.add_argument_group("of a finished run").add_argument
+    of_run_group = made.add_argument_group("of a finished run")
+    of_run = of_run_group.add_argument
     of_run(
         "--own-split",
         action="store_true",
@@ -263,7 +261,7 @@ def parser() -> argparse.ArgumentParser:
     of_run("--cache-dir", help="where prepared data are kept, if not in cache")
     of_run("--plugins", nargs="+", default=[], metavar="PACKAGE", help="own code that the run uses")
     of_run("--threads", type=int)
-    of_run("--accelerator", choices=get_args(Accelerator), default="cpu")
+    add_accelerator(of_run_group)
     of_run("--keep-top", type=int, metavar="K", help="keep the K best items of each user's list")
     of_run(
         "--groups",

@@ -159,7 +159,7 @@ def _sizes(name: str) -> dict[int, str]:
 def _write_weights(trained: Trained, path: Path) -> None:
     from safetensors.torch import save
 
-    tensors = {name: x.contiguous() for name, x in trained.model.state_dict().items()}
+    tensors = {name: x.cpu().contiguous() for name, x in trained.model.state_dict().items()}
     facts = {"model": trained.result.model, "fingerprint": str(trained.result.data.fingerprint)}
     path.write_bytes(save(tensors, metadata=facts))
 

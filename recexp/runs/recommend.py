@@ -11,6 +11,7 @@ import polars as pl
 
 from recexp.errors import RecexpError
 from recexp.logs import show_logs
+from recexp.runs.accelerators import add_accelerator
 from recexp.runs.command_line import add_run, loaded
 from recexp.runs.frames import write_frames
 from recexp.runs.histories import read_table
@@ -30,7 +31,7 @@ def recommend(options: argparse.Namespace) -> None:
         )
     if options.out and options.out.suffix not in FORMATS:
         raise RecexpError(f"--out {options.out}: the name must end in {' or '.join(FORMATS)}.")
-    trained = loaded(options)
+    trained = loaded(options, options.accelerator)
     if options.as_tested:
         frames = trained.tested_lists_in_chunks(options.k, progress=True)
     else:
@@ -102,6 +103,7 @@ def parser() -> argparse.ArgumentParser:
         "rank, score. Equal scores are ordered by the item's id.",
     )
     add_run(made)
+    add_accelerator(made)
     add = made.add_argument
     add("-k", type=int, default=10, help="length of the lists (default: 10)")
     add("--users", type=Path, metavar="FILE", help="csv or parquet with a column user")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from recexp.errors import RecexpError
 from recexp.logs import show_logs
+from recexp.runs.accelerators import add_accelerator
 from recexp.runs.command_line import add_run, loaded
 
 NEEDED = ("fastapi", "uvicorn")  # the extra "serve"
@@ -52,7 +53,7 @@ def serve(options: argparse.Namespace) -> None:
     for name in ("threads", "workers", "max_connections"):
         _check_positive(name, getattr(options, name))
     with _listening(options.host, options.port) as listener:
-        trained = loaded(options)
+        trained = loaded(options, options.accelerator)
         app = create_app(trained, limits, n_workers=options.workers)
         config = uvicorn.Config(
             app,
@@ -116,6 +117,7 @@ def parser() -> argparse.ArgumentParser:
         "POST /recommend, POST /recommend/batch.",
     )
     add_run(made)
+    add_accelerator(made)
     add = made.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     add("--port", type=int, default=8000, help="0: any free one (default: 8000)")

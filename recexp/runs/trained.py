@@ -22,6 +22,7 @@ from recexp.errors import RecexpError
 from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.lists import best_candidates, top_k, without_seen
 from recexp.evaluation.protocol import Protocol
+from recexp.runs.accelerators import Accelerator, device_of
 from recexp.runs.assembly import assemble
 from recexp.runs.event_features import EventFeatures
 from recexp.runs.exported import Format
@@ -52,10 +53,11 @@ from recexp.runs.result import RunResult
 from recexp.training.checkpoints import read_matching_checkpoint
 from recexp.training.memory import users_at_once
 from recexp.training.module import RecModule
-from recexp.types import Query, Schema
+from recexp.types import Query, Schema, moved
 
 Frame = Any
 """A polars or pandas frame."""
+CPU = torch.device("cpu")
 USERS_AT_ONCE = 1024  # at most: a chunk also has to fit the scores of all items
 
 log = logging.getLogger(__name__)
@@ -68,7 +70,8 @@ class Trained:
 
     places: of the data and of own code, as ``load`` takes them.
     run_dir: the run's directory. result: its ``result.json``. model: a ``Recommender`` in
-    evaluation mode. users, items: all raw ids, ascending.
+    evaluation mode. users, items: all raw ids, ascending. device: of the model. The data stay in
+    main memory, from where queries are moved to it.
     """
 
     def __init__(
@@ -78,10 +81,12 @@ class Trained:
         module: RecModule,
         dataset: Dataset,
         places: Mapping[str, Any],
+        device: torch.device = CPU,
     ) -> None:
         self.run_dir = run_dir
         self.result = result
-        self.model = module.model.eval()
+        self.device = device
+        self.model = module.model.eval().to(device)
         self._store = module.store
         self._protocol = module.protocol
         self._dataset = dataset
@@ -224,8 +229,10 @@ class Trained:
         raw = self.users.gather(targets.user[targets.ptr[:-1]].numpy())
         for rows in self._chunks(targets.n_users, store.schema.n_items, progress):
             number_B = torch.arange(rows.start, rows.stop)
-            query = store.query_held_out(
-                targets, targets.first(number_B), self.model.history, self._protocol.history
+            query = self._moved(
+                store.query_held_out(
+                    targets, targets.first(number_B), self.model.history, self._protocol.history
+                )
             )
             if candidates is None:
                 score_BC = self._scores_of_all(query, targets, number_B)
@@ -233,10 +240,14 @@ class Trained:
                 item_BK = column_BK + 1
             else:
                 target_BT = targets.items_of_users(number_B)
-                item_BC = torch.cat([target_BT, candidates[number_B].long()], dim=1)
+                item_BC = self._moved(torch.cat([target_BT, candidates[number_B].long()], dim=1))
                 score_BC = self.model.score(query, item_BC).float()
                 best_BK, item_BK = best_candidates(score_BC, item_BC, k)
-            yield self._frame(raw[rows], best_BK, item_BK)
+            yield self._frame(raw[rows], best_BK.cpu(), item_BK.cpu())
+
+    def _moved(self, value: Any) -> Any:
+        """A query or tensor on the model's device."""
+        return moved(value, self.device)
 
     def _scores_of_all(self, query: Query, targets: Targets, number_B: Tensor) -> Tensor:
         """Scores [B, V-1], -inf for the items that the protocol removes; never for a target."""
@@ -249,7 +260,8 @@ class Trained:
         )
         owner_T = torch.repeat_interleave(torch.arange(len(number_B)), targets.n_of_users(number_B))
         item_T = targets.item[targets.of_users(number_B)]
-        return without_seen(score_BV, (owner_T, item_T), seen)
+        parts = [tuple(map(self._moved, pair)) for pair in ((owner_T, item_T), seen)]
+        return without_seen(score_BV, *parts)
 
     def score(self, pairs: Frame, *, histories: Frame | None = None) -> pl.DataFrame:
         """The pairs with a column ``score``; null where the user or the item cannot be scored.
@@ -272,7 +284,8 @@ class Trained:
         with torch.inference_mode():
             for rows in valid.split(USERS_AT_ONCE):
                 query = self._query(audience, owner[rows])
-                scores[rows] = self.model.score(query, item[rows, None])[:, 0].float()
+                item_B1 = self._moved(item[rows, None])
+                scores[rows] = self.model.score(query, item_B1)[:, 0].float().cpu()
         return frame.with_columns(score=pl.Series(scores.numpy()).fill_nan(None))
 
     def similar_items(self, items: Sequence[Any] | pl.Series, k: int = 10) -> pl.DataFrame:
@@ -452,18 +465,25 @@ class Trained:
         is_scored: Tensor,
         include_seen: bool,
     ) -> tuple[Tensor, Tensor]:
-        """Scores and numbers of the k best items, float and int64 [B, K]; -inf: removed items."""
+        """Scores and numbers of the k best items, float and int64 [B, K]; -inf: removed items.
+
+        They are in main memory, whatever the model's device.
+        """
+        allowed = self._moved(allowed)
         score_BC = self._scores(audience, rows, allowed, is_scored)
         if not include_seen:
             self._remove_seen(score_BC, audience, rows, allowed)
         best_BK, column_BK = top_k(score_BC, k)
-        return best_BK, column_BK + 1 if allowed is None else allowed[column_BK]
+        item_BK = column_BK + 1 if allowed is None else allowed[column_BK]
+        return best_BK.cpu(), item_BK.cpu()
 
     def _query(self, audience: Histories, rows: Tensor | slice) -> Query:
         user_B = audience.user_A[rows].clamp(min=0)
         start_B = audience.start_A[rows]
         end_B = audience.end_A[rows]
-        return self._store.window(audience.events, user_B, start_B, end_B, self.model.history)
+        query = self._store.window(audience.events, user_B, start_B, end_B, self.model.history)
+        there: Query = self._moved(query)
+        return there
 
     def _scores(
         self, audience: Histories, rows: slice, allowed: Tensor | None, is_scored: Tensor
@@ -475,8 +495,9 @@ class Trained:
         score_BC = self.model.score(query, item_BC).float().clone()
         by_popularity = ~is_scored[rows]
         if by_popularity.any():
-            columns = slice(1, None) if allowed is None else allowed
-            score_BC[by_popularity] = self._store.item_count[columns].float()
+            columns = slice(1, None) if allowed is None else allowed.cpu()
+            count_C = self._store.item_count[columns].float()
+            score_BC[self._moved(by_popularity)] = self._moved(count_C)
         return score_BC
 
     def _remove_seen(
@@ -486,6 +507,8 @@ class Trained:
         row_M, item_M = self._store.items_between(
             audience.events, audience.start_A[rows], audience.end_A[rows]
         )
+        row_M = self._moved(row_M)
+        item_M = self._moved(item_M)
         if allowed is None:
             score_BC[row_M, item_M - 1] = -torch.inf
             return
@@ -516,7 +539,7 @@ class Trained:
 
     def _chunks(self, n_users: int, n_columns: int, progress: bool) -> Iterator[slice]:
         """Ranges of users whose scores fit into memory; one empty range where there is no user."""
-        size = min(USERS_AT_ONCE, users_at_once(torch.device("cpu"), n_columns))
+        size = min(USERS_AT_ONCE, users_at_once(self.device, n_columns))
         bar = tqdm(total=n_users, unit="user", disable=None if progress else True)
         with bar, torch.inference_mode():
             for start in range(0, max(1, n_users), size):
@@ -529,7 +552,7 @@ class Trained:
             vector_VD = self.model.item_embeddings()
         if vector_VD is None:
             raise RecexpError(f"{type(self.model).__name__} has no vectors of items.")
-        return vector_VD.detach()
+        return vector_VD.detach().cpu()
 
     def _known_items(self, raw: pl.Series) -> Tensor:
         number = torch.from_numpy(self._ids.item_numbers(raw))
@@ -547,17 +570,20 @@ def load(
     raw_dir: str | None = None,
     cache_dir: str | None = None,
     threads: int | None = None,
+    accelerator: Accelerator = "cpu",
     plugins: Sequence[str] = (),
 ) -> Trained:
     """The trained model of a finished run.
 
     raw_dir, cache_dir: where the raw and the prepared data lie, if not in the default places. The
-    run may come from another person, so its files choose no place. plugins: own packages whose code
-    the run may name.
+    run may come from another person, so its files choose no place. threads: of torch on a CPU.
+    accelerator: the device of the model; "auto" is a GPU where there is one. plugins: own packages
+    whose code the run may name.
 
-    Raises RecexpError where the run is unfinished, its files are damaged, or its data are not there
-    or have changed.
+    Raises RecexpError where the run is unfinished, its files are damaged, its data are not there
+    or have changed, or there is no such device.
     """
+    device = device_of(accelerator)
     places = {"raw_dir": raw_dir, "cache_dir": cache_dir, "plugins": plugins}
     run = open_run(run_dir, raw_dir=raw_dir, cache_dir=cache_dir, plugins=plugins)
     if threads:
@@ -569,7 +595,7 @@ def load(
     content = read_matching_checkpoint(run.checkpoint, module)
     module.load_state_dict(content["state_dict"])
     dataset: Dataset = build(run.cfg.dataset, _recursive_=False)
-    return Trained(run.folder, run.result, module, dataset, places)
+    return Trained(run.folder, run.result, module, dataset, places, device)
 
 
 def check_length(k: object) -> None:

@@ -6,9 +6,16 @@ import numpy as np
 import polars as pl
 import pytest
 import torch
+from polars.testing import assert_frame_equal
 
+import recexp.runs.trained as module_under_test
 from recexp.errors import RecexpError
+from recexp.runs.accelerators import device_of
+from recexp.runs.evaluate import main as evaluate_main
+from recexp.runs.recommend import main as recommend_main
+from recexp.runs.serve import main as serve_main
 from recexp.runs.trained import load
+from tests.support.pretend import DEVICE, pretend
 from tests.support.running import run_here
 
 MODELS = ("pop", "item_knn", "bpr_mf", "wmf", "neumf", "mfpr", "ite", "fpmc", "caser")
@@ -273,3 +280,76 @@ def test_a_model_without_vectors_says_so(shop):
 def test_unknown_items_have_no_similar_ones(sasrec):
     with pytest.raises(RecexpError, match="do not have the item"):
         sasrec.similar_items([10**9])
+
+
+def use_the_device(monkeypatch):
+    """Whatever accelerator is asked for, it is the simulated device."""
+    monkeypatch.setattr(module_under_test, "device_of", lambda accelerator: DEVICE)
+    # Its tensors are of a subclass, which inference mode does not support.
+    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
+
+
+@pytest.mark.parametrize("model", ["bpr_mf", "sasrec"])
+def test_a_model_on_a_device_gives_the_lists_and_scores_of_the_cpu(shop, monkeypatch, model):
+    here = trained(shop, model, *FULL)
+    use_the_device(monkeypatch)
+    places = {"raw_dir": str(shop / "raw"), "cache_dir": str(shop / "cache")}
+    with pretend():
+        there = load(here.run_dir, accelerator="gpu", **places)
+        assert {p.device for p in there.model.parameters()} == {DEVICE}
+        calls = [
+            lambda one: one.recommend(here.users[:9], k=5),
+            lambda one: one.recommend(k=5, candidates=here.items[5:30], include_seen=True),
+            lambda one: one.recommend(
+                k=4,
+                histories=events_of(here, "new", here.items[:3]),
+                candidates=here.items[5:30],
+                fallback="popularity",
+            ),
+            lambda one: one.tested_lists(k=6),
+            lambda one: one.similar_items(here.items[:3], k=2),
+            lambda one: one.score(pl.DataFrame({"user": here.users[:5], "item": here.items[:5]})),
+            lambda one: pl.DataFrame(one.item_vectors()[1]),
+            lambda one: one.answer(
+                [{"user": here.users[1], "k": 3, "candidates": [here.items[1]]}]
+            ),
+        ]
+        for call in calls:
+            found = call(there)
+            expected = call(here)
+            if isinstance(found, pl.DataFrame):
+                assert_frame_equal(found, expected, rel_tol=1e-5)
+            else:
+                assert found[0].items == expected[0].items and found[0].error is None
+
+
+def test_lists_of_drawn_candidates_come_from_the_device_too(shop, monkeypatch):
+    here = trained(shop, "ite", "protocol=p1_uniform999")
+    use_the_device(monkeypatch)
+    with pretend():
+        there = load(
+            here.run_dir,
+            accelerator="gpu",
+            raw_dir=str(shop / "raw"),
+            cache_dir=str(shop / "cache"),
+        )
+        found = there.tested_lists(k=6)
+    assert_frame_equal(found, here.tested_lists(k=6), rel_tol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_there_is_an_error_before_any_work(tmp_path, capsys):
+    with pytest.raises(RecexpError, match="finds no GPU here"):
+        load(tmp_path, accelerator="gpu")
+    for main in (evaluate_main, recommend_main, serve_main):
+        words = [
+            str(tmp_path),
+            *(["full"] if main is evaluate_main else []),
+            "--accelerator",
+            "gpu",
+        ]
+        words += ["--port", "0"] if main is serve_main else []
+        with pytest.raises(SystemExit) as stopped:
+            main(words)
+        assert "finds no GPU here" in str(stopped.value.code)
+    assert device_of("auto").type == "cpu"
