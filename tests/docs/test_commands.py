@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,24 +14,37 @@ from recexp.config import CONF
 from recexp.config.check import check_config
 from recexp.data.download.command import find
 from recexp.data.download.command import parser as download_parser
-from recexp.report.__main__ import _parser
+from recexp.report.__main__ import _parser as report_parser
 from recexp.report.__main__ import main as report
 from recexp.report.collect import collect
+from recexp.report.describe import _parser as describe_parser
+from recexp.report.describe import overrides_per_dataset
 from recexp.report.formats import as_markdown
 from recexp.report.statistics import comparisons
 from recexp.runs.evaluate import parser as evaluation_parser
-from recexp.runs.split_files import parser as export_parser
+from recexp.runs.export import parser as export_parser
+from recexp.runs.recommend import parser as recommend_parser
+from recexp.runs.serve import parser as serve_parser
+from recexp.runs.split_files import parser as split_parser
 from tests.support.running import composed
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "docs" / "results"
-DOCUMENTS = [
-    ROOT / "README.md",
-    ROOT / "docs" / "quickstart.md",
-    ROOT / "docs" / "experiments.md",
-    *sorted((ROOT / "docs" / "guides").glob("*.md")),
-    *sorted(RESULTS.glob("*/README.md")),
-]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHELLS = ("", "bash", "sh", "console")  # languages of blocks that hold commands
+# First words of the lines of such blocks that are commands.
+STARTS = ("python ", "make ", "srun ", "pip ", "curl ", "pytest ", ". ", ".venv/")
+PARSERS = {
+    "recexp.report": report_parser,
+    "recexp.report.describe": describe_parser,
+    "recexp.evaluate": evaluation_parser,
+    "recexp.recommend": recommend_parser,
+    "recexp.serve": serve_parser,
+    "recexp.export": export_parser,
+    "recexp.data.describe": describe_parser,
+    "recexp.data.export": split_parser,
+    "recexp.data.download": download_parser,
+}
 OF_THE_READER = ("=mine", "=my_model", "=history_mean")  # files that a guide tells them to write
 # Of optional packages.
 OF_PLUGINS = (
@@ -41,20 +56,35 @@ OF_PLUGINS = (
 )
 
 
-def commands(program: str) -> list[str]:
-    """Every command of the documents that starts with this program, in blocks and in texts."""
+@cache
+def shell_lines() -> list[tuple[str, str]]:
+    """Every command of the documents with the document's name, in blocks and in texts."""
     found = []
     for document in DOCUMENTS:
+        name = str(document.relative_to(ROOT))
         text = document.read_text().replace("\\\n", " ")
-        blocks = re.findall(r"^```\n(.*?)^```", text, re.M | re.S)
-        lines = [line for block in blocks for line in block.splitlines()]
-        lines += re.findall(r"`([^`\n]+)`", text)
-        for line in lines:
-            words = shlex.split(line.split(" # ")[0]) if "python -m" in line else []
-            if "python" in words:
-                words = words[words.index("python") :]
-            if words[:3] == ["python", "-m", program]:
-                found.append(" ".join(shlex.quote(word) for word in words[3:]))
+        for language, block in re.findall(r"^ *```(\w*)\n(.*?)^ *```", text, re.M | re.S):
+            if language in SHELLS:
+                lines = [line.strip() for line in block.splitlines()]
+                found += [(name, line) for line in lines if line.startswith(STARTS)]
+        inline = re.findall(r"`([^`\n]+)`", re.sub(r"^ *```.*?^ *```", "", text, flags=re.M | re.S))
+        found += [(name, line) for line in inline if line.startswith(("python -m ", "make "))]
+    return list(dict.fromkeys(found))
+
+
+def words_of(line: str) -> list[str]:
+    return shlex.split(line, comments=True)
+
+
+def commands(program: str) -> list[str]:
+    """The arguments of every command of the documents that starts with this program."""
+    found = []
+    for _, line in shell_lines():
+        words = words_of(line)
+        if "python" in words:
+            words = words[words.index("python") :]
+        if words[:3] == ["python", "-m", program]:
+            found.append(" ".join(shlex.quote(word) for word in words[3:]))
     return list(dict.fromkeys(found))
 
 
@@ -77,13 +107,53 @@ def composes(folder: Path, words: list[str]) -> None:
 @pytest.mark.parametrize("command", commands("recexp"))
 def test_a_command_of_the_documents_composes(tmp_path, command):
     words = shlex.split(command)
-    if any(word.endswith(OF_THE_READER) for word in words):
+    if "--version" in words or any(word.endswith(OF_THE_READER) for word in words):
         return
     composes(tmp_path / "run", [word for word in words if not word.startswith(OF_PLUGINS)])
 
 
 def test_commands_are_found():
     assert len(commands("recexp")) > 12 and len(commands("recexp.report")) > 5
+
+
+def test_a_shell_takes_every_command(tmp_path):
+    """Such as: no parenthesis outside of quotes, every quote closed."""
+    for n, (_, line) in enumerate(shell_lines()):
+        (tmp_path / f"{n:03}.sh").write_text(line + "\n")
+    loop = 'for file in *.sh; do bash -n "$file" || echo "$file"; done'
+    done = subprocess.run(["bash", "-c", loop], cwd=tmp_path, capture_output=True, text=True)
+    refused = [shell_lines()[int(name.removesuffix(".sh"))] for name in done.stdout.split()]
+    assert not refused
+
+
+def test_every_program_of_the_documents_is_one_whose_commands_are_tested():
+    found = {word for _, line in shell_lines() for word in re.findall(r"python -m ([\w.]+)", line)}
+    assert found - PARSERS.keys() - {"recexp", "tests.neutrality"} == set()
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [(program, command) for program in PARSERS for command in commands(program)],
+)
+def test_a_command_of_the_documents_has_options_that_exist(program, command):
+    words = shlex.split(command)
+    if words in ([], ["--predictions", "FILE"]) or "--help" in words:  # in a text
+        return
+    parser = PARSERS[program]()
+    parse = parser.parse_intermixed_args if program == "recexp.evaluate" else parser.parse_args
+    parse(words)
+
+
+def test_files_and_targets_of_make_that_commands_name_exist():
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    for name, line in shell_lines():
+        words = words_of(line)
+        if words[0] == "make":
+            named = [word for word in words[1:] if "=" not in word and word[:1] != "-"]
+            assert set(named) <= targets, (name, line)
+        for word in words:
+            if word.startswith(("docs/", "tests/", "conf/")) or word.endswith(".py"):
+                assert (ROOT / word).exists(), (name, line)
 
 
 @pytest.mark.parametrize(
@@ -100,24 +170,22 @@ def test_the_ways_to_set_a_value_in_the_quickstart_compose(tmp_path, words):
     composes(tmp_path / "run", ["model=sasrec_softmax", *words.split()])
 
 
-@pytest.mark.parametrize("command", commands("recexp.report"))
-def test_a_report_command_of_the_documents_has_options_that_exist(command):
-    _parser().parse_args(shlex.split(command))
-
-
 @pytest.mark.parametrize("command", commands("recexp.evaluate"))
-def test_an_evaluation_of_the_documents_has_options_that_exist(tmp_path, command):
+def test_the_overrides_of_an_evaluation_of_the_documents_compose(tmp_path, command):
     words = shlex.split(command)
-    if words == ["--predictions", "FILE"]:  # in a text
+    if words in ([], ["--predictions", "FILE"]):  # in a text
         return
     options = evaluation_parser().parse_intermixed_args(words)
     if options.predictions is not None:
         composes(tmp_path / "run", options.words)
 
 
-@pytest.mark.parametrize("command", commands("recexp.data.export"))
-def test_an_export_of_the_documents_has_options_that_exist(tmp_path, command):
-    composes(tmp_path / "run", export_parser().parse_args(shlex.split(command)).words)
+@pytest.mark.parametrize("program", ["recexp.data.export", "recexp.data.describe"])
+def test_the_overrides_of_an_export_or_description_of_the_documents_compose(tmp_path, program):
+    for command in commands(program):
+        words = PARSERS[program]().parse_args(shlex.split(command)).words if command else []
+        for overrides in overrides_per_dataset([word for word in words if "=" in word]):
+            composes(tmp_path / "run", [word for word in overrides if not word.endswith("=...")])
 
 
 @pytest.mark.parametrize("command", commands("recexp.data.download"))

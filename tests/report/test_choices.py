@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from recexp.report.__main__ import main
+from recexp.report.__main__ import EXAMPLES, _parser, main
 from tests.support.finished_runs import ML, write_run
 from tests.support.terminal import terminal
 
@@ -134,3 +134,6 @@ def test_the_help_names_every_column_and_shows_commands(capsys):
     text = " ".join(capsys.readouterr().out.split())
     for word in ("best-epoch", "parameters", "optimizer.lr", "--metrics hr@10,ndcg@10 --models"):
         assert word in text
+    for line in EXAMPLES.splitlines()[1:]:
+        command = re.split(r"  +", line.strip())[0]
+        _parser().parse_args(command.split()[3:])
