@@ -1,6 +1,7 @@
 """Predict every next item from the history before it.
 
-Kang and McAuley 2018 (SASRec), arXiv:1808.09781; Tang and Wang 2018 (Caser), arXiv:1809.07426.
+Kang and McAuley 2018 (SASRec), arXiv:1808.09781; Tang and Wang 2018 (Caser), arXiv:1809.07426; Zhou
+et al. 2022 (FMLP-Rec), arXiv:2202.13556.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.objectives.base import check_choice
 from recexp.objectives.sequence import SequenceObjective
-from recexp.objectives.windows import read_window, window_ends
+from recexp.objectives.windows import newest_ends, read_window, window_ends
 from recexp.types import SequenceBatch
 
-Windows = Literal["last", "all"]
+Windows = Literal["last", "all", "prefixes"]
 
 
 @dataclass
@@ -46,12 +47,19 @@ class NextItem(SequenceObjective):
                 "least 1."
             )
         check_choice("windows", self.windows, Windows)
+        if self.windows == "prefixes" and self.targets != 1:
+            raise RecexpError(
+                "objective.windows=prefixes has one target per row: set objective.targets=1, or "
+                "choose windows=last or all."
+            )
 
     def rows(self, store: Store) -> Tensor:
         """Ends of windows, exclusive rows of ``store.train``."""
         if self.windows == "last":
             ptr = store.train.ptr
             return ptr[1:][ptr[1:] - ptr[:-1] >= 2]
+        if self.windows == "prefixes":
+            return newest_ends(store, self._history)
         length = self._history + (self.targets or 1)
         step = self.step or (1 if self.targets else self._history)
         return window_ends(store, length, step, least=2)

@@ -12,7 +12,7 @@ from torch import Tensor
 from recexp.contracts import CatalogLoss, Encoder, NegativeSampler, Objective, SampledLoss
 from recexp.data.store import Store
 from recexp.errors import RecexpError
-from recexp.nn.cpu.lookup import row_dot
+from recexp.nn.cpu.lookup import row_dot, table_dot
 from recexp.objectives.base import (
     check_choice,
     check_loss,
@@ -24,6 +24,9 @@ from recexp.objectives.losses import CE
 from recexp.types import SampledScores, SequenceBatch
 
 Shared = Literal["position", "row", "batch"]
+# From so many negatives per state on, vectors of the whole catalog are made and read in place: a
+# copy per negative would fill gigabytes.
+MANY = 16
 
 
 @dataclass
@@ -137,13 +140,20 @@ class SequenceObjective(Objective[Encoder, SequenceBatch]):
         else:
             assert batch.negative_Bn is not None
             negative = batch.negative_Bn[wanted_BL.nonzero()[:, 0]]  # [N, n]
-        positive_N, score_Nn = sampled_scores(model, h_ND, target_N, negative, self.loss)
+        positive_N, score_Nn = sampled_scores(
+            model, h_ND, target_N, negative, self.loss, self._n_items
+        )
         scores = SampledScores(positive_N, score_Nn, self._n_items, mask_Nn, batch.log_prob_n)
         return {"loss": self.loss.of_sampled(scores)}
 
 
 def sampled_scores(
-    model: Encoder, h_ND: Tensor, target_N: Tensor, negative: Tensor, loss: SampledLoss
+    model: Encoder,
+    h_ND: Tensor,
+    target_N: Tensor,
+    negative: Tensor,
+    loss: SampledLoss,
+    n_items: int,
 ) -> tuple[Tensor, Tensor]:
     """Scores of states against their targets, [N], and against drawn items, [N, n].
 
@@ -154,12 +164,20 @@ def sampled_scores(
     if bias_N is not None:
         positive_N = positive_N + bias_N
 
-    vectors, bias = model.item_vectors(negative)
-    score_Nn = h_ND @ vectors.T if negative.dim() == 1 else row_dot(vectors, h_ND)
-    if bias is not None:
-        score_Nn = score_Nn + bias
-
+    score_Nn = _negative_scores(model, h_ND, negative, n_items)
     if loss.activates:
         positive_N = model.final_activation(positive_N)
         score_Nn = model.final_activation(score_Nn)
     return positive_N, score_Nn
+
+
+def _negative_scores(model: Encoder, h_ND: Tensor, negative: Tensor, n_items: int) -> Tensor:
+    """Scores [N, n] of negatives [N, n] or [n]."""
+    if negative.dim() == 2 and negative.shape[1] >= MANY and negative.numel() > n_items:
+        vectors, bias = model.item_vectors()
+        negative = negative - 1  # the catalog has no row for padding
+        score_Nn = table_dot(h_ND, vectors, negative, padding=None)
+        return score_Nn if bias is None else score_Nn + bias[negative]
+    vectors, bias = model.item_vectors(negative)
+    score_Nn = h_ND @ vectors.T if negative.dim() == 1 else row_dot(vectors, h_ND)
+    return score_Nn if bias is None else score_Nn + bias

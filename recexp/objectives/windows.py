@@ -28,6 +28,19 @@ def window_ends(store: Store, length: int, step: int, least: int) -> Tensor:
     return torch.maximum(ptr[user_N + 1] - number_N * step, ptr[user_N] + shortest_N)
 
 
+def newest_ends(store: Store, most: int) -> Tensor:
+    """Ends of the prefixes whose last event is one of a user's newest ``most`` but not their first.
+
+    As exclusive rows of ``store.train``, [N].
+    """
+    ptr = store.train.ptr
+    end_E = torch.arange(1, len(store.train) + 1, device=ptr.device)
+    user_E = store.train.user
+    is_first_E = end_E == ptr[user_E] + 1
+    is_new_E = ptr[user_E + 1] - end_E < most
+    return end_E[is_new_E & ~is_first_E]
+
+
 def read_window(store: Store, end_B: Tensor, length: int) -> Query:
     """The last ``length`` training events before each end, of the user of the row before it."""
     user_B = store.train.user[end_B - 1]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from recexp.contracts import CatalogLoss, SampledLoss
 from recexp.errors import RecexpError
+from recexp.objectives import sequence
 from recexp.objectives.losses import BCE, MSE, SampledSoftmax, gbce_beta
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.samplers import NoSampler, Popularity, Uniform
@@ -114,6 +115,51 @@ def test_several_targets_follow_the_window(T, together):
         for k in range(1, len(s))
         if k >= min(HISTORY, max(1, len(s) - T))
     }
+
+
+def test_prefixes_are_the_targets_of_the_last_window_each_in_a_row_of_its_own():
+    """The newest events but a user's first, each after the events before it that are read."""
+    task = objective(windows="prefixes", targets=1)
+    rows = task.rows(STORE)
+    expected = [
+        (u, s[max(0, at - HISTORY) : at], [s[at]])
+        for u, s in enumerate(SEQUENCES)
+        for at in range(max(1, len(s) - HISTORY), len(s))
+    ]
+    assert list(examples(batch_of(task))) == expected
+    assert list(examples(batch_of(task, rows[5:6]))) == expected[5:6]
+    last = [(u, target) for u, _, targets in examples(batch_of(objective())) for target in targets]
+    assert [(u, target) for u, _, (target,) in expected] == last
+
+
+@pytest.mark.parametrize("targets", [None, 2])
+def test_prefixes_have_one_target(targets):
+    with pytest.raises(RecexpError, match=r"set objective\.targets=1"):
+        objective(windows="prefixes", targets=targets)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_many_negatives_are_scored_by_the_vectors_of_the_catalog(bias, monkeypatch):
+    """With the same loss and gradients as by vectors of their own."""
+    asked, found = [], []
+    for many in (40, 41):
+        monkeypatch.setattr(sequence, "MANY", many)
+        task = objective(loss=BCE(), n_negatives=40)
+        model = RunningSum(STORE.schema.V, HISTORY, bias=bias)
+        asked.append([])
+        vectors = model.item_vectors
+
+        def recorded(item=None, vectors=vectors, shapes=asked[-1]):
+            shapes.append(None if item is None else item.dim())
+            return vectors(item)
+
+        monkeypatch.setattr(model, "item_vectors", recorded)
+        loss_ = task.losses(model, batch_of(task))["loss"]
+        loss_.backward()
+        found.append([loss_.detach(), *(p.grad for p in model.parameters())])
+    assert asked == [[1, None], [1, 2]]  # the targets, then the catalog or the negatives
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted)
 
 
 def test_one_state_serves_all_targets_of_its_window():
