@@ -8,18 +8,20 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from recexp.errors import RecexpError
 from recexp.models.common import SequenceModel, checked_length, encode_by_length, latest
 from recexp.nn.attention import MultiHeadAttention, causal_mask
 from recexp.nn.dropout import Dropout
 from recexp.nn.embeddings import ItemEncoder, SideVectors
 from recexp.nn.events import EventSides
+from recexp.nn.gated import GatedLayer
 from recexp.nn.init import like_rows_of, xavier_linears
 from recexp.nn.lookup import Embedding
 from recexp.nn.parameters import Depth, Length, Rate, Width, one_of
 from recexp.nn.transformer import PositionEmbedding
 from recexp.types import Query, Schema
 
-Residual = Literal["normed", "plain"]
+Residual = Literal["normed", "plain", "gated"]
 EPS = 1e-8
 
 
@@ -61,6 +63,33 @@ class SASRecLayer(nn.Module):
         return (y if self.plain else w) + change
 
 
+def make_layer(
+    width: int,
+    n_heads: int,
+    *,
+    dropout: float,
+    attention_dropout: float,
+    residual: str,
+    n_inner: int | None,
+) -> SASRecLayer | GatedLayer:
+    """``GatedLayer`` for the residual "gated", ``SASRecLayer`` for the others.
+
+    Raises RecexpError where n_inner is given for a layer whose inner width is D.
+    """
+    if residual == "gated":
+        return GatedLayer(
+            width, n_heads, n_inner=n_inner, dropout=dropout, attention_dropout=attention_dropout
+        )
+    if n_inner is not None:
+        raise RecexpError(
+            f"n_inner={n_inner} is for residual=gated; with residual={residual} the inner width "
+            "is n_factors. Leave n_inner null."
+        )
+    return SASRecLayer(
+        width, n_heads, dropout=dropout, attention_dropout=attention_dropout, residual=residual
+    )
+
+
 class SASRec(SequenceModel):
     """States of a left-to-right Transformer against the item table.
 
@@ -72,6 +101,11 @@ class SASRec(SequenceModel):
     residual: "normed" is the authors' code, "plain" the paper's text; see ``SASRecLayer``.
 
     Not in the paper:
+    residual: "gated" takes ``GatedLayer`` and no norm after the last layer: eSASRec (Tikhonovich et
+        al. 2025, arXiv:2508.06450).
+    n_inner: inner width of the feed-forward net of "gated" layers, 4 D where None.
+    tied: False gives candidates a table of their own: gSASRec (Petrov and Macdonald 2023,
+        arXiv:2308.07192, authors' code).
     item_side: features of items ("all", or names), added to the vectors of the items that are read
         and, with side_of_candidates, of candidates.
     side_vectors: features that are vectors are "frozen", or start values of parameters ("trained").
@@ -92,6 +126,8 @@ class SASRec(SequenceModel):
         dropout: Rate = 0.2,
         attention_dropout: Rate | None = None,
         residual: Residual = "normed",
+        n_inner: Width | None = None,
+        tied: bool = True,
         item_side: str | Sequence[str] = (),
         event_side: str | Sequence[str] = (),
         side_of_candidates: bool = True,
@@ -104,20 +140,27 @@ class SASRec(SequenceModel):
         self.item = Embedding(schema.V, n_factors, padding_idx=0)
         self.position = PositionEmbedding(max_len, n_factors, "right")
         self.dropout = Dropout(dropout)
+        if attention_dropout is None:
+            attention_dropout = dropout
         self.layers = nn.ModuleList(
-            SASRecLayer(
+            make_layer(
                 n_factors,
                 n_heads,
                 dropout=dropout,
-                attention_dropout=dropout if attention_dropout is None else attention_dropout,
+                attention_dropout=attention_dropout,
                 residual=residual,
+                n_inner=n_inner,
             )
             for _ in range(n_layers)
         )
-        self.norm = nn.LayerNorm(n_factors, EPS)
+        self.norm = nn.Identity() if residual == "gated" else nn.LayerNorm(n_factors, EPS)
         self.items = ItemEncoder(
             schema, n_factors, side=item_side, vectors=side_vectors, table=self.item
         )
+        self.output: ItemEncoder | None = None
+        if not tied:
+            output_side = item_side if side_of_candidates else ()
+            self.output = ItemEncoder(schema, n_factors, side=output_side, vectors=side_vectors)
         self.side_of_candidates = side_of_candidates
         self.event_sides = EventSides(schema, n_factors, event_side, causal=True)
         # Glorot uniform is TensorFlow's default, which the authors' code keeps everywhere.
@@ -126,6 +169,8 @@ class SASRec(SequenceModel):
             nn.init.xavier_uniform_(self.position.table.weight)
             nn.init.xavier_uniform_(self.item.weight)[0] = 0
         like_rows_of(self.item, self.items, self.event_sides)
+        if self.output is not None:
+            like_rows_of(self.item, self.output)
 
     def encode(self, query: Query, last_only: bool = False) -> Tensor:
         query = latest(query, self.max_len, least=1)
@@ -145,6 +190,8 @@ class SASRec(SequenceModel):
         return self.norm(h[:, -1:] if last_only else h)
 
     def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, None]:
+        if self.output is not None:
+            return (self.output.catalog() if item is None else self.output(item)), None
         if not self.side_of_candidates:
             return (self.item.weight[1:] if item is None else self.item(item)), None
         return (self.items.catalog() if item is None else self.items(item)), None
