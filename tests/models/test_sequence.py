@@ -10,7 +10,9 @@ from recexp.models import common as sequence
 from recexp.models.bert4rec import BERT4Rec
 from recexp.models.caser import Caser
 from recexp.models.common import append_item, latest
+from recexp.models.fmlp_rec import FMLPRec
 from recexp.models.gru4rec import GRU4Rec
+from recexp.models.hstu import HSTU
 from recexp.models.nova import SideBERT
 from recexp.models.sasrec import SASRec
 from recexp.testing import toy
@@ -33,6 +35,11 @@ PORT = dict(
 FORMS = {
     "sasrec": (SASRec, SMALL),
     "sasrec plain": (SASRec, SMALL | {"residual": "plain"}),
+    "sasrec gated": (SASRec, SMALL | {"residual": "gated", "n_inner": 12}),
+    "sasrec untied": (SASRec, SMALL | {"tied": False}),
+    "hstu": (HSTU, SMALL),
+    "hstu right": (HSTU, SMALL | {"positions": "right"}),
+    "fmlp_rec": (FMLPRec, {"n_factors": 8, "max_len": N}),
     "bert4rec": (BERT4Rec, SMALL),
     "bert4rec right": (BERT4Rec, SMALL | {"positions": "right", "output_bias": False}),
     "bert4rec none": (BERT4Rec, SMALL | {"positions": "none", "ffn": False}),
@@ -65,7 +72,7 @@ FORMS = {
         },
     ),
 }
-NEXT_ITEM = [name for name in FORMS if name.startswith(("sasrec", "gru4rec"))]
+NEXT_ITEM = [name for name in FORMS if name.startswith(("sasrec", "gru4rec", "hstu"))]
 CLOZE = [name for name in FORMS if name.startswith(("bert4rec", "invasive", "nova"))]
 
 every = pytest.mark.parametrize("name", FORMS)
@@ -122,7 +129,8 @@ def test_the_last_state_alone_is_the_last_of_all_states(name):
     short = latest(QUERY, N)
     h = m.encode(short)
     last = m.encode(short, last_only=True)
-    assert last.shape[:2] == (5, 1) and h.shape[1] == (1 if name == "caser" else N)
+    one_state = name in ("caser", "fmlp_rec")
+    assert last.shape[:2] == (5, 1) and h.shape[1] == (1 if one_state else N)
     # An empty history has a last state only where something stands for it.
     rows = [0, 1, 3, 4]
     assert torch.allclose(last[rows], h[rows, -1:])

@@ -27,6 +27,8 @@ class _There(torch.Tensor):
 
     @staticmethod
     def __new__(cls, here: torch.Tensor):
+        # The wrapper has no mark of a conjugate that is still to be taken.
+        here = here.resolve_conj().resolve_neg()
         made = torch.Tensor._make_wrapper_subclass(
             cls,
             here.shape,
