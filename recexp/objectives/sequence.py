@@ -12,7 +12,8 @@ from torch import Tensor
 from recexp.contracts import CatalogLoss, Encoder, NegativeSampler, Objective, SampledLoss
 from recexp.data.store import Store
 from recexp.errors import RecexpError
-from recexp.nn.cpu.lookup import row_dot, table_dot
+from recexp.nn.cpu.catalog_dot import catalog_dot
+from recexp.nn.cpu.lookup import row_dot
 from recexp.objectives.base import (
     check_choice,
     check_loss,
@@ -176,7 +177,7 @@ def _negative_scores(model: Encoder, h_ND: Tensor, negative: Tensor, n_items: in
     if negative.dim() == 2 and negative.shape[1] >= MANY and negative.numel() > n_items:
         vectors, bias = model.item_vectors()
         negative = negative - 1  # the catalog has no row for padding
-        score_Nn = table_dot(h_ND, vectors, negative, padding=None)
+        score_Nn = catalog_dot(h_ND, vectors, negative)
         return score_Nn if bias is None else score_Nn + bias[negative]
     vectors, bias = model.item_vectors(negative)
     score_Nn = h_ND @ vectors.T if negative.dim() == 1 else row_dot(vectors, h_ND)

@@ -142,9 +142,9 @@ def test_prefixes_have_one_target(targets):
 def test_many_negatives_are_scored_by_the_vectors_of_the_catalog(bias, monkeypatch):
     """With the same loss and gradients as by vectors of their own."""
     asked, found = [], []
-    for many in (40, 41):
+    for many in (20, 21):
         monkeypatch.setattr(sequence, "MANY", many)
-        task = objective(loss=BCE(), n_negatives=40)
+        task = objective(loss=BCE(), n_negatives=20)
         model = RunningSum(STORE.schema.V, HISTORY, bias=bias)
         asked.append([])
         vectors = model.item_vectors

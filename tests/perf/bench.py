@@ -59,6 +59,10 @@ CASES = {
     "wmf_cg": ["model=wmf", "model.n_factors=64", "model.solver=cg"],
     "sasrec": [*SASREC, "batch_size=128"],
     "sasrec d256": [*SASREC, *D256, "batch_size=128"],
+    "gsasrec": ["model=gsasrec", "batch_size=128"],
+    "esasrec": ["model=esasrec", "batch_size=128"],
+    "hstu": ["model=hstu", "batch_size=128"],
+    "fmlp_rec": ["model=fmlp_rec", "batch_size=256"],
     "bert4rec": [*BERT4REC, "batch_size=128"],
     "bert4rec d256": [*BERT4REC, *D256, "batch_size=128"],
     "nova_bert": [

@@ -28,13 +28,11 @@ def row_dot(many_BCD: Tensor, one_BD: Tensor) -> Tensor:
     return (many_BCD @ one_BD[:, :, None]).squeeze(-1)
 
 
-def table_dot(
-    one_BD: Tensor, table_VD: Tensor, index_BC: Tensor, padding: int | None = 0
-) -> Tensor:
-    """[B, C]: ``row_dot`` with rows of a table. padding: a row that gets no gradient."""
+def table_dot(one_BD: Tensor, table_VD: Tensor, index_BC: Tensor) -> Tensor:
+    """[B, C]: ``row_dot`` with rows of a table. Row 0 is padding and gets no gradient."""
     if table_VD.device.type == "cpu" and table_VD.dtype == one_BD.dtype:
-        return _TableDot.apply(one_BD, table_VD, index_BC, padding)
-    return row_dot(F.embedding(index_BC, table_VD, padding_idx=padding), one_BD)
+        return _TableDot.apply(one_BD, table_VD, index_BC)
+    return row_dot(F.embedding(index_BC, table_VD, padding_idx=0), one_BD)
 
 
 def look_up(table_VD: Tensor, index: Tensor, padding: int | None, sparse: bool = False) -> Tensor:
@@ -50,11 +48,8 @@ class _TableDot(torch.autograd.Function):
     """Tile by tile. Looked-up rows are not kept: looking them up again costs less than memory."""
 
     @staticmethod
-    def forward(
-        ctx: Any, one_BD: Tensor, table_VD: Tensor, index_BC: Tensor, padding: int | None
-    ) -> Tensor:
+    def forward(ctx: Any, one_BD: Tensor, table_VD: Tensor, index_BC: Tensor) -> Tensor:
         ctx.save_for_backward(one_BD, table_VD, index_BC)
-        ctx.padding = padding
         out_BC = one_BD.new_empty(index_BC.shape)
         for tile in _tiles(index_BC, one_BD):
             products = F.embedding(index_BC[tile], table_VD).mul_(_own_vectors(one_BD, tile))
@@ -63,7 +58,7 @@ class _TableDot(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BC: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad_BC: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         one_BD, table_VD, index_BC = ctx.saved_tensors
         d_one = torch.zeros_like(one_BD) if ctx.needs_input_grad[0] else None
         d_table = torch.zeros_like(table_VD) if ctx.needs_input_grad[1] else None
@@ -76,9 +71,9 @@ class _TableDot(torch.autograd.Function):
             if d_table is not None:
                 d_rows = (grad * _own_vectors(one_BD, tile)).flatten(0, -2)
                 d_table.index_add_(0, index.flatten(), d_rows)
-        if d_table is not None and ctx.padding is not None:
-            d_table[ctx.padding] = 0
-        return d_one, d_table, None, None
+        if d_table is not None:
+            d_table[0] = 0
+        return d_one, d_table, None
 
 
 def _tiles(index_BC: Tensor, one_BD: Tensor) -> list[tuple[slice, int | slice]]:
