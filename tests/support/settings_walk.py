@@ -127,7 +127,7 @@ def _words(group: str, choice: str, own: Key) -> tuple[str, ...]:
     if group == "preset":
         if own[0] != "entries" or len(own) < 3:
             # "none" has no entries; each of the others has one for the pair
-            models = {"none": "sasrec", "tuned": "bert4rec"}
+            models = {"none": "sasrec", "literature": "sasrec_softmax"}
             return (f"preset={choice}", f"model={models.get(choice, 'bert4rec')}", "dataset=ml_1m")
         dataset = "ml_1m" if own[1] == "*" else own[1]
         model = "bert4rec" if own[2] == "*" else own[2]
