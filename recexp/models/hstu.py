@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from recexp.errors import RecexpError
@@ -11,7 +14,7 @@ from recexp.models.common import SequenceModel, checked_length, encode_by_length
 from recexp.nn.attention import causal_mask
 from recexp.nn.dropout import Dropout
 from recexp.nn.lookup import Embedding
-from recexp.nn.parameters import Depth, Length, Positive, Rate, Width
+from recexp.nn.parameters import Depth, Length, Rate, Width
 from recexp.nn.relative import STD, RelativeBias, pointwise_attention, time_buckets
 from recexp.nn.transformer import PositionEmbedding, PositionSide
 from recexp.types import Query, Schema
@@ -73,6 +76,7 @@ class HSTU(SequenceModel):
     Inputs are sqrt(D) E[item] + P[position]; score_i = cos(state, E[i]) / temperature.
 
     n_factors: width D. max_len: newest events that are read.
+    temperature: at most 1; the smaller, the larger the differences between scores.
     positions: P counts from the oldest event read ("left", as the authors' right-padded code) or
         from the newest ("right").
 
@@ -92,7 +96,7 @@ class HSTU(SequenceModel):
         n_heads: Width = 1,
         max_len: Length = 200,
         dropout: Rate = 0.2,
-        temperature: Positive = 0.05,
+        temperature: Annotated[float, Field(gt=0, le=1)] = 0.05,
         positions: PositionSide = "left",
     ):
         super().__init__()
