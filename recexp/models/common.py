@@ -20,6 +20,7 @@ from recexp.types import Query, Schema
 if TYPE_CHECKING:
     from recexp.data.store import Store
 
+WHOLE_HISTORY = 2**31  # events: longer than any history
 SHOWN = 200  # characters of a wrong value that an error shows
 # Positions that a CPU encodes together: 16 rows at length 200, 320 at length 10. Histories of ten
 # train 1.5 times as fast as in groups of a fixed number of rows.
@@ -36,6 +37,32 @@ def latest(query: Query, length: int, least: int = 0) -> Query:
     """The newest ``length`` events of every history, left-padded to ``least`` columns or more."""
     missing = max(0, least - query.item_BL.shape[1])
     return query.change_columns(lambda x_BL: F.pad(x_BL, (missing, 0))[:, -length:])
+
+
+def items_read(query: Query, length: int, codes: list[int] | None) -> Tensor:
+    """Items of the newest ``length`` events, int64 [B, L], 0 where the behavior does not count.
+
+    codes: of the behaviors that count; None: all.
+    """
+    item_BL = query.item_BL[:, -length:]
+    if codes is None:
+        return item_BL
+    return item_BL * has_behavior(query.behavior_BL[:, -length:], codes)
+
+
+def distinct_items(item_BL: Tensor) -> Tensor:
+    """The items of each row once, ascending, with 0 in place of repetitions."""
+    item_BL = item_BL.sort(dim=1).values
+    is_repeated_BL = torch.zeros_like(item_BL, dtype=torch.bool)
+    is_repeated_BL[:, 1:] = item_BL[:, 1:] == item_BL[:, :-1]
+    return item_BL.masked_fill_(is_repeated_BL, 0)
+
+
+def multi_hot(item_BL: Tensor, like: Tensor) -> Tensor:
+    """1 where the row has the item and 0 elsewhere, [B, V]. like: has V rows, and the dtype."""
+    x_BV = like.new_zeros(item_BL.shape[0], like.shape[0])
+    x_BV = x_BV.scatter(1, item_BL, 1.0)
+    return F.pad(x_BV[:, 1:], (1, 0))
 
 
 def append_item(query: Query, item: int) -> Query:
@@ -260,3 +287,16 @@ def select_events(store: Store, codes: list[int] | None) -> tuple[Tensor, Tensor
     bits = sum(1 << (code - 1) for code in codes)
     keep_E = (store.train.mask & bits) != 0
     return user_E[keep_E], item_E[keep_E]
+
+
+def select_pairs(store: Store, codes: list[int] | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Distinct (user, item) pairs of ``select_events``, by user and item, and their numbers of
+    events; int64 [P] each.
+    """
+    if codes is None:
+        pairs = store.train_pairs
+        return pairs.user, pairs.item.long(), pairs.count.long()
+    user_E, item_E = select_events(store, codes)
+    V = store.schema.V
+    pair_P, count_P = torch.unique(user_E * V + item_E, return_counts=True)
+    return pair_P // V, pair_P % V, count_P

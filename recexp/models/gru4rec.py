@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from recexp.contracts import SessionState
 from recexp.errors import RecexpError
-from recexp.models.common import SequenceModel, checked_length, latest
+from recexp.models.common import WHOLE_HISTORY, SequenceModel, checked_length, latest
 from recexp.nn.cpu.closed_form import closed_form_helps
 from recexp.nn.cpu.gru import gru_step
 from recexp.nn.dropout import Dropout
@@ -27,7 +27,6 @@ from recexp.types import GRULayers, Query, Schema
 Cell = Literal["official", "torch"]
 InputTable = Literal["one_hot", "separate", "constrained"]
 FinalActivation = Literal["linear", "tanh", "elu"]
-WHOLE_HISTORY = 2**31  # events: longer than any history
 
 
 class GRULayer(nn.Module):
