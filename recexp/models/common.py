@@ -50,19 +50,23 @@ def items_read(query: Query, length: int, codes: list[int] | None) -> Tensor:
     return item_BL * has_behavior(query.behavior_BL[:, -length:], codes)
 
 
-def distinct_items(item_BL: Tensor) -> Tensor:
-    """The items of each row once, ascending, with 0 in place of repetitions."""
-    item_BL = item_BL.sort(dim=1).values
-    is_repeated_BL = torch.zeros_like(item_BL, dtype=torch.bool)
-    is_repeated_BL[:, 1:] = item_BL[:, 1:] == item_BL[:, :-1]
-    return item_BL.masked_fill_(is_repeated_BL, 0)
+def decayed_hot(item_BL: Tensor, decay: float, like: Tensor) -> Tensor:
+    """decay^age of the latest event of each item, 0 for items without one, [B, V].
 
-
-def multi_hot(item_BL: Tensor, like: Tensor) -> Tensor:
-    """1 where the row has the item and 0 elsewhere, [B, V]. like: has V rows, and the dtype."""
+    The newest event has age 0; events of item 0 are none and add nothing to the age.
+    decay: in (0, 1]; 1 makes it 1 for each item of the row. like: has V rows, and the dtype.
+    """
     x_BV = like.new_zeros(item_BL.shape[0], like.shape[0])
-    x_BV = x_BV.scatter(1, item_BL, 1.0)
+    x_BV = x_BV.scatter_reduce(1, item_BL, decayed(item_BL, decay, like.dtype), "amax")
     return F.pad(x_BV[:, 1:], (1, 0))
+
+
+def decayed(item_BL: Tensor, decay: float, dtype: torch.dtype) -> Tensor:
+    """decay^age of each event, [B, L]; 0 at item 0, which is no event and adds no age."""
+    real_BL = item_BL != 0
+    age_BL = real_BL.flip(1).cumsum(1).flip(1) - 1
+    weight_BL: Tensor = decay ** age_BL.to(dtype) * real_BL
+    return weight_BL
 
 
 def append_item(query: Query, item: int) -> Query:

@@ -15,12 +15,20 @@ from recexp.models.common import (
     WHOLE_HISTORY,
     behavior_codes,
     checked_length,
+    decayed_hot,
     items_read,
-    multi_hot,
     select_pairs,
 )
 from recexp.nn.co_occurrence import item_products, largest
-from recexp.nn.parameters import Count, Length, NonNegative, Positive, require_positive
+from recexp.nn.parameters import (
+    Count,
+    Decay,
+    Length,
+    NonNegative,
+    Positive,
+    checked_decay,
+    require_positive,
+)
 from recexp.types import Query, Schema
 
 if TYPE_CHECKING:
@@ -32,7 +40,7 @@ COORDINATES = 64  # whose products with all coefficients are computed at a time
 
 
 class SLIM(ClosedForm):
-    """s_ui = sum of W_ji over the distinct items j of the history.
+    """s_ui = sum of decay^age(j) * W_ji over the distinct items j of the history.
 
     Minimizes 1/2 |X - X W|^2 + l2/2 |W|^2 + l1 |W|_1 with W >= 0 and a diagonal of zeros, where X
     says which user has which item in training. Cyclic coordinate descent over the rows of W, for
@@ -41,7 +49,7 @@ class SLIM(ClosedForm):
     neighbors: how many weights of an item are kept, the largest ones.
     max_sweeps, tolerance: an item is done after so many sweeps, or where no weight of it changes by
     more than the tolerance in a sweep.
-    max_len: events of the history that are read; None: all.
+    max_len, decay: as in ``EASE``.
     behaviors: which events count, in training and in the history; as in ``Pop``.
 
     Memory while fitting: V^2 numbers. A sweep takes 2 V^3 operations at most.
@@ -63,8 +71,9 @@ class SLIM(ClosedForm):
         l2: Positive = 100.0,
         neighbors: Count = 500,
         max_sweeps: Count = 100,
-        tolerance: Positive = 1e-4,
+        tolerance: Positive = 1e-3,
         max_len: Length | None = None,
+        decay: Decay = 1.0,
         behaviors: list[str] | str | None = None,
     ) -> None:
         super().__init__()
@@ -74,6 +83,7 @@ class SLIM(ClosedForm):
                 f"l1={l1}, l2={l2}, tolerance={tolerance}: l1 must be at least 0, the others above."
             )
         self.history = WHOLE_HISTORY if max_len is None else checked_length(max_len)
+        self.decay = checked_decay(decay)
         self.l1 = l1
         self.l2 = l2
         self.max_sweeps = max_sweeps
@@ -160,7 +170,8 @@ class SLIM(ClosedForm):
             torch.maximum(change_T, step_T.abs_(), out=change_T)
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        x_BV = multi_hot(items_read(query, self.history, self.codes), self.weight_Vn)
+        item_BL = items_read(query, self.history, self.codes)
+        x_BV = decayed_hot(item_BL, self.decay, self.weight_Vn)
         # All users' values of an item side by side: one pass over the weights serves all of them.
         s_VB = F.embedding_bag(
             self.neighbor_Vn, x_BV.T.contiguous(), mode="sum", per_sample_weights=self.weight_Vn

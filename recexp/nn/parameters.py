@@ -20,6 +20,7 @@ Rate = Annotated[float, Field(ge=0, lt=1)]  # of dropout
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
+Decay = Annotated[float, Field(gt=0, le=1)]  # per event
 
 
 def one_of(name: str, value: str, words: Any) -> str:
@@ -38,6 +39,13 @@ def checked_rate(p: float, name: str = "dropout") -> float:
     if not 0.0 <= p < 1.0:
         raise RecexpError(f"{name}={p} is not a rate: it must be at least 0 and below 1.")
     return float(p)
+
+
+def checked_decay(decay: float) -> float:
+    """decay, where 0 < decay <= 1. Raises RecexpError otherwise."""
+    if not 0 < decay <= 1:
+        raise RecexpError(f"decay={decay}: must lie in (0, 1].")
+    return decay
 
 
 def require_positive(**values: int) -> None:
