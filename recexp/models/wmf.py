@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -62,6 +62,7 @@ class WMF(ClosedForm):
     Takács, Pilászy and Tikk 2011 (cg), https://doi.org/10.1145/2043932.2043987.
     """
 
+    counts_events: ClassVar[bool] = True
     user_UD: Tensor
     item_VD: Tensor
 
@@ -119,11 +120,15 @@ class WMF(ClosedForm):
         ``nn.least_squares`` has them.
         """
         table = WhitenedTable(fixed_SD, self.regularization)
+        return float(table.square_sum), self._solve_rows(out_RD, rows, table, n_pairs)
+
+    def _solve_rows(
+        self, out_RD: Tensor, rows: SparseRows, table: WhitenedTable, n_pairs: int
+    ) -> float:
+        """By the solver that ``solver`` names. Returns the sum of x^T A x - 2 b^T x."""
         if self._is_exact(n_pairs):
-            value = solve_exactly(out_RD, rows, table, self.alpha)
-        else:
-            value = solve_by_conjugate_gradient(out_RD, rows, table, self.alpha, self.cg_steps)
-        return float(table.square_sum), value
+            return solve_exactly(out_RD, rows, table, self.alpha)
+        return solve_by_conjugate_gradient(out_RD, rows, table, self.alpha, self.cg_steps)
 
     def _is_exact(self, n_pairs: int) -> bool:
         if self.solver != "auto":
@@ -151,7 +156,7 @@ class WMF(ClosedForm):
         )
         user_P = pair_P // V
         item_P = pair_P % V
-        counts = None if bool((count_P == 1).all()) else count_P
+        counts = None if not self.counts_events or bool((count_P == 1).all()) else count_P
         return _Layout(
             events=store.train,
             by_user=SparseRows.of_pairs(user_P, item_P, counts, U),

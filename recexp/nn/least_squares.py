@@ -14,6 +14,9 @@ z_s = L^-1 y_s and x' = L^T x, that is
 No eigenvalue of the matrix is below 1, and none is above 1 + sum of alpha * count_rs * |z_s|^2.
 This bounds the rounding errors of single precision before anything is solved.
 
+Where rows differ in their regularization (``RowRegularizedTable``), the coordinates are those of
+the smallest one along the eigenvectors of Y^T Y, and each row scales them.
+
 Extra shape symbols: R rows, S columns, P pairs sorted by row, r rows of a block or batch, L pairs
 of a row with padding.
 """
@@ -129,12 +132,23 @@ class WhitenedTable:
             gram_DD += part_sD.T @ part_sD
         self.square_sum = gram_DD.trace()
         gram_DD.diagonal().add_(regularization)
-        eigenvalue_D = torch.linalg.eigvalsh(gram_DD)
+        eigenvalue_D = self._factorize(gram_DD)
         self.root_condition = (eigenvalue_D[-1] / eigenvalue_D[0]).sqrt()
+        self.z_SD = self.whitened(torch.promote_types(y_SD.dtype, torch.float32))
+
+    def _factorize(self, gram_DD: Tensor) -> Tensor:
+        """Set L and its inverse; returns the eigenvalues of G, ascending."""
         self.factor_DD = torch.linalg.cholesky(gram_DD)
         identity_DD = torch.eye(len(gram_DD), dtype=gram_DD.dtype, device=gram_DD.device)
         self.inverse_DD = torch.linalg.solve_triangular(self.factor_DD, identity_DD, upper=False)
-        self.z_SD = self.whitened(torch.promote_types(y_SD.dtype, torch.float32))
+        return torch.linalg.eigvalsh(gram_DD)
+
+    def scale(self, rows: Tensor | slice) -> Tensor | None:
+        """What the coordinates of each row are multiplied by, [r, D]; None: they are the table's.
+
+        rows: numbers of the rows, or their range.
+        """
+        return None
 
     @property
     def padding(self) -> int:
@@ -170,6 +184,32 @@ class WhitenedTable:
         return z_SD
 
 
+class RowRegularizedTable(WhitenedTable):
+    """A table for rows that differ in their regularization: G_r = Y^T Y + regularization_r * I.
+
+    With the eigenvalues e of Y^T Y + least * I, where least is the smallest regularization, the
+    coordinates of row r are those of the table times sqrt(e / (e + regularization_r - least)).
+
+    regularization_R: double.
+    """
+
+    def __init__(self, y_SD: Tensor, regularization_R: Tensor) -> None:
+        least = float(regularization_R.min())
+        self._excess_R = regularization_R - least
+        super().__init__(y_SD, least)
+
+    def _factorize(self, gram_DD: Tensor) -> Tensor:
+        self._eigenvalue_D, vector_DD = torch.linalg.eigh(gram_DD)
+        root_D = self._eigenvalue_D.sqrt()
+        self.factor_DD = vector_DD * root_D
+        self.inverse_DD = (vector_DD / root_D).T
+        return self._eigenvalue_D
+
+    def scale(self, rows: Tensor | slice) -> Tensor:
+        excess_r1 = self._excess_R[rows, None]
+        return (self._eigenvalue_D / (self._eigenvalue_D + excess_r1)).sqrt()
+
+
 def solve_exactly(out_RD: Tensor, rows: SparseRows, table: WhitenedTable, alpha: float) -> float:
     """Write the best vectors of all rows into out_RD; rows without a pair get 0.
 
@@ -184,16 +224,17 @@ def solve_exactly(out_RD: Tensor, rows: SparseRows, table: WhitenedTable, alpha:
     total = out_RD.new_zeros((), dtype=torch.float64)
     out_RD.zero_()
     for row_r, column_rL, count_rL in rows.padded_batches(most, table.padding):
+        scale_rD = table.scale(row_r)
         if is_single and bool(needs_double_R[row_r].any()):
             if double_SD is None:
                 double_SD = table.whitened(torch.float64).mul_(alpha**0.5)
-            batch = _PaddedBatch(double_SD, column_rL, count_rL, alpha)
+            batch = _PaddedBatch(double_SD, column_rL, count_rL, alpha, scale_rD)
         else:
-            batch = _PaddedBatch(scaled_SD, column_rL, count_rL, alpha)
+            batch = _PaddedBatch(scaled_SD, column_rL, count_rL, alpha, scale_rD)
         b_rD = batch.sum_of_vectors(batch.weight_rL)
         by_pairs = column_rL.shape[1] < D
         x_rD = batch.solve_by_pairs() if by_pairs else batch.solve_by_width(b_rD, most)
-        out_RD[row_r] = table.from_whitened(x_rD)
+        out_RD[row_r] = table.from_whitened(x_rD if scale_rD is None else x_rD * scale_rD)
         total -= (b_rD * x_rD).sum(dtype=torch.float64)  # at the solution A x = b
     return float(total)
 
@@ -210,13 +251,19 @@ class _PaddedBatch:
     With Z the vectors sqrt(alpha * count) z of a row's pairs and w the pairs' values of
     (1 + alpha * count) / sqrt(alpha * count), a row's solution is (I + Z^T Z)^-1 Z^T w.
 
-    scaled_SD: sqrt(alpha) z of all columns.
+    scaled_SD: sqrt(alpha) z of all columns. scale_rD: of ``WhitenedTable.scale``.
     """
 
     def __init__(
-        self, scaled_SD: Tensor, column_rL: Tensor, count_rL: Tensor | None, alpha: float
+        self,
+        scaled_SD: Tensor,
+        column_rL: Tensor,
+        count_rL: Tensor | None,
+        alpha: float,
+        scale_rD: Tensor | None,
     ) -> None:
         self.scaled_SD = scaled_SD
+        self.scale_rD = None if scale_rD is None else scale_rD.to(scaled_SD.dtype)
         self.column_rL = column_rL
         if count_rL is None:
             self.root_rL = None
@@ -231,15 +278,18 @@ class _PaddedBatch:
         """Part of Z of each row, [r, l, D]."""
         column_rl = self.column_rL[:, columns]
         z_rlD = self.scaled_SD.index_select(0, column_rl.flatten()).view(*column_rl.shape, -1)
+        if self.scale_rD is not None:
+            z_rlD.mul_(self.scale_rD.unsqueeze(1))
         return z_rlD if self.root_rL is None else z_rlD.mul_(self.root_rL[:, columns, None])
 
     def sum_of_vectors(self, weight_rL: Tensor) -> Tensor:
         """Z^T weight of each row, [r, D]."""
         if self.root_rL is not None:
             weight_rL = weight_rL * self.root_rL
-        return F.embedding_bag(
+        sum_rD = F.embedding_bag(
             self.column_rL, self.scaled_SD, mode="sum", per_sample_weights=weight_rL
         )
+        return sum_rD if self.scale_rD is None else sum_rD.mul_(self.scale_rD)
 
     def solve_by_width(self, b_rD: Tensor, most: int) -> Tensor:
         """(I + Z^T Z)^-1 b of each row, [r, D]. most: pairs of a row gathered at a time."""
@@ -280,23 +330,36 @@ def solve_by_conjugate_gradient(
     for part, block in rows.blocks(out_RD.shape[1]):
         start_rD = table.to_whitened(out_RD[part])
         start_rD[block.length_R == 0] = 0.0
-        x_rD, value = _conjugate_gradient(start_rD, block, table.z_SD, alpha, n_steps)
-        out_RD[part] = table.from_whitened(x_rD)
+        scale_rD = table.scale(part)
+        if scale_rD is not None:
+            scale_rD = scale_rD.to(start_rD.dtype)
+            start_rD /= scale_rD
+        x_rD, value = _conjugate_gradient(start_rD, block, table.z_SD, alpha, n_steps, scale_rD)
+        out_RD[part] = table.from_whitened(x_rD if scale_rD is None else x_rD * scale_rD)
         total += value
     return float(total)
 
 
 def _conjugate_gradient(
-    x_rD: Tensor, rows: SparseRows, z_SD: Tensor, alpha: float, n_steps: int
+    x_rD: Tensor,
+    rows: SparseRows,
+    z_SD: Tensor,
+    alpha: float,
+    n_steps: int,
+    scale_rD: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """x' after the steps, and the sum of x^T A x - 2 b^T x, a double."""
     extra_P = _extra(rows, alpha, z_SD.dtype)
 
+    def scaled(v_rD: Tensor) -> Tensor:
+        return v_rD if scale_rD is None else v_rD * scale_rD
+
     def times_matrix(v_rD: Tensor) -> Tensor:
-        return v_rD + sum_of_vectors(rows, z_SD, inner_products(rows, v_rD, z_SD).mul_(extra_P))
+        products_P = inner_products(rows, scaled(v_rD), z_SD).mul_(extra_P)
+        return v_rD + scaled(sum_of_vectors(rows, z_SD, products_P))
 
     tiny = torch.finfo(z_SD.dtype).tiny  # a row that is solved, or has no pair, divides 0 by it
-    b_rD = sum_of_vectors(rows, z_SD, 1 + extra_P)
+    b_rD = scaled(sum_of_vectors(rows, z_SD, 1 + extra_P))
     residual_rD = b_rD - times_matrix(x_rD)
     direction_rD = residual_rD.clone()
     square_r1 = residual_rD.square().sum(1, keepdim=True)
