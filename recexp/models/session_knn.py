@@ -244,8 +244,10 @@ class SessionNeighbors(ClosedForm):
         self, item_BL: Tensor, time_BL: Tensor, length_B1: Tensor, n_pairs: int
     ) -> Neighbors:
         """Compare the histories with the sessions that share an item with them."""
-        is_counted_BL = (item_BL != 0) & ~_comes_again(item_BL)
-        pairs = self._pairs(item_BL * is_counted_BL, length_B1, n_pairs)
+        is_event_BL = item_BL != 0
+        is_counted_BL = is_event_BL & ~_comes_again(item_BL)
+        position_BL = is_event_BL.cumsum(1)
+        pairs = self._pairs(item_BL * is_counted_BL, position_BL, length_B1, n_pairs)
         session_BN = pairs.session_BN
         zeros_BN = torch.zeros_like(session_BN, dtype=self.prior_V.dtype)
         sum_BN = zeros_BN.scatter_add(1, pairs.number_BM, pairs.weight_BM)
@@ -271,9 +273,10 @@ class SessionNeighbors(ClosedForm):
             place_Bk=key_Bk % (self.history + 1),
         )
 
-    def _pairs(self, item_BL: Tensor, length_B1: Tensor, n_pairs: int) -> _Matches:
+    def _pairs(
+        self, item_BL: Tensor, position_BL: Tensor, length_B1: Tensor, n_pairs: int
+    ) -> _Matches:
         """item_BL: 0 where an event does not count. n_pairs: the most of an item."""
-        B, L = item_BL.shape
         dtype = self.prior_V.dtype
         first_BL1 = self.pair_ptr_V[item_BL].unsqueeze(-1)
         end_BL1 = self.pair_ptr_V[item_BL + 1].unsqueeze(-1)
@@ -282,14 +285,14 @@ class SessionNeighbors(ClosedForm):
         at_BM = torch.where(is_pair_BLn, at_BLn, len(self.session_P) - 1).flatten(1)
         session_BM = self.session_P[at_BM].long()
 
-        position_BL = torch.arange(1, L + 1, device=item_BL.device) - (L - length_B1)
         weight_BL = self.item_weights(position_BL.to(dtype), length_B1.to(dtype))
         weight_BM = (weight_BL.unsqueeze(-1) * is_pair_BLn).flatten(1)
         key_BLn = position_BL.unsqueeze(-1) * (self.history + 1) * is_pair_BLn
         key_BM = (key_BLn.flatten(1) + self.place_P[at_BM]).to(dtype)
         n_sessions = len(self.time_S) - 1
         if n_sessions <= COMPACT * session_BM.shape[1] or torch.compiler.is_exporting():
-            session_BN = torch.arange(n_sessions + 1, device=item_BL.device).expand(B, -1)
+            session_BN = torch.arange(n_sessions + 1, device=item_BL.device)
+            session_BN = session_BN.expand(item_BL.shape[0], -1)
             return _Matches(session_BM, weight_BM, key_BM, session_BN)
         number_BM, session_BN = _numbered(session_BM, self.sample, n_sessions)
         weight_BM = weight_BM * (number_BM < self.sample)
@@ -417,7 +420,6 @@ class STAN(SessionNeighbors):
     def item_weights(self, position_BL: Tensor, length_B1: Tensor) -> Tensor:
         if self.recency_scale is None:
             return torch.ones_like(position_BL)
-        # Padding has positions below 1, far from the end.
         return torch.exp((position_BL - length_B1) / self.recency_scale)
 
     def similarities(
