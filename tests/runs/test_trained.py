@@ -289,7 +289,7 @@ def use_the_device(monkeypatch):
     monkeypatch.setattr(torch, "inference_mode", torch.no_grad)
 
 
-@pytest.mark.parametrize("model", ["bpr_mf", "sasrec"])
+@pytest.mark.parametrize("model", ["sasrec", pytest.param("bpr_mf", marks=[pytest.mark.slow])])
 def test_a_model_on_a_device_gives_the_lists_and_scores_of_the_cpu(shop, monkeypatch, model):
     here = trained(shop, model, *FULL)
     use_the_device(monkeypatch)
