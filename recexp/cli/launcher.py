@@ -94,7 +94,7 @@ class _Progress:
     """returns: by job number. failures: by job number, the reasons."""
 
     n_jobs: int
-    best: BestJobs
+    best: BestJobs = field(default_factory=BestJobs)
     returns: dict[int, JobReturn] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     n_ran: int = 0

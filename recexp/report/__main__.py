@@ -66,8 +66,8 @@ def _report(options: argparse.Namespace, folders: Sequence[Path]) -> list[str]:
     found, left_out = collect(folders)
     results = _of_models(_presentable(found, left_out), options.models)
     asked = [metric_column(results, name, "--metrics") for name in options.metrics]
-    metric = options.metric or _first_of_test(asked)
-    ordered_by = metric_column(results, f"test/{metric}", "--metric")
+    options.metric = options.metric or _first_of_test(asked)
+    ordered_by = metric_column(results, f"test/{options.metric}", "--metric")
     chosen = layout(
         results,
         metrics=asked,
@@ -82,7 +82,7 @@ def _report(options: argparse.Namespace, folders: Sequence[Path]) -> list[str]:
 
         cards = scorecard(options.scorecard, results)
     papers = paper_tables(results, options.paper_table) if options.paper_table else []
-    beyond = list_tables(results, metric) + group_tables(results, metric)
+    beyond = list_tables(results, options.metric) + group_tables(results, options.metric)
     print(FORMATS[options.format](cards + papers or shown + beyond))
     if options.out:
         from recexp.report.write import write_report  # imports matplotlib
@@ -91,7 +91,7 @@ def _report(options: argparse.Namespace, folders: Sequence[Path]) -> list[str]:
             options.out,
             results,
             left_out,
-            metric,
+            options.metric,
             shown,
             cards,
             metrics=asked,
