@@ -24,6 +24,9 @@ RR = {
 }
 
 
+LATER = "d=128,L=2,h=1,items=3416"
+
+
 @pytest.fixture
 def run(tmp_path):
     def made(model, config=None, **changes):
@@ -36,7 +39,8 @@ def run(tmp_path):
 
 
 def test_the_shipped_figures_are_those_of_the_papers():
-    assert len(figures()) == 1182 and sum(f.paper == "ite" for f in figures()) == 720
+    assert len(figures()) == 1206 and sum(f.paper == "ite" for f in figures()) == 720
+    assert published("later", "gsasrec", "ml_1m", "gsasrec", LATER, "HR@10") == 0.3003
     assert published("bert4rec", "table2", "ml_1m", "sasrec", "best", "NDCG@10") == 0.4368
     assert published(
         "ite", "fig5", "retailrocket", "bert_ite_si", "K=64", "HR@10"
@@ -287,3 +291,20 @@ def test_names_of_experiments():
     assert paper_table("ite/fig11_epochs") == ("ite", "fig10_11")
     assert paper_table("nova/table3") == ("nova_bert", "table3")
     assert paper_table("real/ml_1m_behaviors") == ("", "")
+
+
+def test_a_figure_of_a_repository_is_of_one_size_on_one_version_of_the_data(run):
+    config = {"model.n_factors": 128, "model.n_layers": 2, "model.n_heads": 1}
+    data = {"users": 6040, "items": 3416}
+    known = ML | {"protocol": "full_unseen", "data": data}
+    found = match(run("gsasrec", config=config, **known))
+    assert {metric: figure.value for metric, figure in found.items()} == {
+        "hr@10": 0.3003,
+        "ndcg@10": 0.1726,
+    }
+    assert found["hr@10"].source == f"later gsasrec ({LATER})"
+    notes = deviations(run("gsasrec", config=config, **known), found["hr@10"])
+    assert notes == ["the paper's settings are not on file"]
+    assert match(run("gsasrec", config=config | {"model.n_factors": 64}, **known)) == {}
+    assert match(run("gsasrec", config=config, **known | {"data": data | {"items": 3706}})) == {}
+    assert match(run("gsasrec", config=config, **ML | {"data": data})) == {}  # another protocol

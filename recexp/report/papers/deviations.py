@@ -21,7 +21,13 @@ from recexp.report.papers.recipe import Difference, differences, recipe
 ITEMS_COMPARED = {("bert4rec", "ml_1m"), ("nova_bert", "ml_1m"), ("ite", "retailrocket")}
 SIZE_TOLERANCE = 0.01  # relative
 # How the papers chose the reported epoch, as ``selection`` says it.
-SELECTED = {"ite": "test_peek", "bert4rec": "refit", "nova_bert": "val", "multi_feedback": "val"}
+SELECTED = {
+    "ite": "test_peek",
+    "bert4rec": "refit",
+    "nova_bert": "val",
+    "multi_feedback": "val",
+    "later": "val",
+}
 SELECTION_TEXTS = {
     "test_peek": "the best test value of all epochs",
     "val": "validation",

@@ -32,6 +32,8 @@ BERT4REC_SWITCHES = (
     "output_bias",
 )
 BERT4REC_VALUES = (None, True, "post")
+# Repositories whose figures stand under the paper "later".
+LATER_SOURCES = ("klenitskiy_vasilev_2023", "gsasrec", "esasrec")
 # What BERT4Rec's table 5 calls a run in which one of these keys of the model is off.
 BERT4REC_PARTS = {"w/o PFFN": "ffn", "w/o LN": "layer_norm", "w/o residual": "residual"}
 
@@ -252,9 +254,21 @@ def _nova(result: Result, table: str) -> list[Place]:
     return places
 
 
+def _later(result: Result, table: str) -> list[Place]:
+    """Figures of repositories, each of one size on one version of the data."""
+    sizes = [
+        f"d={setting(result, 'model.n_factors')}",
+        f"L={setting(result, 'model.n_layers')}",
+        f"h={setting(result, 'model.n_heads')}",
+        f"items={result['data'].get('items')}",
+    ]
+    return [Place(source, result["model"], ",".join(sizes)) for source in LATER_SOURCES]
+
+
 _RULES: dict[str, Callable[[Result, str], list[Place]]] = {
     "ite": _ite,
     "multi_feedback": _multi_feedback,
     "bert4rec": _bert4rec,
     "nova_bert": _nova,
+    "later": _later,
 }

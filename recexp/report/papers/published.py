@@ -4,6 +4,10 @@ P1 to P4 in the column ``protocol`` are the protocols of the ITE, multi-feedback
 papers. The ITE paper prints curves only: its figures were read off the vector graphics and are good
 to about 1e-4. Its fig5 holds each system's best test value over 200 epochs, fig10_11 the curves
 over these epochs, fig12 runs of their own.
+
+The paper "later" stands for what others published since, under the protocol of Klenitskiy and
+Vasilev 2023 (P6). Its tables are sources of ``docs/references.md``; the figures stand in their
+repositories. A setting says the sizes of the system and the number of items.
 """
 
 from __future__ import annotations
@@ -21,7 +25,13 @@ from recexp.report.collect import experiment_name, setting
 FOLDER = Path(__file__).parent
 COLUMNS = ["paper", "table", "dataset", "protocol", "model", "setting", "metric", "value"]
 PAPERS = ("ite", "multi_feedback", "bert4rec", "nova_bert")
-PROTOCOLS = {"P1": "p1_uniform999", "P2": "p2_uniform99", "P3": "p3_popular100", "P4": "full"}
+PROTOCOLS = {
+    "P1": "p1_uniform999",
+    "P2": "p2_uniform99",
+    "P3": "p3_popular100",
+    "P4": "full",
+    "P6": "full_unseen",
+}
 # Our protocols that are another reading of a paper's protocol.
 READINGS = {"p2_uniform99_later": "p2_uniform99"}
 # Other extracts of a paper's data source, by our name for the data set.

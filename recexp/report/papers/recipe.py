@@ -81,8 +81,14 @@ class Difference:
 
 
 def recipe(paper: str, table: str, model: str, dataset: str) -> dict[str, Setting]:
-    """By key, what ``settings.csv`` says of a model on a data set in the experiment of a table."""
-    folder = next(p for p in (CONF / "experiment").iterdir() if paper_of(p.name) == paper)
+    """By key, what ``settings.csv`` says of a model on a data set in the experiment of a table.
+
+    Empty where no experiment is the paper's.
+    """
+    folders = [p for p in (CONF / "experiment").iterdir() if paper_of(p.name) == paper]
+    if not folders:
+        return {}
+    folder = folders[0]
     names = sorted(p.stem for p in folder.glob("*_*.yaml") if table_of(p.stem) == table)
     name = names[0] if names else table
     return paper_settings(f"{folder.name}/{name}", model, dataset)
