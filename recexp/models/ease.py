@@ -40,7 +40,7 @@ class EASE(ClosedForm):
     Memory: B has V^2 numbers, and the fit takes as much again: 5.7 GB for the 26 744 items of
     ML-20M in single precision.
 
-    Steck 2019, eq. 4 and 8, arXiv:1905.03375.
+    Steck 2019 (EASE), arXiv:1905.03375.
     """
 
     needs_user = False

@@ -31,7 +31,7 @@ class IALS(WMF):
     init_std: y starts at N(0, init_std^2 / n_factors).
     n_factors, behaviors, solver, cg_steps: as in ``WMF``.
 
-    Rendle et al. 2022, eq. 1 and section 3, arXiv:2110.14037.
+    Rendle et al. 2022 (iALS), arXiv:2110.14037.
     """
 
     counts_events: ClassVar[bool] = False

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from recexp.contracts import ClosedForm
-from recexp.errors import RecexpError
 from recexp.models.common import (
     behavior_codes,
     decayed,
@@ -54,10 +53,10 @@ class ItemKNN(ClosedForm):
         asymmetric  as cosine, over |x_i|^(2 alpha) |x_j|^(2 - 2 alpha) + shrink
         jaccard     |U_i and U_j| / (|U_i or U_j| + shrink)
         tf_idf      as cosine, with x_iu = sqrt(n_iu) idf_u
-        bm25        x_i . x_j, with x_iu = idf_u n_iu (k1 + 1) / (n_iu + k1 (1 - b + b n_i / mean n))
+        bm25        x_i . x_j, x_iu = idf_u n_iu (k1 + 1) / (n_iu + k1 (1 - b + b n_i / mean n))
 
-    n_iu: events of u on i, n_i of all users; idf_u = log(items / (1 + items of u)); k1 = ``bm25_k1``
-    and b = ``bm25_b``. normalize: False leaves out the denominators of cosine,
+    n_iu: events of u on i, n_i of all users; idf_u = log(items / (1 + items of u));
+    k1 = ``bm25_k1`` and b = ``bm25_b``. normalize: False leaves out the denominators of cosine,
     asymmetric and tf_idf.
 
     neighbors: how many most similar items are kept per item.
@@ -65,7 +64,7 @@ class ItemKNN(ClosedForm):
 
     A baseline without learned parameters. Item-based neighbors follow Sarwar et al. 2001,
     https://doi.org/10.1145/371920.372071; distances, damping and decay are our choice. asymmetric:
-    Aiolli 2013, eq. 3, https://doi.org/10.1145/2507157.2507189. shrink: Bell and Koren 2007,
+    Aiolli 2013, https://doi.org/10.1145/2507157.2507189. shrink: Bell and Koren 2007,
     https://doi.org/10.1109/ICDM.2007.90. bm25: Robertson and Zaragoza 2009,
     https://doi.org/10.1561/1500000019, with items as documents and users as their words.
     """
@@ -128,9 +127,7 @@ class ItemKNN(ClosedForm):
             return self._keep_co_visited(user_E, item_E, count_V)
         return self._keep_similar(store)
 
-    def _keep_co_visited(
-        self, user_E: Tensor, item_E: Tensor, count_V: Tensor
-    ) -> dict[str, float]:
+    def _keep_co_visited(self, user_E: Tensor, item_E: Tensor, count_V: Tensor) -> dict[str, float]:
         """Count co-visits, damp them and keep the nearest neighbors.
 
         Extra shape symbol: P distinct pairs (left, right) of items.
@@ -210,7 +207,9 @@ class ItemKNN(ClosedForm):
         n_neighbors = min(n_neighbors, V)
         weight_P = self._values(user_P, item_P, count_P).to(self.prior_V.device)
         n_users = store.schema.n_users
-        square_V = weight_P.new_zeros(V).index_add_(0, item_P.to(weight_P.device), weight_P.square())
+        square_V = weight_P.new_zeros(V).index_add_(
+            0, item_P.to(weight_P.device), weight_P.square()
+        )
         n_similar = 0
         for rows, sim_rV in item_products(user_P, item_P, weight_P, n_users, V):
             shared = sim_rV > 0

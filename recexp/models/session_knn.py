@@ -106,7 +106,15 @@ class SessionNeighbors(ClosedForm):
         self.codes = behavior_codes(schema, behaviors)
         self.register_buffer("prior_V", torch.zeros(schema.V))
         zeros = {"pair_ptr_V": schema.V + 1, "event_ptr_S": 2, "time_S": 1}
-        for name in ("pair_ptr_V", "session_P", "place_P", "event_ptr_S", "item_E", "place_E", "time_S"):
+        for name in (
+            "pair_ptr_V",
+            "session_P",
+            "place_P",
+            "event_ptr_S",
+            "item_E",
+            "place_E",
+            "time_S",
+        ):
             empty = torch.zeros(zeros.get(name, 1), dtype=torch.int64)
             self.register_buffer(name, empty, persistent=False)
 
@@ -334,7 +342,7 @@ class SessionKNN(SessionNeighbors):
 
     x: position of the most recent item of the history that n has.
 
-    Ludewig and Jannach 2018, section 3.2, arXiv:1803.09587.
+    Ludewig and Jannach 2018, arXiv:1803.09587.
     """
 
     def __init__(

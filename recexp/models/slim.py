@@ -54,7 +54,7 @@ class SLIM(ClosedForm):
 
     Memory while fitting: V^2 numbers. A sweep takes 2 V^3 operations at most.
 
-    Ning and Karypis 2011, eq. 3, https://doi.org/10.1109/ICDM.2011.134; coordinate descent with
+    Ning and Karypis 2011 (SLIM), https://doi.org/10.1109/ICDM.2011.134; coordinate descent with
     products of columns: Friedman et al. 2010, https://doi.org/10.18637/jss.v033.i01.
     """
 

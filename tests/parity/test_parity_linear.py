@@ -223,7 +223,9 @@ def test_ials_solves_its_normal_equations(n_factors, exponent, double):
     torch.manual_seed(0)
     weight, regularization = 0.3, 0.02
     options = {"unobserved_weight": weight, "regularization": regularization}
-    model = IALS(SCHEMA, n_factors=n_factors, frequency_exponent=exponent, solver="exact", **options)
+    model = IALS(
+        SCHEMA, n_factors=n_factors, frequency_exponent=exponent, solver="exact", **options
+    )
     model = model.double() if double else model
     y = model.item_VD.double().numpy().copy()
     reported = model.fit_pass(STORE)["objective"]

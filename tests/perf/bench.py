@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 from tests.perf.shapes import overrides, write_events
 from tests.perf.versus_peers import BERT4REC, SASREC, store, worker
 
-PASSES = {"wmf": 8, "wmf_cg": 8, "bpr_mf 65536": 4}  # epochs where one has few steps
+# Epochs where one has few steps.
+PASSES = {"wmf": 8, "wmf_cg": 8, "ials": 8, "ials_cg": 8, "bpr_mf 65536": 4}
+PASSES |= {"ease": 3, "slim": 2, "item_knn": 4, "item_knn cosine": 4, "v_sknn": 4, "stan": 4}
 D256 = ["model.n_factors=256", "model.n_heads=4"]
 CASES = {
     "bpr_mf": ["model=bpr_mf", "batch_size=16384"],
@@ -57,6 +59,14 @@ CASES = {
     ],
     "wmf": ["model=wmf", "model.n_factors=64", "model.solver=exact"],
     "wmf_cg": ["model=wmf", "model.n_factors=64", "model.solver=cg"],
+    "ials": ["model=ials", "model.n_factors=64", "model.solver=exact"],
+    "ials_cg": ["model=ials", "model.n_factors=64", "model.solver=cg"],
+    "ease": ["model=ease"],
+    "slim": ["model=slim", "model.max_sweeps=10"],
+    "item_knn": ["model=item_knn"],
+    "item_knn cosine": ["model=item_knn", "model.similarity=cosine"],
+    "v_sknn": ["model=v_sknn"],
+    "stan": ["model=stan"],
     "sasrec": [*SASREC, "batch_size=128"],
     "sasrec d256": [*SASREC, *D256, "batch_size=128"],
     "gsasrec": ["model=gsasrec", "batch_size=128"],

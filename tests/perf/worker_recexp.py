@@ -204,19 +204,45 @@ def counted(module, data, batches: int = 3) -> dict[str, float]:
 
 
 def counted_pass(module) -> dict[str, float]:
-    """Of one pass of WMF: its matrix products, and the vectors that both halves read per pair."""
+    """What a pass over the store must compute and move at least, and what ranking must.
+
+    Factor models: the matrix products of a pass, and the vectors that both halves read per pair.
+    Linear item-item models: 2 operations per two items of a user; and EASE V^3 for its inverse,
+    SLIM the products of the Gram matrix with all weights in each sweep. Neighbors: the events are
+    read once.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
+    from recexp.models.ease import EASE
+    from recexp.models.slim import SLIM
+    from recexp.models.wmf import WMF
+
+    model, store = module.model, module.store
+    V = store.schema.V
     with FlopCounterMode(display=False) as counter:
-        module.model.fit_pass(module.store)
-    width = module.model.item_VD.shape[1]
-    return {
+        model.fit_pass(store)
+    said = {
         "step_flops": counter.get_total_flops(),
-        "step_bytes": 2 * 4 * width * len(module.store.train_pairs),
-        "rows": len(module.store.train),
-        "rank_flops": 2 * width * len(module.store.val) * module.store.schema.n_items,
-        "rank_bytes": 8 * len(module.store.val) * module.store.schema.n_items,
+        "step_bytes": 8 * len(store.train),
+        "rows": len(store.train),
+        "rank_flops": 0,
+        # Scores have to be written and read once.
+        "rank_bytes": 8 * len(store.val) * store.schema.n_items,
     }
+    n_read = int((store.val.end - store.val.start).clamp(max=model.history).sum())
+    n_meetings = int(store.train_pairs.ptr.diff().square().sum())
+    if isinstance(model, WMF):
+        width = model.item_VD.shape[1]
+        said["step_bytes"] = 2 * 4 * width * len(store.train_pairs)
+        said["rank_flops"] = 2 * width * len(store.val) * store.schema.n_items
+    elif isinstance(model, EASE):
+        said["step_flops"] = 2 * n_meetings + V**3
+        said["step_bytes"] = 8 * V**2
+        said["rank_flops"] = 2 * n_read * V
+    elif isinstance(model, SLIM):
+        said["step_flops"] += 2 * n_meetings
+        said["rank_flops"] = 2 * int((model.weight_Vn > 0).sum()) * len(store.val)
+    return said
 
 
 def peak_gb() -> float:
