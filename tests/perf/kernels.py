@@ -31,6 +31,7 @@ from recexp.nn.cpu.dropout import byte_dropout
 from recexp.nn.cpu.factor_bpr import factor_bpr
 from recexp.nn.cpu.linear_cross_entropy import linear_cross_entropy
 from recexp.nn.cpu.lookup import look_up, table_dot
+from recexp.nn.propagation import BipartiteGraph
 from recexp.objectives import losses
 
 
@@ -145,6 +146,24 @@ def bpr_max() -> None:
     show(name, automatic, closed, [positive, negative], rounds=100)
 
 
+def propagation() -> None:
+    """Of a graph of ML-1M's size, beside ``torch.sparse``."""
+    n_users, n_items = 6040, 3416
+    skewed = torch.rand(2, 1_000_000) ** 2
+    key_P = torch.unique((skewed[0] * n_users).long() * n_items + (skewed[1] * n_items).long())
+    graph = BipartiteGraph(n_users, 1 + n_items)
+    graph.set_pairs(key_P // n_items, 1 + key_P % n_items)
+    end = graph.start_N.new_tensor([len(graph.column_E)])
+    sparse = torch.sparse_csr_tensor(
+        torch.cat([graph.start_N, end]),
+        graph.column_E,
+        graph.weight_E,
+        (graph.n_nodes, graph.n_nodes),
+    )
+    x = torch.randn(graph.n_nodes, 64, requires_grad=True)
+    show(f"propagation over {len(key_P)} pairs, width 64", lambda x: sparse @ x, graph, [x])
+
+
 def with_and_without_closed_form(module: ModuleType, f: Callable) -> tuple[Callable, Callable]:
     """f by automatic differentiation, and as it is."""
 
@@ -170,7 +189,7 @@ def best_ms(f: Callable[..., Tensor], inputs: list[Tensor], rounds: int) -> floa
     return 1e3 * min(times)
 
 
-_ALL = (attention, dropout, lookup, many_rows, bpr, gru, bpr_max, cross_entropy)
+_ALL = (attention, dropout, lookup, many_rows, bpr, gru, bpr_max, cross_entropy, propagation)
 KERNELS = {f.__name__: f for f in _ALL}
 
 
