@@ -9,6 +9,7 @@ Models: ``Recommender`` scores items. Its subclasses add what an objective may n
     MultiBehavior   one logit per behavior and candidate     (pointwise)
     BranchMasked     a MultiBehavior that masks branches     (pointwise, pairwise)
     Encoder          a state per position of a history        (next_item, cloze)
+    SetAutoencoder   an Encoder of a set of items         (autoencode)
     SideEncoder      an Encoder that reads side information   (cloze with hide_side=false)
     SessionState     an Encoder that advances event by event  (session_parallel)
     ClosedForm       fits without gradients                   (none)
@@ -156,6 +157,18 @@ class Encoder(Recommender):
     @abstractmethod
     def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Vectors [..., D] and biases [...] (or None) of the items; of all 1..V-1 where None."""
+
+
+class SetAutoencoder(Encoder):
+    """Gives the set of a user's items back, from one state per set: ``encode`` is [B, 1, D]."""
+
+    @abstractmethod
+    def encode_set(self, query: Query) -> tuple[Tensor, Tensor]:
+        """States h_BD, and their divergences [B] from what the model expects of any user.
+
+        The divergence is the part of the loss that does not depend on the targets; 0 for a model
+        without one.
+        """
 
 
 class SideEncoder(Encoder):

@@ -22,9 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recexp.contracts import ClosedForm, Encoder, MultiBehavior, Objective, Recommender
+from recexp.contracts import (
+    ClosedForm,
+    Encoder,
+    MultiBehavior,
+    Objective,
+    Recommender,
+    SetAutoencoder,
+)
 from recexp.data.datamodule import RecDataModule
 from recexp.data.store import Store, Targets
+from recexp.objectives.autoencode import Autoencode
 from recexp.objectives.closed_form import FitPass
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.pairwise import Pairwise
@@ -44,8 +52,8 @@ class ModelContract:
     model: makes the model for a schema, small sizes, any initialization; wrap a function in
     ``staticmethod``.
     objective: makes the objective that trains it. Default: the model's own passes where it fits in
-    closed form, pointwise for a ``MultiBehavior``, else pairwise, which trains any model by its
-    score. Name the objective where the model is trained by another one, such as a causal encoder
+    closed form, pointwise for a ``MultiBehavior``, autoencode for a ``SetAutoencoder``, else
+    pairwise, which trains any model by its score. Name the objective where the model is trained by another one, such as a causal encoder
     by ``NextItem``: some tests depend on it.
     store: the training data, the default being a toy store with one item feature of each kind,
     users without events and histories of all lengths.
@@ -302,4 +310,6 @@ def default_objective(model: Recommender) -> Objective:
         return FitPass()
     if isinstance(model, MultiBehavior):
         return Pointwise(Uniform())
+    if isinstance(model, SetAutoencoder):
+        return Autoencode()
     return Pairwise(Uniform())

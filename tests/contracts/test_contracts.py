@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from recexp.config.build import build
+from recexp.objectives.autoencode import Autoencode
 from recexp.objectives.cloze import Cloze
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.sequence import SequenceObjective
@@ -36,6 +37,8 @@ def test_what_is_to_be_predicted_is_not_in_the_input(name):
     entry = contestant(name, STORE)
     if entry.closed_form:
         pytest.skip("fits without examples")
+    if isinstance(entry.objective, Autoencode):
+        pytest.skip("gives its input back")
     rows = STORE.train.ptr[1:11]  # one past every user's last event
     rows = (
         rows
