@@ -154,6 +154,13 @@ class Encoder(Recommender):
         """Activation of scores inside sampled losses, elementwise. Monotone: ranks stay."""
         return score
 
+    def extra_loss(self, h_ND: Tensor, target_N: Tensor) -> Tensor | None:
+        """What training adds to the loss, a scalar, from states and the items they are to predict.
+
+        h_ND: after ``head``. None: nothing.
+        """
+        return None
+
     @abstractmethod
     def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Vectors [..., D] and biases [...] (or None) of the items; of all 1..V-1 where None."""

@@ -61,6 +61,8 @@ class SideInformation(nn.Module):
     events, "time" and "gap" (see ``recexp.nn.events``). "all" takes what the data has except the
     times, since some data sets give only the order of events.
     vectors: what becomes of item features that are vectors, see ``FeatureBag``.
+    causal: the model predicts after every event of a history, so that "time", an age that later
+        events decide, is not available.
 
     Raises RecexpError for what the data does not have.
     """
@@ -71,15 +73,18 @@ class SideInformation(nn.Module):
         width: int,
         side: str | Sequence[str],
         vectors: SideVectors = "frozen",
+        causal: bool = False,
     ):
         super().__init__()
         columns = data_columns(schema)
-        names = _chosen_names(side, [*schema.item_features, *columns])
+        times = TIMES[1:] if causal else TIMES
+        names = _chosen_names(side, [*schema.item_features, *columns], times)
         self.mask_id = schema.V
-        features = [schema.item_features[name] for name in names if name in schema.item_features]
+        self.item_names = [name for name in names if name in schema.item_features]
+        features = [schema.item_features[name] for name in self.item_names]
         self.items = nn.ModuleList(ItemSide(feature, width, vectors) for feature in features)
         of_events = [name for name in names if name in columns]
-        of_times = [n for n in TIMES if n in names and n not in schema.item_features]
+        of_times = [n for n in times if n in names and n not in schema.item_features]
         self.events = nn.ModuleList(
             event_side(name, schema, width) for name in [*of_events, *of_times]
         )
@@ -96,8 +101,10 @@ class SideInformation(nn.Module):
         yield from (feature(query, self.mask_id) for feature in self.events)
 
 
-def _chosen_names(side: str | Sequence[str], available: list[str]) -> list[str]:
-    """The names of ``side``, where "all" means those available."""
+def _chosen_names(
+    side: str | Sequence[str], available: list[str], times: Sequence[str]
+) -> list[str]:
+    """The names of ``side``, where "all" means those available. times: named alone."""
     if side == "all" and not available:
         raise RecexpError(
             "side: all, but the prepared data has no side information. "
@@ -106,7 +113,7 @@ def _chosen_names(side: str | Sequence[str], available: list[str]) -> list[str]:
     if side == "all":
         return available
     names = [side] if isinstance(side, str) else list(side)
-    known = [*available, *(name for name in TIMES if name not in available)]
+    known = [*available, *(name for name in times if name not in available)]
     if unknown := [name for name in names if name not in known]:
         raise RecexpError(f"side names {unknown}, but the prepared data has {known}.")
     return names

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 class Kept(nn.Module):
     """Keeps the value of a function of parameters while they cannot have changed.
 
-    Only in evaluation mode and without gradients. ``train`` and ``eval`` drop the value, and so does
-    a change in place that torch counts, such as loading weights. torch does not count the steps of
-    its fused optimizers, but no step is taken in evaluation mode.
+    Only in evaluation mode and without gradients. ``train`` and ``eval`` drop the value, and so
+    does a change in place that torch counts, such as loading weights. torch does not count the
+    steps of its fused optimizers, but no step is taken in evaluation mode.
     """
 
     def __init__(self) -> None:

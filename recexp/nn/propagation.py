@@ -1,7 +1,8 @@
 """Products with a symmetric sparse matrix, as graph convolutions take them.
 
-torch's bags of embeddings, forward and backward, instead of its CSR product: over 0.9 million pairs,
-width 64, 120 / 13 ms with the gradient. Measured by ``python tests/perf/kernels.py propagation``.
+torch's bags of embeddings, forward and backward, instead of its CSR product: over 0.9 million
+pairs, width 64, 120 / 13 ms with the gradient. Measured by
+``python tests/perf/kernels.py propagation``.
 """
 
 from __future__ import annotations

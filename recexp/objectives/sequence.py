@@ -128,9 +128,24 @@ class SequenceObjective(Objective[Encoder, SequenceBatch]):
         wanted_BL = batch.target_BL != 0
         h_ND = model.head(self.states(model, batch, wanted_BL))
         target_N = batch.target_BL[wanted_BL]
+        loss = self._loss(model, batch, wanted_BL, h_ND, target_N)
+        extra = model.extra_loss(h_ND, target_N)
+        if extra is None:
+            return {"loss": loss}
+        return {"loss": loss + extra, "item_loss": loss, "extra_loss": extra}
+
+    def _loss(
+        self,
+        model: Encoder,
+        batch: SequenceBatch,
+        wanted_BL: Tensor,
+        h_ND: Tensor,
+        target_N: Tensor,
+    ) -> Tensor:
+        """The loss of the states at the wanted positions against their targets."""
         if isinstance(self.loss, CatalogLoss):
             vectors_VD, bias_V = model.item_vectors()
-            return {"loss": self.loss.of_catalog(h_ND, vectors_VD, bias_V, target_N - 1)}
+            return self.loss.of_catalog(h_ND, vectors_VD, bias_V, target_N - 1)
 
         mask_Nn = None
         if batch.negative_n is not None:
@@ -145,7 +160,7 @@ class SequenceObjective(Objective[Encoder, SequenceBatch]):
             model, h_ND, target_N, negative, self.loss, self._n_items
         )
         scores = SampledScores(positive_N, score_Nn, self._n_items, mask_Nn, batch.log_prob_n)
-        return {"loss": self.loss.of_sampled(scores)}
+        return self.loss.of_sampled(scores)
 
 
 def sampled_scores(

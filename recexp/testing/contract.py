@@ -53,8 +53,8 @@ class ModelContract:
     ``staticmethod``.
     objective: makes the objective that trains it. Default: the model's own passes where it fits in
     closed form, pointwise for a ``MultiBehavior``, autoencode for a ``SetAutoencoder``, else
-    pairwise, which trains any model by its score. Name the objective where the model is trained by another one, such as a causal encoder
-    by ``NextItem``: some tests depend on it.
+    pairwise, which trains any model by its score. Name the objective where the model is trained by
+    another one, such as a causal encoder by ``NextItem``: some tests depend on it.
     store: the training data, the default being a toy store with one item feature of each kind,
     users without events and histories of all lengths.
     """
