@@ -30,6 +30,7 @@ MODELS = {
     "ite": ("model.item_side=all", "model.user_side=all"),
     "bert_ite": ("model.item_side=all", "model.user_side=all", EVENTS),
     "nova_bert": ("model.side=[category,text,value,device,dwell,time,gap]",),
+    "dif_sr": ("model.side=[category,text,value,device,dwell,gap]",),
     "invasive_bert": ("model.side=all",),
 }
 CASES = [pytest.param(name, marks=[] if name == "fpmc" else pytest.mark.slow) for name in MODELS]

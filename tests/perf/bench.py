@@ -25,6 +25,7 @@ from tests.perf.versus_peers import BERT4REC, SASREC, store, worker
 # Epochs where one has few steps.
 PASSES = {"wmf": 8, "wmf_cg": 8, "ials": 8, "ials_cg": 8, "bpr_mf 65536": 4}
 PASSES |= {"ease": 3, "slim": 2, "item_knn": 4, "item_knn cosine": 4, "v_sknn": 4, "stan": 4}
+PASSES |= {"lightgcn 65536": 4, "multvae": 4}
 D256 = ["model.n_factors=256", "model.n_heads=4"]
 CASES = {
     "bpr_mf": ["model=bpr_mf", "batch_size=16384"],
@@ -83,6 +84,10 @@ CASES = {
         "objective.step=1000000",
         "batch_size=128",
     ],
+    "lightgcn": ["model=lightgcn", "batch_size=8192"],
+    "lightgcn 65536": ["model=lightgcn", "batch_size=65536"],
+    "multvae": ["model=multvae", "batch_size=500"],
+    "dif_sr": ["model=dif_sr", "batch_size=128"],
 }
 
 
@@ -177,8 +182,8 @@ def row(name: str, said: list[dict], roofs: dict[str, float]) -> str:
 
 
 def data_for(name: str, data: list[str]) -> list[str]:
-    """The ITE family needs an implicit and an explicit kind of feedback, NOVA something to say
-    about items.
+    """The ITE family needs an implicit and an explicit kind of feedback, NOVA and DIF-SR something
+    to say about items.
     """
     real, ite = data[0] == "dataset=ml_1m", "ite" in name.split()[0]
     if real and ite:
@@ -190,7 +195,7 @@ def data_for(name: str, data: list[str]) -> list[str]:
         ]
     return (
         data
-        if real or not (ite or name == "nova_bert")
+        if real or not (ite or name in ("nova_bert", "dif_sr"))
         else ["dataset=simulated_shop", "dataset.source.users=6040", "dataset.source.items=3706"]
     )
 

@@ -162,8 +162,8 @@ def seconds_of_lists(module, cfg, rounds: int = 3) -> list[float]:
 
 
 def counted(module, data, batches: int = 3) -> dict[str, float]:
-    """Floating-point operations of the matrix products of a training step and of ranking all
-    validation users, and the bytes that a step of the optimizer must move: weights, gradients and
+    """Floating-point operations of the products of a training step and of ranking all validation
+    users, and the bytes that a step of the optimizer must move: weights, gradients and
     its two moments read, and all but the gradients written.
     """
     import torch
@@ -171,12 +171,19 @@ def counted(module, data, batches: int = 3) -> dict[str, float]:
 
     if module.gradient_free:
         return counted_pass(module)
+    # Weighted sums of rows are products with sparse matrices, which the counter does not know.
+    bags = {
+        torch.ops.aten._embedding_bag: lambda table, index, *_, **__: 2 * index[0] * table[1],
+        torch.ops.aten._embedding_bag_dense_backward: lambda grad, index, *_, **__: (
+            2 * index[0] * grad[1]
+        ),
+    }
     flops = []
     for at, row in enumerate(data.train_dataloader()):
         if at == batches:
             break
         generator = torch.Generator().manual_seed(at)
-        with FlopCounterMode(display=False) as counter:
+        with FlopCounterMode(display=False, custom_mapping=bags) as counter:
             module.objective.losses(
                 module.model.train(), module.objective.batch(module.store, row, generator)
             )["loss"].backward()
