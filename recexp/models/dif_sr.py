@@ -135,7 +135,8 @@ class DIFSR(SequenceModel):
             h = layer(h, others, last_B1 if is_last else None)
         if last_only:
             return h
-        return select_rows(h, (column_L - length + n_events_B1) % length)
+        h = select_rows(h, (column_L - length + n_events_B1) % length)
+        return h * mask_BL[..., None]
 
     def extra_loss(self, h_ND: Tensor, target_N: Tensor) -> Tensor | None:
         if not self.predictors:

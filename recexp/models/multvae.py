@@ -71,7 +71,7 @@ class MultVAE(SequenceModel, SetAutoencoder):
     def encode_set(self, query: Query) -> tuple[Tensor, Tensor]:
         hidden = (self._input_sum(query.item_BL[:, -self.max_len :]) + self.input_bias).tanh()
         mean = self.posterior(hidden)
-        divergence_B = mean.new_zeros(len(mean))
+        divergence_B = mean.new_zeros(mean.shape[0])
         if self.variational:
             mean, log_var = mean.chunk(2, dim=-1)
             divergence_B = 0.5 * (log_var.exp() + mean.square() - log_var - 1).sum(-1)

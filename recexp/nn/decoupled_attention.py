@@ -109,7 +109,7 @@ class DecoupledAttention(nn.Module):
         for source, query, key in zip(sources, self.queries, self.keys, strict=True):
             rows = source
             if at_BM is not None:
-                rows = select_rows(source.expand(len(x_BLD), -1, -1), at_BM)
+                rows = select_rows(source.expand(x_BLD.shape[0], -1, -1), at_BM)
             queries.append(self._heads(query(rows)))
             keys.append(self._heads(key(source)))
         v_BHLd = self._heads(self.value(x_BLD))
@@ -124,7 +124,7 @@ class DecoupledAttention(nn.Module):
         self, queries: list[Tensor], keys: list[Tensor], v_BHLd: Tensor, allowed: Tensor
     ) -> Tensor:
         """A sum of products of vectors is the product of the vectors one after another."""
-        n_rows = len(v_BHLd)
+        n_rows = v_BHLd.shape[0]
         q = torch.cat([q.expand(n_rows, -1, -1, -1) for q in queries], -1)
         k = torch.cat([k.expand(n_rows, -1, -1, -1) for k in keys], -1)
         scale = (q.shape[-1] / v_BHLd.shape[-1]) ** 0.5  # attend divides by the whole width's root
