@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from recexp.errors import RecexpError
-from recexp.types import GRULayers, Query, SampledScores
+from recexp.types import CatalogShard, GRULayers, Query, RowTables, SampledScores
 
 if TYPE_CHECKING:
     from recexp.data.store import Store
@@ -75,6 +75,14 @@ class Recommender(nn.Module, ABC):
         """Vectors [V-1, D] of all items, whose cosine says how similar two items are to the model.
 
         None: the model has no such vectors.
+        """
+        return None
+
+    def row_tables(self) -> RowTables | None:
+        """Tables of which each process may keep a share of the rows (``trainer=sharded``).
+
+        In training such a model reads them only by looking up ids of its batch, and by
+        ``ItemEncoder.catalog``. None: the model reads its tables otherwise.
         """
         return None
 
@@ -164,6 +172,13 @@ class Encoder(Recommender):
     @abstractmethod
     def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Vectors [..., D] and biases [...] (or None) of the items; of all 1..V-1 where None."""
+
+    def catalog(self) -> tuple[Tensor | CatalogShard, Tensor | None]:
+        """``item_vectors()`` for a loss over all items.
+
+        Where processes share out the table, the vectors of this process's items, and all biases.
+        """
+        return self.item_vectors()
 
 
 class SetAutoencoder(Encoder):
@@ -322,11 +337,15 @@ class CatalogLoss(Loss, ABC):
 
     @abstractmethod
     def of_catalog(
-        self, h_ND: Tensor, vectors_VD: Tensor, bias_V: Tensor | None, target_N: Tensor
+        self,
+        h_ND: Tensor,
+        vectors_VD: Tensor | CatalogShard,
+        bias_V: Tensor | None,
+        target_N: Tensor,
     ) -> Tensor:
         """The mean loss of N states, a scalar.
 
-        vectors_VD and bias_V: of the items 1..V-1, as ``Encoder.item_vectors`` returns them.
+        vectors_VD and bias_V: of the items 1..V-1, as ``Encoder.catalog`` returns them.
         target_N: int64, rows of vectors_VD.
         """
 

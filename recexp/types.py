@@ -18,10 +18,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 # Kinds of item features that have bags: their values can be counted.
 BAGGED = ("categorical", "multi_label")
@@ -184,6 +187,10 @@ class PointwiseBatch:
     # bool: the user showed behavior t (weak to strong) on the item in training
     did_BCT: Tensor | None = None
 
+    def items(self) -> list[Tensor]:
+        """All item ids of the batch."""
+        return [self.query.item_BL, self.item_BC]
+
 
 @dataclass
 class PairwiseBatch:
@@ -193,6 +200,10 @@ class PairwiseBatch:
     positive_B: Tensor
     negative_Bn: Tensor
     did_BCT: Tensor | None = None  # as in PointwiseBatch, of the positive and then the negatives
+
+    def items(self) -> list[Tensor]:
+        """All item ids of the batch."""
+        return [self.query.item_BL, self.positive_B, self.negative_Bn]
 
 
 @dataclass
@@ -209,6 +220,35 @@ class SequenceBatch:
     negative_Bn: Tensor | None = None  # shared by all positions of a row, or
     negative_n: Tensor | None = None  # shared by the batch
     log_prob_n: Tensor | None = None  # of negative_n in one draw, for corrections
+
+    def items(self) -> list[Tensor]:
+        """All item ids of the batch."""
+        negatives = (self.negative_BLn, self.negative_Bn, self.negative_n)
+        return [self.query.item_BL, self.target_BL, *(x for x in negatives if x is not None)]
+
+
+@dataclass(frozen=True)
+class RowTables:
+    """Tables of a model with a row per item (by item id) or per user.
+
+    adds_sides: the vectors of ``Encoder.catalog`` are more than rows of one of the tables.
+    """
+
+    items: tuple[nn.Embedding, ...] = ()
+    users: tuple[nn.Embedding, ...] = ()
+    adds_sides: bool = False
+
+
+@dataclass(frozen=True)
+class CatalogShard:
+    """The vectors of the items that this process keeps, of a catalog shared out among processes.
+
+    first: the number of the first one, counted from 0, which is item 1. group: the processes.
+    """
+
+    rows_vD: Tensor
+    first: int
+    group: ProcessGroup
 
 
 @dataclass(frozen=True)

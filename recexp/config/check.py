@@ -60,6 +60,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
         "pytorch_lightning.Trainer",
         "pytorch_lightning.profilers.",
         "recexp.training.processes.",
+        "recexp.training.sharding.",
     ),
     "callbacks": (
         "pytorch_lightning.callbacks.",

@@ -24,6 +24,7 @@ from recexp.nn.embeddings import ItemEncoder, SideVectors
 from recexp.nn.events import EventSides
 from recexp.nn.init import bert_init
 from recexp.nn.parameters import Depth, Rate, Width, one_of
+from recexp.nn.sharded import ShardedEmbedding
 from recexp.nn.transformer import (
     Activation,
     NormPlace,
@@ -31,7 +32,7 @@ from recexp.nn.transformer import (
     TransformerLayer,
     make_norm,
 )
-from recexp.types import Query, Schema
+from recexp.types import CatalogShard, Query, RowTables, Schema
 
 Positions = Literal["left", "right", "none"]
 Init = Literal["bert", "torch"]
@@ -215,6 +216,18 @@ class BERT4Rec(SequenceModel):
         if item is None:
             return encoder.catalog(), None if bias is None else bias[1:]
         return encoder(item), None if bias is None else bias[item]
+
+    def catalog(self) -> tuple[Tensor | CatalogShard, Tensor | None]:
+        table = self.item if self.output is None else self.output
+        if not isinstance(table, ShardedEmbedding):
+            return self.item_vectors()
+        bias = self.output_bias
+        return table.catalog(self.V - 1), None if bias is None else bias[1:]
+
+    def row_tables(self) -> RowTables:
+        tables = (self.item,) if self.output is None else (self.item, self.output)
+        encoder = self.items if self.output_items is None else self.output_items
+        return RowTables(items=tables, adds_sides=len(encoder.side) > 0)
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         return super().score(append_item(latest(query, self.history), self.V), item_BC)

@@ -15,7 +15,7 @@ from recexp.nn.init import normal_embeddings, xavier_linears
 from recexp.nn.mlp import MLP, PairMLP
 from recexp.nn.parameters import Count, Width, one_of
 from recexp.nn.traced import score_catalog
-from recexp.types import Query, Schema
+from recexp.types import Query, RowTables, Schema
 
 Variant = Literal["paper", "authors"]
 
@@ -162,6 +162,9 @@ class ITE(MultiBehavior):
             for part_BC in item_BC.split(step, 1)
         ]
         return torch.cat(parts, 1)
+
+    def row_tables(self) -> RowTables:
+        return RowTables(items=(self.items.id,), users=(self.users.id,))
 
     def item_embeddings(self) -> Tensor:
         return self.items.catalog()

@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 from recexp.contracts import Factorized, MultiBehavior
 from recexp.models.common import mean_square, table_scores
+from recexp.nn.cpu.lookup import table_dot
 from recexp.nn.init import normal_embeddings
 from recexp.nn.lookup import Embedding
 from recexp.nn.parameters import NonNegative, Width, require_positive
-from recexp.types import Query, Schema
+from recexp.nn.sharded import ShardedEmbedding
+from recexp.types import Query, RowTables, Schema
 
 
 class MF(MultiBehavior, Factorized):
@@ -43,10 +45,25 @@ class MF(MultiBehavior, Factorized):
         normal_embeddings(self, init_std)
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        return table_scores(self.user(query.user_B), self.item.weight, self.item_bias, item_BC)
+        user_BD = self.user(query.user_B)
+        if item_BC is None:
+            return table_scores(user_BD, self.item.weight, self.item_bias, None)
+        s_BC = table_dot(user_BD, *self.item.local(item_BC))
+        return s_BC if self.item_bias is None else s_BC + self.item_bias[item_BC]
 
     def tables(self) -> tuple[nn.Embedding, nn.Embedding, Tensor | None]:
         return self.user, self.item, self.item_bias
+
+    @property
+    def scores_by_tables(self) -> bool:
+        """False also where no process has the whole tables."""
+        is_shared = isinstance(self.item, ShardedEmbedding) or isinstance(
+            self.user, ShardedEmbedding
+        )
+        return super().scores_by_tables and not is_shared
+
+    def row_tables(self) -> RowTables:
+        return RowTables(items=(self.item,), users=(self.user,))
 
     def logits(self, query: Query, item_BC: Tensor) -> Tensor:
         """The score as the logit of the only behavior, z_BC1."""

@@ -18,8 +18,9 @@ from recexp.nn.gated import GatedLayer
 from recexp.nn.init import like_rows_of, xavier_linears
 from recexp.nn.lookup import Embedding
 from recexp.nn.parameters import Depth, Length, Rate, Width, one_of
+from recexp.nn.sharded import ShardedEmbedding
 from recexp.nn.transformer import PositionEmbedding
-from recexp.types import Query, Schema
+from recexp.types import CatalogShard, Query, RowTables, Schema
 
 Residual = Literal["normed", "plain", "gated"]
 EPS = 1e-8
@@ -195,3 +196,12 @@ class SASRec(SequenceModel):
         if not self.side_of_candidates:
             return (self.item.weight[1:] if item is None else self.item(item)), None
         return (self.items.catalog() if item is None else self.items(item)), None
+
+    def catalog(self) -> tuple[Tensor | CatalogShard, None]:
+        if isinstance(self.item, ShardedEmbedding):
+            return self.item.catalog(self.items.n_items), None
+        return self.item_vectors()
+
+    def row_tables(self) -> RowTables:
+        adds_sides = self.side_of_candidates and len(self.items.side) > 0
+        return RowTables(items=(self.item,), adds_sides=adds_sides)

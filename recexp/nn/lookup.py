@@ -22,6 +22,10 @@ class Embedding(nn.Embedding):
             return look_up(self.weight, index, self.padding_idx, self.sparse)
         return super().forward(index)
 
+    def local(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """A table that has the rows of these ids, and their places in it."""
+        return self.weight, index
+
 
 class Rows:
     """The rows of a table that a batch refers to, computed as late and as rarely as possible.

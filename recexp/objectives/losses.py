@@ -26,7 +26,7 @@ from recexp.nn.cpu import sampled_losses
 from recexp.nn.cpu.closed_form import closed_form_helps
 from recexp.nn.cpu.linear_cross_entropy import linear_cross_entropy
 from recexp.nn.cpu.sampled_losses import SampledForm, mean_loss
-from recexp.types import SampledScores
+from recexp.types import CatalogShard, SampledScores
 
 _BPR_MAX_EPS = 1e-24
 
@@ -246,7 +246,11 @@ class CE(CatalogLoss):
     """``cross_entropy``: softmax over all items."""
 
     def of_catalog(
-        self, h_ND: Tensor, vectors_VD: Tensor, bias_V: Tensor | None, target_N: Tensor
+        self,
+        h_ND: Tensor,
+        vectors_VD: Tensor | CatalogShard,
+        bias_V: Tensor | None,
+        target_N: Tensor,
     ) -> Tensor:
         return linear_cross_entropy(h_ND, vectors_VD, bias_V, target_N)
 

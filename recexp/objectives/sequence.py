@@ -144,7 +144,7 @@ class SequenceObjective(Objective[Encoder, SequenceBatch]):
     ) -> Tensor:
         """The loss of the states at the wanted positions against their targets."""
         if isinstance(self.loss, CatalogLoss):
-            vectors_VD, bias_V = model.item_vectors()
+            vectors_VD, bias_V = model.catalog()
             return self.loss.of_catalog(h_ND, vectors_VD, bias_V, target_N - 1)
 
         mask_Nn = None

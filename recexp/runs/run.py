@@ -57,6 +57,7 @@ from recexp.training.interrupts import enter_stage
 from recexp.training.loggers import GuardedWandbLogger, finish, finished_on_failure
 from recexp.training.module import RecModule
 from recexp.training.parts import Parts
+from recexp.training.sharding import ShardedTables, check_sharding
 from recexp.training.signals import Interrupted, Interruption
 from recexp.training.silence import silence_lightning
 from recexp.version import git_state
@@ -120,6 +121,7 @@ def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     settings = settings_of(cfg)
     settings.check(prepared.store)
     module, data = assemble(cfg, prepared.protocol, prepared.store, prepared.splits)
+    _check_strategy(cfg, module)
     start = read_start(cfg)
     about = _about(cfg, prepared, git)
     if start is not None:
@@ -248,6 +250,13 @@ def _check_checkpoint(ckpt_path: str) -> None:
         read_checkpoint(Path(ckpt_path))
     except RecexpError as error:
         raise RecexpError(f"ckpt_path: {str(error)[:MAX_SHOWN]}") from error
+
+
+def _check_strategy(cfg: DictConfig, module: RecModule) -> None:
+    """Refuse what cannot be trained with shared tables before the run's directory is cleared."""
+    target = OmegaConf.select(cfg, "trainer.strategy._target_")
+    if target == f"{ShardedTables.__module__}.{ShardedTables.__qualname__}":
+        check_sharding(module.model, module.objective, cfg.trainer.precision)
 
 
 def _run_dir(cfg: DictConfig) -> Path:

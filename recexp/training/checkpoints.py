@@ -147,7 +147,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     verify_checkpoint(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Mapped: a process that needs some rows of a table reads no others.
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch's reader fails in many ways
         raise RecexpError(
             f"{path} is no checkpoint of recexp: it holds more than tensors and plain values. "

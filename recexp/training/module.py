@@ -25,6 +25,7 @@ from recexp.training.memory import too_large, users_at_once
 from recexp.training.nan_report import bad_rows, first_bad_output, first_bad_parameter
 from recexp.training.optimizers import TakesSparseGradients
 from recexp.training.plain_steps import step_plainly
+from recexp.training.sharding import ShardedTables, Shards, check_sharding
 from recexp.types import moved
 
 
@@ -120,6 +121,8 @@ class RecModule(pl.LightningModule):
         self.lists: TopLists | None = None
         # By name: the sum of a loss over the rows of this epoch, and their number.
         self._sums: dict[str, tuple[Tensor | float, int]] = {}
+        # The tables that processes share out; None where every process has all of them.
+        self._shards: Shards | None = None
         model.bind(store)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -154,6 +157,13 @@ class RecModule(pl.LightningModule):
         if not on_host:
             self.store = self.store.to(self.device)
 
+    def configure_model(self) -> None:
+        """Leave each process its share of the large tables, where the strategy says so."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ShardedTables) and self._shards is None:
+            tables = check_sharding(self.model, self.objective, self.trainer.precision)
+            self._shards = strategy.share_out(self.model, tables)
+
     # ------------------------------------------------------------ training
 
     def configure_optimizers(self) -> Any:
@@ -186,7 +196,8 @@ class RecModule(pl.LightningModule):
         """Let steps be plain and the gradients of embedding tables sparse where that changes no
         result.
 
-        Clipping reads whole gradients, and processes exchange them whole.
+        Clipping reads whole gradients, and processes exchange them whole, but for tables that they
+        share out.
         """
         if self.gradient_free:
             return
@@ -195,19 +206,23 @@ class RecModule(pl.LightningModule):
         sparse = (
             isinstance(optimizer, TakesSparseGradients)
             and self.device.type == "cpu"
-            and self.trainer.world_size == 1
+            and (self.trainer.world_size == 1 or self._shards is not None)
             and not self.trainer.gradient_clip_val
         )
+        shared = None if self._shards is None else {shard.table for shard in self._shards.all}
         for table in self.model.modules():
             if isinstance(table, Embedding):
-                table.sparse = sparse
+                table.sparse = sparse and (shared is None or table in shared)
 
     def training_step(self, row: Tensor, index: int) -> Tensor | None:
         # A step's randomness (negatives, masks, dropout) depends on nothing before it, so that a
         # resumed run equals an uninterrupted one.
         seed = mix(self.seed, self.current_epoch, rank_and_world()[0], index)
         _seed_everything(self.device, seed)
-        losses = self.objective.losses(self.model, self._batch(row, seed))
+        batch = self._batch(row, seed)
+        if self._shards is not None:
+            self._shards.fetch(batch)
+        losses = self.objective.losses(self.model, batch)
         if self.gradient_free:
             self._add(losses, len(row))
             self._count_step()
@@ -226,6 +241,26 @@ class RecModule(pl.LightningModule):
         batch = self.objective.batch(self.store, row, generator)
         return batch if self.store.device == self.device else moved(batch, self.device)
 
+    def on_after_backward(self) -> None:
+        if self._shards is not None:
+            self._shards.push()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by the norm over all processes' shares of the tables."""
+        if self._shards is not None and gradient_clip_val and gradient_clip_algorithm != "value":
+            self._shards.clip(self.model.parameters(), float(gradient_clip_val))
+            return
+        self.clip_gradients(
+            optimizer,
+            gradient_clip_val=gradient_clip_val,
+            gradient_clip_algorithm=gradient_clip_algorithm,
+        )
+
     def _count_step(self) -> None:
         """Count a pass as an optimizer step: loggers and checkpoints go by the number of steps."""
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
@@ -243,7 +278,10 @@ class RecModule(pl.LightningModule):
             return loss
 
         cause = first_bad_parameter(self.model)
-        if cause is None:
+        if cause is None and self._shards is not None:
+            # A forward pass would wait for rows that the other processes do not send.
+            cause = "all parameters of this process are finite"
+        elif cause is None:
             name = first_bad_output(self.model, lambda: loss_of(row))
             if name:
                 cause = f"the first output that is not finite is that of {name}"
@@ -303,12 +341,29 @@ class RecModule(pl.LightningModule):
 
     # ------------------------------------------------------------ evaluation
 
+    def on_validation_start(self) -> None:
+        self._gather_tables()
+
+    def on_test_start(self) -> None:
+        # The tables stay whole: the first process alone writes what was tested.
+        self._gather_tables()
+
+    def _gather_tables(self) -> None:
+        """Score with whole tables, so that every protocol and every model ranks as in one process.
+
+        Gradients of the last step are dropped, unless the next steps add to them.
+        """
+        if self._shards is not None:
+            self._shards.gather(drop_gradients=self.trainer.accumulate_grad_batches == 1)
+
     def validation_step(self, row: Tensor, index: int, dataloader_idx: int = 0) -> None:
         self._rank(self.splits[dataloader_idx], row)
 
     def on_validation_epoch_end(self) -> None:
         for split in self.splits:
             self._finish(split, logged=True)
+        if self._shards is not None:
+            self._shards.share_out()
 
     def on_test_epoch_start(self) -> None:
         if self.keep_top is not None:

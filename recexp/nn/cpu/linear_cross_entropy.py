@@ -20,21 +20,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recexp.nn.cpu.sharded_cross_entropy import sharded_cross_entropy
+from recexp.types import CatalogShard
+
 CHUNK_BYTES = 4 * 2**20  # logits held at once on a CPU: about what stays in its cache
 CHUNK_BYTES_CUDA = 512 * 2**20
 
 
 def linear_cross_entropy(
-    h_ND: Tensor, item_VD: Tensor, bias_V: Tensor | None, target_N: Tensor
+    h_ND: Tensor, item_VD: Tensor | CatalogShard, bias_V: Tensor | None, target_N: Tensor
 ) -> Tensor:
     """Mean over N of -log softmax(h E^T + b)[target]; 0 where N is 0.
 
+    item_VD: all items; or a process's share of them, of which target_N counts all.
     target_N: rows of item_VD. Value and gradients are exact. Under autocast the products are taken
     in its dtype; the loss is float32 at least.
     """
     device = h_ND.device.type
     if torch.is_autocast_enabled(device):
         h_ND = h_ND.to(torch.get_autocast_dtype(device))
+    if isinstance(item_VD, CatalogShard):
+        return sharded_cross_entropy(h_ND, item_VD, bias_V, target_N)
     return _LinearCrossEntropy.apply(h_ND, item_VD, bias_V, target_N)
 
 
