@@ -113,8 +113,11 @@ class RowShard:
 
     @torch.no_grad()
     def fetch(self, id: Tensor) -> None:
-        """Get the rows of these ids of any shape, which the coming step reads."""
-        id_R = id.unique()
+        """Get the rows of these ids, which the coming step reads.
+
+        id: of any shape; ids beyond the table, such as a mask's, are left out.
+        """
+        id_R = id[id < self.table.num_embeddings].unique()
         owner_R = id_R // self.size
         self._n_out = torch.bincount(owner_R, minlength=self.world).tolist()
         n_in = torch.empty(self.world, dtype=torch.int64, device=id.device)

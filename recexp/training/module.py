@@ -25,7 +25,8 @@ from recexp.training.memory import too_large, users_at_once
 from recexp.training.nan_report import bad_rows, first_bad_output, first_bad_parameter
 from recexp.training.optimizers import TakesSparseGradients
 from recexp.training.plain_steps import step_plainly
-from recexp.training.sharding import ShardedTables, Shards, check_sharding
+from recexp.training.sharding import ShardedTables, check_sharding
+from recexp.training.shards import Shards
 from recexp.types import moved
 
 
