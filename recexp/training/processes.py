@@ -16,6 +16,8 @@ import torch
 import torch.distributed as dist
 from pydantic import Field
 from pytorch_lightning.strategies import DDPStrategy
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from recexp.config.overrides import resume_advice
 from recexp.training.interrupts import SIGNALS
@@ -59,6 +61,21 @@ class WatchedDDP(DDPStrategy):
         if children or is_child:
             _Watch(self.run_dir, children, main_pid if is_child else None).start()
         super().setup_environment()
+
+    def _setup_model(self, model: nn.Module) -> Any:
+        """Wrap the model in DDP, which leaves alone what ``_not_exchanged`` names."""
+        names = self._not_exchanged(model)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+        return super()._setup_model(model)
+
+    def _not_exchanged(self, model: nn.Module) -> list[str]:
+        """Parameters and buffers that the first process does not send to the others.
+
+        Buffers that are in no checkpoint come with the data, of which every process has the same.
+        They may be mapped files, and writing to these would end the process.
+        """
+        kept = model.state_dict(keep_vars=True).keys()
+        return [name for name, _ in model.named_buffers() if name not in kept]
 
     def _take_children(self) -> list[subprocess.Popen[bytes]]:
         """The processes that Lightning's launcher started, removed from its own list.

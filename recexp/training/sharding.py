@@ -90,14 +90,22 @@ class ShardedTables(WatchedDDP):
         return self.shards
 
     def _setup_model(self, model: nn.Module) -> Any:
-        """Wrap the model in DDP, which leaves the tables alone."""
         assert self.shards is not None
-        names = [f"model.{name}" for name in self.shards.by_name]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
         parts = {id(shard.part) for shard in self.shards.all}
         if any(p.requires_grad and id(p) not in parts for p in model.parameters()):
             return super()._setup_model(model)
-        return model  # DDP refuses a model without parameters
+        # DDP refuses a model without parameters. Lightning reads the names before a test.
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            model, self._not_exchanged(model)
+        )
+        return model
+
+    def _not_exchanged(self, model: nn.Module) -> list[str]:
+        assert self.shards is not None
+        return [
+            *super()._not_exchanged(model),
+            *(f"model.{name}" for name in self.shards.by_name),
+        ]
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         state = super().lightning_module_state_dict()
