@@ -1,8 +1,8 @@
 """Softmax cross-entropy over a catalog of which every process keeps a share of the items.
 
 Every process gets the states of all processes and computes their logits for its own items. What
-crosses the network are states and their gradients, 2 N D floats per process, and three numbers per
-state, instead of the V D floats of the table.
+crosses the network are states and their gradients, 2 N D floats for each other process, and three
+numbers per state, instead of the V D floats of the table.
 
 Extra shape symbols: N own positions with a target, M positions of all processes, the same number
 for each, with rows of zeros behind its own; v items that this process keeps.
