@@ -198,10 +198,13 @@ class SASRec(SequenceModel):
         return (self.items.catalog() if item is None else self.items(item)), None
 
     def catalog(self) -> tuple[Tensor | CatalogShard, None]:
-        if isinstance(self.item, ShardedEmbedding):
-            return self.item.catalog(self.items.n_items), None
+        encoder = self.items if self.output is None else self.output
+        if isinstance(encoder.ids, ShardedEmbedding):
+            return encoder.ids.catalog(encoder.n_items), None
         return self.item_vectors()
 
     def row_tables(self) -> RowTables:
+        if self.output is not None:
+            return RowTables(items=(self.item, self.output.ids), adds_sides=bool(self.output.side))
         adds_sides = self.side_of_candidates and len(self.items.side) > 0
         return RowTables(items=(self.item,), adds_sides=adds_sides)

@@ -190,10 +190,11 @@ def sampled_scores(
 def _negative_scores(model: Encoder, h_ND: Tensor, negative: Tensor, n_items: int) -> Tensor:
     """Scores [N, n] of negatives [N, n] or [n]."""
     if negative.dim() == 2 and negative.shape[1] >= MANY and negative.numel() > n_items:
-        vectors, bias = model.item_vectors()
-        negative = negative - 1  # the catalog has no row for padding
-        score_Nn = catalog_dot(h_ND, vectors, negative)
-        return score_Nn if bias is None else score_Nn + bias[negative]
+        catalog, bias = model.catalog()
+        if isinstance(catalog, Tensor):  # no process has all vectors of a table that is shared out
+            negative = negative - 1  # the catalog has no row for padding
+            score_Nn = catalog_dot(h_ND, catalog, negative)
+            return score_Nn if bias is None else score_Nn + bias[negative]
     vectors, bias = model.item_vectors(negative)
     score_Nn = h_ND @ vectors.T if negative.dim() == 1 else row_dot(vectors, h_ND)
     return score_Nn if bias is None else score_Nn + bias

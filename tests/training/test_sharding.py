@@ -97,6 +97,7 @@ def test_what_cannot_be_shared_out_is_refused_before_training(tmp_path, words, m
 MODELS = {
     "all_items": SASREC,
     "drawn_items": ("model=sasrec", "model.max_len=20", *TINY),
+    "own_candidates": ("model=gsasrec", "objective.n_negatives=20", "model.max_len=20", *TINY),
     "masks": ("model=bert4rec", "model.max_len=20", *TINY, "trainer.gradient_clip_val=0.1"),
     "sides": ("model=ite_si", *TINY),
     "pairs": ("model=bpr_mf", *TINY),
