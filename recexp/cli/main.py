@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import hydra
+from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException
@@ -116,13 +117,17 @@ def _check_working_directory() -> None:
 
 
 def register_plugins() -> None:
-    """Make the launcher and the sweeper known to Hydra, also where recexp is not installed."""
+    """Make the launcher and the sweepers known to Hydra, also where recexp is not installed."""
     if not _is_importable("hydra_plugins.recexp"):
         sys.path.append(str(PLUGINS))
         importlib.invalidate_caches()
     plugins = importlib.import_module("hydra_plugins.recexp")
-    for plugin in (plugins.ProcessLauncher, plugins.GridSweeper):
+    for plugin in (plugins.ProcessLauncher, plugins.GridSweeper, plugins.OptunaSweeper):
         Plugins.instance().register(plugin)
+    # The package hydra-optuna-sweeper stores a config under the name of ours, which Hydra would
+    # take for the schema of ours.
+    sweepers = ConfigStore.instance().repo.get("hydra", {}).get("sweeper", {})
+    sweepers.pop("optuna.yaml", None)
 
 
 def _is_importable(name: str) -> bool:

@@ -1,10 +1,10 @@
-"""The launcher and the sweeper under the names that Hydra accepts: it loads ``hydra_plugins`` only.
+"""The launcher and the sweepers under the names that Hydra accepts: it loads ``hydra_plugins`` only.
 
 An installation maps this folder to ``hydra_plugins.recexp`` (pyproject.toml). In a checkout that
 is not installed, ``recexp.cli.main`` adds the folder two levels up to the import path.
 """
 
-from recexp.cli import launcher, sweeper
+from recexp.cli import launcher, search_sweeper, sweeper
 
 
 class ProcessLauncher(launcher.ProcessLauncher):
@@ -13,3 +13,7 @@ class ProcessLauncher(launcher.ProcessLauncher):
 
 class GridSweeper(sweeper.GridSweeper):
     """``hydra/sweeper=grid``."""
+
+
+class OptunaSweeper(search_sweeper.OptunaSweeper):
+    """``hydra/sweeper=optuna``."""

@@ -1,0 +1,1 @@
+"""Search for hyper-parameters: spaces, the study that workers share, and the best values."""
