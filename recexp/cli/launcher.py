@@ -27,11 +27,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.errors import HydraException
@@ -107,6 +107,22 @@ class _Progress:
         return f", about {duration(n_left * seconds_per_job)} left" if n_left else ""
 
 
+class JobSource(Protocol):
+    """Jobs that are decided on one by one, while others run."""
+
+    def next(self) -> tuple[int, list[str], Path] | None:
+        """Number, overrides and directory of a job to start now; None where there is none."""
+
+    def is_over(self) -> bool:
+        """Will no job come any more?"""
+
+    def must_end(self, number: int) -> bool:
+        """Is the running job to be ended now? Asked again and again, and true once."""
+
+    def end(self, number: int, code: int, result: dict[str, Any] | None, reason: str) -> None:
+        """A job ended. code: as of ``JobProcess``. reason: why it has no result."""
+
+
 class ProcessLauncher(Launcher):
     """``hydra/launcher=processes``.
 
@@ -163,6 +179,43 @@ class ProcessLauncher(Launcher):
         report = shlex.join(["python", "-m", "recexp.report", str(sweep)])
         log.info(_line(f"all jobs have results, in {sweep}; to compare them: {report}"))
         return [progress.returns[job.number] for job in jobs]
+
+    def launch_each(self, source: JobSource) -> None:
+        """Run jobs as the source hands them out, until it is over. Nothing is told of failures."""
+        sweep = Path(str(self.config.hydra.sweep.dir))
+        waiting: list[_Job] = []
+        with _ending_together(sweep) as running:
+            while running or waiting or not source.is_over():
+                while len(running) + len(waiting) < self.jobs and (given := source.next()):
+                    number, overrides, folder = given
+                    waiting.append(replace(self._compose(sweep, number, overrides), wish=folder))
+                for job in list(waiting):
+                    # A job that an earlier start left running is waited for.
+                    with suppress(DirectoryInUse):
+                        self._start_given(sweep, job, running, source)
+                        waiting.remove(job)
+                for one in list(running):
+                    code = one.process.poll()
+                    if code is not None:
+                        running.remove(one)
+                        result = _read_result(one.folder)
+                        reason = "" if result else _failure(code, one.folder / "log.txt")
+                        source.end(one.job.number, code, result, reason)
+                    elif source.must_end(one.job.number):
+                        one.process.terminate()
+                time.sleep(POLL)
+
+    def _start_given(
+        self, sweep: Path, job: _Job, running: list[_Running], source: JobSource
+    ) -> None:
+        """Start a job of a source in its directory, or hand back the result that lies there."""
+        earlier = _known_jobs(job.wish).get(material_overrides(job.overrides))
+        earlier = earlier or _Earlier(job.wish, job.config)
+        started = self._start(sweep, job, earlier, _Progress(1))
+        if started is not None:
+            running.append(started)
+        else:
+            source.end(job.number, 0, _read_result(job.wish), "")
 
     def _run(
         self, sweep: Path, jobs: list[_Job], running: list[_Running], progress: _Progress

@@ -58,7 +58,7 @@ def main() -> None:
     drop_stray_ranks(os.environ)
     warn_of_renamed(sys.argv[1:])
     words = with_new_words(sys.argv[1:])
-    sys.argv[1:] = with_quickstart(arguments_of_rank(words, os.environ))
+    sys.argv[1:] = with_sweeper(with_quickstart(arguments_of_rank(words, os.environ)))
     register_resolvers()
     register_plugins()
     # Hydra then raises its errors, for instance of a full disk, instead of printing them.
@@ -85,6 +85,14 @@ def arguments_of_rank(words: list[str], environment: MutableMapping[str, str]) -
         else:
             others.append(word)
     return [*others, "hydra.run.dir=.", "hydra.output_subdir=null"]
+
+
+def with_sweeper(words: list[str]) -> list[str]:
+    """The command line, with the sweeper that searches where it chooses a search space only."""
+    values = dict(word.split("=", 1) for word in words if "=" in word)
+    if values.get("search", "null") == "null" or "hydra/sweeper" in values:
+        return words
+    return [*words, "hydra/sweeper=optuna"]
 
 
 def drop_stray_ranks(environment: MutableMapping[str, str]) -> None:

@@ -218,10 +218,7 @@ def _check_names(cfg: DictConfig) -> None:
 
 def _check_monitors(cfg: DictConfig) -> None:
     """Raise RecexpError where a callback waits for a metric that the run does not have."""
-    splits = ("val", "test") if cfg.selection == "test_peek" else ("val",)
-    cutoffs = cfg.protocol.get("ks", Protocol.ks)
-    names = [f"{name}@{k}" for name in METRICS_AT_K for k in cutoffs] + [*METRICS_WITHOUT_CUTOFF]
-    known = [f"{split}/{name}" for split in splits for name in names]
+    known = known_metrics(cfg)
     for name, node in cfg.callbacks.items():
         values = _plain(node, ["monitor"]) if node and "monitor" in node else {}
         monitor = values.get("monitor")
@@ -229,6 +226,21 @@ def _check_monitors(cfg: DictConfig) -> None:
             raise RecexpError(
                 f"callbacks.{name}.monitor={shown(monitor)}: must be one of {', '.join(known)}."
             )
+
+
+def known_metrics(cfg: DictConfig) -> list[str]:
+    """The metrics of every epoch, as ``metrics.csv`` names them."""
+    splits = ("val", "test") if cfg.selection == "test_peek" else ("val",)
+    cutoffs = cfg.protocol.get("ks", Protocol.ks)
+    names = [f"{name}@{k}" for name in METRICS_AT_K for k in cutoffs] + [*METRICS_WITHOUT_CUTOFF]
+    return [f"{split}/{name}" for split in splits for name in names]
+
+
+def monitored(cfg: DictConfig) -> str:
+    """The metric that chooses the epoch to test. More of it is better."""
+    configured: str | None = OmegaConf.select(cfg, "callbacks.checkpoint.monitor")
+    split = "test" if cfg.selection == "test_peek" else "val"
+    return configured or f"{split}/ndcg@10"
 
 
 def _check_flags(path: str, node: DictConfig) -> None:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import Logger
 
 from recexp.config.build import build
-from recexp.config.check import check_config, check_machine
+from recexp.config.check import check_config, check_machine, monitored
 from recexp.config.summary import summary
 from recexp.contracts import ClosedForm
 from recexp.data.cache import prepare
@@ -239,9 +239,7 @@ def prepare_data(cfg: DictConfig) -> Prepared:
             "or choose another protocol."
         )
     splits = ("val", "test") if peeks else ("val",)
-    configured = OmegaConf.select(cfg, "callbacks.checkpoint.monitor")
-    monitor = configured or f"{splits[-1]}/ndcg@10"
-    return Prepared(dataset, protocol, store, splits, monitor, protocol.id(store.meta))
+    return Prepared(dataset, protocol, store, splits, monitored(cfg), protocol.id(store.meta))
 
 
 def _check_checkpoint(ckpt_path: str) -> None:

@@ -90,6 +90,7 @@ class SharedStudy:
         file = storage_file(options.storage)
         self._grid = space.grid() if options.sampler == "grid" else None
         self._mine: set[int] = set()
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._storage = open_storage(options.storage)
         self._lock = file.with_name(f"{file.name}.lock-of-recexp")
         with file_lock(self._lock), storage_errors(options.storage, BAD_FILE):
@@ -141,17 +142,17 @@ class SharedStudy:
                 return None
             return self._new(trials, parent)
 
-    def report(self, trial: Trial, epoch: int, value: float) -> bool:
+    def report(self, trial: Trial, epoch: int, value: float, *, may_end: bool) -> bool:
         """Enter the value of an epoch, counted from 1; must the trial end now?
 
-        If so, the study knows it from then on, and only ``finish`` is left.
+        may_end: ask the pruner. If it says so, the study knows it from then on, and only ``finish`` is left.
         """
         with self._locked():
             identity = self._identity(trial.number)
             self._storage.set_trial_intermediate_value(identity, epoch, value)
             trial.n_reported = epoch
             frozen = self._storage.get_trial(identity)
-            if not self._study.pruner.prune(self._study, frozen):
+            if not may_end or not self._study.pruner.prune(self._study, frozen):
                 return False
             self._storage.set_trial_user_attr(identity, PRUNED, epoch)
             trial.pruned = epoch
