@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 log = logging.getLogger("mkdocs.hooks.recexp")
 
 # Groups whose files are whole configurations or plain texts; their keys belong to other groups.
-NO_TARGETS = ("experiment", "hydra", "preset", "debug", "recipe", "tuned", "scale")
+NO_TARGETS = ("experiment", "hydra", "preset", "debug", "recipe", "tuned", "scale", "search")
 SKIPPED_MODULES = ("__main__",)
 # Parameters that code passes, not the configuration.
 NOT_CONFIGURED = ("self", "schema")

@@ -151,7 +151,7 @@ class _Search:
         return {name: str(values.get(name, chosen)) for name, chosen in self.names.items()}
 
     def check_space(self) -> None:
-        """Raise RecexpError where a value of the space is refused, or ``search=`` sets a setting."""
+        """Raise RecexpError where a value of the space is refused, or search= sets more."""
         from recexp.config.check import check_config  # imports torch
 
         for words in self.space.corners():
@@ -419,8 +419,7 @@ class _Trials:
 
 
 def _by_signal(code: int) -> bool:
-    """Was the process ended from outside? A run that a signal ends exits with 128 and its number.
-    """
+    """Was the process ended from outside? A run that a signal ends exits with 128 and its number."""
     return code < 0 or code in {128 + signum for signum in SIGNALS}
 
 

@@ -18,6 +18,7 @@ from recexp.report.columns import METRICS, MODEL, PUBLISHED, TRAINING, layout, m
 from recexp.report.formats import Table, as_csv, as_markdown, join_tables
 from recexp.report.latex import as_latex
 from recexp.report.papers.paper_tables import paper_tables
+from recexp.report.searches import search_tables
 from recexp.report.statistics import budgets, convergence
 from recexp.report.tables import tables
 from recexp.report.terminal import terminal_text
@@ -75,7 +76,7 @@ def _report(options: argparse.Namespace, folders: Sequence[Path]) -> list[str]:
         models=options.models,
         first=ordered_by,
     )
-    shown = tables(results, ordered_by, chosen)
+    shown = tables(results, ordered_by, chosen) + search_tables(folders)
     cards: list[Table] = []
     if options.scorecard:
         from recexp.report.scorecard import scorecard

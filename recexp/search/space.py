@@ -30,7 +30,7 @@ PARAMS = "hydra.sweeper.params"
 NOT_SEARCHED = ("dataset", "protocol", "selection", "seed", "evaluation")
 LOG = "log"
 MOST_VALUES = 10_000  # of a range
-DIGITS = 12  # of the values of a range: sums of steps such as 0.1 are not exact
+DIGITS = 12  # of the values of a range: sums of steps such as 0.1 are not exactSHOWN = 4  # significant digits of a number from an interval
 
 Number = int | float
 
@@ -48,6 +48,10 @@ class Choice:
     def corners(self) -> tuple[str, ...]:
         """The values to check before a search."""
         return self.words
+
+    def word(self, value: str) -> str:
+        """The value on the command line."""
+        return value
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,14 @@ class Interval:
         """The ends."""
         return self.low, self.high
 
+    def word(self, value: Number) -> str:
+        """The value on the command line; one that no step bounds is rounded, for readers."""
+        if isinstance(value, int):
+            return str(value)
+        if self.step is not None:
+            return repr(round(value, DIGITS))
+        return repr(min(max(float(f"{value:.{SHOWN}g}"), self.low), self.high))
+
 
 Parameter = Choice | Interval
 
@@ -86,7 +98,7 @@ class Space:
 
     def words(self, values: Mapping[str, Any]) -> list[str]:
         """The overrides that set the parameters to these values."""
-        return [f"{key}={_word(values[key])}" for key in self.parameters]
+        return [f"{key}={self.parameters[key].word(values[key])}" for key in self.parameters]
 
     def corners(self) -> Iterator[list[str]]:
         """A few settings that together hold every choice and both ends of every interval."""
@@ -229,11 +241,6 @@ def _range(key: str, sweep: RangeSweep) -> Interval | Choice:
     if not 0 < len(values) <= MOST_VALUES:
         raise RecexpError(f"{key}: {text} must have 1 to {MOST_VALUES:,} values.")
     if len(values) == 1:
-        return Choice((_word(values[0]),))
+        return Choice((repr(values[0]),))
     low, high = min(values), max(values)
     return Interval(low, high, step=abs(sweep.step))
-
-
-def _word(value: Any) -> str:
-    """A value as the command line writes it; texts are words already."""
-    return value if isinstance(value, str) else repr(value)

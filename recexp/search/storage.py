@@ -56,15 +56,11 @@ def open_storage(text: str) -> BaseStorage:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         if path.suffix in JOURNALS and not text.startswith(SQLITE):
             return JournalStorage(JournalFileBackend(str(path)))
-        return RDBStorage(
-            f"{SQLITE}{path}", engine_kwargs={"connect_args": {"timeout": PATIENCE}}
-        )
+        return RDBStorage(f"{SQLITE}{path}", engine_kwargs={"connect_args": {"timeout": PATIENCE}})
 
 
 @contextmanager
-def storage_errors(
-    text: str, kinds: tuple[type[Exception], ...] = DAMAGED
-) -> Iterator[None]:
+def storage_errors(text: str, kinds: tuple[type[Exception], ...] = DAMAGED) -> Iterator[None]:
     """Errors of the storage are one sentence that names it."""
     try:
         yield

@@ -145,7 +145,8 @@ class SharedStudy:
     def report(self, trial: Trial, epoch: int, value: float, *, may_end: bool) -> bool:
         """Enter the value of an epoch, counted from 1; must the trial end now?
 
-        may_end: ask the pruner. If it says so, the study knows it from then on, and only ``finish`` is left.
+        may_end: ask the pruner. If it says so, the study knows it from then on, and only ``finish``
+        is left.
         """
         with self._locked():
             identity = self._identity(trial.number)
@@ -158,7 +159,9 @@ class SharedStudy:
             trial.pruned = epoch
             return True
 
-    def finish(self, trial: Trial, state: TrialState, value: float | None, reason: str = "") -> None:
+    def finish(
+        self, trial: Trial, state: TrialState, value: float | None, reason: str = ""
+    ) -> None:
         """Enter the end of a trial and release it."""
         with self._locked():
             if reason:

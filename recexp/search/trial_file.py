@@ -18,7 +18,6 @@ from recexp.runs.result import Count, Name, Number
 FILE = "trial.json"
 
 State = Literal["running", "finished", "pruned", "failed"]
-STATES: tuple[State, ...] = ("finished", "pruned", "failed", "running")
 
 
 class TrialFile(BaseModel):

@@ -1,4 +1,4 @@
-"""The launcher and the sweepers under the names that Hydra accepts: it loads ``hydra_plugins`` only.
+"""Launcher and sweepers under the names that Hydra accepts: it loads ``hydra_plugins`` only.
 
 An installation maps this folder to ``hydra_plugins.recexp`` (pyproject.toml). In a checkout that
 is not installed, ``recexp.cli.main`` adds the folder two levels up to the import path.
