@@ -241,14 +241,13 @@ def _remove(settings: dict[str, Any], key: str) -> None:
 
 @dataclass
 class _Running:
-    """words: what the trial sets. n_epochs: that it may train.
+    """words: what the trial sets. seen: time of the last change of metrics.csv that was read.
 
-    seen: time of the last change of metrics.csv that was read. n_kills: of its process.
+    n_kills: of its process.
     """
 
     trial: Trial
     words: list[str]
-    n_epochs: float
     seen: int = 0
     n_kills: int = 0
 
@@ -275,10 +274,7 @@ class _Trials:
         if trial is None:
             self._looked = time.monotonic()
             return None
-        words = self.search.space.words(trial.values)
-        limit = self.search.composed(words).trainer.get("max_epochs")
-        n_epochs = limit if isinstance(limit, int) and limit >= 0 else math.inf
-        self._running[trial.number] = _Running(trial, words, n_epochs)
+        self._running[trial.number] = _Running(trial, self.search.space.words(trial.values))
         if trial.pruned is not None:
             self._finish(trial, "pruned", None)
             return None
@@ -313,12 +309,13 @@ class _Trials:
 
     def _report(self, one: _Running) -> bool:
         """Does the pruner end the trial after one of its new epochs?"""
+        n_epochs = _n_epochs(one.trial.folder)
         for row in _epochs(one.trial.folder):
             epoch = int(row["epoch"]) + 1
             if epoch <= one.trial.n_reported or self.metric not in row:
                 continue
             # After the last epoch the run is about to have its result.
-            may_end = epoch < one.n_epochs
+            may_end = epoch < n_epochs
             if self.study.report(one.trial, epoch, row[self.metric], may_end=may_end):
                 return True
         return False
@@ -419,7 +416,7 @@ class _Trials:
 
 
 def _by_signal(code: int) -> bool:
-    """Was the process ended from outside? A run that a signal ends exits with 128 and its number."""
+    """Was the process ended from outside? A run exits with 128 and the signal that ends it."""
     return code < 0 or code in {128 + signum for signum in SIGNALS}
 
 
@@ -429,6 +426,13 @@ def _epochs(folder: Path) -> list[dict[str, float]]:
         return read_epoch_table(folder / "metrics.csv")
     except (FileNotFoundError, RecexpError):
         return []
+
+
+def _n_epochs(folder: Path) -> float:
+    """The epochs that the trial may train, as the launcher wrote them down."""
+    settings = read_json(folder / "job.json")["config"]
+    most = settings.get("trainer", {}).get("max_epochs")
+    return most if isinstance(most, int) and most >= 0 else math.inf
 
 
 def _n_updates(folder: Path, rows: Sequence[Mapping[str, float]]) -> int:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from recexp.errors import RecexpError
 from recexp.report.formats import DASH, Cell, Table
-from recexp.search.trial_file import FILE, TrialFile, read_trial
+from recexp.search.trial_file import FILE, State, TrialFile, read_trial
 
-STATES = ("finished", "pruned", "failed")
+STATES: tuple[State, ...] = ("finished", "pruned", "failed")
 HEAD = ("model", "trials", *STATES, "unfinished", "epochs", "updates", "best")
 
 log = logging.getLogger(__name__)

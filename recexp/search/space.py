@@ -30,7 +30,9 @@ PARAMS = "hydra.sweeper.params"
 NOT_SEARCHED = ("dataset", "protocol", "selection", "seed", "evaluation")
 LOG = "log"
 MOST_VALUES = 10_000  # of a range
-DIGITS = 12  # of the values of a range: sums of steps such as 0.1 are not exactSHOWN = 4  # significant digits of a number from an interval
+DIGITS = 12  # of the values of a range: sums of steps such as 0.1 are not exact
+SHOWN = 4  # significant digits of a number from an interval
+NEAR = 1e-3  # of the interval: by so much may rounding change a number
 
 Number = int | float
 
@@ -83,7 +85,9 @@ class Interval:
             return str(value)
         if self.step is not None:
             return repr(round(value, DIGITS))
-        return repr(min(max(float(f"{value:.{SHOWN}g}"), self.low), self.high))
+        rounded = float(f"{value:.{SHOWN}g}")
+        is_near = abs(rounded - value) <= NEAR * (self.high - self.low)
+        return repr(rounded if is_near and self.low <= rounded <= self.high else value)
 
 
 Parameter = Choice | Interval

@@ -188,10 +188,12 @@ class SharedStudy:
         return Best(best.number, best.value, self._values(best), Path(best.user_attrs[FOLDER]))
 
     def _trials(self) -> list[FrozenTrial]:
-        return self._study.get_trials(deepcopy=False)
+        trials: list[FrozenTrial] = self._study.get_trials(deepcopy=False)
+        return trials
 
     def _identity(self, number: int) -> int:
-        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        identity: int = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        return identity
 
     def _new(self, trials: list[FrozenTrial], parent: Path) -> Trial:
         number = len(trials)
