@@ -92,7 +92,10 @@ class OptunaSweeper(Sweeper):
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
         trials = _Trials(study, search, metric, folder)
-        self.launcher.launch_each(trials)
+        try:
+            self.launcher.launch_each(trials)
+        finally:
+            study.leave()
         best = trials.conclude()
         search.write_preset(preset, best)
         return {"trial": best.number, "value": best.value, "values": best.values}
@@ -262,7 +265,8 @@ class _Trials:
         self.folder = folder
         self._running: dict[int, _Running] = {}
         self._again: list[int] = []
-        self._looked = 0.0
+        self._looked = -LOOK
+        self._over = False
 
     def next(self) -> tuple[int, list[str], Path] | None:
         """A trial to run; one that is only to be told of is told of here."""
@@ -273,6 +277,8 @@ class _Trials:
         trial = self.study.claim(self.folder)
         if trial is None:
             self._looked = time.monotonic()
+            counts = self.study.counts()
+            self._over = counts.total >= self.study.n_trials and not counts.running
             return None
         self._running[trial.number] = _Running(trial, self.search.space.words(trial.values))
         if trial.pruned is not None:
@@ -287,10 +293,7 @@ class _Trials:
 
     def is_over(self) -> bool:
         """Are all trials at their ends, also those of other workers?"""
-        if self._running or time.monotonic() - self._looked >= LOOK:
-            return False
-        counts = self.study.counts()
-        return counts.total >= self.study.n_trials and not counts.running
+        return self._over
 
     def must_end(self, number: int) -> bool:
         """Report the new epochs; says once whether the pruner ends the trial."""

@@ -40,7 +40,7 @@ class Trial:
     """A trial of this worker.
 
     values: by key. n_reported: epochs whose values the study has. pruned: the epoch after which it
-    is to end; None while it goes on. lock: descriptor.
+    is to end; None while it goes on.
     """
 
     number: int
@@ -48,7 +48,6 @@ class Trial:
     folder: Path
     n_reported: int
     pruned: int | None
-    lock: int
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class SharedStudy:
         self.space = space
         file = storage_file(options.storage)
         self._grid = space.grid() if options.sampler == "grid" else None
-        self._mine: set[int] = set()
+        self._mine: dict[int, int] = {}  # descriptors of locks, by trial
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._storage = open_storage(options.storage)
         self._lock = file.with_name(f"{file.name}.lock-of-recexp")
@@ -169,8 +168,12 @@ class SharedStudy:
                 self._storage.set_trial_user_attr(identity, REASON, reason)
             is_complete = state is TrialState.COMPLETE
             self._study.tell(trial.number, value if is_complete else None, state)
-        self._mine.discard(trial.number)
-        os.close(trial.lock)
+        os.close(self._mine.pop(trial.number))
+
+    def leave(self) -> None:
+        """Leave the trials that are not finished to other workers."""
+        while self._mine:
+            os.close(self._mine.popitem()[1])
 
     def counts(self) -> Counts:
         """The trials of all workers."""
@@ -215,8 +218,8 @@ class SharedStudy:
         lock = self._trial_lock(asked.number)
         assert lock is not None, "a new trial has no other worker"
         self._storage.set_trial_user_attr(identity, FOLDER, str(folder))
-        self._mine.add(asked.number)
-        return Trial(asked.number, self._values(asked), folder, 0, None, lock)
+        self._mine[asked.number] = lock
+        return Trial(asked.number, self._values(asked), folder, 0, None)
 
     def _adopt(self, frozen: FrozenTrial) -> Trial | None:
         """The trial, if the worker that had it is no longer there."""
@@ -230,10 +233,10 @@ class SharedStudy:
             return None
         folder = Path(frozen.user_attrs[FOLDER])
         folder.mkdir(parents=True, exist_ok=True)
-        self._mine.add(frozen.number)
+        self._mine[frozen.number] = lock
         values = self._values(frozen)
         pruned = frozen.user_attrs.get(PRUNED)
-        return Trial(frozen.number, values, folder, frozen.last_step or 0, pruned, lock)
+        return Trial(frozen.number, values, folder, frozen.last_step or 0, pruned)
 
     def _values(self, trial: FrozenTrial | optuna.Trial) -> dict[str, Any]:
         return {key: trial.params[key] for key in self.space.parameters}

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -48,11 +46,6 @@ def finish(worker, trial, value=0.5):
     worker.finish(trial, TrialState.COMPLETE, value)
 
 
-def die(trial):
-    """What the system does for a worker that is killed."""
-    os.close(trial.lock)
-
-
 @pytest.mark.parametrize("storage", STORAGES)
 def test_workers_share_the_trials(worker, tmp_path, storage):
     first = worker(storage=storage)
@@ -75,7 +68,7 @@ def test_a_trial_of_a_dead_worker_goes_on_with_its_values(worker, tmp_path, stor
     dead.report(left, 1, 0.1, may_end=True)
     alive = worker(storage=storage)
     assert alive.claim(tmp_path).number == 1, "the first one's worker lives"
-    die(left)
+    dead.leave()  # as the system does for a worker that is killed
     adopted = alive.claim(tmp_path)
     assert (adopted.number, adopted.values, adopted.folder) == (0, left.values, left.folder)
     assert adopted.n_reported == 1
@@ -88,8 +81,7 @@ def test_a_trial_that_was_to_end_is_not_trained_on(worker, tmp_path):
     assert not dead.report(good, 1, 0.9, may_end=True)
     assert not dead.report(bad, 1, 0.1, may_end=False)
     assert dead.report(bad, 2, 0.1, may_end=True)
-    die(good)
-    die(bad)
+    dead.leave()
     alive = worker(pruner="asha")
     assert [alive.claim(tmp_path).pruned for _ in range(2)] == [None, 2]
 
