@@ -84,8 +84,8 @@ class OptunaSweeper(Sweeper):
         options = Options.checked(dict(self.options))
         preset = check_preset_path(options.preset)
         search = _Search(self.config, self.hydra_context, self._space(arguments))
-        search.check_space()
         metric = search.metric(options.metric)
+        search.check_space()
         name = options.study or " ".join(search.names.values())
         study = study_class(options, name, search.space, search.about(metric))
         folder = Path(str(self.config.hydra.sweep.dir))
@@ -157,8 +157,8 @@ class _Search:
         """Raise RecexpError where a value of the space is refused, or search= sets more."""
         from recexp.config.check import check_config  # imports torch
 
-        for words in self.space.corners():
-            config = self.composed(words)
+        for number, words in enumerate(self.space.corners()):
+            config = self.composed(words) if number else self.first.copy()
             with open_dict(config):
                 config.hydra.runtime.output_dir = str(config.hydra.sweep.dir)
                 config.hydra.job.num = 0

@@ -43,10 +43,10 @@ def sampler_of_trial(
     name: tpe, cmaes or random. values: what a grid gives the trial; None for other samplers.
     """
     state = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-    if values is not None:
-        return PartialFixedSampler(dict(values), RandomSampler(seed=state))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if values is not None:
+            return PartialFixedSampler(dict(values), RandomSampler(seed=state))
         if name == "cmaes":
             return CmaEsSampler(seed=state, warn_independent_sampling=False)
         if name == "tpe":

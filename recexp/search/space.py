@@ -246,5 +246,5 @@ def _range(key: str, sweep: RangeSweep) -> Interval | Choice:
         raise RecexpError(f"{key}: {text} must have 1 to {MOST_VALUES:,} values.")
     if len(values) == 1:
         return Choice((repr(values[0]),))
-    low, high = min(values), max(values)
+    low, high = round(min(values), DIGITS), round(max(values), DIGITS)
     return Interval(low, high, step=abs(sweep.step))

@@ -52,7 +52,9 @@ def test_equal_numbers_need_no_note_and_a_damaged_file_is_a_warning(tmp_path, ca
 
 
 def test_the_report_shows_the_ledger(tmp_path, capsys):
-    write_run(write_trial(tmp_path, "pop", 0, "finished", 0.5), 0.5)
+    (tmp_path / "pop").mkdir()
+    write_run(tmp_path / "pop" / "0", 0.5)
+    write_trial(tmp_path, "pop", 0, "finished", 0.5)
     main([str(tmp_path), "--format", "markdown"])
     assert "### Searches: ml_1m, full" in capsys.readouterr().out
 
