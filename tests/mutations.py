@@ -167,6 +167,20 @@ MUTATIONS = [
         "tests/cli/test_launcher.py -k killed",
     ),
     Mutation(
+        "a trial of a living worker is not taken over",
+        "recexp/search/study.py",
+        "        if lock is None:\n",
+        "        if False:\n",
+        "tests/search/test_study.py -k dead",
+    ),
+    Mutation(
+        "a trial that the pruner ended is not trained on",
+        "recexp/search/study.py",
+        "            self._storage.set_trial_user_attr(identity, PRUNED, epoch)\n",
+        "            pass\n",
+        "tests/search/test_study.py -k to_end",
+    ),
+    Mutation(
         "a loss that is no number stops the run",
         "recexp/training/module.py",
         "if not math.isfinite(loss.item()):",

@@ -47,7 +47,7 @@ from recexp.cli.job_processes import (
     start_anew,
 )
 from recexp.cli.sweep_table import BestJobs, show
-from recexp.config.overrides import override
+from recexp.config.overrides import as_word, override
 from recexp.config.presets import apply_preset
 from recexp.errors import RecexpError
 from recexp.io import atomic_write
@@ -194,15 +194,15 @@ class ProcessLauncher(Launcher):
                     with suppress(DirectoryInUse):
                         self._start_given(sweep, job, running, source)
                         waiting.remove(job)
-                for one in list(running):
-                    code = one.process.poll()
+                for active in list(running):
+                    code = active.process.poll()
                     if code is not None:
-                        running.remove(one)
-                        result = _read_result(one.folder)
-                        reason = "" if result else _failure(code, one.folder / "log.txt")
-                        source.end(one.job.number, code, result, reason)
-                    elif source.must_end(one.job.number):
-                        one.process.terminate()
+                        running.remove(active)
+                        result = _read_result(active.folder)
+                        reason = "" if result else _failure(code, active.folder / "log.txt")
+                        source.end(active.job.number, code, result, reason)
+                    elif source.must_end(active.job.number):
+                        active.process.terminate()
                 time.sleep(POLL)
 
     def _start_given(
@@ -277,7 +277,10 @@ class ProcessLauncher(Launcher):
                 temporary.write_text(json.dumps(content, indent=1) + "\n")
             verb = "goes on" if resumes else "started"
             log.info(_line(f"job {job.number} {verb}: {' '.join(job.overrides) or '(defaults)'}"))
-            words = _words(sweep, job, folder, last if resumes else None)
+            words = [
+                *_words(sweep, job, folder, last if resumes else None),
+                *_own_configs(self.config),
+            ]
             start = start_anew
             if self.warm_parent is not None and may_be_forked(job.config):
                 start = self.warm_parent.start
@@ -318,6 +321,16 @@ def _words(sweep: Path, job: _Job, folder: Path, checkpoint: Path | None) -> lis
         words.append(override("group", sweep.name))
     words.append("hydra.mode=RUN")
     return words
+
+
+def _own_configs(config: DictConfig) -> list[str]:
+    """The word that lets a job find what ``--config-dir`` and ``hydra.searchpath`` named."""
+    folders = [
+        f"{source.schema}://{source.path}"
+        for source in config.hydra.runtime.config_sources
+        if source.provider not in ("hydra", "main", "schema")
+    ]
+    return [f"hydra.searchpath={as_word(folders)}"] if folders else []
 
 
 def _collect(finished: _Running, progress: _Progress, n_running: int) -> None:

@@ -91,6 +91,7 @@ class OptunaSweeper(Sweeper):
         folder = Path(str(self.config.hydra.sweep.dir))
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")
+        log.info(_line(f"{name}: {study.plan()}, {metric} is maximized, {options.storage}"))
         trials = _Trials(study, search, metric, folder)
         try:
             self.launcher.launch_each(trials)

@@ -107,6 +107,14 @@ class SharedStudy:
         n_combinations = options.n_trials if self._grid is None else len(self._grid)
         self.n_trials = min(options.n_trials, n_combinations)
 
+    def plan(self) -> str:
+        """How many trials of what there will be, in words."""
+        options = self.options
+        text = f"{self.n_trials} trials, sampler={options.sampler}, pruner={options.pruner}"
+        if self._grid is not None and len(self._grid) > self.n_trials:
+            text += f" (only the first {self.n_trials} of {len(self._grid)} combinations)"
+        return text
+
     def _check_same(self, about: Mapping[str, Any]) -> None:
         """Raise RecexpError where the storage has this study with other settings."""
         before = self._study.user_attrs.get(ABOUT)

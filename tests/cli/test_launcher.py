@@ -80,13 +80,15 @@ def sweep(tmp_path, monkeypatch):
     def go(jobs, *settings):
         ran.clear()
         plugin = ProcessLauncher(warm=False)
-        config = composed(f"hydra.sweep.dir={tmp_path}", return_hydra_config=True)
+        words = [f"hydra.sweep.dir={tmp_path}", *go.words_of_sweep]
+        config = composed(*words, return_hydra_config=True)
         plugin.setup(hydra_context=Context(*settings), task_function=None, config=config)
         returns = plugin.launch([job.split() for job in jobs], 0)
         assert all(r.return_value == 0.25 for r in returns)
         return list(ran)
 
     go.fail, go.scripts, go.words, go.command = False, {}, [], []
+    go.words_of_sweep = []
     monkeypatch.setattr(job_processes.subprocess, "Popen", play)
     return go
 
@@ -104,6 +106,16 @@ def test_failed_jobs_run_again(sweep):
         sweep(["model=pop"])
     sweep.fail = False
     assert sweep(["model=pop"]) == ["0"]
+
+
+def test_a_job_finds_the_configs_that_the_sweep_was_given(sweep, tmp_path):
+    folder = tmp_path / "own, with a comma"
+    (folder / "preset").mkdir(parents=True)
+    (folder / "preset" / "mine.yaml").write_text("name: mine\n")
+    sweep.words_of_sweep = [f"hydra.searchpath=['file://{folder}']"]
+    sweep(["model=pop"])
+    (word,) = [word for word in sweep.command if word.startswith("hydra.searchpath=")]
+    assert composed(word, "preset=mine").preset == "mine"
 
 
 def test_an_interrupted_job_resumes_from_its_checkpoint(sweep, tmp_path, capfd):

@@ -22,9 +22,10 @@ def _choices():
     """(group, choice): a choice may lie in a subfolder of its group."""
     for path in sorted(CONF.rglob("*.yaml")):
         group, *rest = path.relative_to(CONF).with_suffix("").parts
-        # A preset is for certain models; tests/config/test_experiments.py composes the papers'
-        # experiments.
-        if rest and group not in ("hydra", "preset") and f"{group}/{rest[0]}" not in PAPERS:
+        # A preset or a search is for certain models; tests/config/test_experiments.py composes the
+        # papers' experiments.
+        is_papers = f"{group}/{rest[0]}" in PAPERS if rest else False
+        if rest and group not in ("hydra", "preset", "search") and not is_papers:
             yield group, "/".join(rest)
 
 
