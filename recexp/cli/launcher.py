@@ -27,7 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -184,16 +184,20 @@ class ProcessLauncher(Launcher):
         """Run jobs as the source hands them out, until it is over. Nothing is told of failures."""
         sweep = Path(str(self.config.hydra.sweep.dir))
         waiting: list[_Job] = []
+        told: set[int] = set()  # numbers of jobs that wait
         with _ending_together(sweep) as running:
             while running or waiting or not source.is_over():
                 while len(running) + len(waiting) < self.jobs and (given := source.next()):
                     number, overrides, folder = given
                     waiting.append(replace(self._compose(sweep, number, overrides), wish=folder))
                 for job in list(waiting):
-                    # A job that an earlier start left running is waited for.
-                    with suppress(DirectoryInUse):
+                    try:
                         self._start_given(sweep, job, running, source)
                         waiting.remove(job)
+                    except DirectoryInUse as error:  # by a job that an earlier start left
+                        if job.number not in told:
+                            log.info(_line(f"job {job.number} waits: {error}"))
+                        told.add(job.number)
                 for active in list(running):
                     code = active.process.poll()
                     if code is not None:
