@@ -44,12 +44,11 @@ def storage_file(text: str) -> Path:
 
 
 def open_storage(text: str) -> BaseStorage:
-    """The storage, created where it is missing.
+    """The storage, created where it is missing, by one process at a time.
 
-    Raises RecexpError for a file that holds something else, and OSError.
+    Raises RecexpError for a file that holds something else.
     """
     path = storage_file(text)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         raise RecexpError(f"hydra.sweeper.storage={text}: is a directory and must be a file.")
     with storage_errors(text, BAD_FILE), warnings.catch_warnings():

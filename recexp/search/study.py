@@ -90,9 +90,10 @@ class SharedStudy:
         self._grid = space.grid() if options.sampler == "grid" else None
         self._mine: dict[int, int] = {}  # descriptors of locks, by trial
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._storage = open_storage(options.storage)
+        file.parent.mkdir(parents=True, exist_ok=True)
         self._lock = file.with_name(f"{file.name}.lock-of-recexp")
         with file_lock(self._lock), storage_errors(options.storage, BAD_FILE):
+            self._storage = open_storage(options.storage)
             self._study = optuna.create_study(
                 storage=self._storage,
                 study_name=name,
