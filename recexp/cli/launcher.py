@@ -189,6 +189,7 @@ class ProcessLauncher(Launcher):
             while running or waiting or not source.is_over():
                 while len(running) + len(waiting) < self.jobs and (given := source.next()):
                     number, overrides, folder = given
+                    self.best.expect([overrides])
                     waiting.append(replace(self._compose(sweep, number, overrides), wish=folder))
                 for job in list(waiting):
                     try:
@@ -205,6 +206,10 @@ class ProcessLauncher(Launcher):
                         result = _read_result(active.folder)
                         reason = "" if result else _failure(code, active.folder / "log.txt")
                         source.end(active.job.number, code, result, reason)
+                        if result and self.best.add(
+                            active.job.number, active.job.overrides, result
+                        ):
+                            show(self.best)
                     elif source.must_end(active.job.number):
                         active.process.terminate()
                 time.sleep(POLL)
@@ -215,7 +220,7 @@ class ProcessLauncher(Launcher):
         """Start a job of a source in its directory, or hand back the result that lies there."""
         earlier = _known_jobs(job.wish).get(material_overrides(job.overrides))
         earlier = earlier or _Earlier(job.wish, job.config)
-        started = self._start(sweep, job, earlier, _Progress(1))
+        started = self._start(sweep, job, earlier, _Progress(1, self.best))
         if started is not None:
             running.append(started)
         else:
