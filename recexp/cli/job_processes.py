@@ -14,6 +14,7 @@ import atexit
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from recexp.runs.directory import INHERITED
+from recexp.training.interrupts import SIGNALS
 
 # polars is missing on purpose: importing it starts threads.
 PRELOADED = ["torch", "pytorch_lightning", "torchmetrics", "hydra", "pydantic"]
@@ -69,7 +71,13 @@ class WarmParent:
         """As ``start_anew``."""
         inherited = None if lock is None else _Descriptor(lock)
         process = self._context.Process(target=_run, args=(words, str(output), inherited))
-        process.start()
+        # The first start also starts the fork server. A scheduler sends its signals to all
+        # processes of a job: the server must outlive them, for it reports the ends of the jobs.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         return _Forked(process)
 
 
@@ -122,6 +130,7 @@ class _Forked:
 
 def _run(words: list[str], output: str, lock: _Descriptor | None) -> None:
     """The job, in its own process: what ``python -m recexp`` with these words does."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     stream = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(stream, 1)
     os.dup2(stream, 2)

@@ -4,12 +4,10 @@ One process per job, because Lightning's DDP runs the command line again for its
 a sweep that would be the whole sweep. A job that fails does not stop the others; the sweep names
 the failed ones at its end, and the exit code says so.
 
-A sweep started again (same ``hydra.sweep.dir``) runs only what is missing. ``job.json`` in a job's
-directory holds its overrides and its composed config. A job with the same overrides returns to its
-directory. If the config is the same too (a YAML may have been edited meanwhile), a job with a
-result is not run again, and one that was killed or interrupted resumes from its last checkpoint. A
-job with other overrides gets a directory of its own, so that a sweep over other values never
-replaces results.
+A sweep started again (same ``sweep`` or ``hydra.sweep.dir``) runs only what is missing: a job
+returns to its directory (``recexp.cli.jobs``). If its config is the same (a YAML may have been
+edited meanwhile), a job with a result is not run again, and one that was killed or interrupted goes
+on from its last checkpoint.
 
 A job holds the lock of its directory from its first moment: the launcher takes the lock and the
 process inherits it. A job that outlived its sweep is waited for and not started twice.
@@ -17,8 +15,6 @@ process inherits it. A job that outlived its sweep is waited for and not started
 
 from __future__ import annotations
 
-import itertools
-import json
 import logging
 import os
 import shlex
@@ -33,12 +29,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from hydra.core.utils import JobReturn, JobStatus, filter_overrides
-from hydra.errors import HydraException
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
+from recexp.cli import slurm
 from recexp.cli.job_processes import (
     JobProcess,
     WarmParent,
@@ -46,45 +42,33 @@ from recexp.cli.job_processes import (
     may_be_forked,
     start_anew,
 )
+from recexp.cli.jobs import (
+    Earlier,
+    Job,
+    KnownJobs,
+    compose,
+    job_return,
+    place,
+    read_result,
+    with_group,
+    write_job,
+)
 from recexp.cli.sweep_table import BestJobs, show
 from recexp.config.overrides import as_word, override
-from recexp.config.presets import apply_preset
 from recexp.errors import RecexpError
-from recexp.io import atomic_write
 from recexp.logs import duration, printable
-from recexp.renamed import with_new_keys, with_new_words
 from recexp.runs.directory import DirectoryInUse, lock_directory
-from recexp.runs.identity import differences, material_overrides
 from recexp.training.interrupts import SIGNALS
 
 POLL = 0.2  # seconds between two checks of the running jobs
 GRACE = 60  # seconds that a running job has to save a checkpoint when the sweep is ended
-SHOWN = 3  # changed settings that a message names
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
-class _Job:
-    """number: in the sweep. wish: the directory it should get if it is free."""
-
-    number: int
-    wish: Path
-    overrides: list[str]
-    config: dict[str, Any]
-
-
-@dataclass
-class _Earlier:
-    """What an earlier start of the sweep left of a job."""
-
-    folder: Path
-    config: dict[str, Any]
-
-
-@dataclass
 class _Running:
-    job: _Job
+    job: Job
     folder: Path
     process: JobProcess
 
@@ -154,15 +138,16 @@ class ProcessLauncher(Launcher):
         Returns one JobReturn each, its value the result's validation NDCG@10, which searching
         sweepers maximize. Exits with code 1 where a job failed.
         """
+        _check_alone()
         sweep = Path(str(self.config.hydra.sweep.dir))
         jobs = [
-            self._compose(sweep, initial_job_idx + i, list(overrides))
+            compose(self.context, self.config, initial_job_idx + i, overrides)
             for i, overrides in enumerate(job_overrides)
         ]
         log.info(_line(f"jobs to run: {len(jobs)}, in {sweep}"))
         self.best.expect([job.overrides for job in jobs])
         progress = _Progress(len(jobs), self.best)
-        with _ending_together(sweep) as running:
+        with self._ending_together(sweep) as running:
             self._run(sweep, jobs, running, progress)
         for number, reason in sorted(progress.failures.items()):
             overrides = " ".join(progress.returns[number].overrides or ())
@@ -182,15 +167,17 @@ class ProcessLauncher(Launcher):
 
     def launch_each(self, source: JobSource) -> None:
         """Run jobs as the source hands them out, until it is over. Nothing is told of failures."""
+        _check_alone()
         sweep = Path(str(self.config.hydra.sweep.dir))
-        waiting: list[_Job] = []
+        waiting: list[Job] = []
         told: set[int] = set()  # numbers of jobs that wait
-        with _ending_together(sweep) as running:
+        with self._ending_together(sweep) as running:
             while running or waiting or not source.is_over():
                 while len(running) + len(waiting) < self.jobs and (given := source.next()):
                     number, overrides, folder = given
                     self.best.expect([overrides])
-                    waiting.append(replace(self._compose(sweep, number, overrides), wish=folder))
+                    job = compose(self.context, self.config, number, overrides)
+                    waiting.append(replace(job, wish=folder))
                 for job in list(waiting):
                     try:
                         self._start_given(sweep, job, running, source)
@@ -203,34 +190,45 @@ class ProcessLauncher(Launcher):
                     code = active.process.poll()
                     if code is not None:
                         running.remove(active)
-                        result = _read_result(active.folder)
-                        reason = "" if result else _failure(code, active.folder / "log.txt")
-                        source.end(active.job.number, code, result, reason)
-                        if result and self.best.add(
-                            active.job.number, active.job.overrides, result
-                        ):
-                            show(self.best)
+                        self._hand_back(active, code, source)
                     elif source.must_end(active.job.number):
                         active.process.terminate()
                 time.sleep(POLL)
 
     def _start_given(
-        self, sweep: Path, job: _Job, running: list[_Running], source: JobSource
+        self, sweep: Path, job: Job, running: list[_Running], source: JobSource
     ) -> None:
         """Start a job of a source in its directory, or hand back the result that lies there."""
-        earlier = _known_jobs(job.wish).get(material_overrides(job.overrides))
-        earlier = earlier or _Earlier(job.wish, job.config)
+        earlier = KnownJobs.read(job.wish).find(job) or Earlier(job.wish, job.config)
         started = self._start(sweep, job, earlier, _Progress(1, self.best))
         if started is not None:
             running.append(started)
         else:
-            source.end(job.number, 0, _read_result(job.wish), "")
+            source.end(job.number, 0, read_result(job.wish), "")
+
+    def _hand_back(self, ended: _Running, code: int, source: JobSource) -> None:
+        """Tell a source how its job ended."""
+        result = read_result(ended.folder)
+        reason = "" if result else _failure(code, ended.folder / "log.txt")
+        source.end(ended.job.number, code, result, reason)
+        if result and self.best.add(ended.job.number, ended.job.overrides, result):
+            show(self.best)
+
+    @contextmanager
+    def _ending_together(self, sweep: Path) -> Iterator[list[_Running]]:
+        """The running jobs, which end when the sweep does; SLURM is asked to start it again."""
+        requeue = slurm.Requeue(sweep, is_kept=slurm.is_kept(self.config.hydra.sweep))
+        try:
+            with _ending_together(sweep) as running:
+                yield running
+        except _Signal as stop:
+            requeue.end(stop.signum)
 
     def _run(
-        self, sweep: Path, jobs: list[_Job], running: list[_Running], progress: _Progress
+        self, sweep: Path, jobs: list[Job], running: list[_Running], progress: _Progress
     ) -> None:
         """Run the jobs to their ends."""
-        known = _known_jobs(sweep)
+        known = KnownJobs.read(sweep)
         waiting = list(jobs)
         outliving: set[int] = set()  # numbers of jobs that processes of an earlier start still run
         while waiting or running:
@@ -238,7 +236,7 @@ class ProcessLauncher(Launcher):
                 n_busy = len(running) + (0 if job.number in outliving else len(outliving))
                 if n_busy >= self.jobs:
                     continue
-                earlier = known.get(material_overrides(job.overrides))
+                earlier = known.find(job)
                 try:
                     started = self._start(sweep, job, earlier, progress)
                 except DirectoryInUse as error:
@@ -257,79 +255,41 @@ class ProcessLauncher(Launcher):
             time.sleep(POLL)
 
     def _start(
-        self, sweep: Path, job: _Job, earlier: _Earlier | None, progress: _Progress
+        self, sweep: Path, job: Job, earlier: Earlier | None, progress: _Progress
     ) -> _Running | None:
         """Start the job's process; None where the job has its result already."""
-        changed = differences(earlier.config, job.config) if earlier is not None else []
-        if earlier is not None:
-            result = _read_result(earlier.folder)
-            if result is not None and not changed:
-                progress.returns[job.number] = _job_return(job.overrides, earlier.folder, result)
-                progress.best.add(job.number, job.overrides, result)
-                log.info(_line(f"job {job.number} has its result already: {earlier.folder}"))
-                return None
-            if result is not None:
-                log.info(
-                    _line(
-                        f"job {job.number} runs again, for its config has changed "
-                        f"({', '.join(changed[:SHOWN])}): {earlier.folder}"
-                    )
-                )
-        folder = earlier.folder if earlier is not None else _claim_folder(sweep, job.wish)
-        lock = lock_directory(folder)
+        found = place(sweep, job, earlier)
+        if found.news:
+            log.info(_line(found.news))
+        if found.result is not None:
+            progress.returns[job.number] = job_return(job.overrides, found.folder, found.result)
+            progress.best.add(job.number, job.overrides, found.result)
+            return None
+        lock = lock_directory(found.folder)
         try:
-            last = folder / "checkpoints" / "last.ckpt"
-            resumes = earlier is not None and not changed and last.is_file()
-            (folder / "result.json").unlink(missing_ok=True)
-            with atomic_write(folder / "job.json") as temporary:
-                content = {"overrides": job.overrides, "config": job.config}
-                temporary.write_text(json.dumps(content, indent=1) + "\n")
-            verb = "goes on" if resumes else "started"
+            write_job(found.folder, job)
+            verb = "goes on" if found.goes_on else "started"
             log.info(_line(f"job {job.number} {verb}: {' '.join(job.overrides) or '(defaults)'}"))
-            words = [
-                *_words(sweep, job, folder, last if resumes else None),
-                *_own_configs(self.config),
-            ]
+            words = with_group(job.overrides, sweep, job)
+            words += [override("hydra.run.dir", found.folder), "hydra.mode=RUN"]
+            words += _own_configs(self.config)
             start = start_anew
             if self.warm_parent is not None and may_be_forked(job.config):
                 start = self.warm_parent.start
-            process = start(words, folder / "log.txt", lock)
+            process = start(words, found.folder / "log.txt", lock)
         finally:
             if lock is not None:
                 os.close(lock)
-        return _Running(job, folder, process)
-
-    def _compose(self, sweep: Path, number: int, overrides: list[str]) -> _Job:
-        """The job with the overrides for its command line and its config."""
-        try:
-            config = self.context.config_loader.load_sweep_config(self.config, overrides)
-            apply_preset(config)
-        except (HydraException, RecexpError):
-            # The job's process will print the error; the other jobs run.
-            return _Job(number, sweep / str(number), overrides, {})
-        with open_dict(config):
-            config.hydra.job.num = number
-            config.hydra.job.id = str(number)
-        settings = OmegaConf.to_container(config)
-        task_overrides = OmegaConf.to_container(config.hydra.overrides.task)
-        assert isinstance(settings, dict) and isinstance(task_overrides, list)
-        settings.pop("hydra", None)
-        # As job.json will give it back, for comparing.
-        plain = json.loads(json.dumps(settings, default=str))
-        wish = sweep / str(config.hydra.sweep.subdir)
-        return _Job(number, wish, list(filter_overrides(task_overrides)), plain)
+        return _Running(job, found.folder, process)
 
 
-def _words(sweep: Path, job: _Job, folder: Path, checkpoint: Path | None) -> list[str]:
-    """The words of a job's command line."""
-    words = list(job.overrides)
-    if checkpoint is not None:
-        words.append(override("ckpt_path", checkpoint))
-    words.append(override("hydra.run.dir", folder))
-    if not job.config.get("group"):
-        words.append(override("group", sweep.name))
-    words.append("hydra.mode=RUN")
-    return words
+def _check_alone() -> None:
+    """Raise RecexpError where srun started the sweep several times."""
+    if os.environ.get("SLURM_NTASKS", "1") != "1":
+        raise RecexpError(
+            f"srun started this sweep {os.environ['SLURM_NTASKS']} times: start it once, with "
+            "srun -n1. hydra.launcher.jobs= says how many of its jobs run at once."
+        )
 
 
 def _own_configs(config: DictConfig) -> list[str]:
@@ -346,8 +306,8 @@ def _collect(finished: _Running, progress: _Progress, n_running: int) -> None:
     """Record the end of a job."""
     number = finished.job.number
     code = finished.process.wait()
-    result = _read_result(finished.folder) if code == 0 else None
-    progress.returns[number] = _job_return(finished.job.overrides, finished.folder, result)
+    result = read_result(finished.folder) if code == 0 else None
+    progress.returns[number] = job_return(finished.job.overrides, finished.folder, result)
     progress.n_ran += 1
     if result is None:
         progress.failures[number] = _failure(code, finished.folder / "log.txt")
@@ -359,57 +319,6 @@ def _collect(finished: _Running, progress: _Progress, n_running: int) -> None:
     )
     if result is not None and progress.best.add(number, finished.job.overrides, result):
         show(progress.best)
-
-
-def _known_jobs(sweep: Path) -> dict[tuple[str, ...], _Earlier]:
-    """Jobs that earlier starts of this sweep ran, by their material overrides."""
-    known = {}
-    for path in sorted(sweep.glob("**/job.json"), key=lambda path: path.stat().st_mtime):
-        try:
-            job = json.loads(path.read_text())
-            words = with_new_words(job["overrides"])
-            config = with_new_keys(job["config"])
-            known[material_overrides(words)] = _Earlier(path.parent, config)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # written by another program: the job gets a directory of its own
-    return known
-
-
-def _claim_folder(sweep: Path, wish: Path) -> Path:
-    """Create the directory wished for, or if it exists, the first free number.
-
-    Two sweeps that claim at once get different directories.
-    """
-    numbered = (sweep / str(n) for n in itertools.count())
-    for folder in itertools.chain([wish], numbered):
-        try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            continue
-    raise AssertionError("unreachable: numbers do not end")
-
-
-def _read_result(folder: Path) -> dict[str, Any] | None:
-    """``result.json`` of a run that was not interrupted; None where there is none."""
-    try:
-        result = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
-        return None
-    if not isinstance(result, dict) or "interrupted" in result:
-        return None
-    return result
-
-
-def _job_return(overrides: list[str], folder: Path, result: dict[str, Any] | None) -> JobReturn:
-    job = JobReturn(overrides=overrides, working_dir=str(folder))
-    if result is None:
-        job.status = JobStatus.FAILED
-        job.return_value = RuntimeError(f"job failed, see {folder}/log.txt")
-    else:
-        job.status = JobStatus.COMPLETED
-        job.return_value = result["metrics"].get("val/ndcg@10")
-    return job
 
 
 def _failure(code: int, output: Path) -> str:
@@ -448,7 +357,7 @@ def _ending_together(sweep: Path) -> Iterator[list[_Running]]:
                 f"same command with {_again(sweep)}"
             )
         )
-        sys.exit(128 + stop.signum)
+        raise
     finally:
         for one in running:
             one.process.terminate()

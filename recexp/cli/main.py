@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -18,10 +19,13 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import CompactHydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from recexp.cli import slurm
 from recexp.cli.streams import make_streams_last
+from recexp.cli.sweep_names import with_sweep_directory
 from recexp.config import CONF
 from recexp.config.build import register_resolvers
 from recexp.config.overrides import resume_advice
@@ -30,7 +34,7 @@ from recexp.errors import RecexpError, shortage
 from recexp.io import advice, reason
 from recexp.logs import show_logs
 from recexp.renamed import warn_of_renamed, with_new_words
-from recexp.runs.directory import RUN_DIR
+from recexp.runs.directory import INHERITED, RUN_DIR
 from recexp.training.interrupts import Stopped, enter_stage, handle_signals, says_so
 
 if TYPE_CHECKING:
@@ -55,9 +59,14 @@ def main() -> None:
     make_streams_last()
     show_logs()
     _check_working_directory()
+    if INHERITED in os.environ:  # a job of a sweep
+        slurm.leave_job(os.environ)
+    slurm.read_task(os.environ)
     drop_stray_ranks(os.environ)
     warn_of_renamed(sys.argv[1:])
-    words = with_new_words(sys.argv[1:])
+    with _errors_explained():
+        words = with_sweep_directory(with_new_words(sys.argv[1:]))
+    words = slurm.with_directory(words, os.environ)
     sys.argv[1:] = with_sweeper(with_quickstart(arguments_of_rank(words, os.environ)))
     register_resolvers()
     register_plugins()
@@ -147,16 +156,35 @@ def _is_importable(name: str) -> bool:
 
 def _run(cfg: DictConfig) -> float | None:
     """Returns validation NDCG@10, which searching sweepers maximize."""
+    if HydraConfig.get().mode != RunMode.MULTIRUN:
+        return _train(cfg)
+    # A launcher that is not ours calls this function, often in a process that ran no ``main``.
+    show_logs()
+    register_resolvers()
+    slurm.read_task(os.environ)
+    with _failures_of_job():
+        return _train(cfg)
+
+
+def _train(cfg: DictConfig) -> float | None:
+    """The run of the config, unless another start of it came to its end."""
     # Imported after Hydra has parsed the command line: --help need not wait for torch.
+    from recexp.runs.resume import finished
     from recexp.runs.run import run
     from recexp.training.signals import Interrupted
 
+    hydra_config = HydraConfig.get()
+    is_job = hydra_config.mode == RunMode.MULTIRUN
     # Also here, because Hydra prints the overrides when an error leaves this function.
     with _errors_explained():
+        cfg = apply_preset(cfg, hydra_config)
+        place = hydra_config.sweep if is_job else hydra_config.run
+        requeue = slurm.Requeue(Path(str(cfg.run_dir)), is_kept=slurm.is_kept(place))
+        result = finished(cfg) if is_job or slurm.was_requeued() else None
         try:
-            result = run(apply_preset(cfg, HydraConfig.get()))
+            result = run(cfg) if result is None else result
         except Interrupted as interrupted:
-            _exit_interrupted(interrupted)
+            _exit_interrupted(interrupted, requeue)
         finally:
             # Only the end of the process is left, where an exception would not be handled.
             enter_stage("came at the end of the program", ends_at_once=True)
@@ -164,11 +192,34 @@ def _run(cfg: DictConfig) -> float | None:
     return metrics.get("val/ndcg@10")
 
 
-def _exit_interrupted(interrupted: Interrupted) -> NoReturn:
+def _exit_interrupted(interrupted: Interrupted, requeue: slurm.Requeue) -> NoReturn:
     if says_so():
         advice = "" if interrupted.has_result else f"; {resume_advice(interrupted.run_dir)}"
         print(f"{interrupted}{advice}", file=sys.stderr)
-    sys.exit(128 + interrupted.signum)
+    if interrupted.has_result:
+        sys.exit(128 + interrupted.signum)
+    requeue.end(interrupted.signum, is_first=says_so())
+
+
+@contextmanager
+def _failures_of_job() -> Iterator[None]:
+    """Failures inside another launcher reach the sweep.
+
+    Hydra takes an exception for the value of a finished job: in SLURM, where each job is judged by
+    its exit code, it ends the process. Elsewhere the launchers hand exceptions on, but not exits.
+    """
+    in_submitit = slurm.SUBMITIT in os.environ
+    try:
+        yield
+    except Exception:
+        if not in_submitit:
+            raise
+        traceback.print_exc()
+        sys.exit(1)
+    except SystemExit as end:
+        if in_submitit or not isinstance(end.code, str):
+            raise
+        raise RuntimeError(end.code) from None
 
 
 @contextmanager

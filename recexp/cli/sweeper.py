@@ -13,6 +13,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from recexp.cli.launcher import ProcessLauncher
+from recexp.cli.skipping import SkippingLauncher
 from recexp.config.values import shown
 from recexp.errors import RecexpError
 
@@ -41,9 +43,12 @@ class GridSweeper(Sweeper):
         """Hydra's call before ``sweep``."""
         self.hydra_context = hydra_context
         self.config = config
-        self.launcher = Plugins.instance().instantiate_launcher(
+        launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
+        if not isinstance(launcher, ProcessLauncher):
+            launcher = SkippingLauncher(launcher, hydra_context, config)
+        self.launcher = launcher
 
     def sweep(self, arguments: list[str]) -> Any:
         """Launch every job; ``arguments`` are the overrides of the command line.

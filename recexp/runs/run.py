@@ -42,7 +42,7 @@ from recexp.runs.outputs import (
     show_table,
 )
 from recexp.runs.result import RunResult
-from recexp.runs.resume import resumed
+from recexp.runs.resume import resumed, ways_out
 from recexp.runs.start_from import Start, read_start, start_from
 from recexp.runs.tested import save_test, settings_of
 from recexp.training.callbacks import EpochTable
@@ -108,12 +108,15 @@ def run(cfg: DictConfig) -> dict[str, Any]:
             f"ended the run in {run_dir} before training began; to go on: the same command",
             ends_at_once=False,
         )
-        return _run(resumed(cfg), run_dir)
+        return _run(resumed(cfg), run_dir, is_told=bool(cfg.ckpt_path))
 
 
-def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
-    """The run in a directory that it has alone."""
-    _set_up_process(cfg)
+def _run(cfg: DictConfig, run_dir: Path, *, is_told: bool) -> dict[str, Any]:
+    """The run in a directory that it has alone.
+
+    is_told: the user named the checkpoint, if there is one.
+    """
+    _set_up_process(cfg, is_told=is_told)
     started = time.perf_counter()
     git = git_state()  # before training, because the checkout may change meanwhile
 
@@ -126,7 +129,7 @@ def _run(cfg: DictConfig, run_dir: Path) -> dict[str, Any]:
     about = _about(cfg, prepared, git)
     if start is not None:
         about["init_from"] = start_from(start, cfg, module.model, prepared.store)
-    _start_directory(cfg, module, prepared.store)
+    _start_directory(cfg, module, prepared.store, is_told=is_told)
     constant_loss = module.objective.constant_loss(prepared.store, data.batch_size)
 
     table = EpochTable(run_dir / "metrics.csv", prepared.monitor)
@@ -263,11 +266,11 @@ def _run_dir(cfg: DictConfig) -> Path:
     return Path(cfg.run_dir)
 
 
-def _set_up_process(cfg: DictConfig) -> None:
+def _set_up_process(cfg: DictConfig, *, is_told: bool) -> None:
     """Check what depends on the machine, and say what will run."""
     silence_lightning()
     check_machine(cfg)
-    if cfg.ckpt_path:
+    if is_told:  # else ``resumed`` has checked it
         _check_checkpoint(cfg.ckpt_path)
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
@@ -275,7 +278,7 @@ def _set_up_process(cfg: DictConfig) -> None:
         log.info("%s", "\n".join(summary(cfg)))
 
 
-def _start_directory(cfg: DictConfig, module: RecModule, store: Store) -> None:
+def _start_directory(cfg: DictConfig, module: RecModule, store: Store, *, is_told: bool) -> None:
     """Check the checkpoint to resume from, if there is one, and clear the run's directory for it.
 
     Comes after everything that the user may have to correct: until here an older run is unharmed.
@@ -286,7 +289,9 @@ def _start_directory(cfg: DictConfig, module: RecModule, store: Store) -> None:
     goes_on_here = False
     if cfg.ckpt_path:
         path = Path(cfg.ckpt_path)
-        best = best_beside(path, read_matching_checkpoint(path, module, store.meta["fingerprint"]))
+        with ways_out(None if is_told else path):
+            content = read_matching_checkpoint(path, module, store.meta["fingerprint"])
+            best = best_beside(path, content)
         goes_on_here = checkpoints.is_dir() and path.parent.samefile(checkpoints)
     if is_first_process():
         clear(run_dir, keep_progress=goes_on_here)

@@ -1,4 +1,4 @@
-"""What SIGINT, SIGTERM and SIGHUP do to a program of recexp outside training.
+"""What signals do to a program of recexp outside training.
 
 The program tells its stage. In a stage with nothing to clean up, a signal ends the process at
 once. In any other, it raises ``Stopped``, so that temporary files are removed and locks released.
@@ -14,7 +14,9 @@ import signal
 from dataclasses import dataclass
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# With these, a scheduler says that the time of its job is nearly over.
+REQUEUE = (signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, *REQUEUE)
 RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")  # of torchrun, SLURM and Lightning
 
 

@@ -14,12 +14,14 @@ from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from pydantic import Field
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from recexp.config.overrides import resume_advice
+from recexp.errors import RecexpError
 from recexp.training.interrupts import SIGNALS
 
 MAIN = "RECEXP_MAIN_PID"  # environment variable of processes that the first one started
@@ -86,6 +88,26 @@ class WatchedDDP(DDPStrategy):
         children = processes[:]
         processes.clear()
         return children
+
+
+class SlurmTasks(SLURMEnvironment):
+    """The processes that srun started. The end of their time is handled by ``recexp.cli.slurm``.
+
+    Raises RecexpError where srun did not start this process, or not as many on every machine.
+    """
+
+    def __init__(self) -> None:
+        if "SLURM_STEP_ID" not in os.environ or "SLURM_PROCID" not in os.environ:
+            raise RecexpError(
+                "trainer=slurm: srun did not start this process. Start it with "
+                "srun python -m recexp ..., or choose trainer=gpu, ddp or cpu."
+            )
+        if "SLURM_NTASKS_PER_NODE" not in os.environ:
+            raise RecexpError(
+                "trainer=slurm: SLURM does not start as many processes on every machine "
+                f"({os.environ.get('SLURM_STEP_TASKS_PER_NODE')}): set --ntasks-per-node=N."
+            )
+        super().__init__(auto_requeue=False)
 
 
 class _Watch(threading.Thread):

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from recexp.training.interrupts import SIGNALS, received
+from recexp.training.interrupts import REQUEUE, SIGNALS, received
 
 
 class Interrupted(Exception):
@@ -76,10 +76,12 @@ class Interruption(pl.Callback):
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-        if self.signum is None:
+        is_first = self.signum is None
+        # A scheduler may send SIGTERM first; the job is requeued only for the other one.
+        if is_first or signum in REQUEUE:
             self.signum = signum
-            if not self._in_batches:
-                raise SIGTERMException
+        if is_first and not self._in_batches:
+            raise SIGTERMException
 
     def setup(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str) -> None:
         # Lightning's own handler communicates with the other processes from inside the handler,
