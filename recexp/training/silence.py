@@ -14,6 +14,7 @@ HINTS = (
     "with no optimizer",
     "dataloader is not resumable",  # the data module skips the batches that are done
     "across ranks is zero",  # an empty validation loader during a refit
+    "command is available on your system but is not used",  # srun: one process is meant
     "sync_dist",  # torchmetrics synchronizes the metrics
 )
 

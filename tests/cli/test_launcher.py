@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 
 from recexp.cli import job_processes, launcher
 from recexp.cli.launcher import ProcessLauncher
+from recexp.errors import RecexpError
 from recexp.logs import show_logs
 from recexp.runs.directory import lock_directory
 from tests.config.test_experiments import composed
@@ -134,6 +135,18 @@ def test_a_job_is_known_by_its_overrides_not_by_its_number(sweep, tmp_path):
     assert sweep(["model=item_knn"]) == []
     assert sweep(["model=replay", "model=pop"]) == ["2"], "and nothing is overwritten"
     assert json.loads((tmp_path / "1" / "job.json").read_text())["overrides"] == ["model=item_knn"]
+
+
+def test_a_job_is_known_by_its_config_where_its_words_differ(sweep):
+    """As after a further setting was added to the grid, one value of which is the default."""
+    assert sweep(["model=pop", "model=item_knn"]) == ["0", "1"]
+    assert sweep(["seed=0 model=item_knn", "seed=1 model=item_knn"]) == ["2"]
+
+
+def test_a_sweep_that_srun_started_twice_is_refused(sweep, monkeypatch):
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    with pytest.raises(RecexpError, match="srun started this sweep 2 times"):
+        sweep(["model=pop"])
 
 
 def test_a_setting_from_a_yaml_counts_like_one_from_the_command_line(sweep, capfd):

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from recexp.errors import RecexpError
 from recexp.runs import run as run_module
+from recexp.runs.resume import finished
 from recexp.runs.run import run
 from recexp.training.module import RecModule
 from recexp.training.signals import Interrupted
@@ -54,17 +56,19 @@ def only_training(monkeypatch):
 
 
 class Signals:
-    """Sends SIGTERM within the nth batch of a run; counts the batches."""
+    """Sends a signal within the nth batch of a run; counts the batches."""
 
     def __init__(self, monkeypatch) -> None:
         self.at: int | None = None
+        self.signums = (signal.SIGTERM,)
         self.n_batches = 0
         step = RecModule.training_step
 
         def training_step(module, row, index):
             self.n_batches += 1
             if self.n_batches == self.at:
-                os.kill(os.getpid(), signal.SIGTERM)
+                for signum in self.signums:
+                    os.kill(os.getpid(), signum)
             return step(module, row, index)
 
         monkeypatch.setattr(RecModule, "training_step", training_step)
@@ -189,3 +193,72 @@ def test_a_complete_run_is_trained_again(shop, bpr, signals):
         result = run(cfg)
         assert signals.n_batches == 6
     assert_same(folder, result, *bpr)
+
+
+@pytest.mark.parametrize(
+    "signums",
+    [
+        (signal.SIGUSR1,),
+        pytest.param((signal.SIGUSR2,), marks=pytest.mark.slow),
+        (signal.SIGTERM, signal.SIGUSR2),
+    ],
+)
+def test_a_run_whose_time_ends_goes_on(shop, bpr, signals, signums):
+    """Also where a scheduler sends SIGTERM before: the one that asks for a new start counts."""
+    folder = shop / f"time-{'-'.join(map(str, map(int, signums)))}"
+    cfg = composed(folder, *OBJECTIVES["pairwise"], small=TINY)
+    signals.signums = signums
+    signals.count(at=2)
+    with pytest.raises(Interrupted) as ended:
+        run(cfg)
+    assert ended.value.signum == signums[-1]
+    signals.count()
+    assert_same(folder, run(cfg), *bpr)
+    assert signals.n_batches == 4
+
+
+@pytest.mark.parametrize(
+    "kind", ["damaged", "foreign", pytest.param("without its best epoch", marks=pytest.mark.slow)]
+)
+def test_a_checkpoint_that_cannot_be_gone_on_from_is_named_with_the_ways_out(shop, signals, kind):
+    folder = shop / f"bad-{kind}"
+    cfg = interrupted(folder, signals, at=5)
+    last = folder / "checkpoints" / "last.ckpt"
+    if kind == "damaged":
+        last.write_bytes(last.read_bytes()[:-100])
+    elif kind == "foreign":
+        content = torch.load(last, weights_only=True)
+        content["state_dict"] = {"other": torch.zeros(2)}
+        torch.save(content, last)
+    else:
+        (folder / "checkpoints" / "best.ckpt").unlink()
+    with pytest.raises(RecexpError) as error:
+        run(cfg)
+    said = str(error.value)
+    assert said.startswith(f"The interrupted run cannot go on from {last}: ")
+    assert said.endswith("add resume=never or delete the file.") and "ckpt_path" not in said
+    last.unlink()
+    run(cfg)
+    assert signals.n_batches == 6
+
+
+def test_a_checkpoint_that_was_named_keeps_its_own_error(shop, signals):
+    folder = shop / "named"
+    cfg = interrupted(folder, signals, at=5)
+    cfg.ckpt_path = str(folder / "checkpoints" / "last.ckpt")
+    Path(cfg.ckpt_path).write_bytes(b"nothing")
+    with pytest.raises(RecexpError, match=r"^ckpt_path: .* is damaged"):
+        run(cfg)
+
+
+def test_a_finished_run_is_known_by_its_settings(shop, bpr, signals, caplog):
+    folder, result = bpr
+    cfg = composed(folder, *OBJECTIVES["pairwise"], small=TINY)
+    with caplog.at_level("INFO", "recexp"):
+        assert finished(cfg)["metrics"] == result["metrics"]
+    assert "has its result already" in caplog.text
+    assert finished(composed(folder, *OBJECTIVES["pairwise"], "seed=1", small=TINY)) is None
+    stopped = interrupted(shop / "unfinished", signals, at=5)
+    assert finished(stopped) is None
+    stopped.run_dir = str(shop / "nowhere")
+    assert finished(stopped) is None
