@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from recexp.cli.main import _errors_explained, drop_stray_ranks
+from recexp.cli import slurm
+from recexp.cli.main import _errors_explained, _failures_of_job, drop_stray_ranks
 from recexp.errors import RecexpError, shortage
 from recexp.io import advice, atomic_write
 from tests.support.running import arguments
@@ -193,3 +194,22 @@ def test_a_model_too_large_for_the_limit_of_memory_is_one_sentence(tmp_path):
     done = program(tmp_path / "run", "ulimit -v 8000000;", *words)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "out of memory while it was built. Lower its sizes" in done.stderr
+
+
+def test_in_submitit_a_failure_ends_the_process(monkeypatch, capsys):
+    """Hydra would take the exception for the value of a finished job."""
+    monkeypatch.setenv(slurm.SUBMITIT, "slurm")
+    with pytest.raises(SystemExit, match="1"), _failures_of_job():
+        raise ValueError("shapes differ")
+    assert "shapes differ" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="error: no data"), _failures_of_job():
+        sys.exit("error: no data")
+
+
+def test_in_other_launchers_a_failure_is_an_exception(monkeypatch):
+    """Ray would start a job again whose process ended."""
+    monkeypatch.delenv(slurm.SUBMITIT, raising=False)
+    with pytest.raises(RuntimeError, match="error: no data"), _failures_of_job():
+        sys.exit("error: no data")
+    with pytest.raises(ValueError, match="shapes differ"), _failures_of_job():
+        raise ValueError("shapes differ")

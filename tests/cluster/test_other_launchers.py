@@ -47,10 +47,10 @@ def test_a_sweep_started_again_runs_what_is_new(tmp_path, launcher):
 
 @pytest.mark.parametrize("launcher", BOTH)
 def test_a_job_that_fails_ends_the_sweep_as_an_error(tmp_path, launcher):
-    words = ("sweep=study", *LAUNCHERS[launcher], "model=pop", "dataset=ml_1m")
-    done = swept(tmp_path / "study", *words, "dataset.raw_dir=nowhere")
+    words = ("sweep=study", *LAUNCHERS[launcher], "model=pop", "ckpt_path=nowhere.ckpt")
+    done = swept(tmp_path / "study", *words)
     assert done.returncode == 1, done.stderr
-    assert "nowhere" in done.stderr
+    assert "There is no checkpoint nowhere.ckpt" in done.stderr
 
 
 @needs_slurm

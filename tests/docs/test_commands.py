@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from recexp.cli.sweep_names import with_sweep_directory
 from recexp.config import CONF
 from recexp.config.check import check_config
 from recexp.data.download.command import find
@@ -106,7 +107,7 @@ def composes(folder: Path, words: list[str]) -> None:
 
 @pytest.mark.parametrize("command", commands("recexp"))
 def test_a_command_of_the_documents_composes(tmp_path, command):
-    words = shlex.split(command)
+    words = with_sweep_directory(shlex.split(command))
     if "--version" in words or any(word.endswith(OF_THE_READER) for word in words):
         return
     composes(tmp_path / "run", [word for word in words if not word.startswith(OF_PLUGINS)])
