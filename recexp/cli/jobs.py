@@ -23,6 +23,7 @@ from recexp.config.overrides import override
 from recexp.config.presets import apply_preset
 from recexp.errors import RecexpError
 from recexp.io import atomic_write
+from recexp.logs import printable
 from recexp.renamed import with_new_keys, with_new_words
 from recexp.runs.identity import differences, material, material_overrides
 
@@ -175,6 +176,11 @@ def job_return(overrides: list[str], folder: Path, result: dict[str, Any] | None
         job.status = JobStatus.COMPLETED
         job.return_value = result["metrics"].get("val/ndcg@10")
     return job
+
+
+def line(text: str) -> str:
+    """A message about the sweep."""
+    return printable(f"[sweep] {text}")
 
 
 def _identity(config: Mapping[str, Any]) -> str:

@@ -48,6 +48,7 @@ from recexp.cli.jobs import (
     KnownJobs,
     compose,
     job_return,
+    line,
     place,
     read_result,
     with_group,
@@ -56,7 +57,7 @@ from recexp.cli.jobs import (
 from recexp.cli.sweep_table import BestJobs, show
 from recexp.config.overrides import as_word, override
 from recexp.errors import RecexpError
-from recexp.logs import duration, printable
+from recexp.logs import duration
 from recexp.runs.directory import DirectoryInUse, lock_directory
 from recexp.training.interrupts import SIGNALS
 
@@ -144,17 +145,17 @@ class ProcessLauncher(Launcher):
             compose(self.context, self.config, initial_job_idx + i, overrides)
             for i, overrides in enumerate(job_overrides)
         ]
-        log.info(_line(f"jobs to run: {len(jobs)}, in {sweep}"))
+        log.info(line(f"jobs to run: {len(jobs)}, in {sweep}"))
         self.best.expect([job.overrides for job in jobs])
         progress = _Progress(len(jobs), self.best)
         with self._ending_together(sweep) as running:
             self._run(sweep, jobs, running, progress)
         for number, reason in sorted(progress.failures.items()):
             overrides = " ".join(progress.returns[number].overrides or ())
-            log.error(_line(f"FAILED job {number} ({overrides}): {reason}"))
+            log.error(line(f"FAILED job {number} ({overrides}): {reason}"))
         if progress.failures:
             log.error(
-                _line(
+                line(
                     f"{len(progress.failures)} of {len(jobs)} jobs failed; the others' results are "
                     f"under {sweep}. To run only these again: the same command with "
                     f"{_again(sweep)}"
@@ -162,7 +163,7 @@ class ProcessLauncher(Launcher):
             )
             sys.exit(1)
         report = shlex.join(["python", "-m", "recexp.report", str(sweep)])
-        log.info(_line(f"all jobs have results, in {sweep}; to compare them: {report}"))
+        log.info(line(f"all jobs have results, in {sweep}; to compare them: {report}"))
         return [progress.returns[job.number] for job in jobs]
 
     def launch_each(self, source: JobSource) -> None:
@@ -184,7 +185,7 @@ class ProcessLauncher(Launcher):
                         waiting.remove(job)
                     except DirectoryInUse as error:  # by a job that an earlier start left
                         if job.number not in told:
-                            log.info(_line(f"job {job.number} waits: {error}"))
+                            log.info(line(f"job {job.number} waits: {error}"))
                         told.add(job.number)
                 for active in list(running):
                     code = active.process.poll()
@@ -241,7 +242,7 @@ class ProcessLauncher(Launcher):
                     started = self._start(sweep, job, earlier, progress)
                 except DirectoryInUse as error:
                     if job.number not in outliving:
-                        log.info(_line(f"job {job.number} waits: {error}"))
+                        log.info(line(f"job {job.number} waits: {error}"))
                     outliving.add(job.number)
                     continue
                 outliving.discard(job.number)
@@ -260,7 +261,7 @@ class ProcessLauncher(Launcher):
         """Start the job's process; None where the job has its result already."""
         found = place(sweep, job, earlier)
         if found.news:
-            log.info(_line(found.news))
+            log.info(line(found.news))
         if found.result is not None:
             progress.returns[job.number] = job_return(job.overrides, found.folder, found.result)
             progress.best.add(job.number, job.overrides, found.result)
@@ -269,7 +270,7 @@ class ProcessLauncher(Launcher):
         try:
             write_job(found.folder, job)
             verb = "goes on" if found.goes_on else "started"
-            log.info(_line(f"job {job.number} {verb}: {' '.join(job.overrides) or '(defaults)'}"))
+            log.info(line(f"job {job.number} {verb}: {' '.join(job.overrides) or '(defaults)'}"))
             words = with_group(job.overrides, sweep, job)
             words += [override("hydra.run.dir", found.folder), "hydra.mode=RUN"]
             words += _own_configs(self.config)
@@ -312,7 +313,7 @@ def _collect(finished: _Running, progress: _Progress, n_running: int) -> None:
     if result is None:
         progress.failures[number] = _failure(code, finished.folder / "log.txt")
     log.info(
-        _line(
+        line(
             f"{len(progress.returns)} of {progress.n_jobs} done, {n_running} running, "
             f"{len(progress.failures)} failed{progress.time_left()}"
         )
@@ -352,7 +353,7 @@ def _ending_together(sweep: Path) -> Iterator[list[_Running]]:
         yield running
     except _Signal as stop:
         log.warning(
-            _line(
+            line(
                 f"{stop.name} ends the sweep and its {len(running)} running jobs; to go on: the "
                 f"same command with {_again(sweep)}"
             )
@@ -382,7 +383,3 @@ class _Signal(BaseException):
 def _again(sweep: Path) -> str:
     """The word that makes the same command go on with this sweep, for a shell."""
     return shlex.quote(override("hydra.sweep.dir", sweep))
-
-
-def _line(text: str) -> str:
-    return printable(f"[sweep] {text}")

@@ -24,12 +24,12 @@ from recexp.cli.jobs import (
     Place,
     compose,
     job_return,
+    line,
     place,
     with_group,
     write_job,
 )
 from recexp.config.overrides import override
-from recexp.logs import printable
 from recexp.runs.directory import DirectoryInUse, lock_directory
 
 log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class SkippingLauncher(Launcher):
             found = place(sweep, job, earlier)
             taken.add(found.folder)
             if found.news:
-                log.info(_line(found.news))
+                log.info(line(found.news))
             if found.result is not None:
                 returns[number] = job_return(job.overrides, found.folder, found.result)
                 continue
@@ -86,7 +86,7 @@ class SkippingLauncher(Launcher):
                 failures[job.number] = str(returned._return_value)
         for number, reason in sorted(failures.items()):
             words = " ".join(job_overrides[number - initial_job_idx])
-            log.error(_line(f"FAILED job {number} ({words}): {reason}"))
+            log.error(line(f"FAILED job {number} ({words}): {reason}"))
         if failures:
             sys.exit(1)
         return [returns[number] for number in sorted(returns)]
@@ -99,7 +99,7 @@ class SkippingLauncher(Launcher):
             return self.launcher.launch([words for _, words in waiting], waiting[0][0].number)
         except Exception as error:
             log.error(
-                _line(
+                line(
                     f"{type(self.launcher).__name__} ended with {type(error).__name__}: {error}. "
                     f"Other jobs may still run. To go on: the same command, with {sweep} as the "
                     "sweep's directory"
@@ -121,7 +121,3 @@ def _claimed(sweep: Path, job: Job, found: Place, overrides: Sequence[str]) -> l
             os.close(lock)
     words = with_group(overrides, sweep, job)
     return [*words, override("hydra.sweep.subdir", os.path.relpath(found.folder, sweep))]
-
-
-def _line(text: str) -> str:
-    return printable(f"[sweep] {text}")

@@ -117,15 +117,16 @@ class Requeue:
 
         is_first: of the processes of the run. Only it requeues the job.
         """
-        if signum in REQUEUE:
-            if SUBMITIT in os.environ:
-                _let_submitit_act(signum)
-            elif JOB in os.environ and is_first:
-                log.info("%s", self._requeue())
-            if not is_first:
-                # With srun --kill-on-bad-exit, another code would end the first process before
-                # the job is requeued.
-                sys.exit(0)
+        if signum not in REQUEUE or not {JOB, SUBMITIT} & os.environ.keys():
+            sys.exit(128 + signum)
+        if not is_first:
+            # With srun --kill-on-bad-exit, another code would end the first process before the
+            # job is requeued.
+            sys.exit(0)
+        if SUBMITIT in os.environ:
+            _let_submitit_act(signum)
+        else:
+            log.info("%s", self._requeue())
         sys.exit(128 + signum)
 
     def _requeue(self) -> str:

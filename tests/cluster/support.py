@@ -44,7 +44,8 @@ def is_missing(package: str) -> bool:
     return importlib.util.find_spec(package) is None
 
 
-needs_slurm = pytest.mark.skipif(bool(slurm_is_missing()), reason=slurm_is_missing() or "-")
+MISSING = slurm_is_missing()
+needs_slurm = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
 def needs(package: str, name: str) -> pytest.MarkDecorator:
