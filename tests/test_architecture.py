@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CODE = sorted((ROOT / "recexp").rglob("*.py"))
+TRACKERS = {"wandb", "tensorboard", "mlflow", "comet_ml"}
 
 # Prefix of a file -> what it may import of recexp. The longest prefix that fits a file counts.
 MAY_IMPORT = {
@@ -197,13 +198,17 @@ def test_importing_the_test_kit_needs_no_test_runner():
         "data/store",
         "data/datamodule",
         "training/module",
-        "training/loggers",
+        "training/loggers/tracker",
+        "training/loggers/with_wandb",
+        "training/loggers/with_tensorboard",
+        "training/loggers/with_mlflow",
+        "training/loggers/with_comet",
     ],
 )
 def test_a_run_on_prepared_data_loads_no_library_before_it_is_needed(module):
     """polars is needed at the end of a run, W&B and matplotlib only where they are chosen."""
     names = imported(ROOT / f"recexp/{module}.py", top_level=True)
-    assert not {name.split(".")[0] for name in names} & {"polars", "wandb", "matplotlib"}
+    assert not {name.split(".")[0] for name in names} & {"polars", "matplotlib", *TRACKERS}
 
 
 # Text

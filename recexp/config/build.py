@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,6 +17,7 @@ from recexp.errors import RecexpError, is_out_of_memory
 def register_resolvers() -> None:
     """Register what YAML may compute, such as ``${recexp.monitor:${selection}}``."""
     OmegaConf.register_new_resolver("recexp.monitor", _monitor, replace=True)
+    OmegaConf.register_new_resolver("recexp.group", _group, replace=True)
     OmegaConf.register_new_resolver("recexp.at_most", lambda most, n: min(most, n), replace=True)
 
 
@@ -21,6 +25,20 @@ def _monitor(selection: str) -> str:
     """The metric that chooses the epoch."""
     split = "test" if selection == "test_peek" else "val"
     return f"{split}/ndcg@10"
+
+
+def _group(group: str | None, otherwise: str) -> str:
+    """The group of a run in trackers: the one that is set, or the sweep that the run is a job of.
+
+    otherwise: of a single run.
+    """
+    if group:
+        return group
+    if HydraConfig.initialized():
+        hydra = HydraConfig.get()
+        if hydra.mode == RunMode.MULTIRUN:  # recexp's own launcher sets group instead
+            return Path(str(hydra.sweep.dir)).name
+    return otherwise
 
 
 def build(node: DictConfig, **extra: Any) -> Any:

@@ -24,6 +24,8 @@ from recexp.config.values import shown
 from recexp.errors import RecexpError
 
 ANY = "*"
+# Groups of which several may be chosen, as in logger=[auto,csv]. Hydra lists no choice then.
+SEVERAL = ("logger",)
 PRESET_KEYS = {"name", "entries"}
 
 
@@ -60,7 +62,8 @@ def apply_preset(cfg: DictConfig, hydra: HydraConf | None = None) -> DictConfig:
     node: Any = cfg.hydra if hydra is None else hydra
     choices = node.runtime.choices
     command_line = OverridesParser.create().parse_overrides(list(node.overrides.task))
-    chosen = {o.key_or_group for o in command_line if o.key_or_group in choices}
+    groups = {*choices, *SEVERAL}
+    chosen = {o.key_or_group for o in command_line if o.key_or_group in groups}
     values = _entry(preset, choices.model, choices.dataset)
     over = _mapping(cfg, "over_preset", "")
     with open_dict(cfg):
@@ -73,7 +76,7 @@ def apply_preset(cfg: DictConfig, hydra: HydraConf | None = None) -> DictConfig:
         for key, value in over.items():
             _set(cfg, str(key), value, merge=True)
         for override in command_line:
-            if override.key_or_group not in choices and override.key_or_group != "over_preset":
+            if override.key_or_group not in groups and override.key_or_group != "over_preset":
                 _override(cfg, override)
         cfg.preset = preset.name
     return cfg

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,6 +17,7 @@ from recexp.evaluation.protocol import Protocol
 from recexp.runs.tested import settings_of
 from recexp.training.callbacks import ProgressBar
 from recexp.training.checkpoints import AtomicCheckpointIO
+from recexp.training.loggers.tracker import Guard, Tracker
 from recexp.training.module import RecModule
 
 
@@ -61,14 +62,23 @@ def assemble(
     return module, data
 
 
-def build_loggers(cfg: DictConfig) -> list[Logger]:
-    """The config's loggers, started, with the settings of the run written to them."""
-    built: list[Logger | None] = [build(node) for node in (cfg.logger or {}).values() if node]
-    loggers = [logger for logger in built if logger is not None]
+def build_loggers(cfg: DictConfig, facts: Mapping[str, Any]) -> list[Tracker]:
+    """The config's loggers, started, with the settings and the facts of the run written to them.
+
+    No call of one of them raises.
+    """
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    for logger in loggers:
-        logger.log_hyperparams(settings)
-    return loggers
+    settings.pop("logger")
+    found: list[Tracker] = []
+    for name, node in (cfg.logger or {}).items():
+        logger: Logger | None = build(node) if node else None
+        if isinstance(logger, Tracker):
+            found.append(logger)
+        elif logger is not None:  # another one of Lightning's
+            found.append(Tracker(logger, Guard(f"logger.{name}")))
+    for tracker in found:
+        tracker.log_hyperparams(settings | facts)
+    return found
 
 
 def build_trainer(

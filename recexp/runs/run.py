@@ -12,7 +12,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.loggers import Logger
 
 from recexp.config.build import build
 from recexp.config.check import check_config, check_machine, monitored
@@ -49,12 +48,18 @@ from recexp.training.callbacks import EpochTable
 from recexp.training.checkpoints import (
     adopt_best,
     best_beside,
+    best_row,
     read_checkpoint,
     read_matching_checkpoint,
 )
 from recexp.training.early_stopping import ValidateAtLastStep, stop_reason
 from recexp.training.interrupts import enter_stage
-from recexp.training.loggers import GuardedWandbLogger, finish, finished_on_failure
+from recexp.training.loggers.tracker import (
+    BestSoFar,
+    Tracker,
+    check_installed,
+    finished_on_failure,
+)
 from recexp.training.module import RecModule
 from recexp.training.parts import Parts
 from recexp.training.sharding import ShardedTables, check_sharding
@@ -70,7 +75,7 @@ COVERAGES = {
 }
 DATA_FACTS = ("users", "items", "interactions", "fingerprint", "simulated")  # into result.json
 BEST, REFIT = "checkpoints/best.ckpt", "checkpoints/refit.ckpt"
-LOGGED_FACTS = ("protocol_id", "data", "parameters", "git", "versions")  # besides the settings
+LOGGED_FACTS = ("protocol_id", "data", "git")  # of result.json, besides the settings
 TEST_PEEK = "test_peek (epoch chosen on the TEST set: optimistic)"
 
 MAX_SHOWN = 1000  # characters of an error about a path
@@ -136,8 +141,9 @@ def _run(cfg: DictConfig, run_dir: Path, *, is_told: bool) -> dict[str, Any]:
     parts = Parts(started)
     stop = Interruption(run_dir / "checkpoints" / "last.ckpt")
     configured = [build(node) for node in cfg.callbacks.values() if node]
-    callbacks = [table, parts, stop, ValidateAtLastStep(), *configured]
-    loggers = build_loggers(cfg)
+    best = BestSoFar(table, prepared.monitor)
+    callbacks = [table, best, parts, stop, ValidateAtLastStep(), *configured]
+    loggers = build_loggers(cfg, _logged_facts(about, module))
     trainer = build_trainer(cfg, callbacks, _n_passes(module), loggers)
     _log_size(module, trainer)
 
@@ -169,7 +175,8 @@ def _run(cfg: DictConfig, run_dir: Path, *, is_told: bool) -> dict[str, Any]:
     if stop.signum:
         raise Interrupted(stop.signum, run_dir, has_result=True)
     save_curves(run_dir / "curves.png", table.rows, _title(about))
-    _log_result(loggers, result, tested.trainer.global_step)
+    checkpoint = tested.checkpoint["file"]
+    _log_result(loggers, result, run_dir, checkpoint, tested.trainer.global_step)
     show_table(result, run_dir)
     return result.to_dict()
 
@@ -270,6 +277,7 @@ def _set_up_process(cfg: DictConfig, *, is_told: bool) -> None:
     """Check what depends on the machine, and say what will run."""
     silence_lightning()
     check_machine(cfg)
+    check_installed(str(node["_target_"]) for node in (cfg.logger or {}).values() if node)
     if is_told:  # else ``resumed`` has checked it
         _check_checkpoint(cfg.ckpt_path)
     if cfg.threads:
@@ -344,14 +352,14 @@ def _n_passes(module: RecModule) -> int | None:
 
 
 def _best_epoch(rows: Sequence[Mapping[str, float]], monitor: str, stopped: str) -> int:
-    """The epoch of best.ckpt: the first with the best value in float32, as Lightning compares."""
-    scored = [row for row in rows if monitor in row]
-    if not scored:
+    """The epoch of best.ckpt."""
+    best = best_row(rows, monitor)
+    if best is None:
         raise RecexpError(
             f"Training ended ({stopped}) before its first validation, so no epoch can be chosen: "
             "raise trainer.max_steps or trainer.max_time, or set trainer.check_val_every_n_epoch=1."
         )
-    return int(max(scored, key=lambda row: torch.tensor(row[monitor]))["epoch"])
+    return int(best["epoch"])
 
 
 def _refit(
@@ -440,16 +448,29 @@ def _title(about: Mapping[str, Any]) -> str:
     return f"{about['model']} on {about['dataset']}{simulated}, {about['protocol']}"
 
 
-def _log_result(loggers: Sequence[Logger], result: RunResult, step: int) -> None:
-    """Log the test metrics at the tested epoch, and finish the loggers."""
+def _logged_facts(about: Mapping[str, Any], module: RecModule) -> dict[str, Any]:
+    """What trackers record of a run before it is trained, besides its settings."""
+    return {
+        **{key: about[key] for key in LOGGED_FACTS},
+        "parameters": sum(p.numel() for p in module.model.parameters()),
+        "versions": describe()["versions"],
+    }
+
+
+def _log_result(
+    loggers: Sequence[Tracker], result: RunResult, run_dir: Path, checkpoint: str, step: int
+) -> None:
+    """Log the test metrics at the tested epoch, and finish the trackers.
+
+    checkpoint: the file with the tested weights, below the run directory.
+    """
     test_metrics = {
         name: value for name, value in result.metrics.items() if name.startswith("test/")
     }
+    end = {"best_epoch": result.best_epoch, "stop_reason": result.stop_reason}
     for logger in loggers:
         logger.log_metrics(test_metrics | {"epoch": result.best_epoch}, step=step)
-        if isinstance(logger, GuardedWandbLogger):
-            end = {"best_epoch": result.best_epoch, "stop_reason": result.stop_reason}
-            content = result.to_dict()
-            facts = {key: content.get(key) for key in LOGGED_FACTS}
-            logger.summarize(result.metrics | end, facts)
-        finish(logger)
+        logger.summarize(result.metrics | end)
+        if logger.keeps_files:
+            logger.keep({"model": run_dir / checkpoint, "ranks": run_dir / "ranks.parquet"})
+        logger.finish()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import shutil
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,15 @@ def _moved_paths(state_dict: dict[str, Any], folder: str) -> dict[str, Any]:
     best = {moved(path): score for path, score in state_dict["best_k_models"].items()}
     paths = {name: moved(state_dict[name]) for name in names}
     return state_dict | paths | {"dirpath": folder, "best_k_models": best}
+
+
+def best_row(rows: Sequence[Mapping[str, float]], monitor: str) -> Mapping[str, float] | None:
+    """The row of best.ckpt's epoch; None where no epoch was validated.
+
+    It is the first with the best value in float32, as Lightning compares.
+    """
+    scored = [row for row in rows if monitor in row]
+    return max(scored, key=lambda row: torch.tensor(row[monitor]), default=None)
 
 
 def best_beside(checkpoint: Path, content: dict[str, Any]) -> Path | None:

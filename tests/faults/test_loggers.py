@@ -20,8 +20,9 @@ from pathlib import Path
 import pytest
 import wandb
 
-from recexp.training import loggers
-from recexp.training.loggers import RECORD
+from recexp.training.loggers import wandb_logger
+from recexp.training.loggers.tracker import MAX_NAME, read_record, run_name, sortable
+from recexp.training.loggers.with_wandb import RECORD, WandbTracker
 from tests.support.running import arguments, run_here
 from tests.support.wandb_records import read_runs
 from tests.support.wandb_server import KEY, closed_port, server, wait_for
@@ -31,6 +32,7 @@ MF = ["model=bpr_mf", "model.n_factors=4", "protocol=full"]
 AUTO = [*POP, "logger=auto"]
 # Each takes 4 s, and the client meets them on the same path as those that always run.
 OTHER_WAYS = [pytest.param(way, marks=pytest.mark.slow) for way in ("404", "500", "text")]
+LONG = "[0-9a-f]{8}"  # at the end of a name that was cut
 BOUND = 60  # seconds; far above the timeouts below, far below W&B's own
 
 
@@ -131,7 +133,7 @@ def test_a_server_that_works_gets_everything_without_a_warning(
 
 
 def test_a_client_that_is_killed_in_the_middle(tmp_path, monkeypatch, caplog):
-    write = loggers.GuardedWandbLogger.log_metrics
+    write = WandbTracker.log_metrics
 
     def kill_then_write(self, metrics, step=None):
         for client in clients():
@@ -139,7 +141,7 @@ def test_a_client_that_is_killed_in_the_middle(tmp_path, monkeypatch, caplog):
             wait_for(lambda: not clients())
         write(self, metrics, step)
 
-    monkeypatch.setattr(loggers.GuardedWandbLogger, "log_metrics", kill_then_write)
+    monkeypatch.setattr(WandbTracker, "log_metrics", kill_then_write)
     result = run_here(tmp_path / "run", *POP, "logger=wandb_offline")
     assert result["metrics"]["test/hr@10"] > 0
     (said,) = warnings_of(caplog)
@@ -156,8 +158,8 @@ def test_a_client_that_is_killed_in_the_middle(tmp_path, monkeypatch, caplog):
         (["tags=7"], {"tags": ["7"]}),
         (["logger.wandb.project='a/b:c'"], {"project": "recexp"}),
         ([f"logger.wandb.project={'x' * 200}"], {"project": "recexp"}),
-        ([f"logger.wandb.name={'x' * 500}"], {"display_name": "x" * 128}),
-        (["+logger.wandb.entity='no/such team'"], {"entity": "no/such team"}),
+        ([f"logger.wandb.name={'x' * 500}"], {"display_name": f"{'x' * 119} {LONG}"}),
+        (["logger.wandb.entity='no/such team'"], {"entity": "no/such team"}),
     ],
     ids=str,
 )
@@ -166,7 +168,8 @@ def test_a_value_that_wandb_refuses(tmp_path, caplog, words, kept):
     run = logged_whole(tmp_path / "run", result)["run"]
     for field, value in kept.items():
         found = getattr(run, field)
-        assert (list(found) if field == "tags" else found) == value
+        shown = list(found) if field == "tags" else re.sub(f"{LONG}$", LONG, found)
+        assert shown == value
     assert len(warnings_of(caplog)) == ("project" in words[0])
 
 
@@ -236,12 +239,11 @@ def test_a_run_that_fell_back_to_offline_stays_offline(tmp_path, monkeypatch, ca
 def test_a_damaged_record_starts_a_new_wandb_run(tmp_path, content):
     (tmp_path / RECORD).write_text(content)
     last = tmp_path / "checkpoints" / "last.ckpt"
-    first = loggers.wandb_logger("offline", save_dir=str(tmp_path), resumed_from=str(last))
-    loggers.finish(first)
+    wandb_logger("offline", save_dir=str(tmp_path), resumed_from=str(last)).finish()
     (run,) = read_runs(tmp_path)
     expected = {"id": run["run"].run_id, "mode": "offline"}
     assert json.loads((tmp_path / RECORD).read_text()) == expected
-    assert loggers._read_record(tmp_path, str(last)) == expected
+    assert read_record(RECORD, tmp_path, str(last)) == expected
 
 
 def test_a_wandb_run_of_the_users_own_goes_on(tmp_path):
@@ -266,6 +268,8 @@ def test_a_failing_run_ends_its_wandb_run_and_processes(tmp_path, monkeypatch):
         run_here(tmp_path / "run", *POP, "logger=wandb_offline")
     (run,) = read_runs(tmp_path / "run")
     assert run["exit_code"] == 1 and not clients()
+    assert run["summary"]["stop_reason"] == "failed: ZeroDivisionError"
+    assert run["summary"]["best_epoch"] == 0 and run["summary"]["val/ndcg_at_10"] > 0
 
 
 @pytest.mark.parametrize(
@@ -286,13 +290,35 @@ def test_no_process_outlives_a_run_that_a_signal_ends(tmp_path, signum):
         run.send_signal(signum)
         run.wait(60)
         assert wait_for(lambda: not clients(run.pid))
+        if signum == signal.SIGTERM:
+            (logged,) = read_runs(tmp_path / "run")
+            assert logged["summary"]["stop_reason"] == "interrupted by SIGTERM"
     finally:
         run.kill()
         run.wait()
 
 
-def test_the_name_says_what_the_overrides_vary(tmp_path):
-    words = ["seed=3", "batch_size=128", "+model.unknown_to_names=1", "hydra.run.dir=x", "group=g"]
-    name = loggers._run_name("mf shop seed=3", words)
-    assert name == "mf shop seed=3 batch_size=128"
-    assert re.fullmatch(r"\S+", loggers._sortable("val/ndcg@10"))
+def test_the_name_says_what_the_overrides_vary():
+    words = ["seed=3", "lr=1", "batch_size=128", "+model.n_factors=8", "hydra.run.dir=x", "group=g"]
+    words += [
+        "hydra/launcher=x",
+        "logger=[auto,mlflow]",
+        "dataset.raw_dir=x",
+        "lr=2",
+        "~callbacks.x",
+    ]
+    name = run_name("mf shop seed=3", words)
+    assert name == "mf shop seed=3 lr=2 batch_size=128 +model.n_factors=8 ~callbacks.x"
+
+
+def test_names_that_are_too_long_still_differ():
+    common = [f"objective.parameter_{i}=0.{i}" for i in range(5)]
+    assert run_name("mf", [*common, "model.n=8"]).endswith(" parameter_4=0.4 n=8")
+    names = {run_name("mf", [*common, "x" * 99 + f"={n}"]) for n in (8, 16)}
+    assert len(names) == 2 and {len(name) for name in names} == {MAX_NAME}
+
+
+def test_names_of_metrics_have_letters_digits_and_separators_only():
+    assert sortable("val/ndcg@10") == "val/ndcg_at_10"
+    assert sortable("test/hr@5/Sci-Fi & Fantasy") == "test/hr_at_5/Sci_Fi___Fantasy"
+    assert sortable("test/hr@5/音") != sortable("test/hr@5/楽")

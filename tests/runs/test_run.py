@@ -22,7 +22,6 @@ from recexp.runs import run as run_module
 from recexp.runs.costs import scoring_flops, scoring_operations
 from recexp.testing import worlds
 from tests.support.running import command, composed, run_here
-from tests.support.wandb_records import read_runs
 
 MODEL = ["model=bert_ite_si", "model.n_layers=1", "model.n_factors=8", "model.max_len=5"]
 TIMES = ("seconds", "examples_per_s")
@@ -274,35 +273,6 @@ def test_a_checkpoint_to_go_on_from_is_read_before_any_work(tmp_path, content):
     with pytest.raises(RecexpError, match=r"last\.ckpt"):
         run_here(tmp_path / "run", "model=bpr_mf", f"ckpt_path={path}")
     assert not (tmp_path / "cache").exists()
-
-
-def test_wandb_offline_needs_neither_key_nor_network(shop, monkeypatch):
-    for name in ("WANDB_API_KEY", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    words = ["model=bpr_mf", "model.n_factors=4", "protocol=full", "trainer.max_epochs=3"]
-    result = run_here(shop / "wandb", *words, "logger=wandb_offline", "group=my_sweep")
-    (logged,) = read_runs(shop / "wandb")
-    run, history, summary, config = (logged[k] for k in ("run", "history", "summary", "config"))
-    assert run.display_name.startswith("bpr_mf simulated_shop full seed=0")
-    assert (run.run_group, run.job_type) == ("my_sweep", "train")
-    assert list(run.tags) == ["bpr_mf", "simulated_shop", "full"]
-
-    curves = ("val/hr_at_10", "val/ndcg_at_10", "train/loss", "train/examples_per_s", "lr")
-    for name in curves:
-        assert [row["epoch"] for row in history if name in row] == [0, 1, 2], name
-    tested = [row for row in history if "test/ndcg_at_10" in row]
-    assert [row["epoch"] for row in tested] == [result["best_epoch"]]  # once
-    assert not any("@" in name for row in history for name in row)
-
-    for name, value in result["metrics"].items():
-        assert summary[name.replace("@", "_at_")] == pytest.approx(value)
-    assert summary["best_epoch"] == result["best_epoch"]
-    assert summary["stop_reason"] == result["stop_reason"]
-    assert not {"train/loss", "lr", "epoch"} & set(summary)  # the last epoch's are no summary
-    assert config["names"]["preset"] == "none"
-    for key in ("protocol_id", "parameters", "data", "git"):
-        assert config[key] == result[key]
-    assert logged["exit_code"] == 0
 
 
 def test_the_readmes_model_works_as_printed(shop, tmp_path, monkeypatch):

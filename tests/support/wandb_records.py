@@ -38,14 +38,15 @@ def records(path: Path) -> Iterator[Record]:
 def read_runs(run_dir: Path) -> list[dict[str, Any]]:
     """The W&B runs in a run directory, oldest first.
 
-    Keys: run (the RunRecord), history (list of dicts), summary, config, path, exit_code.
+    Keys: run (the RunRecord), history (list of dicts), summary, config, artifacts (type -> file),
+    n_system_metrics, path, exit_code.
     """
     return [_read(path) for path in sorted(run_dir.glob("wandb/*run-*/*.wandb"))]
 
 
 def _read(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = {"path": path, "history": [], "summary": {}, "config": {}}
-    found["exit_code"] = None
+    found |= {"exit_code": None, "artifacts": {}, "n_system_metrics": 0}
     for record in records(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
@@ -57,6 +58,11 @@ def _read(path: Path) -> dict[str, Any]:
             found["summary"] |= _items(record.summary.update)
         elif kind == "config":
             found["config"] |= _items(record.config.update)
+        elif kind == "artifact":
+            (content,) = record.artifact.manifest.contents
+            found["artifacts"][record.artifact.type] = content.local_path
+        elif kind == "stats":
+            found["n_system_metrics"] += 1
         elif kind == "exit":
             found["exit_code"] = record.exit.exit_code
     return found
