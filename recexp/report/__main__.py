@@ -64,6 +64,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _report(options: argparse.Namespace, folders: Sequence[Path]) -> list[str]:
     """Print the tables and write what was asked for; returns the runs left out."""
+    if options.wandb:
+        from recexp.report.wandb_report import check_wandb  # imports Lightning
+
+        check_wandb()
     found, left_out = collect(folders)
     results = _of_models(_presentable(found, left_out), options.models)
     asked = [metric_column(results, name, "--metrics") for name in options.metrics]
@@ -100,7 +104,19 @@ def _report(options: argparse.Namespace, folders: Sequence[Path]) -> list[str]:
             cache_dir=options.cache_dir,
         )
         print(printable(f"written: {page}"), file=sys.stderr)
+    if options.wandb:
+        _save_in_wandb(options, results)
     return left_out
+
+
+def _save_in_wandb(options: argparse.Namespace, results: Sequence[Result]) -> None:
+    from recexp.report.wandb_report import save_wandb_report
+    from recexp.report.write import page_title
+
+    title = page_title(results)
+    place = (options.wandb_project, options.wandb_entity)
+    for line in save_wandb_report(results, options.metric, title, *place):
+        print(printable(line), file=sys.stderr)
 
 
 def _presentable(results: Sequence[Result], left_out: list[str]) -> list[Result]:
@@ -201,6 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cache-dir", help="where the attention finds prepared data, if not in cache"
     )
+    _add_wandb(parser)
     return parser
 
 
@@ -236,6 +253,20 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="A,B",
         help="only runs of these models; rows are in this order, settings of a model best first",
+    )
+
+
+def _add_wandb(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--wandb",
+        action="store_true",
+        help="write a report with the papers' figures into W&B (package wandb-workspaces)",
+    )
+    parser.add_argument(
+        "--wandb-project", default="recexp", help="with --wandb: of the runs (default: recexp)"
+    )
+    parser.add_argument(
+        "--wandb-entity", help="with --wandb: team or user of the project (default: the key's own)"
     )
 
 

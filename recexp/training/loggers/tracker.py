@@ -278,13 +278,17 @@ def read_record(file: str, folder: Path, resumed_from: str | None) -> dict[str, 
     """
     if not resumed_from:
         return {}
-    for place in (folder, Path(resumed_from).parent.parent):
-        try:
-            content = json.loads((place / file).read_text())
-        except (OSError, ValueError, RecursionError):
-            continue
-        if isinstance(content, dict) and re.fullmatch(r"[\w-]{1,64}", str(content.get("id"))):
-            return {"id": str(content["id"]), "mode": str(content.get("mode"))}
+    return record_in(folder / file) or record_in(Path(resumed_from).parent.parent / file)
+
+
+def record_in(path: Path) -> dict[str, str]:
+    """The id and mode that ``save_record`` wrote; {} where there is no such file."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if isinstance(content, dict) and re.fullmatch(r"[\w-]{1,64}", str(content.get("id"))):
+        return {"id": str(content["id"]), "mode": str(content.get("mode"))}
     return {}
 
 
