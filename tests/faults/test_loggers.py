@@ -18,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-import wandb
 
+import wandb
 from recexp.training.loggers import wandb_logger
 from recexp.training.loggers.tracker import MAX_NAME, read_record, run_name, sortable
 from recexp.training.loggers.with_wandb import RECORD, WandbTracker
@@ -233,6 +233,25 @@ def test_a_run_that_fell_back_to_offline_stays_offline(tmp_path, monkeypatch, ca
     (after,) = read_runs(tmp_path / "b")
     assert after["run"].run_id == before["run"].run_id
     assert "earlier part" in warnings_of(caplog)[-1]
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_run_that_was_resumed_offline_are_uploaded_as_one(tmp_path, monkeypatch):
+    folder = tmp_path / "a"
+    run_here(folder, *MF, "logger=wandb_offline", "trainer.max_epochs=2")
+    time.sleep(1.1)  # W&B names folders by the second
+    last = folder / "checkpoints" / "last.ckpt"
+    more = ["logger=wandb_offline", "trainer.max_epochs=4", f"ckpt_path={last}"]
+    run_here(folder, *MF, *more)
+    parts = sorted(str(path) for path in folder.glob("wandb/offline-run-*"))
+    with server("ok") as http:
+        use(monkeypatch, http.url)
+        line = [sys.executable, "-m", "wandb", "sync", *parts]
+        subprocess.run(line, cwd=tmp_path, check=True, capture_output=True, timeout=120)
+        ((_, sent),) = http.history.items()
+    rows = [json.loads(row) for row in sent]
+    assert [row["_step"] for row in rows] == list(range(len(rows)))
+    assert [row["epoch"] for row in rows if "val/ndcg_at_10" in row] == [0, 1, 2, 3]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "3", '{"id": "../../x"}', '{"id": 3, "mode": []}'])

@@ -25,6 +25,7 @@ class FakeServer(ThreadingHTTPServer):
         self.way = way
         self.then = then
         self.requests: list[tuple[str, str]] = []  # path, body
+        self.history: dict[str, list[str]] = {}  # id of a run -> its rows, as they were sent
         self.ended = threading.Event()
 
     @property
@@ -87,6 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST
 
     def _answer(self, body: str) -> dict[str, Any]:
+        if self.path.endswith("/file_stream"):
+            self._keep_history(json.loads(body))
         if self.path != "/graphql":
             return {}
         request = json.loads(body)
@@ -96,10 +99,28 @@ class _Handler(BaseHTTPRequestHandler):
             bucket = {"id": "b", "name": names["name"], "displayName": names.get("displayName")}
             bucket |= {"config": "{}", "project": project, "historyLineCount": 0}
             return {"data": {"upsertBucket": {"bucket": bucket, "inserted": True}}}
+        if "RunResumeStatus" in query and names["name"] in self.server.history:
+            return {"data": {"model": self._resumable(names)}}
         if "CreateRunFiles" in query:
             files = [{"name": n, "uploadUrl": f"{self.server.url}/{n}"} for n in names["files"]]
             return {"data": {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}}
         return {"data": {"model": None, "viewer": None, "serverInfo": None}}
+
+    def _keep_history(self, sent: dict[str, Any]) -> None:
+        rows = (sent.get("files") or {}).get("wandb-history.jsonl")
+        if rows:
+            run_id = self.path.split("/")[-2]
+            known = self.server.history.setdefault(run_id, [])
+            known[rows["offset"] : rows["offset"] + len(rows["content"])] = rows["content"]
+
+    def _resumable(self, names: dict[str, Any]) -> dict[str, Any]:
+        """What the server tells of a run that it has, for one that goes on with it."""
+        rows = self.server.history[names["name"]]
+        bucket = {"id": "b", "name": names["name"], "displayName": names["name"], "tags": []}
+        bucket |= {"historyLineCount": len(rows), "eventsLineCount": 0, "logLineCount": 0}
+        bucket |= {"historyTail": json.dumps(rows[-1:]), "eventsTail": "[]", "config": "{}"}
+        bucket |= {"summaryMetrics": rows[-1], "wandbConfig": '{"t": 1}'}
+        return {"id": "p", "name": "p", "entity": {"id": "e", "name": "me"}, "bucket": bucket}
 
     def _send(self, status: int, text: str) -> None:
         content = text.encode()

@@ -173,8 +173,8 @@ def _init(is_online: bool, folder: Path, run_id: str | None, wanted: Mapping[str
             dir=str(folder),
             id=run_id,
             mode="online" if is_online else "offline",
-            # Offline, W&B goes on with a run of the same id when it is uploaded.
-            resume="allow" if is_online and run_id else None,
+            # Offline, too: wandb sync then appends to what it uploaded of the run before.
+            resume="allow" if run_id else None,
             # A run that is active in this process, such as a notebook's, is another run.
             reinit="create_new",
             settings=wandb.Settings(
