@@ -139,14 +139,14 @@ MUTATIONS = [
         "tests/faults/test_flips.py -k ranks",
     ),
     Mutation(
-        "W&B's errors end the logging only",
+        "an error of a tracker ends its logging only",
         "recexp/training/loggers/tracker.py",
         "except Exception as error:  # trackers raise many kinds",
         "except ZeroDivisionError as error:  # trackers raise many kinds",
         "tests/faults/test_loggers.py",
     ),
     Mutation(
-        "W&B warns once",
+        "a tracker warns once",
         "recexp/training/loggers/tracker.py",
         "        if self.is_closed:\n",
         "        if False:\n",

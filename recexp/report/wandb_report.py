@@ -146,7 +146,7 @@ def _panels(results: Sequence[Result], swept: Sequence[str], metrics: Sequence[s
             y = wr.SummaryMetric(f"test/{sortable(name)}")
             panels.append(wr.ScatterPlot(title=f"test {name} by {key}", x=wr.Config(key), y=y))
     if swept:
-        columns = [wr.Config(key) for key in ("names.model", *swept)]
+        columns: list[Any] = [wr.Config(key) for key in ("names.model", *swept)]
         columns += [wr.SummaryMetric(f"test/{sortable(name)}") for name in metrics]
         axes = [wr.ParallelCoordinatesPlotColumn(metric=column) for column in columns]
         panels.append(wr.ParallelCoordinatesPlot(title="Swept settings", columns=axes))
