@@ -93,10 +93,6 @@ class EASE(ClosedForm):
             ) from error
         torch.cholesky_inverse(matrix_VV, out=matrix_VV)
 
-    @torch.no_grad()
-    def item_embeddings(self) -> Tensor:
-        return self.weight_VV[1:, 1:]
-
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         item_BL = items_read(query, self.history, self.codes)
         x_BV = decayed_hot(item_BL, self.decay, self.weight_VV)

@@ -20,7 +20,8 @@ from recexp.types import Query, Schema
 if TYPE_CHECKING:
     from recexp.data.store import Store
 
-Length = Annotated[int, Field(ge=1, le=4000)]  # of sessions: its square fits single precision
+# Of sessions. Its square is a whole number of single precision.
+SessionLength = Annotated[int, Field(ge=1, le=4000)]
 Variant = Literal["sknn", "s_sknn", "v_sknn"]
 _SCORED = 1 << 22  # numbers gathered at a time
 # Rows number their sessions anew where there are more than so many sessions per pair.
@@ -216,7 +217,8 @@ class SessionNeighbors(ClosedForm):
         if torch.compiler.is_exporting():
             return self._score_rows(query, item_BC, self.sample, self.history)
         if len(query) == 0:
-            return self.prior_V.new_empty(0, len(self.prior_V) - 1)
+            n_columns = len(self.prior_V) - 1 if item_BC is None else item_BC.shape[1]
+            return self.prior_V.new_empty(0, n_columns)
         n_pairs = min(self.sample, int(self.pair_ptr_V.diff().max()))
         n_events = int(self.event_ptr_S.diff().max())
         length = min(query.item_BL.shape[1], self.history)
@@ -352,7 +354,7 @@ class SessionKNN(SessionNeighbors):
         variant: Variant = "v_sknn",
         k: Count = 100,
         sample: Count = 1000,
-        max_len: Length = 50,
+        max_len: SessionLength = 50,
         popularity: NonNegative = 1e-6,
         behaviors: list[str] | str | None = None,
     ) -> None:
@@ -409,7 +411,7 @@ class STAN(SessionNeighbors):
         distance_scale: Positive | None = 2.05,
         k: Count = 500,
         sample: Count = 5000,
-        max_len: Length = 50,
+        max_len: SessionLength = 50,
         popularity: NonNegative = 1e-6,
         behaviors: list[str] | str | None = None,
     ) -> None:

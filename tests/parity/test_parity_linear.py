@@ -17,6 +17,7 @@ from recexp.models.slim import SLIM
 from recexp.models.wmf import WMF
 from recexp.nn import co_occurrence
 from recexp.testing import toy, worlds
+from tests.support.pretend import DEVICE, pretend, values
 
 STORE = worlds.random_store(30, 14, seed=4)
 SCHEMA = STORE.schema
@@ -191,6 +192,15 @@ def test_item_similarities(options, monkeypatch):
         for age, item in enumerate(reversed(history)):
             row += 0.6**age * kept[item]
     check(model, expected[:, 1:])
+
+
+def test_similarities_of_a_model_on_a_device_are_those_of_the_cpu():
+    near, far = (ItemKNN(SCHEMA, similarity="tf_idf", neighbors=5) for _ in range(2))
+    near.fit_pass(STORE)
+    with pretend():
+        far = far.to(DEVICE)
+        far.fit_pass(STORE.to(DEVICE))
+        torch.testing.assert_close(values(far.similarity_Vn), near.similarity_Vn)
 
 
 def test_events_are_counted_where_values_depend_on_them():
