@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recexp.models.common import SequenceModel, checked_length, encode_by_length, latest
 from recexp.models.nova import SideInformation
-from recexp.nn.decoupled_attention import DecoupledLayer, ScoreFusionKind
+from recexp.nn.decoupled_attention import EPS, DecoupledLayer, ScoreFusionKind
 from recexp.nn.dropout import Dropout
 from recexp.nn.embeddings import SideVectors
 from recexp.nn.init import bert_init
@@ -18,8 +18,6 @@ from recexp.nn.lookup import Embedding
 from recexp.nn.parameters import Depth, Length, NonNegative, Rate, Width
 from recexp.nn.transformer import select_rows
 from recexp.types import BAGGED, Feature, Query, Schema
-
-EPS = 1e-12
 
 
 class AttributePredictor(nn.Module):

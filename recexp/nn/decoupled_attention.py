@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from recexp.errors import RecexpError
 from recexp.nn.attention import attend
-from recexp.nn.dropout import dropout
+from recexp.nn.dropout import Dropout, dropout
+from recexp.nn.gelu import gelu_linear
 from recexp.nn.init import bert_init
 from recexp.nn.parameters import checked_rate, one_of
-from recexp.nn.transformer import TransformerLayer, select_rows
+from recexp.nn.transformer import select_rows
 
 ScoreFusionKind = Literal["add", "concat", "gating"]
+EPS = 1e-12
 
 
 class ScoreFusion(nn.Module):
@@ -147,10 +149,11 @@ class DecoupledAttention(nn.Module):
         return x_BLD.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
 
 
-class DecoupledLayer(TransformerLayer):
-    """``TransformerLayer`` (post-norm) around a ``DecoupledAttention``, whose parameters these are.
+class DecoupledLayer(nn.Module):
+    """``DecoupledAttention`` and a feed-forward net with GELU, each LN(x + Drop(f(x))).
 
-    n_inner, dropout: as of ``TransformerLayer``.
+    n_inner: inner width of the feed-forward net, 4 * width where None. Other parameters: see
+    ``DecoupledAttention``.
     """
 
     def __init__(
@@ -165,10 +168,15 @@ class DecoupledLayer(TransformerLayer):
         dropout: float,
         attention_dropout: float,
     ):
-        super().__init__(width, n_heads, n_inner=n_inner, dropout=dropout)
+        super().__init__()
         self.attention = DecoupledAttention(
             width, n_heads, widths, fusion=fusion, max_len=max_len, dropout=attention_dropout
         )
+        self.norm1 = nn.LayerNorm(width, EPS)
+        self.norm2 = nn.LayerNorm(width, EPS)
+        self.inner = nn.Linear(width, n_inner or 4 * width)
+        self.outer = nn.Linear(n_inner or 4 * width, width)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, x_BLD: Tensor, others: Sequence[Tensor], at_BM: Tensor | None = None
@@ -176,5 +184,5 @@ class DecoupledLayer(TransformerLayer):
         """[B, L, D], or [B, M, D] of the rows at_BM. others: see ``DecoupledAttention``."""
         attended = self.attention(x_BLD, others, at_BM)
         rows = x_BLD if at_BM is None else select_rows(x_BLD, at_BM)
-        h = self._step(rows, attended, self.norm1)
-        return self._step(h, self._feed_forward(h), self.norm2)
+        h = self.norm1(rows + self.dropout(attended))
+        return self.norm2(h + self.dropout(gelu_linear(self.inner(h), self.outer)))
