@@ -18,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-
 import wandb
+
 from recexp.training.loggers import wandb_logger
 from recexp.training.loggers.tracker import MAX_NAME, read_record, run_name, sortable
 from recexp.training.loggers.with_wandb import RECORD, WandbTracker
