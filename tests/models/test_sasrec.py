@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from recexp.errors import RecexpError
+from recexp.models.hstu import HSTU
 from recexp.models.sasrec import SASRec
 from recexp.testing import toy
 
@@ -56,3 +57,13 @@ def test_starting_values_are_glorot_uniform():
 def test_unknown_residual_is_refused():
     with pytest.raises(RecexpError, match="residual='both'"):
         SASRec(SCHEMA, residual="both")
+
+
+def test_an_inner_width_is_for_gated_layers():
+    with pytest.raises(RecexpError, match=r"n_inner=12 is for residual=gated"):
+        SASRec(toy.schema(), n_factors=8, n_inner=12)
+
+
+def test_heads_divide_the_width_of_hstu_too():
+    with pytest.raises(RecexpError, match="n_heads=3 does not divide"):
+        HSTU(toy.schema(), n_factors=8, n_heads=3)
