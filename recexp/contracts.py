@@ -292,7 +292,9 @@ class Objective(ABC, Generic[ModelT, BatchT]):
 
     @abstractmethod
     def losses(self, model: ModelT, batch: BatchT) -> Mapping[str, Tensor | float]:
-        """Scalars by name; "loss" is the one to minimize."""
+        """Scalars by name; "loss" is the one to minimize, and "item_loss" the part of it that
+        ``constant_loss`` is about, where that is not all of it.
+        """
 
     def batches(self, store: Store, batch_size: int, seed: int) -> Sampler[Tensor]:
         """A sampler of batches of row ids [B], used where ``independent_rows`` is False.

@@ -74,7 +74,7 @@ class Autoencode(Objective[SetAutoencoder, SequenceBatch]):
         self._n_steps += 1
         return {
             "loss": loss + beta * divergence,
-            "multinomial": loss,
+            "item_loss": loss,
             "divergence": divergence,
             "beta": beta,
         }

@@ -93,7 +93,8 @@ def _is_loss_constant(
     rows: Sequence[Mapping[str, float]], ended: str, constant_loss: float | None
 ) -> Verdict | None:
     """Unlearned, where the last training loss is near that of equal scores."""
-    loss = rows[-1].get("train/loss")
+    # Where the loss has parts that are not about scores, equal scores say nothing of these.
+    loss = rows[-1].get("train/item_loss", rows[-1].get("train/loss"))
     if not constant_loss or loss is None or loss <= (1 - LEARNED) * constant_loss:
         return None
     share = 1 - loss / constant_loss

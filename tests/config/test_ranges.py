@@ -77,7 +77,7 @@ def test_numbers_of_a_model_are_refused_by_name_or_make_sense(model):
         passed = accepted(cfg, key)
         assert -1 not in passed and "abc" not in passed, (key, passed)
         if not key.endswith(
-            ("alpha", "regularization", "damping", "popularity", "share", "unobserved_weight")
+            ("alpha", "regularization", "damping", "popularity", "share", "weight")
         ):  # weights without an upper end
             assert set(passed) <= {0}, (key, passed)
 

@@ -72,7 +72,7 @@ def test_loss_of_a_step(monkeypatch):
         divergence.append(-0.5 * (1 + log_var - mean**2 - np.exp(log_var)).sum())
     expected = np.mean(likelihood) + 0.1 * np.mean(divergence)
     assert found["loss"].item() == pytest.approx(expected, rel=1e-10)
-    assert found["multinomial"].item() == pytest.approx(np.mean(likelihood), rel=1e-10)
+    assert found["item_loss"].item() == pytest.approx(np.mean(likelihood), rel=1e-10)
     assert found["divergence"].item() == pytest.approx(np.mean(divergence), rel=1e-10)
 
 

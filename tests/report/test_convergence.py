@@ -92,6 +92,15 @@ def test_a_training_loss_near_a_constants_means_that_nothing_was_learned(
     )  # 4,000 steps
 
 
+@pytest.mark.parametrize(("of_items", "kind"), [(7.9, "unlearned"), (5.0, "converged")])
+def test_only_the_part_of_the_loss_that_is_about_scores_is_compared(tmp_path, of_items, kind):
+    """The rest may be larger than the loss of equal scores, or small."""
+    rows = curve_of([0.05] * 40, np.full(40, 9.0))
+    rows = [row | {"train/item_loss": of_items} for row in rows]
+    found = judged(tmp_path / "run", rows=rows, stop_reason=EARLY, constant_loss=8.0)
+    assert found.kind == kind
+
+
 @pytest.mark.parametrize(
     ("steps_per_epoch", "loss", "kind"),
     [
