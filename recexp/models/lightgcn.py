@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from recexp.contracts import Recommender
+from recexp.errors import RecexpError
 from recexp.models.common import mean_square, table_scores
 from recexp.nn.init import normal_embeddings
 from recexp.nn.kept import Kept
@@ -83,6 +84,11 @@ class LightGCN(Foldable, Recommender):
 
     def _propagated(self) -> Tensor:
         """The mean of all layers, of users and then of items, [U + V, D]."""
+        if not len(self.graph.column_E):
+            raise RecexpError(
+                "LightGCN scores over the graph of training pairs: call bind(store) before the "
+                "first use."
+            )
         x_ND = torch.cat([self.user.weight, self.item.weight])
         total_ND = x_ND
         for _ in range(self.n_layers):

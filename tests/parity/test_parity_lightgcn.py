@@ -1,9 +1,11 @@
 """LightGCN against dense matrices in float64, on the same weights: scores, loss and gradients."""
 
 import numpy as np
+import pytest
 import torch
 
 from recexp.contracts import Recommender
+from recexp.errors import RecexpError
 from recexp.models.lightgcn import LightGCN
 from recexp.objectives.pairwise import Pairwise
 from recexp.objectives.samplers import Uniform
@@ -91,6 +93,11 @@ def test_evaluation_computes_the_layers_once(monkeypatch):
         step(model)
         assert not torch.equal(model.eval().score(query), first)
         assert len(calls) == 2 * LAYERS
+
+
+def test_without_a_graph_nothing_is_scored():
+    with pytest.raises(RecexpError, match=r"call bind\(store\)"):
+        LightGCN(STORE.schema, n_factors=4).score(toy.query([0], [[]]))
 
 
 def step(model: Recommender):
