@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from recexp.cli.launcher import _line
+from recexp.cli.jobs import line
 from recexp.config.check import check_config
 from recexp.config.summary import summary
 from recexp.logs import printable, printable_lines, show_logs
@@ -144,7 +144,7 @@ def test_the_summary_of_a_run_shows_names_as_text(tmp_path):
 
 
 def test_lines_of_a_sweep_show_names_as_text():
-    assert _line("job 0 started: group=\x1b[31mred\nFAILED") == (
+    assert line("job 0 started: group=\x1b[31mred\nFAILED") == (
         r"[sweep] job 0 started: group=\x1b[31mred\nFAILED"
     )
 
