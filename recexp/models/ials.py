@@ -10,7 +10,7 @@ from torch import Tensor
 from recexp.errors import RecexpError
 from recexp.models.wmf import WMF, Solver
 from recexp.nn.least_squares import RowRegularizedTable, SparseRows
-from recexp.nn.parameters import Count, NonNegative, Positive, Width
+from recexp.nn.parameters import Count, NonNegative, Positive, Share, Width
 from recexp.types import Schema
 
 if TYPE_CHECKING:
@@ -43,14 +43,17 @@ class IALS(WMF):
         n_factors: Width = 64,
         unobserved_weight: Positive = 0.1,
         regularization: Positive = 0.003,
-        frequency_exponent: NonNegative = 1.0,
+        frequency_exponent: Share = 1.0,
         init_std: NonNegative = 0.1,
         behaviors: list[str] | str | None = None,
         solver: Solver = "auto",
         cg_steps: Count = 3,
     ) -> None:
-        if unobserved_weight <= 0:
-            raise RecexpError(f"unobserved_weight={unobserved_weight}: must be above 0.")
+        if unobserved_weight <= 0 or not 0 <= frequency_exponent <= 1:
+            raise RecexpError(
+                f"unobserved_weight={unobserved_weight}, frequency_exponent={frequency_exponent}: "
+                "the weight must be above 0, and the exponent lie in [0, 1]."
+            )
         super().__init__(
             schema,
             n_factors=n_factors,

@@ -66,6 +66,11 @@ def keys_of(model: str):
     return cfg, list(numbers(cfg.model, "model"))
 
 
+# Weights and scales.
+WITHOUT_UPPER_END = ("alpha", "regularization", "damping", "popularity", "share", "weight", "scale")
+WITHOUT_UPPER_END += ("l1", "l2", "shrink", "k1", "tolerance", "std")
+
+
 # Variants of a model have the numbers of its constructor: one of each three is enough for CI.
 @pytest.mark.parametrize(
     "model",
@@ -76,9 +81,7 @@ def test_numbers_of_a_model_are_refused_by_name_or_make_sense(model):
     for key in keys:
         passed = accepted(cfg, key)
         assert -1 not in passed and "abc" not in passed, (key, passed)
-        if not key.endswith(
-            ("alpha", "regularization", "damping", "popularity", "share", "weight")
-        ):  # weights without an upper end
+        if not key.endswith(WITHOUT_UPPER_END):
             assert set(passed) <= {0}, (key, passed)
 
 
