@@ -135,6 +135,9 @@ class BranchMasked(MultiBehavior):
 class Encoder(Recommender):
     """A sequence encoder: states of a history, scored by inner products with item vectors."""
 
+    asks_behavior: bool = False
+    """Reads at [MASK] which behavior the masked event has; ``score`` asks for one behavior."""
+
     @abstractmethod
     def encode(self, query: Query) -> Tensor:
         """States h_BLD; [B, 1, D] for a model that makes one state per history."""

@@ -323,12 +323,15 @@ def _rehearse(cfg: DictConfig) -> None:
 
 
 def _without_data(model: DictConfig) -> dict[str, Any]:
-    """Neutral values for what only the data can judge: names of side features, and files."""
+    """Neutral values for what only the data can judge: names of side features, and files.
+
+    A behavior that is asked for needs a side feature, and goes with them.
+    """
     neutral: dict[str, Any] = {}
     for key, value in model.items():
         if str(key).endswith("side"):
             neutral[str(key)] = []
-        elif isinstance(value, DictConfig):
+        elif key == "asked_behavior" or isinstance(value, DictConfig):
             neutral[str(key)] = None
     return neutral
 

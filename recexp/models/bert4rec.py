@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
+from recexp.errors import RecexpError
 from recexp.models.common import (
     SequenceModel,
     append_item,
+    behavior_codes,
     checked_length,
     encode_by_length,
     latest,
@@ -64,6 +66,9 @@ class BERT4Rec(SequenceModel):
         and, with side_of_candidates, of candidates.
     side_vectors: features that are vectors are "frozen", or start values of parameters ("trained").
     event_side: features of events, added to the vectors of the items read (``EventSides``).
+    asked_behavior: [MASK] has the vector of the behavior of the event that it stands for. Scores
+        are those of items of an event of the asked behavior: its name, or "strongest". It needs
+        "behavior" in event_side. None: the behavior of a masked event is hidden.
 
     Of the port https://github.com/jaywonchung/BERT4Rec-VAE-Pytorch: tied false (an output table of
     its own), projection false (no head), norm "pre", layer_norm "std", activation "gelu_tanh",
@@ -102,8 +107,11 @@ class BERT4Rec(SequenceModel):
         event_side: str | Sequence[str] = (),
         side_of_candidates: bool = True,
         side_vectors: SideVectors = "frozen",
+        asked_behavior: str | None = None,
     ):
         super().__init__()
+        self.asked_code = _asked_code(schema, asked_behavior)
+        self.asks_behavior = self.asked_code > 0
         self.max_len = checked_length(max_len, least=2)
         self.history = max_len - 1  # the last place is that of [MASK]
         self.V = schema.V
@@ -143,7 +151,14 @@ class BERT4Rec(SequenceModel):
         self.items = ItemEncoder(
             schema, n_factors, side=item_side, vectors=side_vectors, table=self.item
         )
-        self.event_sides = EventSides(schema, n_factors, event_side, causal=False, mask_id=schema.V)
+        self.event_sides = EventSides(
+            schema,
+            n_factors,
+            event_side,
+            causal=False,
+            mask_id=schema.V,
+            shown=["behavior"] if self.asks_behavior else (),
+        )
         self.output_items: ItemEncoder | None = None
         if self.output is not None or not side_of_candidates:
             self.output_items = ItemEncoder(
@@ -230,7 +245,22 @@ class BERT4Rec(SequenceModel):
         return RowTables(items=tables, adds_sides=len(encoder.side) > 0)
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
-        return super().score(append_item(latest(query, self.history), self.V), item_BC)
+        asked = append_item(latest(query, self.history), self.V, self.asked_code)
+        return super().score(asked, item_BC)
+
+
+def _asked_code(schema: Schema, behavior: str | None) -> int:
+    """The code of a behavior, by name or "strongest"; 0 for None.
+
+    Raises RecexpError for what is not one behavior of the data.
+    """
+    codes = behavior_codes(schema, behavior) or [0]
+    if len(codes) > 1:
+        raise RecexpError(
+            f"asked_behavior={behavior} stands for several behaviors: name one of "
+            f"{list(schema.behaviors)}, or strongest."
+        )
+    return codes[0]
 
 
 def _norm_or_identity(wanted: bool, kind: str, width: int) -> nn.Module:

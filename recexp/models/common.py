@@ -69,10 +69,15 @@ def decayed(item_BL: Tensor, decay: float, dtype: torch.dtype) -> Tensor:
     return weight_BL
 
 
-def append_item(query: Query, item: int) -> Query:
-    """The histories with one more event, of which only the item id is known."""
+def append_item(query: Query, item: int, behavior: int = 0) -> Query:
+    """The histories with one more event, of which only the item id and the behavior are known.
+
+    behavior: its code; 0 where it is unknown, too.
+    """
     query = query.change_columns(lambda x_BL: F.pad(x_BL, (0, 1)))
     query.item_BL[:, -1] = item
+    if behavior:
+        query.behavior_BL[:, -1] = behavior
     return query
 
 

@@ -164,6 +164,7 @@ class EventSides(nn.Module):
     causal: the model predicts after every event of a history. An age, which later events decide,
         would tell it how far the history goes on: "time" is not available.
     mask_id: the item that stands for a masked event.
+    shown: names of features that are known of masked events, which have their vectors as others do.
 
     Raises RecexpError for what the data do not have.
     """
@@ -176,6 +177,7 @@ class EventSides(nn.Module):
         *,
         causal: bool,
         mask_id: int = NO_MASK,
+        shown: Sequence[str] = (),
     ):
         super().__init__()
         columns = data_columns(schema)
@@ -193,7 +195,11 @@ class EventSides(nn.Module):
             )
         if len(set(names)) < len(names):
             raise RecexpError(f"event_side names a feature twice: {names}.")
-        self.mask_id = mask_id
+        if missing := [name for name in shown if name not in names]:
+            raise RecexpError(
+                f"event_side={names} lacks {missing}, which the model is to read at masked events."
+            )
+        self.mask_ids = [NO_MASK if name in shown else mask_id for name in names]
         self.sides = nn.ModuleList(event_side(name, schema, width) for name in names)
 
     def __len__(self) -> int:
@@ -206,12 +212,12 @@ class EventSides(nn.Module):
 
     def add_to_last(self, x_BD: Tensor, query: Query) -> Tensor:
         """x plus the vectors of the newest event of each history, of which there is one."""
-        for side in self.sides:
-            x_BD = x_BD + side(query, self.mask_id)[:, -1]
+        for side, mask_id in zip(self.sides, self.mask_ids, strict=True):
+            x_BD = x_BD + side(query, mask_id)[:, -1]
         return x_BD
 
     def add_to(self, x_BLD: Tensor, query: Query) -> Tensor:
         """x plus the vectors of the query's events; x itself where there are no features."""
-        for side in self.sides:
-            x_BLD = x_BLD + side(query, self.mask_id)
+        for side, mask_id in zip(self.sides, self.mask_ids, strict=True):
+            x_BLD = x_BLD + side(query, mask_id)
         return x_BLD

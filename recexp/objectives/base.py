@@ -120,15 +120,22 @@ def positive_rows(store: Store, positives: Positives) -> Tensor:
     """
     if positives == "any":
         return torch.arange(len(store.train))
-    strongest = 1 << (len(store.schema.behaviors) - 1)
-    bits = explicit_bits(store) if positives == "explicit" else strongest
-    rows = torch.nonzero(store.train.mask & bits).flatten()
+    rows = torch.nonzero(store.train.mask & positive_bits(store, positives)).flatten()
     if len(rows) == 0:
         raise RecexpError(
             f"objective.positives={positives}: no training event has such a behavior "
             "(dataset.explicit lists none?)."
         )
     return rows
+
+
+def positive_bits(store: Store, positives: Positives) -> int:
+    """The bit mask of the behaviors of the positives, as in ``Events.mask``."""
+    if positives == "explicit":
+        return explicit_bits(store)
+    n_behaviors = len(store.schema.behaviors)
+    strongest = 1 << (n_behaviors - 1)
+    return strongest if positives == "strongest" else (1 << n_behaviors) - 1
 
 
 def explicit_bits(store: Store) -> int:

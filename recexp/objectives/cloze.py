@@ -17,7 +17,7 @@ from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.objectives.base import check_choice
 from recexp.objectives.sequence import SequenceObjective
-from recexp.objectives.windows import read_window, window_ends
+from recexp.objectives.windows import read_window, window_ends, window_rows
 from recexp.rng import hash_uniform
 from recexp.types import Query, SequenceBatch
 
@@ -31,6 +31,7 @@ class Cloze(SequenceObjective):
 
     mask_prob: share rho of a history's items that are masked; at least one item is.
     max_masked: limit on the masked items of a row; None: no limit.
+    positives: only such events are masked; shares and lengths count these.
     count: "bernoulli" masks each item with probability mask_prob; "fixed" masks exactly
         max(1, round(mask_prob * length)) items, as the authors' code.
     last_prob: probability that only the last item of a row is masked, as at prediction time (1 of
@@ -90,23 +91,32 @@ class Cloze(SequenceObjective):
     def bind(self, model: Encoder, store: Store) -> None:
         super().bind(model, store)
         self._mask_id = store.schema.V
+        self._shows_behavior = model.asks_behavior
         self._length = self._history + 1  # at prediction [MASK] takes one place
 
     def rows(self, store: Store) -> Tensor:
         """window * (copies + 1) + copy, for the window's end and the number of its masking."""
         step = int(self.step * self._length) if self.step < 1 else int(self.step)
         window_N = window_ends(store, self._length, max(1, step), least=2)
+        ptr_N = store.train.ptr[store.train.user[window_N - 1]]
+        first_N = torch.maximum(ptr_N, window_N - self._length)
+        window_N = self._with_positives(store, first_N, window_N)
         copy_C = torch.arange(self.copies + 1, device=window_N.device)
         return (window_N[:, None] * (self.copies + 1) + copy_C).flatten()
 
     def batch(self, store: Store, rows: Tensor, generator: torch.Generator) -> SequenceBatch:
-        query = read_window(store, rows // (self.copies + 1), self._length)
-        draw = Draws(rows, query.item_BL.shape[1], None if self.copies else generator)
-        chosen_BL = self._choose(query.mask_BL, draw, rows)
+        end_B = rows // (self.copies + 1)
+        query = read_window(store, end_B, self._length)
+        length = query.item_BL.shape[1]
+        draw = Draws(rows, length, None if self.copies else generator)
+        can_mask_BL = query.mask_BL
+        if self.positives != "any":
+            can_mask_BL = can_mask_BL & self._is_positive(store, window_rows(end_B, length))
+        chosen_BL = self._choose(can_mask_BL, draw, rows)
         target_BL = torch.where(chosen_BL, query.item_BL, 0)
         item_BL = self._replace(query.item_BL, chosen_BL, draw)
         if self.hide_side:
-            query = _hide_side(query, item_BL == self._mask_id)
+            query = _hide_side(query, item_BL == self._mask_id, self._shows_behavior)
         batch = SequenceBatch(replace(query, item_BL=item_BL), target_BL)
         return self._with_negatives(store, batch, generator)
 
@@ -118,11 +128,11 @@ class Cloze(SequenceObjective):
         shown_BL = torch.where(wanted_BL, batch.target_BL, batch.query.item_BL)
         return model.encode_at(batch.query, wanted_BL, side_item_BL=shown_BL)
 
-    def _choose(self, real_BL: Tensor, draw: Draws, rows: Tensor) -> Tensor:
-        """bool [B, L]: the items to predict."""
-        draw_BL = draw().masked_fill(~real_BL, 2.0)
-        n_real_B1 = real_BL.sum(1, keepdim=True)
-        rank_BL = draw_BL.argsort(1).argsort(1)  # random order of the real items
+    def _choose(self, can_mask_BL: Tensor, draw: Draws, rows: Tensor) -> Tensor:
+        """bool [B, L]: the items to predict, among those that can be masked."""
+        draw_BL = draw().masked_fill(~can_mask_BL, 2.0)
+        n_real_B1 = can_mask_BL.sum(1, keepdim=True)
+        rank_BL = draw_BL.argsort(1).argsort(1)  # random order of these items
         if self.one_mask:
             n_chosen_B1 = torch.ones_like(n_real_B1)
         elif self.count == "fixed":
@@ -131,14 +141,14 @@ class Cloze(SequenceObjective):
             n_chosen_B1 = (draw_BL < self.mask_prob).sum(1, keepdim=True).clamp(min=1)
         if self.max_masked is not None:
             n_chosen_B1 = n_chosen_B1.clamp(max=self.max_masked)
-        chosen_BL = real_BL & (rank_BL < n_chosen_B1)
+        chosen_BL = can_mask_BL & (rank_BL < n_chosen_B1)
 
         if self.copies:
             only_last_B1 = (rows % (self.copies + 1) == self.copies)[:, None]
         else:
             only_last_B1 = draw()[:, :1] < (0 if self.one_mask else self.last_prob)
-        last_BL = torch.zeros_like(real_BL)
-        last_BL[:, -1] = real_BL[:, -1]
+        n_later_BL = can_mask_BL.flip(1).cumsum(1).flip(1)  # this one included
+        last_BL = can_mask_BL & (n_later_BL == 1)
         return torch.where(only_last_B1, last_BL, chosen_BL)
 
     def _replace(self, item_BL: Tensor, chosen_BL: Tensor, draw: Draws) -> Tensor:
@@ -154,9 +164,14 @@ class Cloze(SequenceObjective):
         return torch.where(chosen_BL, changed_BL, item_BL)
 
 
-def _hide_side(query: Query, hidden_BL: Tensor) -> Query:
-    """The query with all columns but the items set to 0 at the hidden positions."""
+def _hide_side(query: Query, hidden_BL: Tensor, shows_behavior: bool) -> Query:
+    """The query with all columns but the items set to 0 at the hidden positions.
+
+    shows_behavior: the behavior stays, too.
+    """
     hidden = query.change_columns(lambda x_BL: x_BL.masked_fill(hidden_BL, 0))
+    if shows_behavior:
+        hidden = replace(hidden, behavior_BL=query.behavior_BL)
     return replace(hidden, item_BL=query.item_BL)
 
 

@@ -17,7 +17,7 @@ from recexp.data.store import Store
 from recexp.errors import RecexpError
 from recexp.objectives.base import check_choice
 from recexp.objectives.sequence import SequenceObjective
-from recexp.objectives.windows import newest_ends, read_window, window_ends
+from recexp.objectives.windows import newest_ends, read_window, window_ends, window_rows
 from recexp.types import SequenceBatch
 
 Windows = Literal["last", "all", "prefixes"]
@@ -54,7 +54,11 @@ class NextItem(SequenceObjective):
             )
 
     def rows(self, store: Store) -> Tensor:
-        """Ends of windows, exclusive rows of ``store.train``."""
+        """Ends of windows with an event to predict, exclusive rows of ``store.train``."""
+        end_N = self._ends(store)
+        return self._with_positives(store, self._first_target(store, end_N), end_N)
+
+    def _ends(self, store: Store) -> Tensor:
         if self.windows == "last":
             ptr = store.train.ptr
             return ptr[1:][ptr[1:] - ptr[:-1] >= 2]
@@ -63,6 +67,17 @@ class NextItem(SequenceObjective):
         length = self._history + (self.targets or 1)
         step = self.step or (1 if self.targets else self._history)
         return window_ends(store, length, step, least=2)
+
+    def _first_target(self, store: Store, end_B: Tensor) -> Tensor:
+        """The first row of ``store.train`` that each window can predict, int64 [B].
+
+        A short window has fewer targets, so that at least one event is left to read.
+        """
+        ptr_B = store.train.ptr[store.train.user[end_B - 1]]
+        if self.targets is None:
+            return torch.maximum(ptr_B + 1, end_B - self._history)
+        start_B = torch.maximum(ptr_B, end_B - self._history - self.targets)
+        return torch.maximum(end_B - self.targets, start_B + 1)
 
     def batch(self, store: Store, rows: Tensor, generator: torch.Generator) -> SequenceBatch:
         if self.targets:
@@ -75,19 +90,22 @@ class NextItem(SequenceObjective):
         full = read_window(store, end_B, self._history + 1)  # [B, L + 1]
         query = full.change_columns(lambda x_BL: x_BL[:, :-1])
         next_BL = full.item_BL[:, 1:]
-        return SequenceBatch(query, torch.where(query.item_BL != 0, next_BL, 0))
+        is_target_BL = query.item_BL != 0
+        if self.positives != "any":
+            is_target_BL &= self._is_positive(store, window_rows(end_B, next_BL.shape[1]))
+        return SequenceBatch(query, torch.where(is_target_BL, next_BL, 0))
 
     def _targets_after_window(self, store: Store, end_B: Tensor, n_targets: int) -> SequenceBatch:
-        """The last events of each window as targets.
-
-        A short window has fewer targets, so that at least one event is left to read.
-        """
+        """The last events of each window as targets."""
         train = store.train
         user_B = train.user[end_B - 1]
         start_B = torch.maximum(train.ptr[user_B], end_B - self._history - n_targets)
-        first_target_B = torch.maximum(end_B - n_targets, start_B + 1)
+        first_target_B = self._first_target(store, end_B)
         row_BT = first_target_B[:, None] + torch.arange(n_targets, device=end_B.device)
-        item_BT = train.item[row_BT.clamp(max=len(train) - 1)]
-        target_BT = torch.where(row_BT < end_B[:, None], item_BT, 0).long()
+        is_target_BT = row_BT < end_B[:, None]
+        row_BT = row_BT.clamp(max=len(train) - 1)
+        if self.positives != "any":
+            is_target_BT &= self._is_positive(store, row_BT)
+        target_BT = torch.where(is_target_BT, train.item[row_BT], 0).long()
         query = store.window(train, user_B, start_B, first_target_B, self._history)
         return SequenceBatch(query, target_BT)

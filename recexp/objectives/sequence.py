@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
@@ -15,10 +16,13 @@ from recexp.errors import RecexpError
 from recexp.nn.cpu.catalog_dot import catalog_dot
 from recexp.nn.cpu.lookup import row_dot
 from recexp.objectives.base import (
+    Positives,
     check_choice,
     check_loss,
     check_negatives,
     check_sampler,
+    positive_bits,
+    positive_rows,
     random_rows,
 )
 from recexp.objectives.losses import CE
@@ -39,6 +43,8 @@ class SequenceObjective(Objective[Encoder, SequenceBatch]):
         history) or per "batch". Those of a position or a row are items that the user does not
         have in training. Those of a batch have no user: they are drawn from all items, and the
         loss leaves out copies of a position's own target.
+    positives: the training events that are predicted: "any", "explicit" ones or those of the
+        "strongest" behavior. Histories hold the others too.
     shuffle_targets: control, see ``Pointwise``.
     """
 
@@ -46,12 +52,14 @@ class SequenceObjective(Objective[Encoder, SequenceBatch]):
     loss: CatalogLoss | SampledLoss = field(default_factory=CE)
     n_negatives: Annotated[int, Field(ge=0, le=1_000_000)] = 1
     shared: Shared = "position"
+    positives: Positives = "any"
     shuffle_targets: bool = False
 
     needs = Encoder
 
     def __post_init__(self) -> None:
         check_choice("shared", self.shared, Shared)
+        check_choice("positives", self.positives, Positives)
         check_loss(self, self.loss, CatalogLoss, SampledLoss)
         if not isinstance(self.loss, CatalogLoss):
             self._check_sampled(self.loss)
@@ -74,6 +82,7 @@ class SequenceObjective(Objective[Encoder, SequenceBatch]):
 
     def check(self, model: Encoder, store: Store) -> None:
         super().check(model, store)
+        positive_rows(store, self.positives)
         if not isinstance(self.loss, CatalogLoss) and self.shared != "batch":
             check_negatives(store)
 
@@ -81,6 +90,24 @@ class SequenceObjective(Objective[Encoder, SequenceBatch]):
         super().bind(model, store)
         self._history = model.history
         self._n_items = store.schema.n_items
+
+    def _is_positive(self, store: Store, row: Tensor) -> Tensor:
+        """Are the rows of ``store.train`` events to predict? bool, in the shape of row."""
+        return (store.train.mask[row] & positive_bits(store, self.positives)) != 0
+
+    def _with_positives(self, store: Store, first_N: Tensor, end_N: Tensor) -> Tensor:
+        """The ends of those ranges first..end of training rows that hold an event to predict."""
+        if self.positives == "any":
+            return end_N
+        every_E = torch.arange(len(store.train), device=end_N.device)
+        n_before_E = F.pad(self._is_positive(store, every_E).cumsum(0), (1, 0))
+        found_N = end_N[n_before_E[end_N] > n_before_E[first_N]]
+        if len(found_N) == 0:
+            raise RecexpError(
+                f"objective.positives={self.positives}: no training event of such a behavior "
+                "follows another event of its user, so there is nothing to predict."
+            )
+        return found_N
 
     def constant_loss(self, store: Store, batch_size: int) -> float:
         n_items = store.schema.n_items

@@ -45,3 +45,12 @@ def read_window(store: Store, end_B: Tensor, length: int) -> Query:
     """The last ``length`` training events before each end, of the user of the row before it."""
     user_B = store.train.user[end_B - 1]
     return store.window(store.train, user_B, store.train.ptr[user_B], end_B, length)
+
+
+def window_rows(end_B: Tensor, length: int) -> Tensor:
+    """The rows of ``store.train`` before each end, [B, L]; 0 where there are none.
+
+    Those at the padding of a window belong to other users.
+    """
+    from_end_L = torch.arange(length, 0, -1, device=end_B.device)
+    return (end_B[:, None] - from_end_L).clamp(min=0)

@@ -256,3 +256,35 @@ def test_shuffled_targets_change_only_what_is_asked_for():
 def test_wrong_options_are_named(options, text):
     with pytest.raises(RecexpError, match=text):
         objective(**options)
+
+
+@pytest.mark.parametrize("options", [{}, {"last_prob": 1.0}, {"copies": 3}], ids=str)
+def test_only_events_of_the_wanted_behavior_are_masked(options):
+    task = objective(positives="explicit", mask_prob=0.5, **options)
+    every = objective(**options).rows(STORE)
+    rows = task.rows(STORE)
+    hidden = batch_of(task).target_BL != 0
+    at = rows // (task.copies + 1)
+    at = at[:, None] - torch.arange(hidden.shape[1], 0, -1)
+    can = (STORE.train.behavior[at.clamp(min=0)] == 2) & (batch_of(task).query.item_BL != 0)
+    assert not (hidden & ~can).any()
+    assert hidden.any(1).all()
+    assert set(rows.tolist()) < set(every.tolist())
+    if "last_prob" in options:
+        last = [row.nonzero()[-1].item() for row in can]
+        assert hidden.nonzero()[:, 1].tolist() == last
+
+
+@pytest.mark.parametrize("asks", [True, False])
+def test_a_masked_event_shows_its_behavior_to_models_that_ask_for_one(asks):
+    model = RunningSum(STORE.schema.V, HISTORY)
+    model.asks_behavior = asks
+    task = Cloze(NoSampler())
+    task.bind(model, STORE)
+    query = batch_of(task).query
+    at = task.rows(STORE)[:, None] - torch.arange(query.item_BL.shape[1], 0, -1)
+    own = STORE.train.behavior[at.clamp(min=0)].long()
+    is_masked = query.item_BL == MASK
+    assert torch.equal(query.behavior_BL[is_masked], own[is_masked] if asks else 0 * own[is_masked])
+    assert not query.time_BL[is_masked].any()
+    assert not query.value_BL[is_masked].any()

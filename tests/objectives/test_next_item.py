@@ -352,3 +352,48 @@ def test_a_model_without_states_is_refused_in_one_sentence():
 def test_losses_with_negatives_need_a_sampler():
     with pytest.raises(RecexpError, match="sampler=none"):
         batch_of(objective(NoSampler(), loss=BCE()))
+
+
+IS_BOUGHT = (STORE.train.behavior == 2).tolist()
+
+
+@pytest.mark.parametrize("positives", ["explicit", "strongest"])
+@pytest.mark.parametrize("options", [{}, {"windows": "all", "step": 2}, {"targets": 3}], ids=str)
+def test_only_events_of_the_wanted_behavior_are_targets(options, positives):
+    every = objective(**options)
+    task = objective(**options, positives=positives)
+    expected = {}
+    for end, items, targets in zip(
+        every.rows(STORE).tolist(),
+        batch_of(every).query.item_BL.tolist(),
+        batch_of(every).target_BL.tolist(),
+        strict=True,
+    ):
+        first = end - sum(t != 0 for t in targets)
+        kept = [int(STORE.train.item[e]) for e in range(first, end) if IS_BOUGHT[e]]
+        if kept:
+            expected[end] = ([i for i in items if i], kept)
+    found = [(inputs, targets) for _, inputs, targets in examples(batch_of(task))]
+    assert dict(zip(task.rows(STORE).tolist(), found, strict=True)) == expected
+    assert len(expected) < len(every.rows(STORE)) or not options
+
+
+def test_a_row_per_target_is_one_per_wanted_event():
+    task = objective(windows="prefixes", targets=1, positives="explicit")
+    ends = objective(windows="prefixes", targets=1).rows(STORE).tolist()
+    assert task.rows(STORE).tolist() == [end for end in ends if IS_BOUGHT[end - 1]]
+    assert (batch_of(task).target_BL != 0).all()
+
+
+def test_data_without_a_wanted_event_to_predict_are_refused():
+    rows = [(0, 1, 1), (0, 2, 1), (1, 3, 2), (1, 4, 1)]
+    store = worlds.store(rows, n_users=2, n_items=6)
+    task = NextItem(Uniform(), positives="explicit")
+    task.bind(RunningSum(store.schema.V, HISTORY), store)
+    with pytest.raises(RecexpError, match="no training event of such a behavior follows"):
+        task.rows(store)
+    views = worlds.store(rows[:2], n_users=1, n_items=6)
+    with pytest.raises(RecexpError, match="no training event has such a behavior"):
+        task.bind(RunningSum(views.schema.V, HISTORY), views)
+    with pytest.raises(RecexpError, match="positives='bought': choose"):
+        NextItem(Uniform(), positives="bought")

@@ -39,6 +39,25 @@ def test_scores_follow_the_formulas(positions):
     )
 
 
+@pytest.mark.parametrize("asked", ["view", "buy"])
+def test_bert4rec_b_adds_the_vector_of_the_asked_behavior_to_that_of_mask(asked):
+    options = {"event_side": ["behavior"], "asked_behavior": asked}
+    model = BERT4Rec(SCHEMA, n_factors=8, n_layers=2, n_heads=2, max_len=N, **options)
+    w = weights(toy.randomise(model))
+    code = 1 + SCHEMA.behaviors.index(asked)
+    expected = []
+    for row in ROWS:
+        codes = [*(1 + v % 2 for v in row[-(N - 1) :]), code]  # as toy.query makes them up
+        h = inputs(row, w, "left") + w["event_sides.sides.0.table.weight"][codes]
+        h = layer_norm(h + w["token_type"], w, "input_norm", EPS)
+        for i in range(2):
+            h = bert_layer(h, w, f"layers.{i}", 2)
+        out = layer_norm(gelu(linear(h[-1], w, "projection")), w, "head_norm", EPS)
+        expected.append(w["item.weight"][1:-1] @ out + w["output_bias"][1:])
+    found = model.score(toy.query([0, 1, 2, 3], ROWS)).detach().numpy()
+    assert np.allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
 PORT = dict(
     norm="pre",
     embedding_norm=False,

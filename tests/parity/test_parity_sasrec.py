@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from recexp.models.sasrec import SASRec
-from recexp.objectives.losses import GBCE
+from recexp.objectives.losses import BCE, GBCE
 from recexp.objectives.next_item import NextItem
 from recexp.objectives.samplers import Uniform
 from recexp.testing import toy, worlds
@@ -14,13 +14,20 @@ ROWS = [[1, 2, 9, 4, 7, 5, 3], [4], [3, 3, 8]]
 N, EPS = 5, 1e-8
 
 
-def states(items, w, layers, heads, residual):
-    """Kang and McAuley 2018 (SASRec), arXiv:1808.09781, section III, all positions."""
+def states(items, w, layers, heads, residual, behaviors=None):
+    """Kang and McAuley 2018 (SASRec), arXiv:1808.09781, section III, all positions.
+
+    behaviors: codes whose vectors are added to those of the items.
+    """
     items = items[-N:]
+    side = np.zeros_like(w["item.weight"][: len(items)])
+    if behaviors is not None:
+        side = w["event_sides.sides.0.table.weight"][behaviors[-N:]]
     d = w["item.weight"].shape[1]
     x = np.stack(
         [
-            np.sqrt(d) * w["item.weight"][v] + w["position.table.weight"][N - len(items) + t]
+            np.sqrt(d) * (w["item.weight"][v] + side[t])
+            + w["position.table.weight"][N - len(items) + t]
             for t, v in enumerate(items)
         ]
     )
@@ -47,6 +54,38 @@ def test_scores_follow_the_formulas(residual, heads):
     assert np.allclose(
         model.score(toy.query([0, 1, 2], ROWS)).detach().numpy(), expected, rtol=1e-9, atol=1e-9
     )
+
+
+def test_sasrec_b_reads_behaviors_and_is_trained_where_the_next_event_is_explicit():
+    store = worlds.random_store()
+    task = NextItem(Uniform(), BCE(), positives="explicit")
+    options = {"n_factors": 8, "n_layers": 2, "max_len": N, "event_side": ["behavior"]}
+    model = toy.randomise(SASRec(store.schema, **options), scale=0.2)
+    task.bind(model, store)
+    rows = task.rows(store)
+    batch = task.batch(store, rows, torch.Generator().manual_seed(0))
+    w = weights(model)
+    table = w["item.weight"]
+    losses = []
+    for b, end in enumerate(rows.tolist()):
+        start = int(store.train.ptr[store.train.user[end - 1]])
+        read = slice(max(start, end - 1 - N), end - 1)
+        codes = store.train.behavior[read].tolist()
+        h_LD = states(store.train.item[read].tolist(), w, 2, 1, "normed", codes)
+        for t, at in enumerate(range(read.start + 1, end)):
+            if store.train.behavior[at] == 2:
+                negative = batch.negative_BLn[b, t - len(h_LD), 0]
+                losses.append(
+                    -np.log(sigmoid(table[store.train.item[at]] @ h_LD[t]))
+                    - np.log(1 - sigmoid(table[negative] @ h_LD[t]))
+                )
+    assert len(losses) > 10
+    assert task.losses(model, batch)["loss"].item() == pytest.approx(np.mean(losses), rel=1e-9)
+    query = toy.query([0, 1, 2], ROWS)
+    expected = [
+        table[1:] @ states(row, w, 2, 1, "normed", [1 + v % 2 for v in row])[-1] for row in ROWS
+    ]
+    assert np.allclose(model.score(query).detach().numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_gsasrec_trains_a_table_of_its_own_by_the_authors_loss():

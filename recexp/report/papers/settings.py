@@ -96,6 +96,7 @@ NO_FEATURES = {
     "model.event_side": [],
     "model.side_vectors": "frozen",
     "model.side_of_candidates": True,
+    "model.asked_behavior": None,
 }
 OF_NEGATIVES = (
     "objective.n_negatives",
