@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from recexp.errors import RecexpError
 from recexp.models.common import (
     SequenceModel,
     append_item,
-    behavior_codes,
+    asked_code,
     checked_length,
     encode_by_length,
     latest,
@@ -110,7 +109,7 @@ class BERT4Rec(SequenceModel):
         asked_behavior: str | None = None,
     ):
         super().__init__()
-        self.asked_code = _asked_code(schema, asked_behavior)
+        self.asked_code = asked_code(schema, asked_behavior)
         self.asks_behavior = self.asked_code > 0
         self.max_len = checked_length(max_len, least=2)
         self.history = max_len - 1  # the last place is that of [MASK]
@@ -247,20 +246,6 @@ class BERT4Rec(SequenceModel):
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:
         asked = append_item(latest(query, self.history), self.V, self.asked_code)
         return super().score(asked, item_BC)
-
-
-def _asked_code(schema: Schema, behavior: str | None) -> int:
-    """The code of a behavior, by name or "strongest"; 0 for None.
-
-    Raises RecexpError for what is not one behavior of the data.
-    """
-    codes = behavior_codes(schema, behavior) or [0]
-    if len(codes) > 1:
-        raise RecexpError(
-            f"asked_behavior={behavior} stands for several behaviors: name one of "
-            f"{list(schema.behaviors)}, or strongest."
-        )
-    return codes[0]
 
 
 def _norm_or_identity(wanted: bool, kind: str, width: int) -> nn.Module:

@@ -278,6 +278,20 @@ def behavior_codes(schema: Schema, behaviors: list[str] | str | None) -> list[in
     return sorted(schema.behaviors.index(name) + 1 for name in chosen)
 
 
+def asked_code(schema: Schema, behavior: str | None) -> int:
+    """The code of a behavior, by name or "strongest"; 0 for None.
+
+    Raises RecexpError for what is not one behavior of the data.
+    """
+    codes = behavior_codes(schema, behavior) or [0]
+    if len(codes) > 1:
+        raise RecexpError(
+            f"asked_behavior={behavior} stands for several behaviors: name one of "
+            f"{list(schema.behaviors)}, or strongest."
+        )
+    return codes[0]
+
+
 def has_behavior(behavior_BL: Tensor, codes: list[int]) -> Tensor:
     """Whether each event is of one of the behaviors, bool [B, L]."""
     # Not torch.isin, which ONNX does not have.
