@@ -64,14 +64,14 @@ class MBSTR(SequenceModel):
         self.max_len = checked_length(max_len, least=2)
         self.history = max_len - 1  # the last place is that of [MASK]
         self.V = schema.V
-        n_behaviors = len(schema.behaviors)
+        self.n_behaviors = len(schema.behaviors)
         self.item = nn.Embedding(schema.V + 1, n_factors, padding_idx=0)
         self.dropout = Dropout(dropout)
         self.layers = nn.ModuleList(
-            PairLayer(n_factors, n_heads, n_behaviors, n_inner=n_inner, dropout=dropout)
+            PairLayer(n_factors, n_heads, self.n_behaviors, n_inner=n_inner, dropout=dropout)
             for _ in range(n_layers)
         )
-        self.experts = BehaviorExperts(n_factors, n_behaviors, n_shared=n_shared, n_own=n_own)
+        self.experts = BehaviorExperts(n_factors, self.n_behaviors, n_shared=n_shared, n_own=n_own)
         normal_embeddings(self.item, STD)
         for part in self.layers.modules():
             if isinstance(part, nn.Linear):
@@ -95,9 +95,9 @@ class MBSTR(SequenceModel):
         return h_BMD[real_BM]
 
     def _encode(self, query: Query, at: slice | Tensor | None) -> Tensor:
-        """At the rows ``at``; None: at all."""
+        """At the rows ``at``; None: at all. Codes that the data do not have are unknown."""
         h = self.dropout(self.item(query.item_BL))
-        code_BL = query.behavior_BL
+        code_BL = query.behavior_BL.masked_fill(query.behavior_BL > self.n_behaviors, 0)
         mask = key_mask(query.mask_BL)
         for i, layer in enumerate(self.layers):
             h = layer(h, code_BL, mask, at if i + 1 == len(self.layers) else None)
