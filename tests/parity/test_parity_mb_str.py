@@ -93,6 +93,14 @@ def test_scores_follow_the_formulas(asked, b, own):
     assert np.allclose(found, expected, rtol=1e-9, atol=1e-9)
 
 
+def test_codes_that_the_data_do_not_have_are_unknown():
+    model = toy.randomise(MBSTR(SCHEMA, n_factors=D, max_len=N))
+    other = query()
+    expected = model.score(other)
+    other.behavior_BL[1, -1] = K + 1
+    assert torch.equal(model.score(other), expected)
+
+
 def test_states_at_wanted_places_are_those_among_all():
     model = toy.randomise(MBSTR(SCHEMA, n_factors=D, max_len=N))
     asked = query()
