@@ -267,6 +267,20 @@ MUTATIONS = [
         "tests/objectives/test_negative_laws.py",
     ),
     Mutation(
+        "only events of the wanted behavior are predicted",
+        "recexp/objectives/next_item.py",
+        "            is_target_BL &= self._is_positive",
+        "            0 and self._is_positive",
+        "tests/objectives/test_next_item.py",
+    ),
+    Mutation(
+        "scores ask for a behavior",
+        "recexp/models/bert4rec.py",
+        "self.V, self.asked_code)",
+        "self.V)",
+        "tests/parity/test_parity_bert4rec.py",
+    ),
+    Mutation(
         "log_q counts the draws",
         "recexp/objectives/losses.py",
         "(log_q_negative + math.log(negative.shape[-1]))",
