@@ -134,6 +134,7 @@ def test_one_warning_names_the_renamed_keys(caplog):
     assert not caplog.records
 
 
+@pytest.mark.slow  # a run in a process of its own
 def test_a_command_of_an_earlier_version_runs(tmp_path):
     folder = tmp_path / "run"
     words = ["model=sasrec", "model.num_factors=4", "objective.loss_name=gbce", "objective.t=0.5"]

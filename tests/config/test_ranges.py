@@ -71,10 +71,10 @@ WITHOUT_UPPER_END = ("alpha", "regularization", "damping", "popularity", "share"
 WITHOUT_UPPER_END += ("l1", "l2", "shrink", "k1", "tolerance", "std")
 
 
-# Variants of a model have the numbers of its constructor: one of each three is enough for CI.
+# Variants of a model have the numbers of its constructor: one of each six is enough for CI.
 @pytest.mark.parametrize(
     "model",
-    [pytest.param(m, marks=[pytest.mark.slow] if n % 3 else []) for n, m in enumerate(MODELS)],
+    [pytest.param(m, marks=[pytest.mark.slow] if n % 6 else []) for n, m in enumerate(MODELS)],
 )
 def test_numbers_of_a_model_are_refused_by_name_or_make_sense(model):
     cfg, keys = keys_of(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
@@ -20,6 +21,14 @@ from recexp.testing import worlds
 
 STORE = worlds.random_store(side=True)
 MODELS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
+# Models that another one's class makes with other settings, which tests of the class try too.
+VARIANTS = {"bert4rec_one_mask", "bert4rec_vae", "bert_ite_authors", "bert_ite_ossi"}
+VARIANTS |= {"bert_ite_si_authors", "bpr_mf_popularity", "gmf", "gsasrec", "invasive_bert"}
+VARIANTS |= {"ite_authors", "ite_ossi", "ite_si_authors", "mf", "mlp", "mmlp", "ncf", "s_sknn"}
+VARIANTS |= {"sasrec_softmax"}
+EACH_MODEL = [
+    pytest.param(name, marks=[pytest.mark.slow] if name in VARIANTS else []) for name in MODELS
+]
 
 
 @cache

@@ -17,20 +17,20 @@ from recexp.objectives.next_item import NextItem
 from recexp.objectives.sequence import SequenceObjective
 from recexp.objectives.session_parallel import SessionParallel
 from recexp.testing import ModelContract
-from tests.contracts.harness import MODELS, STORE, contestant, small_config
+from tests.contracts.harness import EACH_MODEL, STORE, contestant, small_config
 
 
 class TestModelsOfTheConfig(ModelContract):
     store = STORE
 
-    @pytest.fixture(autouse=True, params=MODELS)
+    @pytest.fixture(autouse=True, params=EACH_MODEL)
     def choose(self, request):
         cfg = small_config(request.param)
         self.model = lambda schema: build(cfg.model, schema=schema)
         self.objective = lambda: build(cfg.objective)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH_MODEL)
 def test_what_is_to_be_predicted_is_not_in_the_input(name):
     """Other items (so other side information), behaviors and values at the events to predict do not
     change the model's input, but for the behavior that a model asks for.

@@ -17,7 +17,7 @@ from recexp.testing import worlds
 from recexp.training.memory import too_large
 from recexp.training.module import RecModule
 from recexp.types import moved
-from tests.contracts.harness import MODELS, contestant
+from tests.contracts.harness import EACH_MODEL, contestant
 from tests.support.pretend import DEVICE, pretend, values
 
 STORE = worlds.random_store(12, side=True, held_out=[1 + 5 * user % 30 for user in range(12)])
@@ -46,7 +46,7 @@ def batch_of(objective, store, generator):
     return objective.batch(store, rows.to(store.device), generator)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH_MODEL)
 def test_training(name):
     """A batch gathered on the host gives the loss and gradients of the CPU; all tensors of a batch
     gathered on the device are on the device.
@@ -92,7 +92,7 @@ PROTOCOLS = [
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda p: p.name)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH_MODEL)
 def test_ranks(name, protocol):
     entry = contestant(name, STORE)
     model = entry.model.eval()

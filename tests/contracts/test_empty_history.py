@@ -9,7 +9,7 @@ from recexp.contracts import ClosedForm
 from recexp.evaluation.candidate_store import stored_candidates
 from recexp.evaluation.protocol import Candidates, Protocol
 from recexp.testing import toy
-from tests.contracts.harness import MODELS, contestant
+from tests.contracts.harness import EACH_MODEL, contestant
 from tests.support.events import BEHAVIORS, P1, Event, names, store
 
 N_ITEMS = 15
@@ -57,7 +57,7 @@ def test_they_are_tested(opened):
 
 
 @pytest.mark.parametrize("kind", ["uniform", "all"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EACH_MODEL)
 def test_scores_are_finite_alone_and_among_others(opened, name, kind):
     model = contestant(name, opened).model
     if isinstance(model, ClosedForm):

@@ -105,8 +105,9 @@ def test_preparation_gives_the_same_bytes_everywhere(tmp_path, locales, name):
 
 @pytest.mark.parametrize(
     "name",
-    ["C, no UTF-8 mode", *(pytest.param(n, marks=pytest.mark.slow) for n in [*SETTINGS][1:])],
+    ["C, no UTF-8 mode", *[*SETTINGS][1:]],
 )
+@pytest.mark.slow  # a run in a process of its own
 def test_a_run_in_a_folder_with_letters_beyond_ascii(tmp_path, locales, name):
     """The whole program: paths, config.yaml, result.json, tables.
 

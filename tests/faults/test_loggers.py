@@ -291,9 +291,8 @@ def test_a_failing_run_ends_its_wandb_run_and_processes(tmp_path, monkeypatch):
     assert run["summary"]["best_epoch"] == 0 and run["summary"]["val/ndcg_at_10"] > 0
 
 
-@pytest.mark.parametrize(
-    "signum", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.slow  # a run in a process of its own
 def test_no_process_outlives_a_run_that_a_signal_ends(tmp_path, signum):
     words = [*MF, "logger=wandb_offline", "trainer.max_epochs=10000"]
     line = arguments(tmp_path / "run", *words, f"hydra.run.dir={tmp_path / 'run'}")

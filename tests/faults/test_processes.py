@@ -39,7 +39,7 @@ slow = pytest.mark.slow
 @pytest.mark.parametrize(
     ("signum", "to", "code"),
     [
-        pytest.param(signal.SIGTERM, "child", 143),
+        pytest.param(signal.SIGTERM, "child", 143, marks=slow),
         pytest.param(signal.SIGTERM, "main", 143, marks=slow),
         pytest.param(signal.SIGTERM, "all", 143, marks=slow),
         pytest.param(signal.SIGINT, "all", 130, marks=slow),

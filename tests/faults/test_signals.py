@@ -243,6 +243,7 @@ def test_a_signal_at_any_moment_ends_the_run_with_the_truth(shop, server, moment
         assert (folder / "ranks.parquet").exists()
 
 
+@pytest.mark.slow  # several whole runs in processes of their own
 def test_a_second_ctrl_c_ends_the_run_at_once(shop):
     """Training does not look at the first one while a batch takes long."""
     folder = shop / "twice"

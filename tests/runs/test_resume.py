@@ -103,7 +103,13 @@ def assert_same(folder: Path, result: dict, whole: Path, expected: dict) -> None
 
 
 @pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        pytest.param(name, marks=[] if name in ("pairwise", "cloze") else [pytest.mark.slow])
+        for name in OBJECTIVES
+    ],
+)
 def test_interrupted_at_every_batch_of_two_epochs(shop, signals, objective, accumulate):
     case = f"{objective}-{accumulate}"
     words = [*OBJECTIVES[objective], f"trainer.accumulate_grad_batches={accumulate}"]

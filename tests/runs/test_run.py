@@ -248,6 +248,7 @@ def test_every_protocol_runs(shop, protocol):
     assert 0 < result["metrics"]["test/ndcg@10"] < 1
 
 
+@pytest.mark.slow  # tests/cli/test_launcher.py has quick jobs
 def test_a_sweep_outlives_a_failing_job_and_says_which(shop):
     """Each job is the whole program: its error is one line, and its preset is that of its model."""
     sweep = shop / "sweep"

@@ -72,7 +72,7 @@ def test_adam_equals_torchs_sparse_adam():
         pytest.param("sgd", "neumf", marks=pytest.mark.slow),
         pytest.param("adagrad", "fpmc", marks=pytest.mark.slow),
         # Adam makes whole steps of gradients that are 0 but for rounding, as NeuMF's tower has.
-        ("adam", "fpmc"),
+        pytest.param("adam", "fpmc", marks=pytest.mark.slow),
         pytest.param("adam", "bpr_mf", marks=pytest.mark.slow),
     ],
 )
