@@ -41,7 +41,7 @@ from recexp.training.interrupts import SIGNALS
 if TYPE_CHECKING:
     from recexp.search.study import Best, SharedStudy, Trial
 
-LOOK = 2.0  # seconds between two looks for trials that other workers left
+CHECK = 2.0  # seconds between two checks for trials that other workers left
 MOST_KILLS = 3  # starts of a trial whose process is killed while its worker lives
 MOST_FAILURES = 3  # trials that fail before any finishes
 NAMES = ("model", "dataset", "protocol")
@@ -266,14 +266,14 @@ class _Trials:
         self.folder = folder
         self._running: dict[int, _Running] = {}
         self._again: list[int] = []
-        self._looked = -LOOK
+        self._looked = -CHECK
         self._over = False
 
     def next(self) -> tuple[int, list[str], Path] | None:
         """A trial to run; one that is only to be told of is told of here."""
         if self._again:
             return self._job(self._again.pop())
-        if time.monotonic() - self._looked < LOOK:
+        if time.monotonic() - self._looked < CHECK:
             return None
         trial = self.study.claim(self.folder)
         if trial is None:

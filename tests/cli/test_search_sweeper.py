@@ -74,7 +74,7 @@ def search(tmp_path, monkeypatch):
     popen = job_processes.subprocess.Popen
     monkeypatch.setattr(launcher, "POLL", 0.01)
     monkeypatch.setattr(launcher, "has_warm_parent", lambda: False)
-    monkeypatch.setattr(search_sweeper, "LOOK", 0.0)
+    monkeypatch.setattr(search_sweeper, "CHECK", 0.0)
 
     def play(command, **how):
         folder = next(word[14:] for word in command if word.startswith("hydra.run.dir="))
