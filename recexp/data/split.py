@@ -205,7 +205,10 @@ class Split:
         begin with "not validated" to the users without a validation target. Reasons without users
         are absent, and so is validation where ``merge_val`` trains on its targets.
         """
-        reasons = self._kind.reasons(self, rows, self._eligible(rows, explicit), code)
+        tested_U = per_user.has_row(rows.user, code == TEST)
+        validated_U = per_user.has_row(rows.user, code == VAL)
+        eligible = self._eligible(rows, explicit)
+        reasons = self._kind.reasons(self, rows, eligible, tested_U, validated_U)
         counts = {}
         for reason, is_left_out_U in reasons.items():
             is_relevant = reason.startswith("not tested") or not self.merge_val

@@ -41,11 +41,17 @@ class SplitKind(ABC):
 
     @abstractmethod
     def reasons(
-        self, split: Split, rows: Rows, eligible: np.ndarray, code: np.ndarray
+        self,
+        split: Split,
+        rows: Rows,
+        eligible: np.ndarray,
+        tested_U: np.ndarray,
+        validated_U: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        """Why ``code`` does not test or validate users, and whom, bool [U] each.
+        """Why users are not tested or validated, and whom each reason concerns, bool [U].
 
-        The reasons begin with "not tested" or "not validated".
+        tested_U, validated_U: has the user a target? The reasons begin with "not tested" or "not
+        validated".
         """
 
 
@@ -79,11 +85,14 @@ class LeaveOneOut(SplitKind):
         return code
 
     def reasons(
-        self, split: Split, rows: Rows, eligible: np.ndarray, code: np.ndarray
+        self,
+        split: Split,
+        rows: Rows,
+        eligible: np.ndarray,
+        tested_U: np.ndarray,
+        validated_U: np.ndarray,
     ) -> dict[str, np.ndarray]:
         eligible_U = per_user.has_row(rows.user, eligible)
-        tested_U = per_user.has_row(rows.user, code == TEST)
-        validated_U = per_user.has_row(rows.user, code == VAL)
         place = "besides the target's pair" if split.test_without_history else "before the target"
         return {
             "not tested: no event that can be a target": ~eligible_U,
@@ -150,10 +159,13 @@ class LastOfEach(SplitKind):
         return code
 
     def reasons(
-        self, split: Split, rows: Rows, eligible: np.ndarray, code: np.ndarray
+        self,
+        split: Split,
+        rows: Rows,
+        eligible: np.ndarray,
+        tested_U: np.ndarray,
+        validated_U: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        tested_U = per_user.has_row(rows.user, code == TEST)
-        validated_U = per_user.has_row(rows.user, code == VAL)
         has_enough_U = self.n_targets(split, _counts(rows, eligible))[0] > 0
         return {
             "not tested: too few events that can be targets": ~has_enough_U,
@@ -219,10 +231,13 @@ class GlobalTime(SplitKind):
         return code
 
     def reasons(
-        self, split: Split, rows: Rows, eligible: np.ndarray, code: np.ndarray
+        self,
+        split: Split,
+        rows: Rows,
+        eligible: np.ndarray,
+        tested_U: np.ndarray,
+        validated_U: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        tested_U = per_user.has_row(rows.user, code == TEST)
-        validated_U = per_user.has_row(rows.user, code == VAL)
         known_U = per_user.has_row(rows.user, rows.time < _cuts(split, rows)[0])
         no_target = "no event that can be a target"
         return {
@@ -256,10 +271,13 @@ class UserFolds(SplitKind):
         return code
 
     def reasons(
-        self, split: Split, rows: Rows, eligible: np.ndarray, code: np.ndarray
+        self,
+        split: Split,
+        rows: Rows,
+        eligible: np.ndarray,
+        tested_U: np.ndarray,
+        validated_U: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        tested_U = per_user.has_row(rows.user, code == TEST)
-        validated_U = per_user.has_row(rows.user, code == VAL)
         fold_U = per_user.folds(len(tested_U), split.n_folds, split.seed)
         of_test_U = fold_U == split.fold
         of_val_U = fold_U == _next_fold(split)
@@ -299,10 +317,13 @@ class Given(SplitKind):
         return code
 
     def reasons(
-        self, split: Split, rows: Rows, eligible: np.ndarray, code: np.ndarray
+        self,
+        split: Split,
+        rows: Rows,
+        eligible: np.ndarray,
+        tested_U: np.ndarray,
+        validated_U: np.ndarray,
     ) -> dict[str, np.ndarray]:
-        tested_U = per_user.has_row(rows.user, code == TEST)
-        validated_U = per_user.has_row(rows.user, code == VAL)
         has_test_U = per_user.has_row(rows.user, eligible & (_parts(rows) == TEST))
         return {
             "not tested: no event of the test part that can be a target": ~has_test_U,
