@@ -11,13 +11,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from recexp.models.common import (
-    SequenceModel,
+    BidirectionalModel,
     append_item,
     asked_code,
     checked_length,
-    encode_by_length,
     latest,
-    wanted_columns,
 )
 from recexp.nn.attention import key_mask
 from recexp.nn.dropout import Dropout
@@ -41,7 +39,7 @@ MaskedLength = Annotated[int, Field(ge=2, le=1_000_000)]
 EPS = 1e-12
 
 
-class BERT4Rec(SequenceModel):
+class BERT4Rec(BidirectionalModel):
     """States of masked items, mapped by ``head``, against the item table.
 
     score_i = head(state of [MASK]) . E_i + b_i, head(h) = LN(GELU(W h + b)), where [MASK] (item V)
@@ -183,22 +181,6 @@ class BERT4Rec(SequenceModel):
                 self.output_bias.uniform_(-bound, bound)
         if self.token_type is not None:
             nn.init.trunc_normal_(self.token_type, std=0.02, a=-0.04, b=0.04)
-
-    def encode(self, query: Query, last_only: bool = False) -> Tensor:
-        query = latest(query, self.max_len)
-        last = slice(-1, None) if last_only else None
-        return encode_by_length(lambda part, rows, at: self._encode(part, last), query, last_only)
-
-    def encode_at(self, query: Query, wanted_BL: Tensor) -> Tensor:
-        """States [N, D] at the wanted places among the newest max_len events, row by row.
-
-        The last layer computes no others.
-        """
-        at_BM, real_BM = wanted_columns(wanted_BL[:, -self.max_len :])
-        h_BMD = encode_by_length(
-            lambda part, rows, at: self._encode(part, at), latest(query, self.max_len), False, at_BM
-        )
-        return h_BMD[real_BM]
 
     def _encode(self, query: Query, at: slice | Tensor | None) -> Tensor:
         h = self.event_sides.add_to(self.items(query.item_BL), query)

@@ -169,6 +169,32 @@ class SequenceModel(Encoder):
         return vector_scores(h_BD, vectors, bias)
 
 
+class BidirectionalModel(SequenceModel):
+    """Base of encoders whose every state reads all events; the last layer may skip states."""
+
+    max_len: int
+
+    def encode(self, query: Query, last_only: bool = False) -> Tensor:
+        query = latest(query, self.max_len)
+        last = slice(-1, None) if last_only else None
+        return encode_by_length(lambda part, rows, at: self._encode(part, last), query, last_only)
+
+    def encode_at(self, query: Query, wanted_BL: Tensor) -> Tensor:
+        """States [N, D] at the wanted places among the newest max_len events, row by row.
+
+        The last layer computes no others.
+        """
+        at_BM, real_BM = wanted_columns(wanted_BL[:, -self.max_len :])
+        h_BMD = encode_by_length(
+            lambda part, rows, at: self._encode(part, at), latest(query, self.max_len), False, at_BM
+        )
+        return h_BMD[real_BM]
+
+    @abstractmethod
+    def _encode(self, query: Query, at: slice | Tensor | None) -> Tensor:
+        """States of ``query`` at the columns ``at``; None: at all."""
+
+
 # Scores
 
 

@@ -9,13 +9,11 @@ from torch import Tensor, nn
 
 from recexp.models.bert4rec import MaskedLength
 from recexp.models.common import (
-    SequenceModel,
+    BidirectionalModel,
     append_item,
     asked_code,
     checked_length,
-    encode_by_length,
     latest,
-    wanted_columns,
 )
 from recexp.nn.attention import key_mask
 from recexp.nn.behavior_attention import STD, BehaviorExperts, PairLayer
@@ -28,7 +26,7 @@ from recexp.types import Query, Schema
 Experts = Annotated[int, Field(ge=1, le=1024)]
 
 
-class MBSTR(SequenceModel):
+class MBSTR(BidirectionalModel):
     """States of masked items, by experts of the behavior that is asked for, against the item table.
 
     score_i = h . E_i, h = ``BehaviorExperts`` of the state of [MASK] (item V), which is appended to
@@ -77,22 +75,6 @@ class MBSTR(SequenceModel):
             if isinstance(part, nn.Linear):
                 nn.init.normal_(part.weight, std=STD)
                 nn.init.zeros_(part.bias)
-
-    def encode(self, query: Query, last_only: bool = False) -> Tensor:
-        query = latest(query, self.max_len)
-        last = slice(-1, None) if last_only else None
-        return encode_by_length(lambda part, rows, at: self._encode(part, last), query, last_only)
-
-    def encode_at(self, query: Query, wanted_BL: Tensor) -> Tensor:
-        """States [N, D] at the wanted places among the newest max_len events, row by row.
-
-        The last layer computes no others.
-        """
-        at_BM, real_BM = wanted_columns(wanted_BL[:, -self.max_len :])
-        h_BMD = encode_by_length(
-            lambda part, rows, at: self._encode(part, at), latest(query, self.max_len), False, at_BM
-        )
-        return h_BMD[real_BM]
 
     def _encode(self, query: Query, at: slice | Tensor | None) -> Tensor:
         """At the rows ``at``; None: at all. Codes that the data do not have are unknown."""
