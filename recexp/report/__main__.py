@@ -87,6 +87,10 @@ def _report(options: argparse.Namespace, folders: Sequence[Path]) -> list[str]:
 
         cards = scorecard(options.scorecard, results)
     papers = paper_tables(results, options.paper_table) if options.paper_table else []
+    if options.claims:
+        from recexp.report.evidence import evidence
+
+        papers += evidence(results)
     beyond = list_tables(results, options.metric) + group_tables(results, options.metric)
     print(FORMATS[options.format](cards + papers or shown + beyond))
     if options.out:
@@ -208,6 +212,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="EXPERIMENT",
         help="e.g. bert4rec/table2_systems: in the rows and columns of the paper "
         "(default RUN_DIR: as --scorecard)",
+    )
+    parser.add_argument(
+        "--claims",
+        action="store_true",
+        help="every claim of the papers that the runs can test: held, not held or open",
     )
     parser.add_argument(
         "--attention",

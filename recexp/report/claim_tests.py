@@ -4,25 +4,34 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recexp.errors import RecexpError
 from recexp.report.collect import Result, is_simulated
-from recexp.report.comparison import Comparison, compare
+from recexp.report.comparison import Comparison, Labeler, compare
+from recexp.report.convergence import verdict as training_verdict
 from recexp.report.formats import DASH, Cell, Table
-from recexp.report.papers.claims import Claim, Pick, epochs_to_near_best
+from recexp.report.papers.claims import Claim, epochs_to_near_best
+from recexp.report.papers.deviations import has_sizes_of
+from recexp.report.papers.published import published_dataset, select
+from recexp.report.papers.recipe import is_trained_otherwise
 from recexp.report.significance import holm
 from recexp.report.statistics import ALPHA, labeled
 from recexp.report.tables import About, System, by_protocol
 from recexp.report.validation import by_validation
+from recexp.runs.convergence import WARNED
 
 ALIKE = 0.05  # systems that differ by less than this share of the metric are alike
+HELD = "held"
+REVERSED = "not held: the other way round"
 OPEN = "open: too few users to tell"
 NOT_TESTED = "not tested"
 HEAD = (
     "claim",
+    "place",
     "on",
+    "data",
     "metric",
     "difference",
     "95 % interval",
@@ -31,21 +40,58 @@ HEAD = (
     "verdict",
     "came out",
 )
+OWN = "the paper's"
+OTHER = "other"
 
 
 @dataclass(frozen=True)
-class _Test:
+class ClaimTest:
     """A claim held against the runs of one protocol id.
 
-    comparison: of its two systems, None where they could not be compared; why: the reason then.
-    left_label: the label of the claim's left system.
+    own_data: whether the data are those that the claim is about. comparison: of its two systems,
+    None where they could not be compared; why: the reason then. left_label: the label of the
+    claim's left system. unfinished: the labels of its systems that more training could improve.
+    p_holm: None without a comparison.
     """
 
     claim: Claim
     about: About
-    comparison: Comparison | None
+    own_data: bool
+    comparison: Comparison | None = None
     left_label: str = ""
     why: str = ""
+    unfinished: frozenset[str] = frozenset()
+    p_holm: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """What the data say, or why they cannot.
+
+        "open" where the system that came out behind, or one of two that came out alike, was still
+        rising when its training ended.
+        """
+        pair = self.comparison
+        if pair is None or self.p_holm is None:
+            return NOT_TESTED
+        _, low, high = self.difference
+        level = max(pair.mean_left, pair.mean_right)
+        found = verdict_on(self.claim, low, high, self.p_holm, level)
+        if found == OPEN:
+            return OPEN
+        apart = found in (HELD, REVERSED) and not self.claim.alike
+        behind = {pair.right} if apart else {pair.left, pair.right}
+        unfinished = sorted(behind & self.unfinished)
+        return f"open: {' and '.join(unfinished)} still rising" if unfinished else found
+
+    @property
+    def difference(self) -> tuple[float, float, float]:
+        """Of the claim's left from its right, and the ends of its interval."""
+        pair = self.comparison
+        assert pair is not None
+        # A comparison has the better system left; the claim's left minus right may be negative.
+        if pair.left == self.left_label:
+            return pair.difference, pair.low, pair.high
+        return -pair.difference, -pair.high, -pair.low
 
 
 def claims_table(name: str, listed: Sequence[Claim], results: Sequence[Result]) -> Table:
@@ -53,25 +99,54 @@ def claims_table(name: str, listed: Sequence[Claim], results: Sequence[Result]) 
 
     p is corrected by Holm's method over all claims tested here.
     """
-    tests = []
-    for about, runs in by_protocol(results).items():
-        for claim in listed:
-            if claim.concerns(runs[0]["dataset"]) and _any_run_meets(claim, runs):
-                tests.append(_test(claim, about, runs))
-    p_values = [test.comparison.p for test in tests if test.comparison]
-    adjusted = iter(holm(p_values).tolist())
-    rows = []
-    counts = Counter[str]()
-    for test in tests:
-        p_holm = next(adjusted) if test.comparison else None
-        row, verdict = _row(test, p_holm)
-        rows.append(row)
-        counts[verdict] += 1
+    tests = claim_tests(listed, results)
+    counts = Counter(test.verdict for test in tests)
     told = "; ".join(f"{n} {verdict}" for verdict, n in counts.items())
-    caption = f"{told}. Holm's correction over the {len(p_values)} claims tested."
+    n_tested = sum(test.comparison is not None for test in tests)
+    caption = f"{told}. Holm's correction over the {n_tested} claims tested."
     all_simulated = bool(results) and all(map(is_simulated, results))
     mark = " (simulated)" if all_simulated else ""
-    return Table(f"Claims of {name}{mark}", caption, HEAD, tuple(rows))
+    rows = tuple(claim_row(test) for test in tests)
+    return Table(f"Claims of {name}{mark}", caption, HEAD, rows)
+
+
+def claim_tests(listed: Sequence[Claim], results: Sequence[Result]) -> list[ClaimTest]:
+    """The claims against the runs of every protocol id that can say something of them.
+
+    On the claim's own data one of its systems is enough to list it, on other data both are needed.
+    p is corrected by Holm's method over all of them.
+    """
+    tests: list[ClaimTest] = []
+    for about, runs in by_protocol(results).items():
+        tests += _tests_under(about, _concerned(listed, runs), runs)
+    p_values = [test.comparison.p for test in tests if test.comparison]
+    adjusted = iter(holm(p_values).tolist())
+    return [replace(t, p_holm=next(adjusted)) if t.comparison else t for t in tests]
+
+
+def claim_row(test: ClaimTest) -> tuple[Cell, ...]:
+    """The line of a test under ``HEAD``."""
+    claim = test.claim
+    start = (
+        Cell(str(claim)),
+        Cell(claim.place),
+        Cell(f"{test.about.dataset}, {test.about.protocol}"),
+        Cell(OWN if test.own_data else OTHER),
+        Cell(claim.metric),
+    )
+    pair = test.comparison
+    if pair is None:
+        return (*start, *[Cell(DASH)] * 4, Cell(test.verdict), Cell(test.why))
+    difference, low, high = test.difference
+    return (
+        *start,
+        Cell(f"{difference:+.4f}", difference),
+        Cell(f"{low:+.4f} to {high:+.4f}", low),
+        Cell(f"{pair.p:.4f}", pair.p),
+        Cell(f"{test.p_holm:.4f}", test.p_holm),
+        Cell(test.verdict),
+        Cell(f"{pair.left} before {pair.right}"),
+    )
 
 
 def verdict_on(claim: Claim, low: float, high: float, p_holm: float, level: float) -> str:
@@ -85,47 +160,113 @@ def verdict_on(claim: Claim, low: float, high: float, p_holm: float, level: floa
     outside_margin = low > margin or high < -margin
     if claim.alike:
         if within_margin:
-            return "held"
+            return HELD
         return "not held" if outside_margin else OPEN
     if p_holm < ALPHA:
-        return "held" if low + high > 0 else "not held: the other way round"
+        return HELD if low + high > 0 else REVERSED
     return f"not held: alike within {100 * ALIKE:g} %" if within_margin else OPEN
 
 
-def _any_run_meets(claim: Claim, runs: Sequence[Result]) -> bool:
-    return any(pick.meets(run) for pick in (claim.left, claim.right) for run in runs)
+def _concerned(listed: Sequence[Claim], runs: Sequence[Result]) -> list[Claim]:
+    """The claims to list for the runs of one protocol id."""
+    kept = []
+    elsewhere = set()
+    for claim in listed:
+        met = [any(pick.meets(run) for run in runs) for pick in (claim.left, claim.right)]
+        if claim.concerns(runs[0]["dataset"]):
+            if any(met):
+                kept.append(claim)
+            continue
+        # The same claim about several data sets of the paper is one claim elsewhere.
+        said = (str(claim), claim.metric)
+        if all(met) and said not in elsewhere:
+            elsewhere.add(said)
+            kept.append(claim)
+    return kept
 
 
-def _test(claim: Claim, about: About, runs: Sequence[Result]) -> _Test:
-    """Compare the claim's two systems.
+def _tests_under(about: About, listed: Sequence[Claim], runs: Sequence[Result]) -> list[ClaimTest]:
+    """The claims held against the runs of one protocol id.
 
-    Where several systems meet a pick, the one chosen on validation stands for it.
+    Where several systems meet a pick, the one chosen on validation stands for it. Those with
+    another loss, objective or sampler than the paper's are variants, which the claim is not about.
     """
     found, label = labeled(runs)
-    left = _chosen(found, claim.left)
-    right = _chosen(found, claim.right)
-    for system, pick in ((left, claim.left), (right, claim.right)):
-        if system is None:
-            return _Test(claim, about, None, why=f"no run of {pick}")
-    assert left is not None and right is not None
+    ordered = by_validation(found)
+    tests: list[ClaimTest] = []
+    chosen: dict[str, list[tuple[int, System, System]]] = {}  # by metric, and place in tests
+    for claim in listed:
+        test = ClaimTest(claim, about, _is_on_own_data(claim, runs[0]))
+        candidates = [s for s in ordered if not _is_variant(s.first, claim)]
+        left = next((s for s in candidates if claim.left.meets(s.first)), None)
+        right = next((s for s in candidates if claim.right.meets(s.first)), None)
+        if left is None or right is None:
+            test = replace(test, why=f"no run of {claim.right if left else claim.left}")
+        elif why := _not_comparable(claim, left, right):
+            test = replace(test, why=why)
+        else:
+            rising = [r for r in left.runs + right.runs if training_verdict(r).kind in WARNED]
+            test = replace(
+                test, left_label=label(left.first), unfinished=frozenset(map(label, rising))
+            )
+            chosen.setdefault(claim.metric, []).append((len(tests), left, right))
+        tests.append(test)
+    for metric, pairs in chosen.items():
+        systems = [(left, right) for _, left, right in pairs]
+        compared = _compare_all(systems, metric, label)
+        for (place, _, _), comparison in zip(pairs, compared, strict=True):
+            if isinstance(comparison, str):
+                tests[place] = replace(tests[place], why=comparison)
+            else:
+                tests[place] = replace(tests[place], comparison=comparison)
+    return tests
+
+
+def _not_comparable(claim: Claim, left: System, right: System) -> str:
+    """Why the claim's systems cannot be tested over users; empty where they can."""
     if left is right:
-        return _Test(claim, about, None, why="both sides are the same system here")
+        return "both sides are the same system here"
     if claim.sooner:  # epochs are one number a run: nothing to test over users
-        return _Test(claim, about, None, why=_epochs_text(claim, left, right))
-    chosen = left.runs + right.runs
-    folders = [run["folder"] for run in chosen]
+        return _epochs_text(claim, left, right)
+    folders = [run["folder"] for run in left.runs + right.runs]
     without_ranks = [f for f in folders if not (Path(f) / "ranks.parquet").is_file()]
-    if without_ranks:
-        return _Test(claim, about, None, why=f"no ranks.parquet in {', '.join(without_ranks)}")
+    return f"no ranks.parquet in {', '.join(without_ranks)}" if without_ranks else ""
+
+
+def _compare_all(
+    pairs: Sequence[tuple[System, System]], metric: str, label: Labeler
+) -> list[Comparison | str]:
+    """The comparison of each pair, or why there is none.
+
+    All pairs at once, which costs little more than one of them. Where that is refused, because some
+    systems have other users, pair by pair.
+    """
+    runs = {run["folder"]: run for pair in pairs for system in pair for run in system.runs}
     try:
-        comparison = compare(chosen, metric=claim.metric, label=label)[0]
+        made = compare(list(runs.values()), metric=metric, label=label)
     except RecexpError as error:
-        return _Test(claim, about, None, why=str(error))
-    return _Test(claim, about, comparison, left_label=label(left.first))
+        if len(pairs) == 1:
+            return [str(error)]
+        return [_compare_all([pair], metric, label)[0] for pair in pairs]
+    of_pair = {frozenset((c.left, c.right)): c for c in made}
+    names = [frozenset((label(left.first), label(right.first))) for left, right in pairs]
+    return [of_pair[pair] for pair in names]
 
 
-def _chosen(found: Sequence[System], pick: Pick) -> System | None:
-    return next((s for s in by_validation(found) if pick.meets(s.first)), None)
+def _is_on_own_data(claim: Claim, run: Result) -> bool:
+    """Whether the run's data are those on which the paper makes the claim.
+
+    Extracts of them, and data of their name with other users, are not.
+    """
+    paper, table = claim.source
+    datasets = claim.datasets or {f.dataset for f in select(paper=paper, table=table) if f.dataset}
+    name = run["dataset"]
+    return name in datasets and has_sizes_of(run, paper, name)
+
+
+def _is_variant(run: Result, claim: Claim) -> bool:
+    paper, table = claim.source
+    return is_trained_otherwise(run, paper, table, published_dataset(run))
 
 
 def _epochs_text(claim: Claim, left: System, right: System) -> str:
@@ -133,28 +274,3 @@ def _epochs_text(claim: Claim, left: System, right: System) -> str:
     for system in (left, right):
         epochs.append([epochs_to_near_best(run, claim.metric) or "?" for run in system.runs])
     return f"no test of epochs: near the best after {epochs[0]} and {epochs[1]}"
-
-
-def _row(test: _Test, p_holm: float | None) -> tuple[tuple[Cell, ...], str]:
-    """The line of a claim, and its verdict."""
-    claim = test.claim
-    on = f"{test.about.dataset}, {test.about.protocol}"
-    start = (Cell(str(claim)), Cell(on), Cell(claim.metric))
-    if test.comparison is None or p_holm is None:
-        return (*start, *[Cell(DASH)] * 4, Cell(NOT_TESTED), Cell(test.why)), NOT_TESTED
-    pair = test.comparison
-    # A comparison has the better system left; the claim's left minus right may be negative.
-    sign = 1 if pair.left == test.left_label else -1
-    difference = sign * pair.difference
-    low, high = sorted((sign * pair.low, sign * pair.high))
-    verdict = verdict_on(claim, low, high, p_holm, max(pair.mean_left, pair.mean_right))
-    cells = (
-        *start,
-        Cell(f"{difference:+.4f}", difference),
-        Cell(f"{low:+.4f} to {high:+.4f}", low),
-        Cell(f"{pair.p:.4f}", pair.p),
-        Cell(f"{p_holm:.4f}", p_holm),
-        Cell(verdict),
-        Cell(f"{pair.left} before {pair.right}"),
-    )
-    return cells, verdict

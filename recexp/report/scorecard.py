@@ -31,8 +31,8 @@ from recexp.report.papers.paper_tables import measured
 from recexp.report.papers.published import (
     DATASETS,
     FOLDER,
-    PROTOCOLS,
     Figure,
+    paper_protocol,
     paper_table,
     select,
     standard_protocol,
@@ -111,7 +111,7 @@ def scorecard(name: str, results: Sequence[Result]) -> list[Table]:
             f"There is no scorecard for {name!r}: nothing of it was published in numbers or as an "
             "ordering. Try e.g. ite/fig5_factors."
         )
-    protocol = PROTOCOLS[select(paper=paper)[0].protocol]
+    protocol = paper_protocol(paper)
     able = [r for r in results if standard_protocol(r["protocol"]) == protocol]
     if not able:
         raise RecexpError(f"{name} is about protocol {protocol}; no run here has it.")

@@ -54,7 +54,12 @@ def printed_sizes(path: Path = FOLDER / "datasets.csv") -> dict[tuple[str, str, 
 
 def same_data(result: Result, figure: Figure) -> bool:
     """Whether the run's data have the users and the items of the paper's, within 1 %."""
-    for quantity, size in _sizes_of(figure).items():
+    return has_sizes_of(result, figure.paper, figure.dataset)
+
+
+def has_sizes_of(result: Result, paper: str, dataset: str) -> bool:
+    """As ``same_data``, of a data set as the paper has it."""
+    for quantity, size in _sizes_of(paper, dataset).items():
         ours = result["data"].get(quantity)
         if ours is None or abs(ours - size) > SIZE_TOLERANCE * size:
             return False
@@ -88,13 +93,13 @@ def deviations(result: Result, figure: Figure | None, seeds: int = 1) -> list[st
     return notes
 
 
-def _sizes_of(figure: Figure) -> dict[str, int]:
+def _sizes_of(paper: str, dataset: str) -> dict[str, int]:
     """The numbers of users and items that tell the paper's version of the data from others."""
     printed = printed_sizes()
     sizes = {}
     for quantity in ("users", "items"):
-        size = printed.get((figure.paper, figure.dataset, quantity))
-        compared = quantity == "users" or (figure.paper, figure.dataset) in ITEMS_COMPARED
+        size = printed.get((paper, dataset, quantity))
+        compared = quantity == "users" or (paper, dataset) in ITEMS_COMPARED
         if size is not None and compared:
             sizes[quantity] = size
     return sizes
@@ -115,7 +120,10 @@ def _of_the_data(result: Result, figure: Figure) -> list[str]:
     notes = []
     data: dict[str, Any] = result["data"]
     if not same_data(result, figure):
-        sizes = [f"{size:,} {quantity}" for quantity, size in _sizes_of(figure).items()]
+        sizes = [
+            f"{size:,} {quantity}"
+            for quantity, size in _sizes_of(figure.paper, figure.dataset).items()
+        ]
         notes.append(
             f"data: {data['users']:,} users and {data['items']:,} items; "
             f"the paper has {' and '.join(sizes)}"

@@ -150,6 +150,11 @@ def standard_protocol(protocol: str) -> str:
     return READINGS.get(protocol, protocol)
 
 
+def paper_protocol(paper: str) -> str:
+    """Our name for the protocol under which the paper's figures stand."""
+    return PROTOCOLS[select(paper=paper)[0].protocol]
+
+
 def paper_of(name: str) -> str:
     """``nova/table3_fusion`` -> nova_bert: the paper as ``published.csv`` names it."""
     folder = name.split("/")[0]

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from recexp.config import CONF
 from recexp.report.collect import Result, n_updates, setting
-from recexp.report.papers.published import paper_of, table_of
+from recexp.report.papers.published import paper_of, published_model, table_of
 from recexp.report.papers.settings import (
     Setting,
     composed_settings,
@@ -28,6 +28,8 @@ DEFINING = (
     "objective.n_negatives",
     "sampler._target_",
 )
+# What two runs of one model must share with the paper to be the system that its claims are about.
+KINDS_OF_TRAINING = ("objective._target_", "loss._target_", "sampler._target_")
 # Settings of a training by gradients, which a model fitted in one pass does not have.
 OF_GRADIENTS = ("loss", "sampler", "optimizer", "scheduler", "batch_", "trainer", "callbacks")
 # Compared elsewhere: by the protocol's name, and in ``deviations``.
@@ -119,6 +121,15 @@ def differences(result: Result, wanted: Mapping[str, Setting]) -> list[Differenc
     if not result.get("recorded", True) and not one_pass:
         found.append(Difference("", "its other settings are not on record"))
     return found
+
+
+def is_trained_otherwise(result: Result, paper: str, table: str, dataset: str) -> bool:
+    """Whether the objective, the loss or the sampler is not the one that the paper states."""
+    stated = {}
+    for key, found in recipe(paper, table, published_model(result), dataset).items():
+        if key in KINDS_OF_TRAINING and found.stated:
+            stated[key] = found
+    return any(difference.key in stated for difference in differences(result, stated))
 
 
 def counts(key: str, setting: Setting) -> bool:

@@ -1,0 +1,89 @@
+"""Which claims of the papers stand, according to all runs at hand."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+from recexp.errors import RecexpError
+from recexp.report.claim_tests import HEAD, HELD, NOT_TESTED, ClaimTest, claim_row, claim_tests
+from recexp.report.collect import Result, is_simulated, is_smoke
+from recexp.report.formats import DASH, Cell, Table
+from recexp.report.papers.claims import Claim, all_claims
+from recexp.report.papers.published import paper_protocol, standard_protocol
+
+STATES = (HELD, "not held", "open")
+OVERVIEW_HEAD = (
+    "paper",
+    "table",
+    "claims",
+    *(f"{state}, the paper's data" for state in STATES),
+    *(f"{state}, other data" for state in STATES),
+    NOT_TESTED,
+)
+
+
+def evidence(results: Sequence[Result]) -> list[Table]:
+    """Counts of verdicts per table of the papers, then the tested claims of each paper.
+
+    A claim that was tested on several data sets counts once for each. Runs on simulated data and of
+    smoke scale are left out. p is corrected by Holm's method over the claims of one table.
+
+    Raises RecexpError where no run has a paper's protocol.
+    """
+    real = [result for result in results if not is_simulated(result) and not is_smoke(result)]
+    listed: dict[tuple[str, str], list[Claim]] = defaultdict(list)
+    for claim in all_claims():
+        listed[claim.source].append(claim)
+    tests = {}
+    for (paper, table), claims in listed.items():
+        runs = [r for r in real if standard_protocol(r["protocol"]) == paper_protocol(paper)]
+        made = claim_tests(claims, runs)
+        tests[paper, table] = [test for test in made if test.verdict != NOT_TESTED]
+    if not any(tests.values()):
+        raise RecexpError("No claim can be tested: no two runs here are systems of one claim.")
+    rows = tuple(_overview_row(*source, listed[source], tests[source]) for source in listed)
+    total = _total_row(rows)
+    tables = [Table("Claims of the papers", "", OVERVIEW_HEAD, (*rows, total))]
+    for paper in dict.fromkeys(paper for paper, _ in listed):
+        tested = [test for source in listed if source[0] == paper for test in tests[source]]
+        if tested:
+            lines = tuple(claim_row(test) for test in tested)
+            tables.append(Table(f"Tested claims of {paper}", "", HEAD, lines))
+    return tables
+
+
+def _overview_row(
+    paper: str, table: str, claims: Sequence[Claim], tests: Sequence[ClaimTest]
+) -> tuple[Cell, ...]:
+    counts = Counter((test.own_data, _state(test)) for test in tests)
+    tested = {_said(test.claim) for test in tests}
+    numbers = [
+        len(claims),
+        *(counts[True, state] for state in STATES),
+        *(counts[False, state] for state in STATES),
+        sum(_said(claim) not in tested for claim in claims),
+    ]
+    return (Cell(paper), Cell(table), *map(_count, numbers))
+
+
+def _said(claim: Claim) -> tuple[str, str]:
+    """What a claim says, whatever the data."""
+    return str(claim), claim.metric
+
+
+def _state(test: ClaimTest) -> str:
+    return next(state for state in STATES if test.verdict.startswith(state))
+
+
+def _total_row(rows: Sequence[tuple[Cell, ...]]) -> tuple[Cell, ...]:
+    columns = list(zip(*rows, strict=True))[2:]
+    return (
+        Cell("all"),
+        Cell(""),
+        *(_count(sum(int(c.value or 0) for c in col)) for col in columns),
+    )
+
+
+def _count(number: int) -> Cell:
+    return Cell(str(number) if number else DASH, number)
