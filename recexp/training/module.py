@@ -198,13 +198,13 @@ class RecModule(pl.LightningModule):
         result.
 
         Clipping reads whole gradients, and processes exchange them whole, but for tables that they
-        share out.
+        share out. Plain steps add sparse gradients up for optimizers that want them dense.
         """
         if self.gradient_free:
             return
-        step_plainly(self.trainer)
+        plain = step_plainly(self.trainer)
         (optimizer,) = self.trainer.optimizers
-        sparse = (
+        sparse = plain or (
             isinstance(optimizer, TakesSparseGradients)
             and self.device.type == "cpu"
             and (self.trainer.world_size == 1 or self._shards is not None)

@@ -39,9 +39,10 @@ def look_up(table_VD: Tensor, index: Tensor, padding: int | None, sparse: bool =
     """Rows of a table, [..., D].
 
     padding: a row that gets no gradient. sparse: the gradient is a sparse tensor of the rows of
-    index, with a row as often as index has it. In half precision it is dense nevertheless.
+    index, with a row as often as index has it. In half precision, and where index is longer than
+    the table, it is dense nevertheless.
     """
-    return _LookUp.apply(table_VD, index, padding, sparse)
+    return _LookUp.apply(table_VD, index, padding, sparse and index.numel() <= len(table_VD))
 
 
 class _TableDot(torch.autograd.Function):
