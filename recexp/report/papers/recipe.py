@@ -124,12 +124,16 @@ def differences(result: Result, wanted: Mapping[str, Setting]) -> list[Differenc
 
 
 def is_trained_otherwise(result: Result, paper: str, table: str, dataset: str) -> bool:
-    """Whether the objective, the loss or the sampler is not the one that the paper states."""
-    stated = {}
-    for key, found in recipe(paper, table, published_model(result), dataset).items():
-        if key in KINDS_OF_TRAINING and found.stated:
-            stated[key] = found
-    return any(difference.key in stated for difference in differences(result, stated))
+    """Whether the objective, the loss or the sampler is on record and not the one that the paper
+    states.
+    """
+    for key, wanted in recipe(paper, table, published_model(result), dataset).items():
+        if key not in KINDS_OF_TRAINING or not wanted.stated:
+            continue
+        known, value = value_of(result, key)
+        if known and value is not None and not any(agrees(value, v) for v in wanted.values):
+            return True
+    return False
 
 
 def counts(key: str, setting: Setting) -> bool:

@@ -1,0 +1,112 @@
+"""Which claims of the papers stand: on whose data, after how much training, of which systems."""
+
+from __future__ import annotations
+
+import pytest
+
+from recexp.errors import RecexpError
+from recexp.report.__main__ import main
+from recexp.report.claim_tests import OTHER, OWN, claim_tests
+from recexp.report.collect import collect
+from recexp.report.evidence import evidence
+from recexp.report.papers.claims import claims
+from tests.report.test_scorecard import records
+from tests.support.finished_runs import write_run
+
+N_USERS = 600
+RISING = {"kind": "rising", "text": "still rising"}
+CONVERGED = {"kind": "converged", "text": "converged"}
+PAPERS_RETAILROCKET = {"users": 36_751, "items": 83_274, "interactions": 396_923}
+
+
+def planted(folder, model, rank, *, convergence=CONVERGED, config=None, **more):
+    """A run whose users rank their targets about ``rank``, under the ITE paper's protocol."""
+    more = {"dataset": "ijcai15", "protocol": "p1_uniform999"} | more
+    return write_run(
+        folder / f"{model}-{more.get('seed', 0)}-{rank}",
+        model=model,
+        better=[rank + user % 3 for user in range(N_USERS)],
+        convergence=convergence,
+        config={"model.n_factors": 64} | (config or {}),
+        **more,
+    )
+
+
+def found_tests(folder, paper="ite", table="fig5"):
+    tests = claim_tests(claims(paper, table), collect([folder])[0])
+    return {str(test.claim).replace(" n_factors=64", ""): test for test in tests}
+
+
+@pytest.mark.parametrize(
+    ("ahead", "behind", "verdict"),
+    [
+        (CONVERGED, CONVERGED, "held"),
+        (RISING, CONVERGED, "held"),
+        (CONVERGED, RISING, "open: ite still rising"),
+        (CONVERGED, {"kind": "unlearned", "text": ""}, "open: ite still rising"),
+    ],
+)
+def test_a_claim_is_open_while_more_training_could_change_it(tmp_path, ahead, behind, verdict):
+    planted(tmp_path, "bert_ite", 1, convergence=ahead)
+    planted(tmp_path, "ite", 12, convergence=behind)
+    assert found_tests(tmp_path)["bert_ite > ite"].verdict == verdict
+
+
+def test_the_other_way_round_is_open_while_the_claimed_winner_was_rising(tmp_path):
+    planted(tmp_path, "bert_ite", 12, convergence=RISING)
+    planted(tmp_path, "ite", 1)
+    assert found_tests(tmp_path)["bert_ite > ite"].verdict == "open: bert_ite still rising"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "data", "expected"),
+    [
+        ("retailrocket", PAPERS_RETAILROCKET, OWN),
+        ("retailrocket", {"users": 2_174, "items": 29_905, "interactions": 97_381}, OTHER),
+        ("ijcai15", {"users": 22_438, "items": 35_229, "interactions": 359_103}, OTHER),
+    ],
+)
+def test_a_test_says_whose_data_it_used(tmp_path, dataset, data, expected):
+    for model, rank in (("bert_ite", 1), ("ite", 12)):
+        planted(tmp_path, model, rank, dataset=dataset, data=data)
+    listed = claims("ite", "fig5")
+    tests = [t for t in claim_tests(listed, collect([tmp_path])[0]) if t.comparison]
+    same = [t for t in tests if (str(t.claim), t.claim.metric) == (str(tests[0].claim), "hr@10")]
+    assert len(same) == 1
+    assert {OWN: True, OTHER: False}[expected] is tests[0].own_data
+
+
+def test_a_run_with_another_sampler_than_the_papers_is_another_system(tmp_path):
+    """Uniform negatives are better here, but the claim is about supportive-only ones."""
+    about = {"dataset": "taobao_31882", "protocol": "p2_uniform99"}
+    own = "recexp.objectives.samplers.SupportiveOnly"
+    other = "recexp.objectives.samplers.Uniform"
+    for seed, (sampler, rank) in enumerate([(own, 9), (other, 1)]):
+        planted(tmp_path, "mf_mmlp", rank, seed=seed, config={"sampler._target_": sampler}, **about)
+    planted(tmp_path, "ncf", 4, **about)
+    test = found_tests(tmp_path, "multi_feedback", "table4")["mf_mmlp > ncf"]
+    assert test.verdict == "not held: the other way round"
+
+
+def test_the_overview_counts_the_verdicts(tmp_path, capsys):
+    planted(tmp_path, "bert_ite", 1)
+    planted(tmp_path, "ite", 12)
+    planted(tmp_path, "nmtr", 3)
+    main([str(tmp_path), "--claims", "--format", "markdown"])
+    printed = capsys.readouterr().out
+    overview, tested = evidence(collect([tmp_path])[0])
+    row = next(r for r in records(overview) if (r["paper"], r["table"]) == ("ite", "fig5"))
+    # ite > nmtr is contradicted; of the claims of both data sets of the paper each counts once
+    assert row["held, other data"] == "1" and row["not held, other data"] == "1"
+    assert row["held, the paper's data"] == "–"
+    total = records(overview)[-1]
+    assert int(total["claims"]) > 200 and int(total["not tested"]) < int(total["claims"])
+    assert {r["verdict"] for r in records(tested)} == {"held", "not held: the other way round"}
+    assert "### Claims of the papers" in printed and "### Tested claims of ite" in printed
+
+
+def test_runs_on_simulated_data_are_no_evidence(tmp_path):
+    for model, rank in (("bert_ite", 1), ("ite", 12)):
+        planted(tmp_path, model, rank, dataset="simulated_shop")
+    with pytest.raises(RecexpError, match="No claim can be tested"):
+        evidence(collect([tmp_path])[0])
