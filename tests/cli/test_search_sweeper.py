@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from recexp.cli import job_processes, launcher, search_sweeper
+from recexp.cli import job_processes, launcher, search_trials
 from recexp.cli.main import register_plugins, with_sweeper
 from recexp.config import CONF
 from recexp.errors import RecexpError
@@ -74,7 +74,7 @@ def search(tmp_path, monkeypatch):
     popen = job_processes.subprocess.Popen
     monkeypatch.setattr(launcher, "POLL", 0.01)
     monkeypatch.setattr(launcher, "has_warm_parent", lambda: False)
-    monkeypatch.setattr(search_sweeper, "CHECK", 0.0)
+    monkeypatch.setattr(search_trials, "CHECK", 0.0)
 
     def play(command, **how):
         folder = next(word[14:] for word in command if word.startswith("hydra.run.dir="))
@@ -176,7 +176,7 @@ def test_a_search_that_a_signal_ended_goes_on_and_repeats_no_trial(search, tmp_p
 
 def test_trials_that_only_fail_end_the_search(search, tmp_path, monkeypatch):
     search.mode = "fails"
-    monkeypatch.setattr(search_sweeper, "MOST_FAILURES", 2)
+    monkeypatch.setattr(search_trials, "MOST_FAILURES", 2)
     with pytest.raises(RecexpError, match=r"first 2 trials failed.*error: it cannot be"):
         search("optimizer.lr=choice(0.5,0.1)", GRID)
     assert [state for state, _ in trials(tmp_path).values()] == ["failed"] * 2
