@@ -212,16 +212,20 @@ def vector_scores(h_BD: Tensor, vectors: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def table_scores(
-    user_BD: Tensor, item_VD: Tensor, bias_V: Tensor | None, item_BC: Tensor | None
+    user_BD: Tensor,
+    item_VD: Tensor,
+    bias_V: Tensor | None,
+    item_BC: Tensor | None,
+    sparse: bool = False,
 ) -> Tensor:
     """Inner products with the items of a table plus their biases, [B, C].
 
-    item_BC None: with all rows of the table but row 0, [B, V-1].
+    item_BC None: with all rows of the table but row 0, [B, V-1]. sparse: as by ``table_dot``.
     """
     if item_BC is None:
         s_BV = user_BD @ item_VD[1:].T
         return s_BV if bias_V is None else s_BV + bias_V[1:]
-    s_BC = table_dot(user_BD, item_VD, item_BC)
+    s_BC = table_dot(user_BD, item_VD, item_BC, sparse)
     return s_BC if bias_V is None else s_BC + bias_V[item_BC]
 
 

@@ -48,7 +48,7 @@ class MF(MultiBehavior, Factorized):
         user_BD = self.user(query.user_B)
         if item_BC is None:
             return table_scores(user_BD, self.item.weight, self.item_bias, None)
-        s_BC = table_dot(user_BD, *self.item.local(item_BC))
+        s_BC = table_dot(user_BD, *self.item.local(item_BC), self.item.sparse)
         return s_BC if self.item_bias is None else s_BC + self.item_bias[item_BC]
 
     def tables(self) -> tuple[nn.Embedding, nn.Embedding, Tensor | None]:

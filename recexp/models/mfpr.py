@@ -12,6 +12,7 @@ from recexp.errors import RecexpError
 from recexp.models.common import mean_square, table_scores
 from recexp.nn.cpu.lookup import row_dot
 from recexp.nn.init import normal_embeddings
+from recexp.nn.lookup import Embedding
 from recexp.nn.parameters import NonNegative, Width, require_positive
 from recexp.nn.traced import Foldable
 from recexp.types import Query, Schema
@@ -53,9 +54,9 @@ class MFPR(MultiBehavior, Foldable):
         self.n_kinds = len(schema.behaviors)
         self.V = schema.V
         self.bound = False
-        self.user = nn.Embedding(schema.n_users, n_factors)
-        self.item = nn.Embedding(schema.V, n_factors, padding_idx=0)
-        self.implicit = nn.Embedding(self.n_kinds * schema.V, n_factors)  # y_j^t in row t * V + j
+        self.user = Embedding(schema.n_users, n_factors)
+        self.item = Embedding(schema.V, n_factors, padding_idx=0)
+        self.implicit = Embedding(self.n_kinds * schema.V, n_factors)  # y_j^t in row t * V + j
         self.weight_T = nn.Parameter(torch.ones(self.n_kinds))
         self.item_bias = nn.Parameter(torch.zeros(schema.V))
         normal_embeddings(self, init_std)
@@ -109,10 +110,12 @@ class MFPR(MultiBehavior, Foldable):
     def _bag_sums(self, user_B: Tensor) -> tuple[Tensor, Tensor]:
         """Sums of y over the users' sets, [B, T, D], and the sizes of the sets, [B, T]."""
         member, size_BT, begin_BT = self._members(user_B)
-        sum_BTD = nn.functional.embedding_bag(
-            member, self.implicit.weight, begin_BT.flatten(), mode="sum"
-        ).view(*size_BT.shape, -1)
-        return sum_BTD, size_BT
+        y_MD = self.implicit.weight
+        sparse = self.implicit.sparse and len(member) <= len(y_MD)
+        sum_XD = nn.functional.embedding_bag(
+            member, y_MD, begin_BT.flatten(), mode="sum", sparse=sparse
+        )
+        return sum_XD.view(*size_BT.shape, -1), size_BT
 
     def _score_without_own(self, query: Query, item_BC: Tensor) -> Tensor:
         """Scores [B, C], each item being taken out of the user's sets."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from recexp.contracts import MultiBehavior
 from recexp.models.common import mean_square, table_scores
 from recexp.nn.init import normal_embeddings
+from recexp.nn.lookup import Embedding
 from recexp.nn.parameters import NonNegative, Width, one_of, require_positive
 from recexp.types import Query, Schema
 
@@ -45,9 +46,9 @@ class MTMF(MultiBehavior):
         require_positive(n_factors=n_factors)
         one_of("score_by", score_by, ScoreBy)
         self.share = (implicit_share, 1.0) if score_by == "sum" else (0.0, 1.0)
-        self.user = nn.Embedding(schema.n_users, n_factors)
+        self.user = Embedding(schema.n_users, n_factors)
         self.items = nn.ModuleList(
-            nn.Embedding(schema.V, n_factors, padding_idx=0) for _ in range(self.n_behaviors)
+            Embedding(schema.V, n_factors, padding_idx=0) for _ in range(self.n_behaviors)
         )
         self.user_bias = nn.Parameter(torch.zeros(schema.n_users, self.n_behaviors))
         self.item_bias = nn.Parameter(torch.zeros(schema.V, self.n_behaviors))
@@ -58,8 +59,9 @@ class MTMF(MultiBehavior):
         user_BD = self.user(query.user_B)
         z = []
         for t, table in enumerate(self.items):
-            assert isinstance(table, nn.Embedding)
-            z.append(table_scores(user_BD, table.weight, self.item_bias[:, t], item_BC))
+            assert isinstance(table, Embedding)
+            bias_V = self.item_bias[:, t]
+            z.append(table_scores(user_BD, table.weight, bias_V, item_BC, table.sparse))
         return torch.stack(z, dim=-1) + self.user_bias[query.user_B].unsqueeze(1)
 
     def score(self, query: Query, item_BC: Tensor | None = None) -> Tensor:

@@ -59,4 +59,4 @@ class Rows:
         """Inner products [B, C] with the rows of ids [B, C], or of ids [C] shared by the batch."""
         if self.id.dim() == 1:
             return one_BD @ self.vectors.T
-        return table_dot(one_BD, self.table.weight, self.id)
+        return table_dot(one_BD, self.table.weight, self.id, self.table.sparse)

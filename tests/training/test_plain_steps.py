@@ -26,17 +26,20 @@ class Watcher(pl.Callback):
         self.seen += 1
 
 
-# Tables that one step looks up several times, one of them also as a whole (sasrec's output layer).
+# Tables that one step looks up several times, by fewer ids than they have rows; that of sasrec is
+# also multiplied as a whole.
+FEW_IDS = ("model.n_factors=8", "batch_size=40", "optimizer=sgd", "optimizer.lr=0.5")
 SEVERAL_LOOKUPS = {
-    "ite": ("model=ite", "model.n_factors=8", "batch_size=512", "optimizer=sgd"),
+    "ite": ("model=ite", *FEW_IDS),
+    "mtmf": ("model=mtmf", *FEW_IDS),
+    "mfpr": ("model=mfpr", *FEW_IDS, "batch_size=3"),
     "sasrec": (
         "model=sasrec_softmax",
-        "model.n_factors=8",
         "model.max_len=5",
         "model.dropout=0",
-        "batch_size=4",
         "~optimizer.betas",
-        "optimizer=sgd",
+        *FEW_IDS,
+        "batch_size=4",
     ),
 }
 
@@ -74,7 +77,7 @@ def test_plain_steps_train_what_lightning_trains(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("model", SEVERAL_LOOKUPS)
 def test_gradients_of_looked_up_rows_add_up_to_those_of_whole_tables(tmp_path, monkeypatch, model):
-    words = (*SEVERAL_LOOKUPS[model], "optimizer.lr=0.5")
+    words = SEVERAL_LOOKUPS[model]
     found_steps, *found = trained(tmp_path / "run", words=words)
     monkeypatch.setattr(module_file, "step_plainly", lambda trainer: False)
     expected_steps, *expected = trained(tmp_path / "run", words=words)

@@ -28,10 +28,14 @@ def row_dot(many_BCD: Tensor, one_BD: Tensor) -> Tensor:
     return (many_BCD @ one_BD[:, :, None]).squeeze(-1)
 
 
-def table_dot(one_BD: Tensor, table_VD: Tensor, index_BC: Tensor) -> Tensor:
-    """[B, C]: ``row_dot`` with rows of a table. Row 0 is padding and gets no gradient."""
+def table_dot(one_BD: Tensor, table_VD: Tensor, index_BC: Tensor, sparse: bool = False) -> Tensor:
+    """[B, C]: ``row_dot`` with rows of a table. Row 0 is padding and gets no gradient.
+
+    sparse: the table's gradient is sparse, as by ``look_up``.
+    """
     if table_VD.device.type == "cpu" and table_VD.dtype == one_BD.dtype:
-        return _TableDot.apply(one_BD, table_VD, index_BC)
+        sparse = sparse and index_BC.numel() <= len(table_VD)
+        return _TableDot.apply(one_BD, table_VD, index_BC, sparse)
     return row_dot(F.embedding(index_BC, table_VD, padding_idx=0), one_BD)
 
 
@@ -49,8 +53,11 @@ class _TableDot(torch.autograd.Function):
     """Tile by tile. Looked-up rows are not kept: looking them up again costs less than memory."""
 
     @staticmethod
-    def forward(ctx: Any, one_BD: Tensor, table_VD: Tensor, index_BC: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, one_BD: Tensor, table_VD: Tensor, index_BC: Tensor, sparse: bool
+    ) -> Tensor:
         ctx.save_for_backward(one_BD, table_VD, index_BC)
+        ctx.sparse = sparse
         out_BC = one_BD.new_empty(index_BC.shape)
         for tile in _tiles(index_BC, one_BD):
             products = F.embedding(index_BC[tile], table_VD).mul_(_own_vectors(one_BD, tile))
@@ -59,22 +66,31 @@ class _TableDot(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_BC: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, grad_BC: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         one_BD, table_VD, index_BC = ctx.saved_tensors
         d_one = torch.zeros_like(one_BD) if ctx.needs_input_grad[0] else None
-        d_table = torch.zeros_like(table_VD) if ctx.needs_input_grad[1] else None
+        d_table = d_rows_BCD = None
+        if ctx.needs_input_grad[1] and ctx.sparse:
+            d_rows_BCD = one_BD.new_empty(*index_BC.shape, one_BD.shape[1])
+        elif ctx.needs_input_grad[1]:
+            d_table = torch.zeros_like(table_VD)
         for tile in _tiles(index_BC, one_BD):
             grad = grad_BC[tile].unsqueeze(-1)
             index = index_BC[tile]
             if d_one is not None:
                 d_many = F.embedding(index, table_VD).mul_(grad)
                 d_one[tile[0]] += d_many if d_many.ndim == 2 else d_many.sum(1)
+            if d_rows_BCD is not None:
+                d_rows_BCD[tile] = grad * _own_vectors(one_BD, tile)
             if d_table is not None:
                 d_rows = (grad * _own_vectors(one_BD, tile)).flatten(0, -2)
                 d_table.index_add_(0, index.flatten(), d_rows)
         if d_table is not None:
             d_table[0] = 0
-        return d_one, d_table, None
+        if d_rows_BCD is not None:
+            rows = d_rows_BCD.flatten(0, 1)
+            d_table = _sparse_rows(index_BC.flatten(), rows, table_VD.shape, padding=0)
+        return d_one, d_table, None, None
 
 
 def _tiles(index_BC: Tensor, one_BD: Tensor) -> list[tuple[slice, int | slice]]:

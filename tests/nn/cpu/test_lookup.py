@@ -36,6 +36,23 @@ def test_table_dot_equals_looking_up_and_multiplying(monkeypatch, block, columns
     assert not table.grad[0].any()
 
 
+@pytest.mark.parametrize("columns", [3, lookup.NARROW + 2])
+def test_sparse_gradients_of_table_dot_are_those_of_its_rows(columns):
+    generator = torch.Generator().manual_seed(0)
+    one = torch.randn(9, 5, generator=generator, requires_grad=True)
+    table = torch.randn(200, 5, generator=generator, requires_grad=True)
+    index = torch.randint(0, 40, (9, columns), generator=generator)
+    weight = torch.randn(9, columns, generator=generator)
+    found, expected = (
+        gradients((table_dot(one, table, index, sparse) * weight).sum(), one, table)
+        for sparse in (True, False)
+    )
+    assert found[1].is_sparse and not expected[1].is_sparse
+    torch.testing.assert_close([found[0], found[1].to_dense()], expected)
+    longer = torch.randint(0, 200, (9, 30), generator=generator)
+    assert not gradients(table_dot(one, table, longer, True).sum(), table)[0].is_sparse
+
+
 def test_nothing_is_computed_for_what_does_not_learn():
     one, table = torch.ones(2, 3), torch.ones(4, 3, requires_grad=True)
     table_dot(one, table, torch.tensor([[1, 2], [3, 3]])).sum().backward()
