@@ -27,6 +27,7 @@ from recexp.version import add_version
 SWEEPS = Path("multirun_outputs")  # where conf/experiment puts its sweeps
 MAX_REASON = 200  # characters of why a run was left out
 DEFAULT_METRIC = "ndcg@10"
+ALL = "all"  # experiments of the papers
 EXAMPLES = """\
 examples:
   python -m recexp.report multirun_outputs               tables of all runs below
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     options.format = options.format or ("terminal" if sys.stdout.isatty() else "markdown")
     experiment = options.scorecard or options.paper_table
-    if not options.folders and not experiment:
+    if not options.folders and experiment in (None, ALL):
         parser.error("name at least one RUN_DIR")
     try:
         left_out = _report(options, options.folders or [SWEEPS / experiment])
@@ -83,9 +84,10 @@ def _report(options: argparse.Namespace, folders: Sequence[Path]) -> list[str]:
     shown = tables(results, ordered_by, chosen) + search_tables(folders)
     cards: list[Table] = []
     if options.scorecard:
-        from recexp.report.scorecard import scorecard
+        from recexp.report.scorecard import scorecard, scorecards
 
-        cards = scorecard(options.scorecard, results)
+        is_of_all = options.scorecard == ALL
+        cards = scorecards(results) if is_of_all else scorecard(options.scorecard, results)
     papers = paper_tables(results, options.paper_table) if options.paper_table else []
     if options.claims:
         from recexp.report.evidence import evidence
@@ -205,7 +207,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scorecard",
         metavar="EXPERIMENT",
-        help=f"e.g. ite/fig5_factors: reproduced or not (default RUN_DIR: {SWEEPS}/EXPERIMENT)",
+        help=f"e.g. ite/fig5_factors, or {ALL}: reproduced or not (default RUN_DIR: "
+        f"{SWEEPS}/EXPERIMENT)",
     )
     parser.add_argument(
         "--paper-table",

@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean, stdev
 
+from recexp.config import CONF
 from recexp.errors import RecexpError
 from recexp.report.claim_tests import claims_table
 from recexp.report.collect import Result, chose_on_test, is_smoke
@@ -111,10 +112,9 @@ def scorecard(name: str, results: Sequence[Result]) -> list[Table]:
             f"There is no scorecard for {name!r}: nothing of it was published in numbers or as an "
             "ordering. Try e.g. ite/fig5_factors."
         )
-    protocol = paper_protocol(paper)
-    able = [r for r in results if standard_protocol(r["protocol"]) == protocol]
+    able = _with_protocol_of(paper, results)
     if not able:
-        raise RecexpError(f"{name} is about protocol {protocol}; no run here has it.")
+        raise RecexpError(f"{name} is about protocol {paper_protocol(paper)}; no run here has it.")
     judged = [r for r in able if not is_smoke(r)]
     made = []
     for about, runs in by_protocol(judged).items():
@@ -124,6 +124,23 @@ def scorecard(name: str, results: Sequence[Result]) -> list[Table]:
     if n_smoke:
         made.append(Table(f"No verdicts of {name}", "", ("why",), (), (f"{n_smoke} {SMOKE}",)))
     return [table for table in made if table.rows or table.notes]
+
+
+def scorecards(results: Sequence[Result]) -> list[Table]:
+    """The scorecards of all experiments of papers of which a run is here.
+
+    Raises RecexpError where there is none.
+    """
+    made = []
+    for path in sorted((CONF / "experiment").glob("*/*.yaml")):
+        name = f"{path.parent.name}/{path.stem}"
+        paper, table = paper_table(name)
+        published = claims(paper, table) or select(paper=paper, table=table)
+        if paper and published and _with_protocol_of(paper, results):
+            made += [card for card in scorecard(name, results) if card.rows]
+    if not made:
+        raise RecexpError("No run here is one of an experiment of the papers.")
+    return made
 
 
 def judge(
@@ -173,6 +190,11 @@ def tolerance_of(figure: Figure) -> Tolerance:
 def _tolerances(path: Path = FOLDER / "tolerances.csv") -> tuple[dict[str, str], ...]:
     with path.open(newline="", encoding="utf-8") as file:
         return tuple(csv.DictReader(file))
+
+
+def _with_protocol_of(paper: str, results: Sequence[Result]) -> list[Result]:
+    protocol = paper_protocol(paper)
+    return [r for r in results if standard_protocol(r["protocol"]) == protocol]
 
 
 # Rows ---------------------------------------------------------------------------------------------

@@ -211,6 +211,15 @@ def test_a_stored_table_is_what_the_report_prints(folder, capsys):
     assert capsys.readouterr().out == (RESULTS / folder / "table.md").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "options"), [("claims.md", ["--claims"]), ("scorecards.md", ["--scorecard", "all"])]
+)
+def test_a_stored_page_of_all_results_is_what_the_report_prints(page, options, capsys):
+    report([str(RESULTS), *options, "--format", "markdown"])
+    assert capsys.readouterr().out == (RESULTS / page).read_text()
+
+
 def test_the_comparison_in_the_readme_is_that_of_the_stored_runs():
     results, _ = collect([RESULTS / "ml_100k"])
     lines = [line for line in as_markdown(comparisons(results)[0]).splitlines() if line[:1] == "|"]

@@ -105,6 +105,20 @@ def test_the_overview_counts_the_verdicts(tmp_path, capsys):
     assert "### Claims of the papers" in printed and "### Tested claims of ite" in printed
 
 
+def test_all_scorecards_are_those_of_the_experiments_with_runs(tmp_path, capsys):
+    planted(tmp_path, "bert_ite", 1)
+    planted(tmp_path, "ite", 12)
+    main([str(tmp_path), "--scorecard", "all", "--format", "markdown"])
+    printed = capsys.readouterr().out
+    assert "### Claims of ite/fig5_factors" in printed and "multi_feedback" not in printed
+    write_run(tmp_path / "other", protocol="global_time")
+    with pytest.raises(SystemExit, match="No run here is one of an experiment"):
+        main([str(tmp_path / "other"), "--scorecard", "all"])
+    with pytest.raises(SystemExit):  # no experiment's folder to read
+        main(["--scorecard", "all"])
+    assert "name at least one RUN_DIR" in capsys.readouterr().err
+
+
 def test_runs_on_simulated_data_are_no_evidence(tmp_path):
     for model, rank in (("bert_ite", 1), ("ite", 12)):
         planted(tmp_path, model, rank, dataset="simulated_shop")
