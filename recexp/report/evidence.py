@@ -21,10 +21,11 @@ OVERVIEW_HEAD = (
     *(f"{state}, other data" for state in STATES),
     NOT_TESTED,
 )
+SUMS_HEAD = (OVERVIEW_HEAD[0], *OVERVIEW_HEAD[2:])
 
 
 def evidence(results: Sequence[Result]) -> list[Table]:
-    """Counts of verdicts per table of the papers, then the tested claims of each paper.
+    """Counts of verdicts per paper and per table of each, then the tested claims of each paper.
 
     A claim that was tested on several data sets counts once for each. Runs on simulated data and of
     smoke scale are left out. p is corrected by Holm's method over the claims of one table.
@@ -42,10 +43,18 @@ def evidence(results: Sequence[Result]) -> list[Table]:
         tests[paper, table] = [test for test in made if test.verdict != NOT_TESTED]
     if not any(tests.values()):
         raise RecexpError("No claim can be tested: no two runs here are systems of one claim.")
-    rows = tuple(_overview_row(*source, listed[source], tests[source]) for source in listed)
-    total = _total_row(rows)
-    tables = [Table("Claims of the papers", "", OVERVIEW_HEAD, (*rows, total))]
-    for paper in dict.fromkeys(paper for paper, _ in listed):
+    rows: list[tuple[Cell, ...]] = []
+    of_papers = []
+    papers = dict.fromkeys(paper for paper, _ in listed)
+    for paper in papers:
+        own = [_overview_row(*s, listed[s], tests[s]) for s in listed if s[0] == paper]
+        of_papers.append(_sums(paper, own))
+        rows += own
+    tables = [
+        Table("Claims of the papers", "", SUMS_HEAD, (*of_papers, _sums("all", of_papers))),
+        Table("Claims by table", "", OVERVIEW_HEAD, tuple(rows)),
+    ]
+    for paper in papers:
         tested = [test for source in listed if source[0] == paper for test in tests[source]]
         if tested:
             lines = tuple(claim_row(test) for test in tested)
@@ -76,13 +85,11 @@ def _state(test: ClaimTest) -> str:
     return next(state for state in STATES if test.verdict.startswith(state))
 
 
-def _total_row(rows: Sequence[tuple[Cell, ...]]) -> tuple[Cell, ...]:
-    columns = list(zip(*rows, strict=True))[2:]
-    return (
-        Cell("all"),
-        Cell(""),
-        *(_count(sum(int(c.value or 0) for c in col)) for col in columns),
-    )
+def _sums(name: str, rows: Sequence[tuple[Cell, ...]]) -> tuple[Cell, ...]:
+    """The numbers of the rows added up, behind a name."""
+    n_numbers = len(SUMS_HEAD) - 1
+    columns = zip(*(row[-n_numbers:] for row in rows), strict=True)
+    return (Cell(name), *(_count(sum(int(cell.value or 0) for cell in c)) for c in columns))
 
 
 def _count(number: int) -> Cell:

@@ -94,12 +94,16 @@ def test_the_overview_counts_the_verdicts(tmp_path, capsys):
     planted(tmp_path, "nmtr", 3)
     main([str(tmp_path), "--claims", "--format", "markdown"])
     printed = capsys.readouterr().out
-    overview, tested = evidence(collect([tmp_path])[0])
+    sums, overview, tested = evidence(collect([tmp_path])[0])
     row = next(r for r in records(overview) if (r["paper"], r["table"]) == ("ite", "fig5"))
     # ite > nmtr is contradicted; of the claims of both data sets of the paper each counts once
     assert row["held, other data"] == "1" and row["not held, other data"] == "1"
     assert row["held, the paper's data"] == "–"
-    total = records(overview)[-1]
+    of_ite = [r for r in records(overview) if r["paper"] == "ite"]
+    for key in set(row) - {"paper", "table"}:
+        numbers = [int(r[key]) for r in of_ite if r[key] != "–"]
+        assert records(sums)[0][key] == (str(sum(numbers)) if numbers else "–")
+    total = records(sums)[-1]
     assert int(total["claims"]) > 200 and int(total["not tested"]) < int(total["claims"])
     assert {r["verdict"] for r in records(tested)} == {"held", "not held: the other way round"}
     assert "### Claims of the papers" in printed and "### Tested claims of ite" in printed
