@@ -32,6 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from recexp.nn.cpu.threads import map_in_threads
+
 # Numbers gathered at a time: few enough for a processor's last cache. A GPU takes 64 times as many.
 BLOCK = 1 << 19
 # Pairs, and numbers in the vectors of their rows, that conjugate gradient works on at a time.
@@ -215,28 +217,31 @@ def solve_exactly(out_RD: Tensor, rows: SparseRows, table: WhitenedTable, alpha:
 
     Returns the sum of x^T A x - 2 b^T x over all rows.
     """
-    D = out_RD.shape[1]
     is_single = table.z_SD.dtype != torch.float64
     needs_double_R = ~(table.largest_eigenvalues(rows, alpha) * table.root_condition <= MAX_SINGLE)
     scaled_SD = table.z_SD * alpha**0.5
-    double_SD = None
+    double_SD = scaled_SD
+    if is_single and bool(needs_double_R.any()):
+        double_SD = table.whitened(torch.float64).mul_(alpha**0.5)
     most = _most_pairs(out_RD)
-    total = out_RD.new_zeros((), dtype=torch.float64)
     out_RD.zero_()
-    for row_r, column_rL, count_rL in rows.padded_batches(most, table.padding):
+
+    def solve(rows_of_batch: tuple[Tensor, Tensor, Tensor | None]) -> Tensor:
+        row_r, column_rL, count_rL = rows_of_batch
+        vectors_SD = double_SD if bool(needs_double_R[row_r].any()) else scaled_SD
         scale_rD = table.scale(row_r)
-        if is_single and bool(needs_double_R[row_r].any()):
-            if double_SD is None:
-                double_SD = table.whitened(torch.float64).mul_(alpha**0.5)
-            batch = _PaddedBatch(double_SD, column_rL, count_rL, alpha, scale_rD)
-        else:
-            batch = _PaddedBatch(scaled_SD, column_rL, count_rL, alpha, scale_rD)
-        b_rD = batch.sum_of_vectors(batch.weight_rL)
-        by_pairs = column_rL.shape[1] < D
-        x_rD = batch.solve_by_pairs() if by_pairs else batch.solve_by_width(b_rD, most)
+        batch = _PaddedBatch(vectors_SD, column_rL, count_rL, alpha, scale_rD)
+        by_pairs = column_rL.shape[1] < out_RD.shape[1]
+        x_rD, b_rD = batch.solve_by_pairs() if by_pairs else batch.solve_by_width(most)
         out_RD[row_r] = table.from_whitened(x_rD if scale_rD is None else x_rD * scale_rD)
-        total -= (b_rD * x_rD).sum(dtype=torch.float64)  # at the solution A x = b
-    return float(total)
+        return (b_rD * x_rD).sum(dtype=torch.float64)  # at the solution A x = b
+
+    batches = rows.padded_batches(most, table.padding)
+    if out_RD.device.type == "cpu":
+        products = map_in_threads(solve, batches)
+    else:
+        products = list(map(solve, batches))
+    return -float(sum(products))
 
 
 def _most_pairs(out_RD: Tensor) -> int:
@@ -249,7 +254,7 @@ class _PaddedBatch:
     """Rows that are solved together.
 
     With Z the vectors sqrt(alpha * count) z of a row's pairs and w the pairs' values of
-    (1 + alpha * count) / sqrt(alpha * count), a row's solution is (I + Z^T Z)^-1 Z^T w.
+    (1 + alpha * count) / sqrt(alpha * count), a row's solution is (I + Z^T Z)^-1 b, b = Z^T w.
 
     scaled_SD: sqrt(alpha) z of all columns. scale_rD: of ``WhitenedTable.scale``.
     """
@@ -282,32 +287,36 @@ class _PaddedBatch:
             z_rlD.mul_(self.scale_rD.unsqueeze(1))
         return z_rlD if self.root_rL is None else z_rlD.mul_(self.root_rL[:, columns, None])
 
-    def sum_of_vectors(self, weight_rL: Tensor) -> Tensor:
-        """Z^T weight of each row, [r, D]."""
-        if self.root_rL is not None:
-            weight_rL = weight_rL * self.root_rL
-        sum_rD = F.embedding_bag(
-            self.column_rL, self.scaled_SD, mode="sum", per_sample_weights=weight_rL
-        )
-        return sum_rD if self.scale_rD is None else sum_rD.mul_(self.scale_rD)
-
-    def solve_by_width(self, b_rD: Tensor, most: int) -> Tensor:
-        """(I + Z^T Z)^-1 b of each row, [r, D]. most: pairs of a row gathered at a time."""
+    def solve_by_width(self, most: int) -> tuple[Tensor, Tensor]:
+        """x' and b of each row, [r, D]. most: pairs of a row gathered at a time."""
         z_rlD = self.vectors(slice(most))
         matrix_rDD = z_rlD.mT @ z_rlD
+        b_r1D = self.weight_rL[:, None, :most] @ z_rlD
         for first in range(most, self.column_rL.shape[1], most):
-            z_rlD = self.vectors(slice(first, first + most))
+            part = slice(first, first + most)
+            z_rlD = self.vectors(part)
             matrix_rDD.baddbmm_(z_rlD.mT, z_rlD)
-        matrix_rDD.diagonal(dim1=1, dim2=2).add_(1)
-        # Unlike a batch of Cholesky factorizations, torch spreads this over the processor's cores.
-        return torch.linalg.solve_ex(matrix_rDD, b_rD).result
+            b_r1D.baddbmm_(self.weight_rL[:, None, part], z_rlD)
+        return _solve_plus_identity(matrix_rDD, b_r1D.mT).squeeze(2), b_r1D.squeeze(1)
 
-    def solve_by_pairs(self) -> Tensor:
-        """Z^T (I + Z Z^T)^-1 w, the same with a smaller matrix where a row has few pairs."""
+    def solve_by_pairs(self) -> tuple[Tensor, Tensor]:
+        """The same as Z^T (I + Z Z^T)^-1 w, by a smaller matrix where a row has few pairs."""
         z_rLD = self.vectors(slice(None))
-        matrix_rLL = z_rLD @ z_rLD.mT
-        matrix_rLL.diagonal(dim1=1, dim2=2).add_(1)
-        return self.sum_of_vectors(torch.linalg.solve_ex(matrix_rLL, self.weight_rL).result)
+        weight_r1L = self.weight_rL.unsqueeze(1)
+        solution_rL1 = _solve_plus_identity(z_rLD @ z_rLD.mT, weight_r1L.mT)
+        return (solution_rL1.mT @ z_rLD).squeeze(1), (weight_r1L @ z_rLD).squeeze(1)
+
+
+def _solve_plus_identity(matrix_rMM: Tensor, right_rM1: Tensor) -> Tensor:
+    """(I + matrix)^-1 right; the matrices are symmetric and have no negative eigenvalue. Changes
+    matrix_rMM.
+    """
+    matrix_rMM.diagonal(dim1=1, dim2=2).add_(1)
+    lower_rMM, failed_r = torch.linalg.cholesky_ex(matrix_rMM)
+    if bool(failed_r.any()):  # eigenvalues so large that 1 is lost in rounding
+        return torch.linalg.solve_ex(matrix_rMM, right_rM1).result
+    half_rM1 = torch.linalg.solve_triangular(lower_rMM, right_rM1, upper=False)
+    return torch.linalg.solve_triangular(lower_rMM.mT, half_rM1, upper=True)
 
 
 def _extra(rows: SparseRows, alpha: float, dtype: torch.dtype) -> Tensor:

@@ -285,6 +285,42 @@ def test_wmf_solves_in_double_where_single_precision_has_no_bound(monkeypatch):
     assert apart > 1e-3
 
 
+@pytest.mark.parametrize("n_threads", [2, 3])
+def test_wmf_does_not_depend_on_the_number_of_threads(n_threads, monkeypatch):
+    monkeypatch.setattr(least_squares, "BLOCK", 1 << 10)  # many batches
+    torch.manual_seed(1)
+    models = [WMF(WIDE, n_factors=16, solver="exact") for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    reached = [models[0].fit_pass(wide_store())]
+    torch.set_num_threads(n_threads)
+    try:
+        reached.append(models[1].fit_pass(wide_store()))
+        assert torch.get_num_threads() == n_threads
+    finally:
+        torch.set_num_threads(1)
+    assert reached[0] == reached[1]
+    assert torch.equal(models[0].user_UD, models[1].user_UD)
+    assert torch.equal(models[0].item_VD, models[1].item_VD)
+
+
+def test_wmf_stays_finite_where_no_factorization_by_cholesky_exists(monkeypatch):
+    """Confidence so large that 1 is lost beside it, even in double precision."""
+    failures = []
+    factorize = torch.linalg.cholesky_ex
+
+    def observed(matrix):
+        lower, failed = factorize(matrix)
+        failures.append(bool(failed.any()))
+        return lower, failed
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", observed)
+    torch.manual_seed(1)
+    model = WMF(WIDE, n_factors=16, alpha=1e20, solver="exact")
+    model.fit_pass(wide_store())
+    assert any(failures)
+    assert model.user_UD.isfinite().all() and model.item_VD.isfinite().all()
+
+
 def plain_conjugate_gradient(matrix, right, preconditioner, x, n_steps):
     """Shewchuk 1994, "An introduction to the conjugate gradient method", B3."""
     residual = right - matrix @ x

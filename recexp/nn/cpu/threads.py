@@ -1,0 +1,47 @@
+"""Work in parallel Python threads, where torch's own threads leave a processor's cores idle.
+
+torch computes a batch of small Cholesky factorizations in one thread, and its threads wait for
+each other after every operation. An exact pass of WMF over MovieLens-1M takes two cores about two
+thirds of the time when each works on batches of its own; where other programs use the cores too,
+less than half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def map_in_threads(action: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """What the action returns for each item, in the order of the items.
+
+    As many workers as torch has threads take the items one by one, and torch uses one thread in
+    each of them. Modes of torch that belong to a thread, ``no_grad`` among them, do not reach the
+    workers. With one worker everything happens in the calling thread.
+    """
+    n_threads = torch.get_num_threads()
+    n_workers = min(n_threads, len(items))
+    if n_workers <= 1:
+        return [action(item) for item in items]
+    results: dict[int, R] = {}
+    remaining = iter(enumerate(items))
+
+    def work() -> None:
+        for index, item in remaining:
+            results[index] = action(item)
+
+    try:
+        with ThreadPoolExecutor(
+            n_workers, initializer=torch.set_num_threads, initargs=(1,)
+        ) as threads:
+            for done in [threads.submit(work) for _ in range(n_workers)]:
+                done.result()
+    finally:
+        torch.set_num_threads(n_threads)  # also what threads started later begin with
+    return [results[index] for index in range(len(items))]
