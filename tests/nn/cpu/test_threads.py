@@ -38,6 +38,15 @@ def test_later_threads_have_the_number_of_torch_threads_that_the_caller_has(thre
     assert seen == [3]
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_gradients_are_recorded_where_the_caller_records_them(three_threads, mode):
+    def modes(_):
+        return torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+    with mode():
+        assert map_in_threads(modes, range(9)) == [modes(0)] * 9
+
+
 def test_an_error_in_a_thread_reaches_the_caller(three_threads):
     with pytest.raises(ZeroDivisionError):
         map_in_threads(lambda item: 1 // item, [1, 0, 1])

@@ -31,6 +31,32 @@ def test_dot_all_gives_equal_items_equal_scores_where_all_units_are_off():
     assert torch.equal(score, score[:, :1].expand_as(score))
 
 
+@pytest.mark.parametrize("n_items", [500, 3416, 5000])  # multiples of 4: see tower_dot
+@torch.no_grad()
+def test_dot_all_gives_equal_items_equal_scores_at_every_position(n_items):
+    torch.manual_seed(0)
+    mlp = PairMLP((64, 128, 64))
+    right = torch.randn(1, 32).expand(n_items, -1)
+    score = mlp.dot_all(mlp.left(torch.randn(5, 32)), mlp.right(right), torch.randn(64))
+    assert torch.equal(score, score[:, :1].expand_as(score))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_dot_all_does_not_depend_on_the_number_of_threads(mode):
+    torch.manual_seed(0)
+    mlp = PairMLP((8, 6, 4))
+    with mode():
+        left, right = mlp.left(torch.randn(50, 4)), mlp.right(torch.randn(3000, 4))
+        weight = torch.randn(4)
+        alone = mlp.dot_all(left, right, weight)
+        torch.set_num_threads(3)
+        try:
+            together = mlp.dot_all(left, right, weight)
+        finally:
+            torch.set_num_threads(1)
+    assert torch.equal(alone, together)
+
+
 @torch.no_grad()
 def test_dot_all_of_no_users_is_empty():
     mlp = PairMLP((4, 3, 2))
