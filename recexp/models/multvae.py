@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recexp.contracts import SetAutoencoder
 from recexp.models.common import WHOLE_HISTORY, SequenceModel, checked_length
 from recexp.nn.dropout import dropout
 from recexp.nn.init import xavier_linears
+from recexp.nn.item_sets import dense_sums, item_sets
 from recexp.nn.lookup import Embedding
 from recexp.nn.parameters import Length, Rate, Width, checked_rate
 from recexp.types import Query, Schema
@@ -82,28 +82,13 @@ class MultVAE(SequenceModel, SetAutoencoder):
 
     def _input_sum(self, item_BL: Tensor) -> Tensor:
         """E x, [B, D]."""
+        table = self.input.weight
         if torch.compiler.is_exporting():
-            return self._dense_input_sum(item_BL)
-        item_BL = item_BL.sort(dim=1).values
-        is_first_BL = item_BL != F.pad(item_BL, (1, 0))[:, :-1]  # so 0, padding, is not
-        size_B = is_first_BL.sum(1)
-        item_M = item_BL[is_first_BL]  # row by row
-        row_M = torch.repeat_interleave(torch.arange(len(size_B), device=size_B.device), size_B)
-        table = self.input.weight
-        weight_M = size_B.clamp(min=1).to(table.dtype).rsqrt()[row_M]
+            return dense_sums(item_BL, table)
+        sets = item_sets(item_BL, table.dtype)
         if self.training:
-            weight_M = dropout(weight_M, self.dropout)
-        start_B = size_B.cumsum(0) - size_B
-        return F.embedding_bag(
-            item_M, table, start_B, mode="sum", per_sample_weights=weight_M.to(table.dtype)
-        )
-
-    def _dense_input_sum(self, item_BL: Tensor) -> Tensor:
-        """As ``_input_sum`` without dropout, in operations that a graph can have."""
-        table = self.input.weight
-        x_BV = table.new_zeros(item_BL.shape[0], len(table)).scatter(1, item_BL, 1.0)
-        x_BV = torch.cat([torch.zeros_like(x_BV[:, :1]), x_BV[:, 1:]], dim=1)
-        return (x_BV @ table) * x_BV.sum(1, keepdim=True).clamp(min=1).rsqrt()
+            sets = sets._replace(weight_M=dropout(sets.weight_M, self.dropout))
+        return sets.sums(table)
 
     def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if item is None:
