@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from recexp.errors import RecexpError
-from recexp.types import CatalogShard, GRULayers, Query, RowTables, SampledScores
+from recexp.types import CatalogShard, GRULayers, Phase, Query, RowTables, SampledScores
 
 if TYPE_CHECKING:
     from recexp.data.store import Store
@@ -75,6 +75,22 @@ class Recommender(nn.Module, ABC):
         """Vectors [V-1, D] of all items, whose cosine says how similar two items are to the model.
 
         None: the model has no such vectors.
+        """
+        return None
+
+    def phases(self) -> tuple[Phase, ...]:
+        """Phases of training, which follow each other again and again.
+
+        A parameter of a phase learns in no other one unless that names it, too; a parameter of no
+        phase always learns. Empty: all parameters learn in every epoch.
+        """
+        return ()
+
+    def enter_phase(self, name: str) -> None:
+        """Make ready for an epoch of this phase.
+
+        Called before each of its epochs, and once more where a run is resumed within one: calls
+        after the first must change nothing.
         """
         return None
 

@@ -228,6 +228,15 @@ class SequenceBatch:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A part of training: ``n_epochs`` epochs in which only some of the parameters learn."""
+
+    name: str
+    n_epochs: int
+    parameters: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
 class RowTables:
     """Tables of a model with a row per item (by item id) or per user.
 

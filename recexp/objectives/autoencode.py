@@ -28,11 +28,14 @@ class Autoencode(Objective[SetAutoencoder, SequenceBatch]):
 
     beta: what it grows to. anneal_steps: beta in step n = 0, 1, ... is min(beta, n / anneal_steps),
         as in the authors' code; 0: beta from the start.
+    gamma: beta of a user is gamma times the number of their items instead, from the start
+        (Shenbin et al. 2020, eq. 11, arXiv:1912.11160); None: it is not.
     shuffle_targets: control, see ``Pointwise``.
     """
 
     beta: Annotated[float, Field(ge=0)] = 0.2
     anneal_steps: Annotated[int, Field(ge=0)] = 200_000
+    gamma: Annotated[float, Field(ge=0)] | None = None
     shuffle_targets: bool = False
 
     needs = SetAutoencoder
@@ -43,6 +46,8 @@ class Autoencode(Objective[SetAutoencoder, SequenceBatch]):
                 f"objective.beta={self.beta} and objective.anneal_steps={self.anneal_steps} must "
                 "be at least 0."
             )
+        if self.gamma is not None and self.gamma < 0:
+            raise RecexpError(f"objective.gamma={self.gamma}: must be at least 0, or null.")
         self._n_steps = 0
 
     def bind(self, model: SetAutoencoder, store: Store) -> None:
@@ -68,12 +73,19 @@ class Autoencode(Objective[SetAutoencoder, SequenceBatch]):
         h_BD, divergence_B = model.encode_set(batch.query)
         vectors_VD, bias_V = model.item_vectors()
         score_BV = F.linear(model.head(h_BD), vectors_VD, bias_V)
-        loss = multinomial(score_BV, batch.target_BL).mean()
+        x_BV = sets_of(batch.target_BL, score_BV)
+        loss = multinomial(score_BV, x_BV).mean()
         divergence = divergence_B.mean()
-        beta = self._beta()
+        if self.gamma is None:
+            beta: Tensor | float = self._beta()
+            weighted = beta * divergence
+        else:
+            beta_B = self.gamma * x_BV.sum(1)
+            beta = beta_B.mean()
+            weighted = (beta_B * divergence_B).mean()
         self._n_steps += 1
         return {
-            "loss": loss + beta * divergence,
+            "loss": loss + weighted,
             "item_loss": loss,
             "divergence": divergence,
             "beta": beta,
@@ -98,13 +110,20 @@ class Autoencode(Objective[SetAutoencoder, SequenceBatch]):
         self._n_steps = state["n_steps"]
 
 
-def multinomial(score_BV: Tensor, item_BL: Tensor) -> Tensor:
+def sets_of(item_BL: Tensor, score_BV: Tensor) -> Tensor:
+    """1 at the items of each row's set and 0 elsewhere, of the items 1..V, [B, V].
+
+    item_BL: the sets, in any order; 0 is no item, copies count once. In float32 at least.
+    """
+    dtype = torch.promote_types(score_BV.dtype, torch.float32)
+    x_BV = torch.zeros_like(score_BV, dtype=dtype, requires_grad=False)
+    return F.pad(x_BV, (1, 0)).scatter_(1, item_BL, 1.0)[:, 1:]
+
+
+def multinomial(score_BV: Tensor, x_BV: Tensor) -> Tensor:
     """-sum over the items of each row's set of log softmax(scores)[item], [B].
 
-    score_BV: of the items 1..V. item_BL: the sets, in any order; 0 is no item, copies count once.
+    x_BV: of ``sets_of``.
     """
-    if score_BV.dtype.itemsize < 4:
-        score_BV = score_BV.float()
-    x_BV = torch.zeros_like(score_BV, requires_grad=False)
-    x_BV = F.pad(x_BV, (1, 0)).scatter_(1, item_BL, 1.0)[:, 1:]
+    score_BV = score_BV.to(x_BV.dtype)
     return x_BV.sum(1) * score_BV.logsumexp(1) - (score_BV * x_BV).sum(1)

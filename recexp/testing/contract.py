@@ -247,6 +247,24 @@ class ModelContract:
         assert loaded.keys() == state.keys()
         assert all(torch.equal(loaded[key], value) for key, value in state.items())
 
+    def test_a_phase_of_training_can_be_entered_again(self) -> None:
+        """A run that is resumed within an epoch enters its phase once more: that changes nothing.
+
+        All phases together train parameters of the model.
+        """
+        model = self.fresh_model()
+        own = {id(parameter) for parameter in model.parameters()}
+        for phase in model.phases():
+            assert phase.n_epochs >= 1 and phase.parameters
+            assert {id(parameter) for parameter in phase.parameters} <= own
+            model.enter_phase(phase.name)
+            with torch.no_grad():
+                for parameter in phase.parameters:
+                    parameter.add_(0.1)
+            before = {name: value.clone() for name, value in model.state_dict().items()}
+            model.enter_phase(phase.name)
+            assert all(torch.equal(before[k], x) for k, x in model.state_dict().items())
+
     def test_later_events_change_no_earlier_state(self) -> None:
         """For models trained to predict the next item at every position."""
         model = self.scoring_model

@@ -24,6 +24,7 @@ from recexp.rng import mix
 from recexp.training.memory import too_large, users_at_once
 from recexp.training.nan_report import bad_rows, first_bad_output, first_bad_parameter
 from recexp.training.optimizers import TakesSparseGradients
+from recexp.training.phases import enter_epoch, leave_phases
 from recexp.training.plain_steps import step_plainly
 from recexp.training.sharding import ShardedTables, check_sharding
 from recexp.training.shards import Shards
@@ -202,6 +203,7 @@ class RecModule(pl.LightningModule):
         """
         if self.gradient_free:
             return
+        enter_epoch(self.model, self.current_epoch)  # also of a run resumed within the epoch
         plain = step_plainly(self.trainer)
         (optimizer,) = self.trainer.optimizers
         sparse = plain or (
@@ -307,6 +309,7 @@ class RecModule(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         """Not called where a run resumes within an epoch: its sums are in the checkpoint."""
         self._sums = {}
+        enter_epoch(self.model, self.current_epoch)
 
     def _add(self, losses: Mapping[str, Tensor | float], n_rows: int) -> None:
         # Lightning's own log takes longer than a training step of matrix factorization.
@@ -324,6 +327,9 @@ class RecModule(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.log_dict(self.train_means())
+
+    def on_train_end(self) -> None:
+        leave_phases(self.model)
 
     # ------------------------------------------------------------ checkpoints
 

@@ -64,8 +64,10 @@ class WatchedDDP(DDPStrategy):
             _Watch(self.run_dir, children, main_pid if is_child else None).start()
         super().setup_environment()
 
-    def _setup_model(self, model: nn.Module) -> Any:
+    def _setup_model(self, model: Any) -> Any:
         """Wrap the model in DDP, which leaves alone what ``_not_exchanged`` names."""
+        if model.model.phases():
+            self._ddp_kwargs["find_unused_parameters"] = True  # those of other phases
         names = self._not_exchanged(model)
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
         return super()._setup_model(model)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from recexp.testing import worlds
+from recexp.training.phases import enter_epoch
 from tests.contracts.harness import MODELS, Contestant, contestant
 
 LENGTH = 12
@@ -59,6 +60,7 @@ def fit(entry: Contestant, epochs: int, until=lambda model: False) -> int:
     optimizer = torch.optim.Adam(entry.model.parameters(), lr=LEARNING_RATE)
     for epoch in range(epochs):
         entry.model.train()
+        enter_epoch(entry.model, epoch)
         for batch in entry.batches(epoch, BATCH_SIZE):
             optimizer.zero_grad()
             entry.objective.losses(entry.model, batch)["loss"].backward()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from recexp.models.multvae import MultVAE
-from recexp.objectives.autoencode import Autoencode, multinomial
+from recexp.objectives.autoencode import Autoencode, multinomial, sets_of
 from recexp.testing import toy, worlds
 from tests.support.numpy_ops import linear, weights
 
@@ -108,12 +108,15 @@ def test_a_set_has_no_copies_and_no_padding():
     score = torch.randn(2, 7, dtype=torch.float64)
     sets = torch.tensor([[0, 3, 3, 1], [0, 0, 0, 0]])
     expected = -score.log_softmax(1)[0, [0, 2]].sum()
-    torch.testing.assert_close(multinomial(score, sets), torch.stack([expected, expected * 0]))
+    torch.testing.assert_close(
+        multinomial(score, sets_of(sets, score)), torch.stack([expected, expected * 0])
+    )
 
 
 def test_a_uniform_model_has_the_constant_loss():
     objective = Autoencode()
     objective.bind(made(), STORE)
     item_BL = objective.batch(STORE, objective.rows(STORE), torch.Generator()).target_BL
-    loss = multinomial(torch.zeros(len(item_BL), V - 1, dtype=torch.float64), item_BL).mean()
+    score_BV = torch.zeros(len(item_BL), V - 1, dtype=torch.float64)
+    loss = multinomial(score_BV, sets_of(item_BL, score_BV)).mean()
     assert objective.constant_loss(STORE, 500) == pytest.approx(loss.item())

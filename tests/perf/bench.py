@@ -25,7 +25,7 @@ from tests.perf.versus_peers import BERT4REC, SASREC, store, worker
 # Epochs where one has few steps.
 PASSES = {"wmf": 8, "wmf_cg": 8, "ials": 8, "ials_cg": 8, "bpr_mf 65536": 4}
 PASSES |= {"ease": 3, "slim": 2, "item_knn": 4, "item_knn cosine": 4, "v_sknn": 4, "stan": 4}
-PASSES |= {"lightgcn 65536": 4, "multvae": 4}
+PASSES |= {"lightgcn 65536": 4, "multvae": 4, "recvae": 4}
 D256 = ["model.n_factors=256", "model.n_heads=4"]
 CASES = {
     "bpr_mf": ["model=bpr_mf", "batch_size=16384"],
@@ -87,6 +87,7 @@ CASES = {
     "lightgcn": ["model=lightgcn", "batch_size=8192"],
     "lightgcn 65536": ["model=lightgcn", "batch_size=65536"],
     "multvae": ["model=multvae", "batch_size=500"],
+    "recvae": ["model=recvae"],
     "dif_sr": ["model=dif_sr", "batch_size=128"],
 }
 

@@ -37,6 +37,14 @@ OBJECTIVES = {
     "pairwise": ("model=bpr_mf", "model.n_factors=4", "batch_size=400"),
     "next_item": ("model=sasrec", *TRANSFORMER, "batch_size=10"),
     "cloze": ("model=bert4rec", *TRANSFORMER, "batch_size=180"),
+    # The second epoch is of another phase.
+    "autoencode": (
+        "model=recvae",
+        "model.n_factors=4",
+        "model.n_inner=8",
+        "model.encoder_epochs=1",
+        "batch_size=10",
+    ),
     # An epoch has as many batches as the longest chain of sessions, so it is cut.
     "session_parallel": ("model=gru4rec", "model.n_factors=4", "+trainer.limit_train_batches=3"),
 }

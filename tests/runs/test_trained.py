@@ -20,7 +20,7 @@ from tests.support.running import run_here
 
 MODELS = ("pop", "item_knn", "bpr_mf", "wmf", "neumf", "mfpr", "ite", "fpmc", "caser")
 MODELS += ("sasrec", "bert4rec", "gru4rec", "nova_bert", "bert_ite_si", "nmtr", "replay")
-MODELS += ("ease", "slim", "stan", "lightgcn", "multvae", "dif_sr")
+MODELS += ("ease", "slim", "stan", "lightgcn", "multvae", "recvae", "dif_sr")
 FULL = ("protocol=full_unseen",)
 SIZES = ("dataset.source.users=80", "dataset.source.items=90", "trainer.max_epochs=1")
 SIZES += ("protocol.candidates.n=20",)
@@ -28,7 +28,7 @@ SIZES += ("protocol.candidates.n=20",)
 # user vectors and one whose scores tie. Every case trains a model: those that share most of their
 # code with another one are slow tests.
 SLOW = {"wmf", "mfpr", "fpmc", "bert4rec", "nmtr", "replay", "bert_ite_si", "ease", "slim", "stan"}
-SLOW |= {"lightgcn", "multvae", "dif_sr"}
+SLOW |= {"lightgcn", "multvae", "recvae", "dif_sr"}
 CASES = [
     pytest.param(model, "full_unseen", marks=[pytest.mark.slow] if model in SLOW else [])
     for model in MODELS
