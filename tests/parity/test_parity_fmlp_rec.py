@@ -3,11 +3,15 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from recexp.models.fmlp_rec import FMLPRec
-from recexp.testing import toy
+from recexp.objectives.losses import BCE
+from recexp.objectives.next_item import NextItem
+from recexp.objectives.samplers import Uniform
+from recexp.testing import toy, worlds
 from tests.config.test_check import composed
-from tests.support.numpy_ops import gelu, layer_norm, linear, weights
+from tests.support.numpy_ops import gelu, layer_norm, linear, sigmoid, weights
 
 ROWS = [[1, 2, 9, 4, 7, 5, 3, 6], [4], [3, 3, 8], []]
 EPS = 1e-12
@@ -61,6 +65,31 @@ def test_scores_follow_the_formulas(n):
     expected = [w["item.weight"][1:] @ state(row, w, 2, n) for row in ROWS]
     found = model.score(toy.query([0, 1, 2, 3], ROWS)).detach().numpy()
     assert np.allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_loss_of_a_step():
+    """Each of a user's newest events is predicted from all before it, against one negative."""
+    store = worlds.random_store()
+    n = 5
+    model = toy.randomise(FMLPRec(store.schema, n_factors=4, max_len=n, dropout=0.0)).train()
+    objective = NextItem(Uniform(), BCE(), windows="prefixes", targets=1)
+    objective.bind(model, store)
+    rows = objective.rows(store)
+    batch = objective.batch(store, rows, torch.Generator().manual_seed(0))
+    w, train = weights(model), store.train
+    vectors = w["item.weight"]
+    losses, number = [], 0
+    for user in range(store.schema.n_users):
+        items = train.item[int(train.ptr[user]) : int(train.ptr[user + 1])].tolist()
+        for at in range(max(1, len(items) - n), len(items)):
+            h = state(items[:at], w, 2, n)
+            negative = int(batch.negative_BLn[number])
+            likely = sigmoid(vectors[items[at]] @ h) * (1 - sigmoid(vectors[negative] @ h))
+            losses.append(-math.log(likely))
+            number += 1
+    assert number == len(rows) > 30
+    found = objective.losses(model, batch)["loss"].item()
+    assert found == pytest.approx(np.mean(losses), rel=1e-9)
 
 
 def test_the_configuration_is_the_authors():

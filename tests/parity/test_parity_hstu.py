@@ -5,7 +5,10 @@ import pytest
 import torch
 
 from recexp.models.hstu import HSTU
-from recexp.testing import toy
+from recexp.objectives.losses import SampledSoftmax
+from recexp.objectives.next_item import NextItem
+from recexp.objectives.samplers import Uniform
+from recexp.testing import toy, worlds
 from tests.config.test_check import composed
 from tests.support.numpy_ops import linear, sigmoid, weights
 
@@ -87,6 +90,36 @@ def test_scores_follow_the_formulas(heads, positions):
     ]
     found = model.score(query).detach().numpy()
     assert np.allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("n", [3, 20])
+def test_loss_of_a_step(n):
+    """Every event of a window but the first is predicted from the events before it, against its
+    own negatives, by cosines over the temperature.
+
+    With 20 negatives the scores are read from the whole catalog.
+    """
+    store = worlds.random_store()
+    model = toy.randomise(HSTU(store.schema, n_factors=D, max_len=N, dropout=0.0)).train()
+    objective = NextItem(Uniform(), SampledSoftmax(), n_negatives=n, shared="position")
+    objective.bind(model, store)
+    rows = objective.rows(store)
+    batch = objective.batch(store, rows, torch.Generator().manual_seed(0))
+    w, train = weights(model), store.train
+    unit_vectors = normed(w["item.weight"][1:])
+    losses = []
+    for row, end in enumerate(rows.tolist()):
+        first = max(int(train.ptr[train.user[end - 1]]), end - N - 1)
+        items = train.item[first:end].tolist()
+        times = train.time[first:end].tolist()
+        for at in range(1, len(items)):
+            h = normed(state(items[:at], times[:at], w, 2, 1, "left")) / 0.05
+            drawn = batch.negative_BLn[row, at - len(items)]
+            scores = unit_vectors[[items[at] - 1, *(drawn - 1).tolist()]] @ h
+            losses.append(math.log(sum(math.exp(x - scores[0]) for x in scores)))
+    assert len(losses) > 40
+    found = objective.losses(model, batch)["loss"].item()
+    assert found == pytest.approx(np.mean(losses), rel=1e-9)
 
 
 def test_the_time_between_events_matters_and_not_the_date():
