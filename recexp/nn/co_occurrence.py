@@ -68,7 +68,10 @@ def largest(x_BN: Tensor, k: int) -> Tensor:
     is_above_BN = x_BN > least_B1
     is_equal_BN = x_BN == least_B1
     n_free_B1 = k - is_above_BN.sum(1, keepdim=True)
-    is_chosen_BN = is_above_BN | (is_equal_BN & (is_equal_BN.cumsum(1) <= n_free_B1))
+    n_equal_BN = is_equal_BN.cumsum(1, dtype=torch.int32)
+    is_chosen_BN = is_above_BN | (is_equal_BN & (n_equal_BN <= n_free_B1))
+    if not torch.compiler.is_exporting():
+        return is_chosen_BN.nonzero()[:, 1].view(-1, k)
     n_columns = x_BN.shape[1]
     # The first column has the largest number.
     from_end_N = torch.arange(n_columns, 0, -1, device=x_BN.device)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from recexp.models import session_knn
+from recexp.models import session_neighbors
 from recexp.models.session_knn import STAN, SessionKNN
 from recexp.testing import toy, worlds
 
@@ -112,7 +112,7 @@ OPTIONS = [
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("name", VARIANTS)
 def test_scores_are_those_of_the_formulas(name, options, compact, monkeypatch):
-    monkeypatch.setattr(session_knn, "COMPACT", compact)
+    monkeypatch.setattr(session_neighbors, "COMPACT", compact)
     kind, own, similarity, event_weight = VARIANTS[name]
     model = kind(SCHEMA, **own, **options).double().eval()
     model.fit_pass(STORE)
