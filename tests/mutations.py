@@ -189,6 +189,34 @@ MUTATIONS = [
     ),
     # Correctness
     Mutation(
+        "a run resumed within an epoch trains that epoch's phase",
+        "recexp/training/module.py",
+        "        enter_epoch(self.model, self.current_epoch)  # also of a run resumed within the epoch",
+        "        pass",
+        "tests/runs/test_resume.py -m slow -k autoencode",
+    ),
+    Mutation(
+        "claims are open while the losing system was still rising",
+        "recexp/report/claim_tests.py",
+        'still rising" if unfinished else found',
+        'still rising" if False else found',
+        "tests/report/test_evidence.py -k more_training",
+    ),
+    Mutation(
+        "a run with another loss or sampler than the paper's stands for no claim",
+        "recexp/report/claim_tests.py",
+        "if not _is_variant(s.first, claim)",
+        "if True",
+        "tests/report/test_evidence.py -k another_sampler",
+    ),
+    Mutation(
+        "sums of gradients begin with zeros in every step",
+        "recexp/training/plain_steps.py",
+        "self._sums[parameter].zero_()",
+        "self._sums[parameter]",
+        "tests/training/test_plain_steps.py -k looked_up",
+    ),
+    Mutation(
         "history lies strictly before the target",
         "recexp/data/store.py",
         "self.train.ptr[user_B], row_B, length)",

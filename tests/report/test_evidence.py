@@ -24,6 +24,7 @@ def planted(folder, model, rank, *, convergence=CONVERGED, config=None, **more):
     more = {"dataset": "ijcai15", "protocol": "p1_uniform999"} | more
     return write_run(
         folder / f"{model}-{more.get('seed', 0)}-{rank}",
+        1 / (1 + rank),  # the better, the better on validation
         model=model,
         better=[rank + user % 3 for user in range(N_USERS)],
         convergence=convergence,
