@@ -191,8 +191,8 @@ MUTATIONS = [
     Mutation(
         "a run resumed within an epoch trains that epoch's phase",
         "recexp/training/module.py",
-        "        enter_epoch(self.model, self.current_epoch)  # also of a run resumed within the epoch",
-        "        pass",
+        "enter_epoch(self.model, self.current_epoch)  # also of a run resumed within the epoch",
+        "pass",
         "tests/runs/test_resume.py -m slow -k autoencode",
     ),
     Mutation(

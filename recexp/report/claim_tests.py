@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import variance
 
 from recexp.errors import RecexpError
 from recexp.report.collect import Result, is_simulated
@@ -26,6 +27,7 @@ ALIKE = 0.05  # systems that differ by less than this share of the metric are al
 HELD = "held"
 REVERSED = "not held: the other way round"
 OPEN = "open: too few users to tell"
+SEEDS = "open: within the spread of seeds"
 NOT_TESTED = "not tested"
 HEAD = (
     "claim",
@@ -37,6 +39,7 @@ HEAD = (
     "95 % interval",
     "p",
     "p (Holm)",
+    "seeds",
     "verdict",
     "came out",
 )
@@ -51,6 +54,7 @@ class ClaimTest:
     own_data: whether the data are those that the claim is about. comparison: of its two systems,
     None where they could not be compared; why: the reason then. left_label: the label of the
     claim's left system. unfinished: the labels of its systems that more training could improve.
+    seed_margin: twice the standard error of the difference over seeds; 0 where it is not known.
     p_holm: None without a comparison.
     """
 
@@ -61,6 +65,7 @@ class ClaimTest:
     left_label: str = ""
     why: str = ""
     unfinished: frozenset[str] = frozenset()
+    seed_margin: float = 0.0
     p_holm: float | None = None
 
     @property
@@ -68,12 +73,13 @@ class ClaimTest:
         """What the data say, or why they cannot.
 
         "open" where the system that came out behind, or one of two that came out alike, was still
-        rising when its training ended.
+        rising when its training ended, and where other seeds could change the answer: the
+        difference, or for systems that came out alike the margin of that, is within the spread.
         """
         pair = self.comparison
         if pair is None or self.p_holm is None:
             return NOT_TESTED
-        _, low, high = self.difference
+        difference, low, high = self.difference
         level = max(pair.mean_left, pair.mean_right)
         found = verdict_on(self.claim, low, high, self.p_holm, level)
         if found == OPEN:
@@ -81,7 +87,10 @@ class ClaimTest:
         apart = found in (HELD, REVERSED) and not self.claim.alike
         behind = {pair.right} if apart else {pair.left, pair.right}
         unfinished = sorted(behind & self.unfinished)
-        return f"open: {' and '.join(unfinished)} still rising" if unfinished else found
+        if unfinished:
+            return f"open: {' and '.join(unfinished)} still rising"
+        size = abs(difference) if apart else ALIKE * level
+        return SEEDS if size <= self.seed_margin else found
 
     @property
     def difference(self) -> tuple[float, float, float]:
@@ -136,7 +145,7 @@ def claim_row(test: ClaimTest) -> tuple[Cell, ...]:
     )
     pair = test.comparison
     if pair is None:
-        return (*start, *[Cell(DASH)] * 4, Cell(test.verdict), Cell(test.why))
+        return (*start, *[Cell(DASH)] * 5, Cell(test.verdict), Cell(test.why))
     difference, low, high = test.difference
     return (
         *start,
@@ -144,9 +153,16 @@ def claim_row(test: ClaimTest) -> tuple[Cell, ...]:
         Cell(f"{low:+.4f} to {high:+.4f}", low),
         Cell(f"{pair.p:.4f}", pair.p),
         Cell(f"{test.p_holm:.4f}", test.p_holm),
+        Cell(", ".join(map(str, _left_first(test, pair.seeds_left, pair.seeds_right)))),
         Cell(test.verdict),
         Cell(f"{pair.left} before {pair.right}"),
     )
+
+
+def _left_first(test: ClaimTest, *of_comparison: int) -> tuple[int, ...]:
+    """Numbers of the comparison's better and worse system in the order of the claim."""
+    is_left = test.comparison is not None and test.comparison.left == test.left_label
+    return of_comparison if is_left else of_comparison[::-1]
 
 
 def verdict_on(claim: Claim, low: float, high: float, p_holm: float, level: float) -> str:
@@ -207,7 +223,10 @@ def _tests_under(about: About, listed: Sequence[Claim], runs: Sequence[Result]) 
         else:
             rising = [r for r in left.runs + right.runs if training_verdict(r).kind in WARNED]
             test = replace(
-                test, left_label=label(left.first), unfinished=frozenset(map(label, rising))
+                test,
+                left_label=label(left.first),
+                unfinished=frozenset(map(label, rising)),
+                seed_margin=_seed_margin(left, right, f"test/{claim.metric}", found),
             )
             chosen.setdefault(claim.metric, []).append((len(tests), left, right))
         tests.append(test)
@@ -231,6 +250,24 @@ def _not_comparable(claim: Claim, left: System, right: System) -> str:
     folders = [run["folder"] for run in left.runs + right.runs]
     without_ranks = [f for f in folders if not (Path(f) / "ranks.parquet").is_file()]
     return f"no ranks.parquet in {', '.join(without_ranks)}" if without_ranks else ""
+
+
+def _seed_margin(left: System, right: System, metric: str, found: Sequence[System]) -> float:
+    """Twice the standard error over seeds of the difference of two means.
+
+    The variance is pooled over all systems found of their models that have several seeds; 0 where
+    none has.
+    """
+    squares = 0.0
+    n_free = 0
+    for system in found:
+        values = system.values(metric)
+        if len(values) > 1 and system.model in (left.model, right.model):
+            squares += variance(values) * (len(values) - 1)
+            n_free += len(values) - 1
+    if not n_free:
+        return 0.0
+    return 2 * (squares / n_free * (1 / len(left.runs) + 1 / len(right.runs))) ** 0.5
 
 
 def _compare_all(

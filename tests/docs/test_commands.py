@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from recexp.report.collect import collect
 from recexp.report.describe import _parser as describe_parser
 from recexp.report.describe import overrides_per_dataset
 from recexp.report.formats import as_markdown
+from recexp.report.scorecard import scorecard
 from recexp.report.statistics import comparisons
 from recexp.runs.evaluate import parser as evaluation_parser
 from recexp.runs.export import parser as export_parser
@@ -218,6 +220,19 @@ def test_a_stored_table_is_what_the_report_prints(folder, capsys):
 def test_a_stored_page_of_all_results_is_what_the_report_prints(page, options, capsys):
     report([str(RESULTS), *options, "--format", "markdown"])
     assert capsys.readouterr().out == (RESULTS / page).read_text()
+
+
+def test_the_published_figures_in_the_readme_stand_beside_those_of_the_stored_runs():
+    card = scorecard("bert4rec/table2_systems", collect([RESULTS / "ml_1m"])[0])[0]
+    metric = card.head.index("metric")
+    card = replace(card, rows=tuple(row for row in card.rows if row[metric].text == "ndcg@10"))
+    columns = [card.head.index(name) for name in ("system", "published", "ours", "Δ %", "verdict")]
+    assert as_markdown(card.part(columns)).split("\n\n")[2] in (ROOT / "README.md").read_text()
+
+
+def test_the_claims_in_the_readme_are_those_of_the_stored_page():
+    first = (RESULTS / "claims.md").read_text().split("### ")[1]
+    assert first.split("\n\n")[1] in (ROOT / "README.md").read_text()
 
 
 def test_the_comparison_in_the_readme_is_that_of_the_stored_runs():

@@ -6,7 +6,7 @@ import pytest
 
 from recexp.errors import RecexpError
 from recexp.report.__main__ import main
-from recexp.report.claim_tests import OTHER, OWN, claim_tests
+from recexp.report.claim_tests import OTHER, OWN, claim_tests, claims_table
 from recexp.report.collect import collect
 from recexp.report.evidence import evidence
 from recexp.report.papers.claims import claims
@@ -53,6 +53,20 @@ def test_a_claim_is_open_while_more_training_could_change_it(tmp_path, ahead, be
     assert found_tests(tmp_path)["bert_ite > ite"].verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("other_seed", "verdict"), [(1, "held"), (18, "open: within the spread of seeds")]
+)
+def test_a_difference_within_the_spread_of_seeds_is_open(tmp_path, other_seed, verdict):
+    """A second seed of the winner that is as bad as the loser."""
+    planted(tmp_path, "bert_ite", 1)
+    planted(tmp_path, "bert_ite", other_seed, seed=1)
+    planted(tmp_path, "ite", 12)
+    test = found_tests(tmp_path)["bert_ite > ite"]
+    assert test.verdict == verdict and test.difference[0] > 0.4
+    row = next(r for r in records(claims_table("x", [test.claim], collect([tmp_path])[0])))
+    assert row["seeds"] == "2, 1" and row["verdict"] == verdict
+
+
 def test_the_other_way_round_is_open_while_the_claimed_winner_was_rising(tmp_path):
     planted(tmp_path, "bert_ite", 12, convergence=RISING)
     planted(tmp_path, "ite", 1)
@@ -85,7 +99,7 @@ def test_a_run_with_another_sampler_than_the_papers_is_another_system(tmp_path):
     for seed, (sampler, rank) in enumerate([(own, 9), (other, 1)]):
         planted(tmp_path, "mf_mmlp", rank, seed=seed, config={"sampler._target_": sampler}, **about)
     planted(tmp_path, "ncf", 4, **about)
-    test = found_tests(tmp_path, "multi_feedback", "table4")["mf_mmlp > ncf"]
+    test = found_tests(tmp_path, "multi_feedback", "table4")["mf_mmlp n_negatives=3 n_layers=2 > ncf"]
     assert test.verdict == "not held: the other way round"
 
 
