@@ -198,8 +198,8 @@ MUTATIONS = [
     Mutation(
         "claims are open while the losing system was still rising",
         "recexp/report/claim_tests.py",
-        'still rising" if unfinished else found',
-        'still rising" if False else found',
+        "        if unfinished:",
+        "        if False:",
         "tests/report/test_evidence.py -k more_training",
     ),
     Mutation(
