@@ -97,11 +97,11 @@ def test_a_run_with_another_sampler_than_the_papers_is_another_system(tmp_path):
     own = "recexp.objectives.samplers.SupportiveOnly"
     other = "recexp.objectives.samplers.Uniform"
     for seed, (sampler, rank) in enumerate([(own, 9), (other, 1)]):
-        planted(tmp_path, "mf_mmlp", rank, seed=seed, config={"sampler._target_": sampler}, **about)
+        config = {"model.n_factors": 4, "sampler._target_": sampler}
+        planted(tmp_path, "mf_mmlp", rank, seed=seed, config=config, **about)
     planted(tmp_path, "ncf", 4, **about)
-    test = found_tests(tmp_path, "multi_feedback", "table4")[
-        "mf_mmlp n_factors=4 n_negatives=3 n_layers=2 > ncf"
-    ]
+    tests = found_tests(tmp_path, "multi_feedback", "table4")
+    test = tests["mf_mmlp n_factors=4 n_negatives=3 n_layers=2 > ncf"]
     assert test.verdict == "not held: the other way round"
 
 
