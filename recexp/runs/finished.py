@@ -213,8 +213,7 @@ def _default_raw_dir(cfg: DictConfig) -> str:
     for path in sorted(paths, key=lambda path: path != of_reader):
         known = OmegaConf.load(path)
         by_name[known.name] = known.raw_dir
-        if "_target_" in known.source:  # else the reader is that of the YAML that it extends
-            by_reader.setdefault(known.source._target_, known.raw_dir)
+        by_reader.setdefault(known.source._target_, known.raw_dir)
     return by_name.get(cfg.dataset.name) or by_reader.get(reader, "")
 
 

@@ -74,7 +74,7 @@ def python(folder, *words):
 def test_a_model_of_another_package_is_tested_in_four_lines(package):
     done = python(package, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine.py")
     assert done.returncode == 0, done.stdout
-    assert "11 passed, 1 skipped" in done.stdout
+    assert "12 passed, 1 skipped" in done.stdout
 
 
 @pytest.mark.slow  # a whole program; tests/test_architecture.py holds what is imported
