@@ -196,7 +196,7 @@ MUTATIONS = [
         "tests/runs/test_resume.py -m slow -k autoencode",
     ),
     Mutation(
-        "claims are open while the losing system was still rising",
+        "claims are open while the losing system was not trained to its end",
         "recexp/report/claim_tests.py",
         "        if unfinished:",
         "        if False:",

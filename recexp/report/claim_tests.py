@@ -72,9 +72,9 @@ class ClaimTest:
     def verdict(self) -> str:
         """What the data say, or why they cannot.
 
-        "open" where the system that came out behind, or one of two that came out alike, was still
-        rising when its training ended, and where other seeds could change the answer: the
-        difference, or for systems that came out alike the margin of that, is within the spread.
+        "open" where the system that came out behind, or one of two that came out alike, was not
+        trained to its end, and where other seeds could change the answer: the difference, or for
+        systems that came out alike the margin of being so, is below ``seed_margin``.
         """
         pair = self.comparison
         if pair is None or self.p_holm is None:
@@ -88,7 +88,7 @@ class ClaimTest:
         behind = {pair.right} if apart else {pair.left, pair.right}
         unfinished = sorted(behind & self.unfinished)
         if unfinished:
-            return f"open: {' and '.join(unfinished)} still rising"
+            return f"open: {' and '.join(unfinished)} not trained to the end"
         size = abs(difference) if apart else ALIKE * level
         return SEEDS if size <= self.seed_margin else found
 

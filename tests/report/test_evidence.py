@@ -43,8 +43,8 @@ def found_tests(folder, paper="ite", table="fig5"):
     [
         (CONVERGED, CONVERGED, "held"),
         (RISING, CONVERGED, "held"),
-        (CONVERGED, RISING, "open: ite still rising"),
-        (CONVERGED, {"kind": "unlearned", "text": ""}, "open: ite still rising"),
+        (CONVERGED, RISING, "open: ite not trained to the end"),
+        (CONVERGED, {"kind": "unlearned", "text": ""}, "open: ite not trained to the end"),
     ],
 )
 def test_a_claim_is_open_while_more_training_could_change_it(tmp_path, ahead, behind, verdict):
@@ -70,7 +70,9 @@ def test_a_difference_within_the_spread_of_seeds_is_open(tmp_path, other_seed, v
 def test_the_other_way_round_is_open_while_the_claimed_winner_was_rising(tmp_path):
     planted(tmp_path, "bert_ite", 12, convergence=RISING)
     planted(tmp_path, "ite", 1)
-    assert found_tests(tmp_path)["bert_ite > ite"].verdict == "open: bert_ite still rising"
+    assert (
+        found_tests(tmp_path)["bert_ite > ite"].verdict == "open: bert_ite not trained to the end"
+    )
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from recexp.models.recvae import RecVAE
 from recexp.testing import toy
 from recexp.training.phases import enter_epoch, leave_phases, phase_of
 from tests.perf.test_work import module_of
+from tests.support.fitting import fit
 from tests.support.processes import Run
 
 WORDS = ("model=recvae", "model.n_factors=4", "model.n_inner=8", "batch_size=50")
@@ -41,20 +42,7 @@ class Weights(pl.Callback):
 
 def trained(folder, weights, **options):
     module, data = module_of(folder, *WORDS, "protocol=full_unseen")
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=6,
-        limit_val_batches=0,
-        callbacks=[weights],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-        **options,
-    )
-    trainer.fit(module, data)
+    fit(module, data, folder, max_epochs=6, callbacks=[weights], **options)
     return module.model
 
 

@@ -8,6 +8,7 @@ import torch
 
 from recexp.training import module as module_file
 from tests.perf.test_work import module_of
+from tests.support.fitting import fit
 
 WORDS = (
     "model=bpr_mf",
@@ -46,21 +47,8 @@ SEVERAL_LOOKUPS = {
 
 def trained(folder, *callbacks, words=WORDS, **options):
     module, data = module_of(folder, *words, "protocol=full_unseen")
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        limit_train_batches=6,
-        limit_val_batches=0,
-        callbacks=list(callbacks),
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-        **options,
-    )
-    trainer.fit(module, data)
+    options = {"max_epochs": 2, "limit_train_batches": 6, "callbacks": list(callbacks), **options}
+    trainer = fit(module, data, folder, **options)
     rate = trainer.optimizers[0].param_groups[0]["lr"]
     steps = type(trainer.fit_loop.epoch_loop.automatic_optimization).__name__
     return steps, trainer.global_step, rate, module.train_means(), module.model.state_dict()

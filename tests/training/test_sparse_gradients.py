@@ -9,6 +9,7 @@ import torch
 from recexp.nn.lookup import Embedding
 from recexp.training import module as module_file
 from tests.perf.test_work import module_of
+from tests.support.fitting import fit
 
 PLUS = ("model=gru4rec_plus", "model.n_factors=8", "objective.n_negatives=16", "batch_size=16")
 ONE_HOT = ("model=gru4rec", "model.n_factors=8", "batch_size=16")
@@ -29,21 +30,8 @@ def trained(folder, *words: str, **options):
     """The parameters after 12 steps, and whether gradients were sparse in them."""
     module, data = module_of(folder, "protocol=full_unseen", *words)
     kinds = Kinds()
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        limit_train_batches=12,
-        limit_val_batches=0,
-        callbacks=[kinds],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=folder,
-        **options,
-    )
-    trainer.fit(module, data)
+    options = {"max_epochs": 1, "limit_train_batches": 12, "callbacks": [kinds], **options}
+    fit(module, data, folder, **options)
     return dict(module.model.named_parameters()), kinds.sparse
 
 

@@ -1,9 +1,8 @@
 """Work in parallel Python threads, where torch's own threads leave a processor's cores idle.
 
 torch computes a batch of small Cholesky factorizations in one thread, and its threads wait for
-each other after every operation. On two cores that other programs use too, an exact pass of WMF
-over MovieLens-1M takes 1 / 2.5 of the time when each core works on batches of its own, and NeuMF's
-tower 1 / 2.5.
+each other after every operation. Here each core works on batches of its own. What that gains for
+WMF and NeuMF: ``docs/results/speed``.
 """
 
 from __future__ import annotations
