@@ -209,13 +209,16 @@ def _tests_under(about: About, listed: Sequence[Claim], runs: Sequence[Result]) 
     """
     found, label = labeled(runs)
     ordered = by_validation(found)
+    candidates: dict[tuple[str, str], list[System]] = {}  # by the table of the claim
     tests: list[ClaimTest] = []
     chosen: dict[str, list[tuple[int, System, System]]] = {}  # by metric, and place in tests
     for claim in listed:
         test = ClaimTest(claim, about, _is_on_own_data(claim, runs[0]))
-        candidates = [s for s in ordered if not _is_variant(s.first, claim)]
-        left = next((s for s in candidates if claim.left.meets(s.first)), None)
-        right = next((s for s in candidates if claim.right.meets(s.first)), None)
+        if claim.source not in candidates:
+            candidates[claim.source] = [s for s in ordered if not _is_variant(s.first, claim)]
+        able = candidates[claim.source]
+        left = next((s for s in able if claim.left.meets(s.first)), None)
+        right = next((s for s in able if claim.right.meets(s.first)), None)
         if left is None or right is None:
             test = replace(test, why=f"no run of {claim.right if left else claim.left}")
         elif why := _not_comparable(claim, left, right):

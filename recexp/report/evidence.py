@@ -38,7 +38,8 @@ def evidence(results: Sequence[Result]) -> list[Table]:
         listed[claim.source].append(claim)
     tests = {}
     for (paper, table), claims in listed.items():
-        runs = [r for r in real if standard_protocol(r["protocol"]) == paper_protocol(paper)]
+        protocol = paper_protocol(paper)
+        runs = [r for r in real if standard_protocol(r["protocol"]) == protocol]
         made = claim_tests(claims, runs)
         tests[paper, table] = [test for test in made if test.verdict != NOT_TESTED]
     if not any(tests.values()):
