@@ -428,7 +428,7 @@ class NegativeSampler(Protocol):
         generator: torch.Generator,
         pool: Tensor | None = None,
     ) -> Tensor:
-        """Negatives [B, n] of the query's users.
+        """Negatives [B, n] of the query's users; the query may come without histories.
 
         pool: the items that the batch is to predict, of any shape, 0 where there is none.
         """

@@ -216,14 +216,14 @@ class SequenceBatch:
 
     query: Query
     target_BL: Tensor
-    negative_BLn: Tensor | None = None  # per position, or
+    negative_Nn: Tensor | None = None  # per position with a target, row by row, or
     negative_Bn: Tensor | None = None  # shared by all positions of a row, or
     negative_n: Tensor | None = None  # shared by the batch
     log_prob_n: Tensor | None = None  # of negative_n in one draw, for corrections
 
     def items(self) -> list[Tensor]:
         """All item ids of the batch."""
-        negatives = (self.negative_BLn, self.negative_Bn, self.negative_n)
+        negatives = (self.negative_Nn, self.negative_Bn, self.negative_n)
         return [self.query.item_BL, self.target_BL, *(x for x in negatives if x is not None)]
 
 

@@ -39,10 +39,10 @@ class SequenceObjective(Objective[Encoder, SequenceBatch]):
     """Base of the objectives that train an encoder at every position with a target.
 
     loss: over the whole catalog, or over n_negatives drawn items.
-    shared: negatives are drawn once per "position", per "row" (one set for all positions of a
-        history) or per "batch". Those of a position or a row are items that the user does not
-        have in training. Those of a batch have no user: they are drawn from all items, and the
-        loss leaves out copies of a position's own target.
+    shared: negatives are drawn once per "position" with a target, per "row" (one set for all
+        positions of a history) or per "batch". Those of a position or a row are items that the
+        user does not have in training. Those of a batch have no user: they are drawn from all
+        items, and the loss leaves out copies of a position's own target.
     positives: the training events that are predicted: "any", "explicit" ones or those of the
         "strongest" behavior. Histories hold the others too.
     shuffle_targets: control, see ``Pointwise``.
@@ -136,9 +136,10 @@ class SequenceObjective(Objective[Encoder, SequenceBatch]):
         n = self.n_negatives
         pool_BL = batch.target_BL
         if self.shared == "position":
-            B, L = pool_BL.shape
-            negative_Bm = self.sampler(store, query, L * n, generator, pool_BL)
-            batch.negative_BLn = negative_Bm.view(B, L, n)
+            # Histories are left out: they would be copied once per position.
+            row_N = pool_BL.nonzero()[:, 0]
+            owner = query.change_columns(lambda x_BL: x_BL[:, :0])[row_N]
+            batch.negative_Nn = self.sampler(store, owner, n, generator, pool_BL)
         elif self.shared == "row":
             batch.negative_Bn = self.sampler(store, query, n, generator, pool_BL)
         else:
@@ -178,8 +179,8 @@ class SequenceObjective(Objective[Encoder, SequenceBatch]):
         if batch.negative_n is not None:
             negative = batch.negative_n
             mask_Nn = negative != target_N[:, None]
-        elif batch.negative_BLn is not None:
-            negative = batch.negative_BLn[wanted_BL]  # [N, n]
+        elif batch.negative_Nn is not None:
+            negative = batch.negative_Nn
         else:
             assert batch.negative_Bn is not None
             negative = batch.negative_Bn[wanted_BL.nonzero()[:, 0]]  # [N, n]

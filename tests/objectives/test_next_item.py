@@ -22,6 +22,7 @@ SEQUENCES = [
     STORE.train.item[STORE.train.ptr[u] : STORE.train.ptr[u + 1]].tolist()
     for u in range(STORE.schema.n_users)
 ]
+N_TARGETS = sum(min(HISTORY, max(0, len(items) - 1)) for items in SEQUENCES)
 
 
 def objective(sampler=None, **options):
@@ -45,6 +46,11 @@ def examples(batch):
         strict=True,
     ):
         yield user, [i for i in inputs if i], [i for i in targets if i]
+
+
+def rows_of_targets(batch):
+    """The row of each target, in the order of their negatives."""
+    return (batch.target_BL != 0).nonzero()[:, 0].tolist()
 
 
 def test_last_windows_are_the_newest_events_shifted_by_one():
@@ -187,17 +193,18 @@ def test_users_with_a_single_event_or_none_have_no_window():
 
 
 @pytest.mark.parametrize(
-    ("shared", "shape"), [("position", (12, HISTORY, 4)), ("row", (12, 4)), ("batch", (4,))]
+    ("shared", "shape"), [("position", (N_TARGETS, 4)), ("row", (12, 4)), ("batch", (4,))]
 )
-def test_negatives_are_drawn_per_position_row_or_batch(shared, shape):
+def test_negatives_are_drawn_per_target_row_or_batch(shared, shape):
     batch = batch_of(objective(loss=BCE(), n_negatives=4, shared=shared))
-    drawn = {"position": batch.negative_BLn, "row": batch.negative_Bn, "batch": batch.negative_n}
+    drawn = {"position": batch.negative_Nn, "row": batch.negative_Bn, "batch": batch.negative_n}
     assert tuple(drawn.pop(shared).shape) == shape
     assert all(x is None for x in drawn.values())
     if shared != "batch":
-        item = batch.negative_BLn if shared == "position" else batch.negative_Bn
-        for user, row in zip(batch.query.user_B.tolist(), item.flatten(1).tolist(), strict=True):
-            assert not set(row) & set(SEQUENCES[user])
+        row_N = range(len(batch.query)) if shared == "row" else rows_of_targets(batch)
+        item = batch.negative_Nn if shared == "position" else batch.negative_Bn
+        for row, negatives in zip(row_N, item.tolist(), strict=True):
+            assert not set(negatives) & set(SEQUENCES[int(batch.query.user_B[row])])
 
 
 def plain_loss(name, positive, negative, *, n_items, t=0.75, bpreg=1.0):
@@ -244,21 +251,16 @@ def test_every_loss_equals_its_plain_computation(name, shared, bias):
     h, (vectors, b) = model.encode(batch.query), model.item_vectors(torch.arange(STORE.schema.V))
     score_BLV = h @ vectors.T + (0 if b is None else b)
     terms = []
-    for row, targets in enumerate(batch.target_BL.tolist()):
-        for place, target in enumerate(targets):
-            if not target:
-                continue
-            if name == "ce":
-                negative = torch.arange(1, STORE.schema.V)
-            elif shared == "position":
-                negative = batch.negative_BLn[row, place]
-            else:
-                negative = batch.negative_Bn[row] if shared == "row" else batch.negative_n
-            negative = negative[negative != target]
-            score = score_BLV[row, place]
-            terms.append(
-                plain_loss(name, score[target], score[negative], n_items=STORE.schema.n_items)
-            )
+    for number, (row, place) in enumerate((batch.target_BL != 0).nonzero().tolist()):
+        if name == "ce":
+            negative = torch.arange(1, STORE.schema.V)
+        elif shared == "position":
+            negative = batch.negative_Nn[number]
+        else:
+            negative = batch.negative_Bn[row] if shared == "row" else batch.negative_n
+        target, score = batch.target_BL[row, place], score_BLV[row, place]
+        negative = negative[negative != target]
+        terms.append(plain_loss(name, score[target], score[negative], n_items=STORE.schema.n_items))
     assert task.losses(model, batch)["loss"].item() == pytest.approx(
         torch.stack(terms).mean().item(), rel=1e-7
     )
@@ -277,7 +279,7 @@ def test_final_activation_and_head_of_the_model_are_applied():
         model.item_vectors(torch.arange(STORE.schema.V)),
     )
     positive = (h * vectors[batch.target_BL[wanted]]).sum(-1).tanh()
-    negative = (h * vectors[batch.negative_BLn[wanted][:, 0]]).sum(-1).tanh()
+    negative = (h * vectors[batch.negative_Nn[:, 0]]).sum(-1).tanh()
     expected = -(F.logsigmoid(positive) + F.logsigmoid(-negative)).mean()
     assert task.losses(model, batch)["loss"].item() == pytest.approx(expected.item(), rel=1e-9)
 
@@ -314,11 +316,9 @@ def test_shuffled_targets_keep_the_inputs_and_say_nothing_about_the_user():
     assert torch.equal(wanted, plain.target_BL != 0)
     assert (batch.target_BL != plain.target_BL)[wanted].float().mean() > 0.7
     own = [
-        i in SEQUENCES[u]
-        for u, row in zip(
-            batch.query.user_B.tolist(), batch.negative_BLn.flatten(1).tolist(), strict=True
-        )
-        for i in row
+        i in SEQUENCES[int(batch.query.user_B[row])]
+        for row, negatives in zip(rows_of_targets(batch), batch.negative_Nn.tolist(), strict=True)
+        for i in negatives
     ]
     assert sum(own) > 0.1 * len(own)
 

@@ -65,18 +65,13 @@ def test_the_loss_is_a_softmax_over_the_target_and_its_negatives():
     batch = task.batch(store, task.rows(store), torch.Generator().manual_seed(0))
     w = weights(model)
     losses = []
-    for items, targets, negatives in zip(
-        batch.query.item_BL.tolist(),
-        batch.target_BL.tolist(),
-        batch.negative_BLn.numpy(),
-        strict=True,
-    ):
+    drawn = iter(batch.negative_Nn.tolist())
+    for items, targets in zip(batch.query.item_BL.tolist(), batch.target_BL.tolist(), strict=True):
         real = [v for v in items if v]
-        for h, target, negative in zip(
-            states(real, w, 2, 2), targets[-len(real) :], negatives[-len(real) :], strict=True
-        ):
-            z = w["item.weight"][[target, *negative]] @ h
+        for h, target in zip(states(real, w, 2, 2), targets[-len(real) :], strict=True):
+            z = w["item.weight"][[target, *next(drawn)]] @ h
             losses.append(np.log(np.exp(z - z[0]).sum()))
+    assert len(losses) == len(batch.negative_Nn)
     assert task.losses(model, batch)["loss"].item() == pytest.approx(np.mean(losses), rel=1e-9)
 
 

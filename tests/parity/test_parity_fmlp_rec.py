@@ -83,7 +83,7 @@ def test_loss_of_a_step():
         items = train.item[int(train.ptr[user]) : int(train.ptr[user + 1])].tolist()
         for at in range(max(1, len(items) - n), len(items)):
             h = state(items[:at], w, 2, n)
-            negative = int(batch.negative_BLn[number])
+            negative = int(batch.negative_Nn[number])
             likely = sigmoid(vectors[items[at]] @ h) * (1 - sigmoid(vectors[negative] @ h))
             losses.append(-math.log(likely))
             number += 1

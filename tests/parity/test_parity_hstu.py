@@ -108,14 +108,14 @@ def test_loss_of_a_step(n):
     w, train = weights(model), store.train
     unit_vectors = normed(w["item.weight"][1:])
     losses = []
-    for row, end in enumerate(rows.tolist()):
+    drawn = iter(batch.negative_Nn)
+    for end in rows.tolist():
         first = max(int(train.ptr[train.user[end - 1]]), end - N - 1)
         items = train.item[first:end].tolist()
         times = train.time[first:end].tolist()
         for at in range(1, len(items)):
             h = normed(state(items[:at], times[:at], w, 2, 1, "left")) / 0.05
-            drawn = batch.negative_BLn[row, at - len(items)]
-            scores = unit_vectors[[items[at] - 1, *(drawn - 1).tolist()]] @ h
+            scores = unit_vectors[[items[at] - 1, *(next(drawn) - 1).tolist()]] @ h
             losses.append(math.log(sum(math.exp(x - scores[0]) for x in scores)))
     assert len(losses) > 40
     found = objective.losses(model, batch)["loss"].item()

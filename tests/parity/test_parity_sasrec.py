@@ -67,17 +67,17 @@ def test_sasrec_b_reads_behaviors_and_is_trained_where_the_next_event_is_explici
     w = weights(model)
     table = w["item.weight"]
     losses = []
-    for b, end in enumerate(rows.tolist()):
+    drawn = iter(batch.negative_Nn[:, 0].tolist())
+    for end in rows.tolist():
         start = int(store.train.ptr[store.train.user[end - 1]])
         read = slice(max(start, end - 1 - N), end - 1)
         codes = store.train.behavior[read].tolist()
         h_LD = states(store.train.item[read].tolist(), w, 2, 1, "normed", codes)
         for t, at in enumerate(range(read.start + 1, end)):
             if store.train.behavior[at] == 2:
-                negative = batch.negative_BLn[b, t - len(h_LD), 0]
                 losses.append(
                     -np.log(sigmoid(table[store.train.item[at]] @ h_LD[t]))
-                    - np.log(1 - sigmoid(table[negative] @ h_LD[t]))
+                    - np.log(1 - sigmoid(table[next(drawn)] @ h_LD[t]))
                 )
     assert len(losses) > 10
     assert task.losses(model, batch)["loss"].item() == pytest.approx(np.mean(losses), rel=1e-9)
@@ -104,15 +104,13 @@ def test_gsasrec_trains_a_table_of_its_own_by_the_authors_loss():
     alpha = 20 / (store.schema.n_items - 1)
     beta = alpha * ((1 - 1 / alpha) * 0.75 + 1 / alpha)
     losses = []
-    rows = (batch.query.item_BL.tolist(), batch.target_BL.tolist(), batch.negative_BLn.numpy())
-    for items, targets, negatives in zip(*rows, strict=True):
+    drawn = iter(batch.negative_Nn.tolist())
+    for items, targets in zip(batch.query.item_BL.tolist(), batch.target_BL.tolist(), strict=True):
         real = [v for v in items if v]
         h_LD = states(real, w, 2, 1, "normed")
-        for h, target, negative in zip(
-            h_LD, targets[-len(real) :], negatives[-len(real) :], strict=True
-        ):
+        for h, target in zip(h_LD, targets[-len(real) :], strict=True):
             positive = np.log(1 / (sigmoid(table[target] @ h) ** -beta - 1))
-            others = table[negative] @ h
+            others = table[next(drawn)] @ h
             terms = [-np.log(sigmoid(positive)), *-np.log(1 - sigmoid(others))]
             losses.append(np.mean(terms))
     assert task.losses(model, batch)["loss"].item() == pytest.approx(np.mean(losses), rel=1e-9)
