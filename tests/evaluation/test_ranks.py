@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from recexp.errors import RecexpError
+from recexp.evaluation import ranks
 from recexp.evaluation.ranks import candidate_ranks, full_ranks
 
 
@@ -37,6 +38,17 @@ def test_order_of_candidates_does_not_matter():
         assert torch.equal(one, other)
 
 
+@pytest.fixture(params=["one block", "blocks of three rows", "blocks of a row", "long rows"])
+def counting(request, monkeypatch):
+    """The ways to count: blocks of the table at a time, or all of it in integers."""
+    if request.param == "long rows":
+        monkeypatch.setattr(ranks, "_EXACT_IN_FLOAT32", 15)
+    else:
+        size = {"one block": 2**18, "blocks of three rows": 59, "blocks of a row": 1}
+        monkeypatch.setattr(ranks, "_BLOCK_SIZE", size[request.param])
+
+
+@pytest.mark.usefixtures("counting")
 def test_full_ranks_against_a_count():
     n_items = 15
     scores = scores_with_ties(60, n_items, seed=1)
