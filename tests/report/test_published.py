@@ -39,7 +39,7 @@ def run(tmp_path):
 
 
 def test_the_shipped_figures_are_those_of_the_papers():
-    assert len(figures()) == 1206 and sum(f.paper == "ite" for f in figures()) == 720
+    assert len(figures()) == 1216 and sum(f.paper == "ite" for f in figures()) == 720
     assert published("later", "gsasrec", "ml_1m", "gsasrec", LATER, "HR@10") == 0.3003
     assert published("bert4rec", "table2", "ml_1m", "sasrec", "best", "NDCG@10") == 0.4368
     assert published(
@@ -308,3 +308,10 @@ def test_a_figure_of_a_repository_is_of_one_size_on_one_version_of_the_data(run)
     assert match(run("gsasrec", config=config | {"model.n_factors": 64}, **known)) == {}
     assert match(run("gsasrec", config=config, **known | {"data": data | {"items": 3706}})) == {}
     assert match(run("gsasrec", config=config, **ML | {"data": data})) == {}  # another protocol
+
+
+def test_a_system_without_sizes_has_a_figure_of_a_repository(run):
+    beauty = {"dataset": "amazon_beauty_5core", "protocol": "full_unseen"}
+    found = match(run("pop", data={"users": 22363, "items": 12101}, **beauty))
+    assert found["ndcg@10"].value == 0.0068
+    assert match(run("pop", data={"users": 22363, "items": 12100}, **beauty)) == {}

@@ -33,7 +33,14 @@ BERT4REC_SWITCHES = (
 )
 BERT4REC_VALUES = (None, True, "post")
 # Repositories whose figures stand under the paper "later".
-LATER_SOURCES = ("klenitskiy_vasilev_2023", "gsasrec", "esasrec")
+LATER_SOURCES = (
+    "klenitskiy_vasilev_2023",
+    "gsasrec",
+    "esasrec",
+    "hstu",
+    "dif_sr",
+    "s3_rec",
+)
 # What BERT4Rec's table 5 calls a run in which one of these keys of the model is off.
 BERT4REC_PARTS = {"w/o PFFN": "ffn", "w/o LN": "layer_norm", "w/o residual": "residual"}
 
@@ -256,13 +263,14 @@ def _nova(result: Result, table: str) -> list[Place]:
 
 def _later(result: Result, table: str) -> list[Place]:
     """Figures of repositories, each of one size on one version of the data."""
-    sizes = [
-        f"d={setting(result, 'model.n_factors')}",
-        f"L={setting(result, 'model.n_layers')}",
-        f"h={setting(result, 'model.n_heads')}",
-        f"items={result['data'].get('items')}",
-    ]
-    return [Place(source, result["model"], ",".join(sizes)) for source in LATER_SOURCES]
+    values = {
+        "d": setting(result, "model.n_factors"),
+        "L": setting(result, "model.n_layers"),
+        "h": setting(result, "model.n_heads"),
+        "items": result["data"].get("items"),
+    }
+    sizes = ",".join(f"{name}={value}" for name, value in values.items() if value is not None)
+    return [Place(source, result["model"], sizes) for source in LATER_SOURCES]
 
 
 _RULES: dict[str, Callable[[Result, str], list[Place]]] = {

@@ -6,8 +6,9 @@ to about 1e-4. Its fig5 holds each system's best test value over 200 epochs, fig
 over these epochs, fig12 runs of their own.
 
 The paper "later" stands for what others published since, under the protocol of Klenitskiy and
-Vasilev 2023 (P6). Its tables are sources of ``docs/references.md``; the figures stand in their
-repositories. A setting says the sizes of the system and the number of items.
+Vasilev 2023 (P6) or, of DIF-SR, that of NOVA (P4). Its tables are sources of
+``docs/references.md``; the figures stand in their repositories. A setting says the sizes of the
+system, where it has them, and the number of items.
 """
 
 from __future__ import annotations
