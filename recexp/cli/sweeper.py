@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from recexp.cli.launcher import ProcessLauncher
 from recexp.cli.skipping import SkippingLauncher
+from recexp.config import CONF
 from recexp.config.values import shown
 from recexp.errors import RecexpError
 
@@ -75,8 +76,10 @@ def grid(
 ) -> list[list[str]]:
     """The overrides of every job, without repeats.
 
-    In the order of the rows, and within a row in that of ``params``.
+    In the order of the rows, and within a row in that of ``params``. Raises RecexpError for a sweep
+    over experiments that have grids of their own.
     """
+    _check_experiments(arguments, parser)
     for argument in arguments:
         rows = _agreeing_rows(rows, argument, parser)
     jobs: dict[tuple[str, ...], list[str]] = {}
@@ -88,6 +91,25 @@ def grid(
         for job in combinations:
             jobs.setdefault(tuple(sorted(job)), job)
     return list(jobs.values())
+
+
+def _check_experiments(arguments: Sequence[str], parser: OverridesParser) -> None:
+    """The grids of experiments have no effect in a sweep over experiments."""
+    for argument in arguments:
+        key, names = _values(argument, parser)
+        if key != "experiment" or len(names) < 2:
+            continue
+        files = {name: CONF / "experiment" / f"{name}.yaml" for name in sorted(names)}
+        with_grid = [name for name, path in files.items() if path.is_file() and _has_grid(path)]
+        if with_grid:
+            raise RecexpError(
+                f"{argument}: {', '.join(with_grid)} has a sweep of its own, which a sweep over "
+                "experiments would leave out. Start one command per experiment."
+            )
+
+
+def _has_grid(path: Path) -> bool:
+    return OmegaConf.select(OmegaConf.load(path), "hydra.sweeper") is not None
 
 
 def _agreeing_rows(rows: Sequence[Row], argument: str, parser: OverridesParser) -> Sequence[Row]:

@@ -24,6 +24,7 @@ from recexp.cli.sweeper import grid
 from recexp.config import CONF
 from recexp.config.check import check_config
 from recexp.config.presets import compose_config
+from recexp.errors import RecexpError
 
 # Counted in the papers: what is varied, times what it is varied over.
 JOBS = {
@@ -93,6 +94,13 @@ def different(name, seen=None):
             chosen.append(job)
         seen |= new
     return chosen + [job for job in jobs(name)[-1:] if job not in chosen]
+
+
+def test_a_sweep_over_experiments_with_grids_is_refused():
+    """It would run one point of each grid."""
+    with pytest.raises(RecexpError, match="Start one command per experiment"):
+        grid({}, [], ["experiment=ite/fig5_factors,ite/fig7_layers"], PARSER)
+    assert len(grid({}, [], ["experiment=real/ijcai15,real/taobao_31882"], PARSER)) == 2
 
 
 def test_there_is_a_yaml_for_every_table_and_figure_and_no_other():
@@ -294,7 +302,6 @@ def test_a_stand_in_has_the_form_of_the_data_it_stands_for(
 
 def test_more_behaviors_than_a_shop_has_are_refused(tmp_path):
     from recexp.data.simulation import stand_in
-    from recexp.errors import RecexpError
 
     with pytest.raises(RecexpError, match="1 to 4 behaviors"):
         stand_in.read(tmp_path, behaviors=list("abcde"))
