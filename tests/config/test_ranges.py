@@ -89,8 +89,11 @@ def test_numbers_of_a_model_are_refused_by_name_or_make_sense(model):
     "model",
     # The others have the same trainer and optimizer; their objectives are walked by
     # test_hostile_settings.py too.
-    ["bert_ite", "gru4rec_plus"]
-    + [pytest.param(m, marks=pytest.mark.slow) for m in ("bpr_mf", "sasrec", "bert4rec")],
+    ["bert_ite"]
+    + [
+        pytest.param(m, marks=pytest.mark.slow)
+        for m in ("gru4rec_plus", "bpr_mf", "sasrec", "bert4rec")
+    ],
 )
 def test_numbers_of_everything_else_are_refused_by_name_or_make_sense(model):
     cfg = composed(f"model={model}", "scheduler=linear_warmup", *DATA)

@@ -86,10 +86,8 @@ def test_another_error_of_locking_is_not_taken_for_a_missing_lock(tmp_path, monk
 
 
 @filtered
-@pytest.mark.parametrize(
-    "name",
-    [WITHOUT_LOCKS[0], *(pytest.param(n, marks=pytest.mark.slow) for n in WITHOUT_LOCKS[1:])],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITHOUT_LOCKS)
 def test_processes_share_a_cache_without_locks(tmp_path, name):
     """Two at once: one prepares, the other waits and reads. A killed one blocks no later one."""
     shop = dataset(write(tmp_path / "raw", random_events(0)))
@@ -147,6 +145,7 @@ def test_a_run_where_nothing_can_be_renamed(tmp_path, name):
 
 
 @filtered
+@pytest.mark.slow
 def test_a_preparation_that_cannot_rename_its_folder(tmp_path):
     shop = dataset(write(tmp_path / "raw", random_events(0)))
     code, _, error = ended(started(shop, tmp_path / "cache", rename=errno.EPERM))
@@ -158,6 +157,7 @@ def test_a_preparation_that_cannot_rename_its_folder(tmp_path):
 
 
 @filtered
+@pytest.mark.slow
 def test_nothing_needs_hard_links(tmp_path):
     shop = dataset(write(tmp_path / "raw", random_events(0)))
     code, _, error = ended(started(shop, tmp_path / "cache", link=errno.EPERM))

@@ -74,10 +74,8 @@ def hostile_events() -> list[Event]:
     ]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["latin-1", *(pytest.param(n, marks=pytest.mark.slow) for n in SETTINGS if n != "latin-1")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
 def test_preparation_gives_the_same_bytes_everywhere(tmp_path, locales, name):
     raw = tmp_path / "raw"
     raw.mkdir()

@@ -83,7 +83,9 @@ def logged_whole(run_dir: Path, result: dict) -> dict:
     return run
 
 
-@pytest.mark.parametrize("way", ["closed port", "401", "hang", *OTHER_WAYS])
+@pytest.mark.parametrize(
+    "way", [pytest.param("closed port", marks=pytest.mark.slow), "401", "hang", *OTHER_WAYS]
+)
 def test_a_server_that_fails_at_the_start(tmp_path, monkeypatch, caplog, capfd, way):
     if way == "closed port":
         use(monkeypatch, f"http://127.0.0.1:{closed_port()}")
@@ -152,12 +154,14 @@ def test_a_client_that_is_killed_in_the_middle(tmp_path, monkeypatch, caplog):
     ("words", "kept"),
     [
         (["tags=['',' ',3,3,null]"], {"tags": ["3"]}),
-        ([f"tags=[{'x' * 100}]"], {"tags": ["x" * 64]}),
-        (["tags=alone"], {"tags": ["alone"]}),
+        pytest.param([f"tags=[{'x' * 100}]"], {"tags": ["x" * 64]}, marks=pytest.mark.slow),
+        pytest.param(["tags=alone"], {"tags": ["alone"]}, marks=pytest.mark.slow),
         (["tags=null"], {"tags": []}),
-        (["tags=7"], {"tags": ["7"]}),
+        pytest.param(["tags=7"], {"tags": ["7"]}, marks=pytest.mark.slow),
         (["logger.wandb.project='a/b:c'"], {"project": "recexp"}),
-        ([f"logger.wandb.project={'x' * 200}"], {"project": "recexp"}),
+        pytest.param(
+            [f"logger.wandb.project={'x' * 200}"], {"project": "recexp"}, marks=pytest.mark.slow
+        ),
         ([f"logger.wandb.name={'x' * 500}"], {"display_name": f"{'x' * 119} {LONG}"}),
         (["logger.wandb.entity='no/such team'"], {"entity": "no/such team"}),
     ],
@@ -173,7 +177,14 @@ def test_a_value_that_wandb_refuses(tmp_path, caplog, words, kept):
     assert len(warnings_of(caplog)) == ("project" in words[0])
 
 
-@pytest.mark.parametrize("key", ["", "Zq7", "x" * 39 + "!", "é" * 40, KEY * 100])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "",
+        "é" * 40,
+        *(pytest.param(key, marks=pytest.mark.slow) for key in ("Zq7", "x" * 39 + "!", KEY * 100)),
+    ],
+)
 def test_a_key_that_is_none(tmp_path, monkeypatch, caplog, key):
     monkeypatch.setenv("WANDB_API_KEY", key)
     with server("401") as http:

@@ -59,9 +59,8 @@ def test_a_signal_to_any_process_ends_all_at_the_same_step(shop, signum, to, cod
     verify_checkpoint(run.folder / "checkpoints" / "last.ckpt")
 
 
-@pytest.mark.parametrize(
-    "lost", [pytest.param(1, id="child"), pytest.param(0, id="main", marks=slow)]
-)
+@slow
+@pytest.mark.parametrize("lost", [pytest.param(1, id="child"), pytest.param(0, id="main")])
 def test_where_one_process_is_killed_the_other_ends_with_a_message(shop, lost):
     run = Run(shop / f"killed-{lost}", *LONG)
     os.kill(run.pids()[lost], signal.SIGKILL)

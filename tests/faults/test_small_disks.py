@@ -125,7 +125,16 @@ def test_a_run_whose_disk_is_full_at_any_page_goes_on_when_there_is_room(
     print(f"{len(sizes)} sizes, failed at {sorted(failed)}")
 
 
-@pytest.mark.parametrize("name", ["ranks.parquet", "result.json", "metrics.csv", "config.yaml"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "result.json",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("ranks.parquet", "metrics.csv", "config.yaml")
+        ),
+    ],
+)
 def test_one_file_that_finds_no_room(shop, whole, monkeypatch, name):
     """As on a disk that another program fills in that moment: the file's write fails half way."""
     import recexp.io
@@ -169,7 +178,7 @@ def test_curves_that_find_no_room_are_a_warning(shop, whole, monkeypatch, caplog
 @pytest.mark.parametrize(
     ("kib", "what"),
     [
-        (64, "raw"),
+        pytest.param(64, "raw", marks=pytest.mark.slow),
         pytest.param(600, "raw", marks=pytest.mark.slow),
         (64, "cache"),
         pytest.param(200, "cache", marks=pytest.mark.slow),
@@ -190,6 +199,7 @@ def test_raw_simulation_and_preparation_on_a_full_disk(shop, whole, kib, what):
             verify(prepared)
 
 
+@pytest.mark.slow
 def test_candidates_that_find_no_room(shop, whole):
     """The cache has room for the prepared data and not for the candidates."""
     folder = shop / "candidates"
