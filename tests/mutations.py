@@ -295,6 +295,13 @@ MUTATIONS = [
         "tests/objectives/test_negative_laws.py",
     ),
     Mutation(
+        "the negatives of a position are its own user's",
+        "recexp/objectives/sequence.py",
+        "row_N = pool_BL.nonzero()[:, 0]",
+        "row_N = pool_BL.nonzero()[:, 0].flip(0)",
+        "tests/objectives/test_negative_laws.py",
+    ),
+    Mutation(
         "only events of the wanted behavior are predicted",
         "recexp/objectives/next_item.py",
         "            is_target_BL &= self._is_positive",
