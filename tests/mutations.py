@@ -332,8 +332,8 @@ MUTATIONS = [
     Mutation(
         "ties are counted",
         "recexp/evaluation/ranks.py",
-        "return _count(scores_BC > target_B1), _count(scores_BC == target_B1) - 1",
-        "return _count(scores_BC > target_B1), 0 * _count(scores_BC == target_B1)",
+        "tied_B = _count(torch.eq, scores_BC, target_B1) - 1",
+        "tied_B = 0 * _count(torch.eq, scores_BC, target_B1)",
         "tests/evaluation",
     ),
     Mutation(
