@@ -105,6 +105,8 @@ class SASRec(SequenceModel):
     residual: "gated" takes ``GatedLayer`` and no norm after the last layer: eSASRec (Tikhonovich et
         al. 2025, arXiv:2508.06450).
     n_inner: inner width of the feed-forward net of "gated" layers, 4 D where None.
+    scale_inputs: False leaves out sqrt(D): eSASRec, as RecTools has it
+        (https://github.com/MobileTeleSystems/RecTools).
     tied: False gives candidates a table of their own: gSASRec (Petrov and Macdonald 2023,
         arXiv:2308.07192, authors' code).
     item_side: features of items ("all", or names), added to the vectors of the items that are read
@@ -128,6 +130,7 @@ class SASRec(SequenceModel):
         attention_dropout: Rate | None = None,
         residual: Residual = "normed",
         n_inner: Width | None = None,
+        scale_inputs: bool = True,
         tied: bool = True,
         item_side: str | Sequence[str] = (),
         event_side: str | Sequence[str] = (),
@@ -140,6 +143,7 @@ class SASRec(SequenceModel):
         one_of("residual", residual, Residual)
         self.item = Embedding(schema.V, n_factors, padding_idx=0)
         self.position = PositionEmbedding(max_len, n_factors, "right")
+        self.input_scale = n_factors**0.5 if scale_inputs else 1.0
         self.dropout = Dropout(dropout)
         if attention_dropout is None:
             attention_dropout = dropout
@@ -182,7 +186,7 @@ class SASRec(SequenceModel):
     def _encode(self, query: Query, last_only: bool) -> Tensor:
         mask_BL = query.mask_BL
         event_BLD = self.event_sides.add_to(self.items(query.item_BL), query)
-        h = event_BLD * self.item.embedding_dim**0.5 + self.position(mask_BL)
+        h = event_BLD * self.input_scale + self.position(mask_BL)
         h = self.dropout(h) * mask_BL[..., None]
         mask = causal_mask(mask_BL)
         for i, layer in enumerate(self.layers):

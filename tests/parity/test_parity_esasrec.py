@@ -21,12 +21,11 @@ def swiglu(x, w, name):
 
 
 def states(items, w, layers, heads):
-    """LiGR layers (Borisyuk et al. 2025, arXiv:2502.03417) on SASRec's inputs, all positions."""
+    """LiGR layers (Borisyuk et al. 2025, arXiv:2502.03417) at all positions."""
     items = items[-N:]
-    d = w["item.weight"].shape[1]
     x = np.stack(
         [
-            np.sqrt(d) * w["item.weight"][v] + w["position.table.weight"][N - len(items) + t]
+            w["item.weight"][v] + w["position.table.weight"][N - len(items) + t]
             for t, v in enumerate(items)
         ]
     )
@@ -41,9 +40,8 @@ def states(items, w, layers, heads):
 
 
 def fresh(schema, heads=2):
-    model = SASRec(
-        schema, n_factors=8, n_layers=2, n_heads=heads, n_inner=12, max_len=N, residual="gated"
-    )
+    options = {"n_factors": 8, "n_layers": 2, "n_inner": 12, "max_len": N}
+    model = SASRec(schema, **options, n_heads=heads, residual="gated", scale_inputs=False)
     return toy.randomise(model)
 
 
@@ -78,6 +76,7 @@ def test_the_loss_is_a_softmax_over_the_target_and_its_negatives():
 def test_the_configuration_is_the_authors():
     cfg = composed("model=esasrec", "dataset=table")
     assert cfg.model.residual == "gated" and cfg.model.n_inner is None
+    assert cfg.model.scale_inputs is False
     assert (cfg.model.n_factors, cfg.model.n_layers, cfg.model.n_heads) == (64, 2, 1)
     assert (cfg.model.max_len, cfg.model.dropout) == (200, 0.1)
     assert (cfg.objective.n_negatives, cfg.objective.shared) == (256, "position")
