@@ -88,7 +88,10 @@ def _shared_run_dir(cfg: DictConfig) -> Path:
 
 
 def _interrupted(run_dir: Path, cfg: DictConfig) -> Path | None:
-    """The last checkpoint of the directory's run; None where it is complete or another run."""
+    """The last checkpoint of the directory's run; None where it is complete.
+
+    Raises RecexpError where it is a run of other settings.
+    """
     last = run_dir / LAST
     if not last.is_file() or _has_result(run_dir):
         return None
@@ -98,13 +101,12 @@ def _interrupted(run_dir: Path, cfg: DictConfig) -> Path | None:
         return None
     changed = differences(before, _plain(cfg))
     if changed:
-        if is_first_process():
-            log.info(
-                "starts anew: the interrupted run in %s had other settings (%s)",
-                run_dir,
-                ", ".join(changed[:SHOWN]),
-            )
-        return None
+        raise RecexpError(
+            f"The interrupted run in {run_dir} had other settings ({', '.join(changed[:SHOWN])}), "
+            f"and what it trained would be lost. ckpt_path={last} goes on from it with the new "
+            "settings; resume=never trains from the start; hydra.run.dir= chooses another "
+            "directory."
+        )
     return last
 
 
