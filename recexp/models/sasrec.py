@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from recexp.errors import RecexpError
@@ -107,6 +108,8 @@ class SASRec(SequenceModel):
     n_inner: inner width of the feed-forward net of "gated" layers, 4 D where None.
     scale_inputs: False leaves out sqrt(D): eSASRec, as RecTools has it
         (https://github.com/MobileTeleSystems/RecTools).
+    item_dropout: of the entries of the item table, once per step, for the histories and the
+        candidates alike: eSASRec, as RecTools has it.
     tied: False gives candidates a table of their own: gSASRec (Petrov and Macdonald 2023,
         arXiv:2308.07192, authors' code).
     item_side: features of items ("all", or names), added to the vectors of the items that are read
@@ -131,6 +134,7 @@ class SASRec(SequenceModel):
         residual: Residual = "normed",
         n_inner: Width | None = None,
         scale_inputs: bool = True,
+        item_dropout: Rate = 0.0,
         tied: bool = True,
         item_side: str | Sequence[str] = (),
         event_side: str | Sequence[str] = (),
@@ -145,6 +149,12 @@ class SASRec(SequenceModel):
         self.position = PositionEmbedding(max_len, n_factors, "right")
         self.input_scale = n_factors**0.5 if scale_inputs else 1.0
         self.dropout = Dropout(dropout)
+        self.item_dropout = Dropout(item_dropout)
+        if item_dropout and not tied:
+            raise RecexpError(
+                "item_dropout is for one item table: set tied=true or item_dropout=0."
+            )
+        self.kept_VD: Tensor | None = None  # what item_dropout kept in this step
         if attention_dropout is None:
             attention_dropout = dropout
         self.layers = nn.ModuleList(
@@ -179,13 +189,15 @@ class SASRec(SequenceModel):
 
     def encode(self, query: Query, last_only: bool = False) -> Tensor:
         query = latest(query, self.max_len, least=1)
+        self.kept_VD = self._draw_kept() if self.training and self.item_dropout.p else None
         return encode_by_length(
             lambda part, rows, at: self._encode(part, last_only), query, last_only
         )
 
     def _encode(self, query: Query, last_only: bool) -> Tensor:
         mask_BL = query.mask_BL
-        event_BLD = self.event_sides.add_to(self.items(query.item_BL), query)
+        item_BLD = self._kept(self.items(query.item_BL), query.item_BL)
+        event_BLD = self.event_sides.add_to(item_BLD, query)
         h = event_BLD * self.input_scale + self.position(mask_BL)
         h = self.dropout(h) * mask_BL[..., None]
         mask = causal_mask(mask_BL)
@@ -194,12 +206,27 @@ class SASRec(SequenceModel):
             h = layer(h, mask, last_only=last_only and i + 1 == len(self.layers))
         return self.norm(h[:, -1:] if last_only else h)
 
+    def _draw_kept(self) -> Tensor:
+        """Factors of the entries of the item table in this step, [V, D]: 0 or 1 / (1 - rate)."""
+        if isinstance(self.item, ShardedEmbedding):
+            raise RecexpError("item_dropout needs whole tables: trainer=sharded takes 0 only.")
+        return self.item_dropout(torch.ones_like(self.item.weight, requires_grad=False))
+
+    def _kept(self, vectors: Tensor, item: Tensor | None = None) -> Tensor:
+        """Vectors of the items, or of the catalog, without the entries that this step drops."""
+        if self.kept_VD is None or not self.training:
+            return vectors
+        kept = self.kept_VD[1:] if item is None else F.embedding(item, self.kept_VD)
+        return vectors * kept
+
     def item_vectors(self, item: Tensor | None = None) -> tuple[Tensor, None]:
         if self.output is not None:
             return (self.output.catalog() if item is None else self.output(item)), None
         if not self.side_of_candidates:
-            return (self.item.weight[1:] if item is None else self.item(item)), None
-        return (self.items.catalog() if item is None else self.items(item)), None
+            vectors = self.item.weight[1:] if item is None else self.item(item)
+        else:
+            vectors = self.items.catalog() if item is None else self.items(item)
+        return self._kept(vectors, item), None
 
     def catalog(self) -> tuple[Tensor | CatalogShard, None]:
         encoder = self.items if self.output is None else self.output

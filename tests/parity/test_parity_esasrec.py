@@ -73,10 +73,41 @@ def test_the_loss_is_a_softmax_over_the_target_and_its_negatives():
     assert task.losses(model, batch)["loss"].item() == pytest.approx(np.mean(losses), rel=1e-9)
 
 
+def test_item_dropout_drops_the_same_entries_for_histories_and_candidates():
+    store = worlds.random_store()
+    task = NextItem(Uniform(), SampledSoftmax(), n_negatives=25)
+    options = {"n_factors": 8, "n_layers": 2, "n_inner": 12, "max_len": N, "dropout": 0.0}
+    rates = {"attention_dropout": 0.0, "item_dropout": 0.5}
+    model = SASRec(store.schema, **options, **rates, residual="gated", scale_inputs=False)
+    task.bind(toy.randomise(model).train(), store)
+    batch = task.batch(store, task.rows(store), torch.Generator().manual_seed(0))
+    found = task.losses(model, batch)["loss"].item()
+
+    kept_VD = model.kept_VD.numpy()
+    assert set(np.unique(kept_VD)) == {0.0, 2.0}
+    w = weights(model)
+    w["item.weight"] = w["item.weight"] * kept_VD
+    losses = []
+    drawn = iter(batch.negative_Nn.tolist())
+    for items, targets in zip(batch.query.item_BL.tolist(), batch.target_BL.tolist(), strict=True):
+        real = [v for v in items if v]
+        for h, target in zip(states(real, w, 2, 1), targets[-len(real) :], strict=True):
+            z = w["item.weight"][[target, *next(drawn)]] @ h
+            losses.append(np.log(np.exp(z - z[0]).sum()))
+    assert found == pytest.approx(np.mean(losses), rel=1e-9)
+
+    whole = model.eval().score(toy.query([0, 1, 2], ROWS)).detach().numpy()
+    expected = [
+        weights(model)["item.weight"][1:] @ states(row, weights(model), 2, 1)[-1] for row in ROWS
+    ]
+    assert np.allclose(whole, expected, rtol=1e-9, atol=1e-9)
+
+
 def test_the_configuration_is_the_authors():
     cfg = composed("model=esasrec", "dataset=table")
     assert cfg.model.residual == "gated" and cfg.model.n_inner is None
     assert cfg.model.scale_inputs is False
+    assert cfg.model.item_dropout == cfg.model.dropout
     assert (cfg.model.n_factors, cfg.model.n_layers, cfg.model.n_heads) == (64, 2, 1)
     assert (cfg.model.max_len, cfg.model.dropout) == (200, 0.1)
     assert (cfg.objective.n_negatives, cfg.objective.shared) == (256, "position")
@@ -84,5 +115,5 @@ def test_the_configuration_is_the_authors():
     assert (cfg.batch_size, cfg.optimizer.lr, list(cfg.optimizer.betas)) == (
         128,
         1e-3,
-        [0.9, 0.999],
+        [0.9, 0.98],
     )
