@@ -210,7 +210,7 @@ class SASRec(SequenceModel):
         """Factors of the entries of the item table in this step, [V, D]: 0 or 1 / (1 - rate)."""
         if isinstance(self.item, ShardedEmbedding):
             raise RecexpError("item_dropout needs whole tables: trainer=sharded takes 0 only.")
-        return self.item_dropout(torch.ones_like(self.item.weight, requires_grad=False))
+        return self.item_dropout(torch.ones_like(self.item.weight))
 
     def _kept(self, vectors: Tensor, item: Tensor | None = None) -> Tensor:
         """Vectors of the items, or of the catalog, without the entries that this step drops."""

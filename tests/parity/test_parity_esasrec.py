@@ -39,6 +39,19 @@ def states(items, w, layers, heads):
     return x
 
 
+def plain_loss(batch, w, heads):
+    """The mean over positions of a softmax over the target and its negatives."""
+    losses = []
+    drawn = iter(batch.negative_Nn.tolist())
+    for items, targets in zip(batch.query.item_BL.tolist(), batch.target_BL.tolist(), strict=True):
+        real = [v for v in items if v]
+        for h, target in zip(states(real, w, 2, heads), targets[-len(real) :], strict=True):
+            z = w["item.weight"][[target, *next(drawn)]] @ h
+            losses.append(np.log(np.exp(z - z[0]).sum()))
+    assert len(losses) == len(batch.negative_Nn)
+    return np.mean(losses)
+
+
 def fresh(schema, heads=2):
     options = {"n_factors": 8, "n_layers": 2, "n_inner": 12, "max_len": N}
     model = SASRec(schema, **options, n_heads=heads, residual="gated", scale_inputs=False)
@@ -62,15 +75,8 @@ def test_the_loss_is_a_softmax_over_the_target_and_its_negatives():
     task.bind(model, store)
     batch = task.batch(store, task.rows(store), torch.Generator().manual_seed(0))
     w = weights(model)
-    losses = []
-    drawn = iter(batch.negative_Nn.tolist())
-    for items, targets in zip(batch.query.item_BL.tolist(), batch.target_BL.tolist(), strict=True):
-        real = [v for v in items if v]
-        for h, target in zip(states(real, w, 2, 2), targets[-len(real) :], strict=True):
-            z = w["item.weight"][[target, *next(drawn)]] @ h
-            losses.append(np.log(np.exp(z - z[0]).sum()))
-    assert len(losses) == len(batch.negative_Nn)
-    assert task.losses(model, batch)["loss"].item() == pytest.approx(np.mean(losses), rel=1e-9)
+    expected = plain_loss(batch, w, heads=2)
+    assert task.losses(model, batch)["loss"].item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_item_dropout_drops_the_same_entries_for_histories_and_candidates():
@@ -87,14 +93,7 @@ def test_item_dropout_drops_the_same_entries_for_histories_and_candidates():
     assert set(np.unique(kept_VD)) == {0.0, 2.0}
     w = weights(model)
     w["item.weight"] = w["item.weight"] * kept_VD
-    losses = []
-    drawn = iter(batch.negative_Nn.tolist())
-    for items, targets in zip(batch.query.item_BL.tolist(), batch.target_BL.tolist(), strict=True):
-        real = [v for v in items if v]
-        for h, target in zip(states(real, w, 2, 1), targets[-len(real) :], strict=True):
-            z = w["item.weight"][[target, *next(drawn)]] @ h
-            losses.append(np.log(np.exp(z - z[0]).sum()))
-    assert found == pytest.approx(np.mean(losses), rel=1e-9)
+    assert found == pytest.approx(plain_loss(batch, w, heads=1), rel=1e-9)
 
     whole = model.eval().score(toy.query([0, 1, 2], ROWS)).detach().numpy()
     expected = [
