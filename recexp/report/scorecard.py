@@ -40,6 +40,7 @@ from recexp.report.papers.published import (
 )
 from recexp.report.tables import About, System, by_protocol, row_name, systems
 from recexp.report.validation import by_validation
+from recexp.runs.identity import key_of
 
 REPRODUCED = "reproduced"
 EXCEEDED = "exceeded"
@@ -82,6 +83,13 @@ HEAD = (
     "differs from the paper in",
     "honest",
     "how honest",
+)
+BUDGET = (
+    "trainer.max_epochs",
+    "trainer.max_steps",
+    "trainer.max_time",
+    "trainer.check_val_every_n_epoch",
+    "callbacks.early_stopping.patience",
 )
 
 
@@ -277,7 +285,7 @@ def _row(
         verdict = NOT_MEASURED
     honest, how_honest = _honest(system, figure.metric, every)
     cells = (
-        Cell(row_name(system)),
+        Cell(_name_without_budget(system)),
         Cell(figure.setting),
         metric,
         published,
@@ -290,6 +298,12 @@ def _row(
         Cell(how_honest),
     )
     return cells, verdict
+
+
+def _name_without_budget(system: System) -> str:
+    """The name without the length of the training, which the column of differences states."""
+    words = row_name(system).split(" ")
+    return " ".join(word for word in words if key_of(word) not in BUDGET)
 
 
 def _measured_values(system: System, metric: str) -> list[float]:

@@ -145,6 +145,16 @@ def test_differences_stand_in_the_row_of_the_verdict(tmp_path):
     ]
 
 
+def test_a_system_is_named_without_the_length_of_its_training(tmp_path):
+    """Another run of the model makes the report tell the two apart by all their settings."""
+    budget = ("trainer.max_epochs=200", "callbacks.early_stopping.patience=4")
+    faithful(tmp_path / "a", 0.4368, overrides=("model.dropout=0.5", *budget), better=[2] * 9)
+    faithful(tmp_path / "b", 0.4, overrides=("model.dropout=0.2",), better=[0] * 9)
+    table = scorecard(TABLE, collect([tmp_path])[0])[0]
+    names = {r["system"] for r in records(table) if r["ours"] != "–"}
+    assert names == {"sasrec dropout=0.5"}
+
+
 def test_smoke_scale_gets_no_verdict(tmp_path):
     for model in ("sasrec", "caser"):
         faithful(tmp_path / model, 0.4368, model=model, overrides=("scale=smoke",), better=[0] * 9)
