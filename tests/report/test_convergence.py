@@ -61,6 +61,11 @@ def test_planted_curves(tmp_path, name, curve, kind):
     assert judged(tmp_path / "run", curve).kind == kind
 
 
+def test_the_gain_of_a_slow_rise_has_a_figure(tmp_path):
+    text = judged(tmp_path / "run", 0.3 + 0.00015 * np.arange(200)).text
+    assert text.endswith("val/ndcg@10 gained 0.045% of its 0.3298 an epoch over the last 50")
+
+
 def curve_of(values, loss, steps_per_epoch=100):
     """Rows of metrics.csv."""
     return [
