@@ -8,9 +8,10 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -49,6 +50,12 @@ COMPANIONS = {
     "SLURM_PROCID": ("SLURM_NTASKS",),
     "JSM_NAMESPACE_RANK": ("JSM_NAMESPACE_SIZE",),
 }
+# Options of Hydra whose next word is not an override, and those where it may be one.
+OPTIONS_WITH_VALUE = {
+    *("--cfg", "-c", "--package", "-p", "--experimental-rerun"),
+    *("--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"),
+}
+INFO = {"--info", "-i"}
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +74,8 @@ def main() -> None:
     with _errors_explained():
         words = with_sweep_directory(with_new_words(sys.argv[1:]))
     words = slurm.with_directory(words, os.environ)
-    sys.argv[1:] = with_sweeper(with_quickstart(arguments_of_rank(words, os.environ)))
+    words = with_sweeper(with_quickstart(arguments_of_rank(words, os.environ)))
+    sys.argv[1:] = overrides_first(words)
     register_resolvers()
     register_plugins()
     # Hydra then raises its errors, for instance of a full disk, instead of printing them.
@@ -102,6 +110,22 @@ def with_sweeper(words: list[str]) -> list[str]:
     if values.get("search", "null") == "null" or "hydra/sweeper" in values:
         return words
     return [*words, "hydra/sweeper=optuna"]
+
+
+def overrides_first(words: Sequence[str]) -> list[str]:
+    """The command line with its overrides before its options.
+
+    Hydra's parser refuses overrides on both sides of an option.
+    """
+    overrides = []
+    options = []
+    for previous, word in pairwise(["", *words]):
+        is_value = previous in OPTIONS_WITH_VALUE or (previous in INFO and "=" not in word)
+        if word.startswith("-") or is_value:
+            options.append(word)
+        else:
+            overrides.append(word)
+    return overrides + options
 
 
 def drop_stray_ranks(environment: MutableMapping[str, str]) -> None:

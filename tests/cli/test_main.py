@@ -17,7 +17,12 @@ import pytest
 import torch
 
 from recexp.cli import slurm
-from recexp.cli.main import _errors_explained, _failures_of_job, drop_stray_ranks
+from recexp.cli.main import (
+    _errors_explained,
+    _failures_of_job,
+    drop_stray_ranks,
+    overrides_first,
+)
 from recexp.errors import RecexpError, shortage
 from recexp.io import advice, atomic_write
 from tests.support.running import arguments
@@ -213,3 +218,35 @@ def test_in_other_launchers_a_failure_is_an_exception(monkeypatch):
         sys.exit("error: no data")
     with pytest.raises(ValueError, match="shapes differ"), _failures_of_job():
         raise ValueError("shapes differ")
+
+
+@pytest.mark.parametrize(
+    ("words", "ordered"),
+    [
+        ("--cfg job seed=1", "seed=1 --cfg job"),
+        ("seed=1 -m logger=csv ~callbacks", "seed=1 logger=csv ~callbacks -m"),
+        ("--config-dir a=b seed=1", "seed=1 --config-dir a=b"),
+        ("-cd=a=b -cn other +x=-1 --info", "+x=-1 -cd=a=b -cn other --info"),
+        ("--info all seed=1", "seed=1 --info all"),
+        ("--info seed=1 word", "seed=1 word --info"),
+        ("-m", "-m"),
+    ],
+)
+def test_overrides_go_before_options(words, ordered):
+    assert overrides_first(words.split()) == ordered.split()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "logger=csv --cfg job",  # the default experiment is added
+        "logger=csv --cfg job seed=1",
+        "search=ease model=ease --cfg job",
+        "sweep=rates model=ite --cfg job",
+    ],
+)
+def test_options_may_stand_anywhere(tmp_path, words):
+    command = [sys.executable, "-m", "recexp", *words.split()]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("seed: ") and "_target_: recexp.models." in done.stdout
