@@ -30,7 +30,7 @@ from recexp.cli.sweep_names import with_sweep_directory
 from recexp.config import CONF
 from recexp.config.build import register_resolvers
 from recexp.config.overrides import resume_advice
-from recexp.config.presets import apply_preset, with_quickstart
+from recexp.config.presets import apply_preset, check_choices, with_quickstart
 from recexp.errors import RecexpError, shortage
 from recexp.io import advice, reason
 from recexp.logs import show_logs
@@ -73,6 +73,7 @@ def main() -> None:
     warn_of_renamed(sys.argv[1:])
     with _errors_explained():
         words = with_sweep_directory(with_new_words(sys.argv[1:]))
+        check_choices(words)
     words = slurm.with_directory(words, os.environ)
     words = with_sweeper(with_quickstart(arguments_of_rank(words, os.environ)))
     sys.argv[1:] = overrides_first(words)

@@ -33,12 +33,28 @@ def compose_config(overrides: Iterable[str] = ()) -> DictConfig:
     """The config of a command line with its preset merged, Hydra's own node included.
 
     Raises what Hydra raises for unknown choices and keys, and RecexpError where the preset has no
-    entry for the pair of model and data set.
+    entry for the pair of model and data set, or a list stands for one choice.
     """
+    overrides = list(overrides)
+    check_choices(overrides)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", list(overrides), return_hydra_config=True)
+        cfg = compose("config", overrides, return_hydra_config=True)
     return apply_preset(cfg)
+
+
+def check_choices(words: Iterable[str]) -> None:
+    """Raise RecexpError for several choices where a run takes one, as in ``model=[ite,mf]``.
+
+    Hydra would merge them.
+    """
+    for word in words:
+        group, is_list, choices = word.lstrip("+").partition("=[")
+        if is_list and group and group not in SEVERAL and (CONF / group).is_dir():
+            raise RecexpError(
+                f"{word}: a run has one {group}. A sweep over several: "
+                f"-m {group}={choices.rstrip(']')}"
+            )
 
 
 def with_quickstart(words: Iterable[str]) -> list[str]:

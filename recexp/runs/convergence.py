@@ -74,8 +74,8 @@ def judge(
     waited = by_patience and since_best is not None and since_best >= FLOOR
     if gain > threshold and not waited:
         text = (
-            f"{ended}, still rising: {monitor} gained {100 * rate:.2g}% of its {max(values):.4f} an "
-            f"epoch over the last {n_epochs:.0f}"
+            f"{ended}, still rising: {monitor} gained {100 * rate:.2g}% of its {max(values):.4f} "
+            f"an epoch over the last {n_epochs:.0f}"
         )
         return Verdict("rising", text)
     flat = f"{monitor} gained {max(0.0, gain):.1%} in the last quarter of its epochs"

@@ -117,3 +117,14 @@ def test_the_quickstart_runs_only_where_nothing_is_chosen():
         assert with_quickstart([word]) == [word]
     cfg = compose_config(with_quickstart([]))
     assert (cfg.preset, cfg.model.n_layers) == ("tuned", 1) and "Unlike the ITE paper" in cfg.note
+
+
+@pytest.mark.parametrize("word", ["model=[ite,mf]", "+experiment=[a,b]", "trainer=[cpu]"])
+def test_a_list_of_choices_is_an_error_that_shows_the_sweep(word):
+    group, _, choices = word.strip("+]").partition("=[")
+    with pytest.raises(RecexpError, match=rf"has one {group}.*-m {group}={choices}$"):
+        compose_config([*ITE, word])
+
+
+def test_a_run_may_have_several_loggers():
+    assert compose_config([*ITE, "logger=[csv,tensorboard]"]).logger.tensorboard
