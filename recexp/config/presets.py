@@ -58,10 +58,13 @@ def check_choices(words: Iterable[str]) -> None:
 
 
 def with_quickstart(words: Iterable[str]) -> list[str]:
-    """The command line, with the default experiment where it chooses nothing to run."""
+    """The command line, with the default experiment where it chooses nothing to run.
+
+    Hydra's own help composes none of our groups.
+    """
     words = list(words)
     chosen = {word.lstrip("+~").partition("=")[0] for word in words}
-    if chosen & {"model", "dataset", "preset", "experiment"}:
+    if chosen & {"model", "dataset", "preset", "experiment", "--hydra-help"}:
         return words
     return [*words, "experiment=quickstart"]
 

@@ -236,6 +236,12 @@ def test_overrides_go_before_options(words, ordered):
     assert overrides_first(words.split()) == ordered.split()
 
 
+def test_hydras_own_help_is_shown(tmp_path):
+    command = [sys.executable, "-m", "recexp", "--hydra-help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("Hydra"), done.stderr
+
+
 @pytest.mark.parametrize(
     "words",
     [
