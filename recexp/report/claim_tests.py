@@ -204,8 +204,9 @@ def _concerned(listed: Sequence[Claim], runs: Sequence[Result]) -> list[Claim]:
 def _tests_under(about: About, listed: Sequence[Claim], runs: Sequence[Result]) -> list[ClaimTest]:
     """The claims held against the runs of one protocol id.
 
-    Where several systems meet a pick, the one chosen on validation stands for it. Those with
-    another loss, objective or sampler than the paper's are variants, which the claim is not about.
+    Where several systems meet a pick, the one chosen on validation stands for it, of those that
+    kept their ranks where any did. Those with another loss, objective or sampler than the paper's
+    are variants, which the claim is not about.
     """
     found, label = labeled(runs)
     ordered = by_validation(found)
@@ -217,6 +218,8 @@ def _tests_under(about: About, listed: Sequence[Claim], runs: Sequence[Result]) 
         if claim.source not in candidates:
             candidates[claim.source] = [s for s in ordered if not _is_variant(s.first, claim)]
         able = candidates[claim.source]
+        if not claim.sooner:
+            able = sorted(able, key=lambda system: bool(_without_ranks(system)))
         left = next((s for s in able if claim.left.meets(s.first)), None)
         right = next((s for s in able if claim.right.meets(s.first)), None)
         if left is None or right is None:
@@ -250,9 +253,14 @@ def _not_comparable(claim: Claim, left: System, right: System) -> str:
         return "both sides are the same system here"
     if claim.sooner:  # epochs are one number a run: nothing to test over users
         return _epochs_text(claim, left, right)
-    folders = [run["folder"] for run in left.runs + right.runs]
-    without_ranks = [f for f in folders if not (Path(f) / "ranks.parquet").is_file()]
-    return f"no ranks.parquet in {', '.join(without_ranks)}" if without_ranks else ""
+    missing = _without_ranks(left) + _without_ranks(right)
+    return f"no ranks.parquet in {', '.join(missing)}" if missing else ""
+
+
+def _without_ranks(system: System) -> list[str]:
+    """The runs of the system that cannot be tested over users."""
+    folders = [run["folder"] for run in system.runs]
+    return [folder for folder in folders if not (Path(folder) / "ranks.parquet").is_file()]
 
 
 def _seed_margin(left: System, right: System, metric: str, found: Sequence[System]) -> float:

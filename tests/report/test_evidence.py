@@ -67,6 +67,20 @@ def test_a_difference_within_the_spread_of_seeds_is_open(tmp_path, other_seed, v
     assert row["seeds"] == "2, 1" and row["verdict"] == verdict
 
 
+def test_of_several_systems_the_best_one_with_ranks_is_tested(tmp_path):
+    """Rank 0 is best on validation, but its run kept no ranks."""
+    planted(tmp_path, "bert_ite", 0)
+    planted(tmp_path, "bert_ite", 1, config={"model.n_layers": 1})
+    planted(tmp_path, "bert_ite", 2, config={"model.n_layers": 2})
+    planted(tmp_path, "ite", 12)
+    (tmp_path / "bert_ite-0-0" / "ranks.parquet").unlink()
+    test = found_tests(tmp_path)["bert_ite > ite"]
+    assert test.verdict == "held" and test.left_label == "bert_ite n_layers=1"
+    for rank in (1, 2):
+        (tmp_path / f"bert_ite-0-{rank}" / "ranks.parquet").unlink()
+    assert found_tests(tmp_path)["bert_ite > ite"].why.startswith("no ranks.parquet in")
+
+
 def test_the_other_way_round_is_open_while_the_claimed_winner_was_rising(tmp_path):
     planted(tmp_path, "bert_ite", 12, convergence=RISING)
     planted(tmp_path, "ite", 1)
