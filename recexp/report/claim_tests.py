@@ -210,16 +210,17 @@ def _tests_under(about: About, listed: Sequence[Claim], runs: Sequence[Result]) 
     """
     found, label = labeled(runs)
     ordered = by_validation(found)
-    candidates: dict[tuple[str, str], list[System]] = {}  # by the table of the claim
+    ordered_by_ranks = sorted(ordered, key=lambda system: bool(_without_ranks(system)))
+    candidates: dict[tuple[tuple[str, str], bool], list[System]] = {}  # by table, and ``sooner``
     tests: list[ClaimTest] = []
     chosen: dict[str, list[tuple[int, System, System]]] = {}  # by metric, and place in tests
     for claim in listed:
         test = ClaimTest(claim, about, _is_on_own_data(claim, runs[0]))
-        if claim.source not in candidates:
-            candidates[claim.source] = [s for s in ordered if not _is_variant(s.first, claim)]
-        able = candidates[claim.source]
-        if not claim.sooner:
-            able = sorted(able, key=lambda system: bool(_without_ranks(system)))
+        kind = (claim.source, claim.sooner)
+        if kind not in candidates:
+            every = ordered if claim.sooner else ordered_by_ranks
+            candidates[kind] = [s for s in every if not _is_variant(s.first, claim)]
+        able = candidates[kind]
         left = next((s for s in able if claim.left.meets(s.first)), None)
         right = next((s for s in able if claim.right.meets(s.first)), None)
         if left is None or right is None:

@@ -84,6 +84,7 @@ HEAD = (
     "honest",
     "how honest",
 )
+# How long a run may train; as far as it differs from the paper, the row says so.
 BUDGET = (
     "trainer.max_epochs",
     "trainer.max_steps",
@@ -301,7 +302,7 @@ def _row(
 
 
 def _name_without_budget(system: System) -> str:
-    """The name without the length of the training, which the column of differences states."""
+    """The name without the settings of ``BUDGET``."""
     words = row_name(system).split(" ")
     return " ".join(word for word in words if key_of(word) not in BUDGET)
 
