@@ -136,15 +136,16 @@ def moved(value: Any, device: torch.device | str) -> Any:
     """A query, batch or tensor on the device; itself where it is there already.
 
     From a CPU to a GPU through pinned memory, without waiting: the next batch is gathered while
-    the GPU still works on this one. Values that hold no tensors are returned as they are.
+    the GPU still works on this one. In the other direction the copy is waited for, because the CPU
+    would read memory that is not written yet. Values that hold no tensors are returned as they are.
     """
     device = torch.device(device)
     if isinstance(value, Tensor):
         if value.device == device:
             return value
         if value.device.type == "cpu" and device.type == "cuda":
-            value = value.pin_memory()
-        return value.to(device, non_blocking=True)
+            return value.pin_memory().to(device, non_blocking=True)
+        return value.to(device)
     if isinstance(value, dict):
         return {name: moved(x, device) for name, x in value.items()}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

@@ -14,20 +14,27 @@ from recexp.version import installed_version
 PACKAGES = ("recexp", "torch", "pytorch-lightning", "polars")
 
 
-def describe() -> dict[str, Any]:
-    """Versions, hardware and peak memory (in MB) of this process."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    versions |= {package: installed_version(package) for package in PACKAGES}
+def describe(device: torch.device) -> dict[str, Any]:
+    """Versions, hardware and peak memory (in MB) of this process.
+
+    device: where the model worked.
+    """
     hardware = {
-        "device": _device_name(),
+        "device": _device_name(device),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"versions": versions, "hardware": hardware, "peak_memory_mb": peak_kb / 1024}
+    return {"versions": versions(), "hardware": hardware, "peak_memory_mb": peak_kb / 1024}
 
 
-def _device_name() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name(0)
+def versions() -> dict[str, str | None]:
+    """The versions of Python and of the packages that compute."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    return found | {package: installed_version(package) for package in PACKAGES}
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     return platform.processor() or platform.machine()

@@ -85,7 +85,7 @@ def evaluate(
     checkpoint are not found, the protocol is unknown, or it splits the data otherwise: the model
     may have been trained on the new protocol's targets.
     """
-    device_of(accelerator)  # before any work
+    device = device_of(accelerator)  # before any work
     run_dir = Path(run_dir)
     started = time.perf_counter()
     run = open_run(run_dir, raw_dir=raw_dir, cache_dir=cache_dir, plugins=plugins)
@@ -112,7 +112,7 @@ def evaluate(
         "evaluated": {
             "git": git_state(),
             "wall_time_s": time.perf_counter() - started,
-            **describe(),
+            **describe(device),
         },
     }
     folder.mkdir(exist_ok=True)

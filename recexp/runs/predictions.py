@@ -27,7 +27,7 @@ from recexp.evaluation.protocol import Protocol
 from recexp.evaluation.several import SEVERAL_WITHOUT_CUTOFF
 from recexp.io import advice, checksum, reason
 from recexp.runs.composed import ComposedData, composed_data
-from recexp.runs.environment import describe
+from recexp.runs.environment import versions
 from recexp.runs.histories import UNKNOWN, RawIds
 from recexp.runs.identity import PLACES, RAW_FILES, is_material, key_of
 from recexp.runs.outputs import kept_config, save_result, show_table
@@ -466,7 +466,7 @@ def _result(
         "left_out": meta["left_out"],
         "audit": meta["audit"],
         "git": git_state(),
-        "versions": describe()["versions"],
+        "versions": versions(),
     }
     return RunResult.parse(content)
 

@@ -30,7 +30,7 @@ from recexp.runs.assembly import assemble, build_loggers, build_trainer
 from recexp.runs.convergence import judge
 from recexp.runs.costs import scoring_costs
 from recexp.runs.directory import claimed, clear
-from recexp.runs.environment import describe
+from recexp.runs.environment import describe, versions
 from recexp.runs.failures import failures_explained
 from recexp.runs.outputs import (
     kept_config,
@@ -170,7 +170,7 @@ def _run(cfg: DictConfig, run_dir: Path, *, is_told: bool) -> dict[str, Any]:
         }
         metrics = _metrics(tested.module, table.rows, tested.best_epoch)
         content = about | training | {"metrics": metrics}
-        result = _write_result(run_dir, tested.module, settings, content)
+        result = _write_result(run_dir, tested, settings, content)
     enter_stage(f"came after the run in {run_dir} had its result", ends_at_once=False)
     if stop.signum:
         raise Interrupted(stop.signum, run_dir, has_result=True)
@@ -424,10 +424,10 @@ def _metrics(
 
 
 def _write_result(
-    run_dir: Path, module: RecModule, settings: Beyond, content: Mapping[str, Any]
+    run_dir: Path, tested: Tested, settings: Beyond, content: Mapping[str, Any]
 ) -> RunResult:
     """Write the files of the test and ``result.json``."""
-    model = module.model
+    module, model = tested.module, tested.module.model
     saved = save_test(run_dir, module, settings)
     content = {
         **content,
@@ -436,7 +436,7 @@ def _write_result(
         "parameters": sum(p.numel() for p in model.parameters()),
         **scoring_costs(model, module.store, module.protocol.history),
         "reconstruction": model.reconstruction,
-        **describe(),
+        **describe(tested.trainer.strategy.root_device),
     }
     result = RunResult.parse(content)
     save_result(run_dir / "result.json", result)
@@ -453,7 +453,7 @@ def _logged_facts(about: Mapping[str, Any], module: RecModule) -> dict[str, Any]
     return {
         **{key: about[key] for key in LOGGED_FACTS},
         "parameters": sum(p.numel() for p in module.model.parameters()),
-        "versions": describe()["versions"],
+        "versions": versions(),
     }
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -181,7 +183,7 @@ class RecModule(pl.LightningModule):
         if others:
             groups.append({"params": others, "weight_decay": 0.0})
         assert self._optimizer is not None
-        optimizer = self._optimizer(groups)
+        optimizer = self._optimizer(groups, **self._unfused())
         if not isinstance(optimizer, torch.optim.AdamW):
             for group in optimizer.param_groups:
                 group["weight_decay"] = optimizer.defaults.get("weight_decay", 0.0)
@@ -193,6 +195,21 @@ class RecModule(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _unfused(self) -> dict[str, bool]:
+        """The option that keeps the optimizer from updating all parameters in one kernel, where it
+        cannot: torch's Adagrad has none for GPUs, and in mixed precision Lightning does not clip
+        gradients for such optimizers.
+        """
+        configured = self._optimizer
+        if not isinstance(configured, partial) or not configured.keywords.get("fused"):
+            return {}
+        kind = configured.func
+        is_adagrad = isinstance(kind, type) and issubclass(kind, torch.optim.Adagrad)
+        no_kernel = is_adagrad and self.device.type == "cuda"
+        mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
+        no_clipping = mixed and bool(self.trainer.gradient_clip_val)
+        return {"fused": False} if no_kernel or no_clipping else {}
 
     def on_train_start(self) -> None:
         """Let steps be plain and the gradients of embedding tables sparse where that changes no

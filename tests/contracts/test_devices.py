@@ -85,6 +85,24 @@ def test_training(name):
         assert torch.isfinite(objective.losses(far, gathered)["loss"])
 
 
+def test_copies_to_the_cpu_are_waited_for(monkeypatch):
+    """Memory of the CPU is read at once; a copy that is not waited for may not be in it yet."""
+    waits = []
+    to = torch.Tensor.to
+
+    def recorded(tensor, device, non_blocking=False):
+        waits.append(not non_blocking)
+        return to(tensor, device)
+
+    with pretend():
+        far = torch.arange(3).to(DEVICE)
+        monkeypatch.setattr(torch.Tensor, "to", recorded)
+        near = moved({"item": far}, "cpu")["item"]
+    assert near.device.type == "cpu"
+    assert near.tolist() == [0, 1, 2]
+    assert waits and all(waits)
+
+
 PROTOCOLS = [
     Protocol("all", candidates=Candidates("all", seen="removed")),
     Protocol("some", candidates=Candidates("uniform", n=3)),

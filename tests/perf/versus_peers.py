@@ -475,11 +475,13 @@ def race(a: argparse.Namespace) -> None:
 def store(path: Path | None, a: argparse.Namespace, measured: dict) -> None:
     if path is None:
         return
+    import torch
+
     from recexp.runs.environment import describe
     from recexp.version import git_state
 
     said = {
-        "hardware": describe(),
+        "hardware": describe(torch.device("cpu")),
         "git": git_state(),
         "threads": a.threads,
         "train_s": a.train_s,

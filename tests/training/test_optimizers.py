@@ -17,6 +17,7 @@ from recexp.training.module import RecModule
 from recexp.training.optimizers import BertAdamW, GRU4RecAdagrad
 from recexp.training.row_optimizers import RowAdagrad, RowAdam, RowSGD
 from tests.config.test_check import composed
+from tests.support.running import run_here
 
 SHAPES = ((6, 3), (6,), (3, 3))  # a table, its biases, a matrix
 STEPS = 7
@@ -173,7 +174,7 @@ def test_bert4rec_decays_matrices_alone():
     model = BERT4Rec(toy.schema(side=False), n_factors=8, max_len=5)
     optimizer = build(composed("model=bert4rec", "optimizer=bert_adamw", "dataset=table").optimizer)
     module = SimpleNamespace(
-        gradient_free=False, model=model, _optimizer=optimizer, _scheduler=None
+        gradient_free=False, model=model, _optimizer=optimizer, _scheduler=None, _unfused=dict
     )
     made = RecModule.configure_optimizers(module)
     assert type(made) is BertAdamW
@@ -191,7 +192,20 @@ def test_caser_decays_every_parameter():
     model = torch.nn.Linear(3, 2)
     optimizer = build(composed("model=caser", "dataset=table").optimizer)
     module = SimpleNamespace(
-        gradient_free=False, model=model, _optimizer=optimizer, _scheduler=None
+        gradient_free=False, model=model, _optimizer=optimizer, _scheduler=None, _unfused=dict
     )
     made = RecModule.configure_optimizers(module)
     assert [group["weight_decay"] for group in made.param_groups] == [1e-6, 1e-6]
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "bert_adamw", "gru4rec_adagrad"])
+def test_clipping_in_mixed_precision(tmp_path, optimizer):
+    """Lightning does not clip for optimizers that update all parameters in one kernel."""
+    result = run_here(
+        tmp_path / "run",
+        "model=bpr_mf",
+        f"optimizer={optimizer}",
+        "trainer.precision=bf16-mixed",
+        "trainer.gradient_clip_val=5.0",
+    )
+    assert result["updates"] > 0
