@@ -15,6 +15,7 @@ from torch import Tensor, nn
 STD = 0.02
 N_BUCKETS = 128  # beyond bucket 0
 BUCKET_WIDTH = 0.301  # in natural logarithms of seconds
+N_COPIES = 256  # of the biases of times on a GPU
 
 
 def time_buckets(time_BL: Tensor) -> Tensor:
@@ -39,13 +40,29 @@ class RelativeBias(nn.Module):
         self.time = nn.Parameter(torch.empty(N_BUCKETS + 1).normal_(std=STD))
 
     def forward(self, bucket_BQL: Tensor) -> Tensor:
-        """[B, Q, L], of the newest Q of L events. bucket_BQL: of ``time_buckets``."""
+        """[B, Q, L], of the newest Q of L events. bucket_BQL: of ``time_buckets``.
+
+        Pairs with j > i have no bias of the position; a causal mask leaves them out.
+        """
         Q, L = bucket_BQL.shape[1:]
-        row_L = torch.arange(L, device=bucket_BQL.device)
-        # Pairs that a causal mask leaves out get the bias of distance 0.
-        distance_QL = (row_L[L - Q :, None] - row_L).clamp(min=0)
-        time_BQL = self.time.index_select(0, bucket_BQL.flatten()).view(bucket_BQL.shape)
-        return self.position[distance_QL] + time_BQL
+        # Row i reads p[i], ..., p[0] and then zeros: a window of one sequence, and the gradient of
+        # a distance is the sum of a diagonal.
+        position_QL = F.pad(self.position[:L].flip(0), (0, Q - 1)).unfold(0, L, 1).flip(0)
+        return position_QL + self._of_times(bucket_BQL)
+
+    def _of_times(self, bucket_BQL: Tensor) -> Tensor:
+        """t[bucket].
+
+        A GPU adds gradients of the same row one after the other, so there a row has copies, and
+        neighboring pairs read different ones.
+        """
+        index = bucket_BQL.flatten()
+        table = self.time
+        if index.device.type != "cpu" and torch.is_grad_enabled():
+            copy = torch.arange(len(index), device=index.device) % N_COPIES
+            index = index + len(table) * copy
+            table = table.repeat(N_COPIES)
+        return table.index_select(0, index).view(bucket_BQL.shape)
 
 
 def pointwise_attention(

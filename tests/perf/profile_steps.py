@@ -198,9 +198,9 @@ def seconds_of_whole_steps(module, data, a: argparse.Namespace) -> float:
 
 def seconds_of_parts(module, data, n_steps: int) -> tuple[dict[str, float], list, int]:
     """Medians of each part of a step, without Lightning; the operators of so many steps."""
+    module.to(module.store.device).model.train()
     optimizer = module.configure_optimizers()
     optimizer = optimizer["optimizer"] if isinstance(optimizer, dict) else optimizer
-    module.to(module.store.device).model.train()
     for table in module.model.modules():
         if isinstance(table, Embedding):
             table.sparse = False  # as the training run set it, whose steps add such gradients up
