@@ -57,7 +57,7 @@ class RelativeBias(nn.Module):
         neighboring pairs read different ones.
         """
         index = bucket_BQL.flatten()
-        table = self.time
+        table: Tensor = self.time
         if index.device.type != "cpu" and torch.is_grad_enabled():
             copy = torch.arange(len(index), device=index.device) % N_COPIES
             index = index + len(table) * copy

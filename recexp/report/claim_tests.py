@@ -73,8 +73,9 @@ class ClaimTest:
         """What the data say, or why they cannot.
 
         "open" where the system that came out behind, or one of two that came out alike, was not
-        trained to its end, and where other seeds could change the answer: the difference, or for
-        systems that came out alike the margin of being so, is below ``seed_margin``.
+        trained to its end, as far as its epochs tell, and where other seeds could change the
+        answer: the difference, or for systems that came out alike the margin of being so, is below
+        ``seed_margin``.
         """
         pair = self.comparison
         if pair is None or self.p_holm is None:
@@ -228,11 +229,11 @@ def _tests_under(about: About, listed: Sequence[Claim], runs: Sequence[Result]) 
         elif why := _not_comparable(claim, left, right):
             test = replace(test, why=why)
         else:
-            rising = [r for r in left.runs + right.runs if training_verdict(r).kind in WARNED]
+            unfinished = filter(_is_unfinished, left.runs + right.runs)
             test = replace(
                 test,
                 left_label=label(left.first),
-                unfinished=frozenset(map(label, rising)),
+                unfinished=frozenset(map(label, unfinished)),
                 seed_margin=_seed_margin(left, right, f"test/{claim.metric}", found),
             )
             chosen.setdefault(claim.metric, []).append((len(tests), left, right))
@@ -311,6 +312,15 @@ def _is_on_own_data(claim: Claim, run: Result) -> bool:
     datasets = claim.datasets or {f.dataset for f in select(paper=paper, table=table) if f.dataset}
     name = run["dataset"]
     return name in datasets and has_sizes_of(run, paper, name)
+
+
+def _is_unfinished(run: Result) -> bool:
+    """Could more training raise the run's figures, as far as its epochs tell?
+
+    A run without a verdict of its own, as of another program, counts as finished.
+    """
+    kind = training_verdict(run).kind
+    return kind in WARNED or (kind == "unknown" and bool(run.get("convergence")))
 
 
 def _is_variant(run: Result, claim: Claim) -> bool:

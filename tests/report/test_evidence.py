@@ -45,6 +45,7 @@ def found_tests(folder, paper="ite", table="fig5"):
         (RISING, CONVERGED, "held"),
         (CONVERGED, RISING, "open: ite not trained to the end"),
         (CONVERGED, {"kind": "unlearned", "text": ""}, "open: ite not trained to the end"),
+        (CONVERGED, {"kind": "unknown", "text": ""}, "open: ite not trained to the end"),
     ],
 )
 def test_a_claim_is_open_while_more_training_could_change_it(tmp_path, ahead, behind, verdict):
