@@ -32,3 +32,10 @@ def test_the_tests_of_the_guard_are_there(mutation):
 
 def test_guards_have_distinct_names():
     assert len(set(IDS)) == len(IDS)
+
+
+def test_the_documentation_lists_every_guard():
+    text = (ROOT / "docs/faults.md").read_text()
+    listed = {line.split(" | ")[0].removeprefix("| ") for line in text.splitlines()}
+    assert set(IDS) <= listed
+    assert f"All {len(IDS)} guards were tried" in text
