@@ -338,6 +338,13 @@ def _without_data(model: DictConfig) -> dict[str, Any]:
 
 def check_machine(cfg: DictConfig) -> None:
     """Raise RecexpError where the trainer wants what this machine lacks. Comes before any work."""
+    accelerator = OmegaConf.select(cfg, "trainer.accelerator")
+    found = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if accelerator in ("gpu", "cuda") and not found:
+        raise RecexpError(
+            f"trainer.accelerator={accelerator}: torch {torch.__version__} finds no GPU here. Use "
+            "trainer=cpu, or install a torch that is built for the GPU of this machine."
+        )
     with _errors_name("trainer"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the trainer that will train warns again
         build(cfg.trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False)

@@ -355,3 +355,10 @@ def test_a_gpu_that_is_not_there_is_an_error_before_any_work(tmp_path, capsys):
             main(words)
         assert "finds no GPU here" in str(stopped.value.code)
     assert device_of("auto").type == "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+@pytest.mark.parametrize("trainer", ["gpu", "ddp trainer.accelerator=gpu"])
+def test_a_run_on_a_gpu_that_is_not_there_says_what_to_do(tmp_path, trainer):
+    with pytest.raises(RecexpError, match=r"finds no GPU here\. Use trainer=cpu"):
+        run_here(tmp_path / "run", *f"model=bpr_mf trainer={trainer}".split())
