@@ -26,6 +26,17 @@ from recexp.runs.loading import (
 )
 from recexp.runs.result import find_problem
 
+# How long a run may train.
+BUDGET = frozenset(
+    {
+        "trainer.max_epochs",
+        "trainer.max_steps",
+        "trainer.max_time",
+        "trainer.check_val_every_n_epoch",
+        "callbacks.early_stopping.patience",
+    }
+)
+
 # One result.json with the keys that ``collect`` adds: folder, config, recorded, trained, curve.
 Result = dict[str, Any]
 
@@ -102,6 +113,11 @@ def setting_overrides(result: Mapping[str, Any]) -> list[str]:
 def settings(result: Mapping[str, Any]) -> list[str]:
     """The run's overrides that concern what was run, not where or with which seed."""
     return [o for o in setting_overrides(result) if key_of(o) != "experiment"]
+
+
+def without_budget(words: Iterable[str]) -> list[str]:
+    """The overrides but those of ``BUDGET``."""
+    return [word for word in words if key_of(word) not in BUDGET]
 
 
 @cache

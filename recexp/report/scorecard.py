@@ -23,7 +23,7 @@ from statistics import fmean, stdev
 from recexp.config import CONF
 from recexp.errors import RecexpError
 from recexp.report.claim_tests import claims_table
-from recexp.report.collect import Result, chose_on_test, is_smoke
+from recexp.report.collect import Result, chose_on_test, is_smoke, without_budget
 from recexp.report.formats import DASH, Cell, Table
 from recexp.report.papers.claims import claims
 from recexp.report.papers.deviations import deviations, same_data
@@ -40,7 +40,6 @@ from recexp.report.papers.published import (
 )
 from recexp.report.tables import About, System, by_protocol, row_name, systems
 from recexp.report.validation import by_validation
-from recexp.runs.identity import key_of
 
 REPRODUCED = "reproduced"
 EXCEEDED = "exceeded"
@@ -83,14 +82,6 @@ HEAD = (
     "differs from the paper in",
     "honest",
     "how honest",
-)
-# How long a run may train; as far as it differs from the paper, the row says so.
-BUDGET = (
-    "trainer.max_epochs",
-    "trainer.max_steps",
-    "trainer.max_time",
-    "trainer.check_val_every_n_epoch",
-    "callbacks.early_stopping.patience",
 )
 
 
@@ -302,9 +293,8 @@ def _row(
 
 
 def _name_without_budget(system: System) -> str:
-    """The name without the settings of ``BUDGET``."""
-    words = row_name(system).split(" ")
-    return " ".join(word for word in words if key_of(word) not in BUDGET)
+    """The name without its budget; as far as that differs from the paper, the row says so."""
+    return " ".join(without_budget(row_name(system).split(" ")))
 
 
 def _measured_values(system: System, metric: str) -> list[float]:

@@ -16,6 +16,7 @@ from recexp.report.collect import (
     is_of_lists,
     settings,
     trained_under,
+    without_budget,
 )
 from recexp.report.columns import METRICS, PUBLISHED, TRAINING, Layout, setting_cell
 from recexp.report.formats import BEST, DASH, SECOND, Cell, Table
@@ -327,9 +328,14 @@ def _distinguishing(system: System, rivals: Sequence[System]) -> list[str]:
     """The settings in which a system differs from the table's others of its model.
 
     Overrides where they tell it apart, for they are what was varied on purpose; else the config.
+    How long a run may train is named where nothing else tells it apart.
     """
     own = settings(system.first)
     overrides = [set(settings(rival.first)) for rival in rivals]
+    short = [set(without_budget(o)) for o in overrides]
+    if short.count(set(without_budget(own))) == 1:
+        own = without_budget(own)
+        overrides = short
     apart = [o for o in own if not all(o in others for others in overrides)]
     if not apart and overrides.count(set(own)) > 1:
         apart = _config_apart(system, rivals)

@@ -59,6 +59,20 @@ def test_configs_that_differ_where_no_override_does_stay_apart(tmp_path):
     }
 
 
+def test_a_budget_is_named_where_nothing_else_tells_systems_apart(tmp_path):
+    for name, overrides in {
+        "a": ("model.n_layers=1", "trainer.max_epochs=5"),
+        "b": ("model.n_layers=2", "trainer.max_epochs=9", "+trainer.max_time=00:01:00:00"),
+        "c": ("model.n_layers=2", "trainer.max_epochs=20"),
+    }.items():
+        write_run(tmp_path / name, overrides=overrides)
+    assert {s.label for s in systems(collect([tmp_path])[0])} == {
+        "pop n_layers=1",
+        "pop n_layers=2 trainer.max_epochs=9 trainer.max_time=00:01:00:00",
+        "pop n_layers=2 trainer.max_epochs=20",
+    }
+
+
 def test_best_and_second_best_in_every_format(tmp_path):
     for n, (model, ndcg) in enumerate((("pop", 0.1), ("ite", 0.3), ("mf", 0.2))):
         write_run(tmp_path / str(n), ndcg, model=model)
