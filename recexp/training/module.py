@@ -197,9 +197,10 @@ class RecModule(pl.LightningModule):
         }
 
     def _unfused(self) -> dict[str, bool]:
-        """The option that keeps the optimizer from updating all parameters in one kernel, where it
-        cannot: torch's Adagrad has none for GPUs, and in mixed precision Lightning does not clip
-        gradients for such optimizers.
+        """fused=False where the optimizer cannot update all parameters in one kernel.
+
+        torch's Adagrad has no such kernel for GPUs, and in mixed precision Lightning refuses to
+        clip gradients for optimizers that use one.
         """
         configured = self._optimizer
         if not isinstance(configured, partial) or not configured.keywords.get("fused"):
