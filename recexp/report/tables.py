@@ -176,6 +176,8 @@ def _table(results: Sequence[Result], metric: str, layout: Layout) -> Table:
     notes = departures(rows) if PUBLISHED in layout.columns else []
     if any(len(system.runs) > 1 for system in rows):
         notes.append("± is the standard deviation over seeds")
+    if {"rows/s", "s"}.intersection(layout.columns):
+        notes += _hardware_notes(rows)
     return Table(
         title=str(about(results[0])),
         caption=_data_caption(results[0]),
@@ -184,6 +186,22 @@ def _table(results: Sequence[Result], metric: str, layout: Layout) -> Table:
         notes=tuple(notes),
         details=tuple(n for n, column in enumerate(columns) if column.is_detail),
     )
+
+
+def _hardware_notes(rows: Sequence[System]) -> list[str]:
+    """Which systems ran on which device, where there are several: their times do not compare."""
+    labels: dict[str, list[str]] = {}
+    for system in rows:
+        devices = {(run.get("hardware") or {}).get("device") for run in system.runs}
+        for device in sorted(filter(None, devices)):
+            labels.setdefault(device, []).append(system.label)
+    if len(labels) < 2:
+        return []
+    most = max(labels, key=lambda device: len(labels[device]))
+    parts = [
+        f"{', '.join(found)} on {device}" for device, found in labels.items() if device != most
+    ]
+    return [f"times are of several machines: {'; '.join(parts)}; the others on {most}"]
 
 
 def _columns(rows: Sequence[System], name: str, layout: Layout) -> list[_Column]:

@@ -73,6 +73,16 @@ def test_a_budget_is_named_where_nothing_else_tells_systems_apart(tmp_path):
     }
 
 
+def test_times_of_several_machines_are_noted(tmp_path):
+    for model, device in {"pop": "x86_64", "ite": "NVIDIA H200", "mf": "x86_64"}.items():
+        write_run(tmp_path / model, model=model, hardware={"device": device, "cpus": 2})
+    results = collect([tmp_path])[0]
+    note = "times are of several machines: ite on NVIDIA H200; the others on x86_64"
+    assert note in tables(results)[0].notes
+    alike = [result for result in results if result["model"] != "ite"]
+    assert not any("machines" in text for text in tables(alike)[0].notes)
+
+
 def test_best_and_second_best_in_every_format(tmp_path):
     for n, (model, ndcg) in enumerate((("pop", 0.1), ("ite", 0.3), ("mf", 0.2))):
         write_run(tmp_path / str(n), ndcg, model=model)
