@@ -36,6 +36,7 @@ def shop(tmp_path_factory):
 def test_a_run(shop, name):
     result = run_here(shop / name, *RUNS[name], "trainer=gpu")
     assert result["hardware"]["device"] == torch.cuda.get_device_name(0)
+    assert result["hardware"]["gpu_memory_mb"] > 0
     assert 0 <= result["metrics"]["test/ndcg@10"] <= 1
 
 
