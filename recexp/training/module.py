@@ -208,7 +208,8 @@ class RecModule(pl.LightningModule):
         kind = configured.func
         is_adagrad = isinstance(kind, type) and issubclass(kind, torch.optim.Adagrad)
         no_kernel = is_adagrad and self.device.type == "cuda"
-        mixed = isinstance(self.trainer.precision_plugin, MixedPrecision)
+        trainer = self._trainer  # None outside of a training
+        mixed = trainer is not None and isinstance(trainer.precision_plugin, MixedPrecision)
         no_clipping = mixed and bool(self.trainer.gradient_clip_val)
         return {"fused": False} if no_kernel or no_clipping else {}
 
