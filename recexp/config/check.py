@@ -29,6 +29,7 @@ from pydantic import Field
 
 from recexp.config.build import build
 from recexp.config.limits import check_limits
+from recexp.config.machine import find_gpu, no_gpu
 from recexp.config.presets import is_pending
 from recexp.config.values import check_values, shown
 from recexp.contracts import require
@@ -339,12 +340,8 @@ def _without_data(model: DictConfig) -> dict[str, Any]:
 def check_machine(cfg: DictConfig) -> None:
     """Raise RecexpError where the trainer wants what this machine lacks. Comes before any work."""
     accelerator = OmegaConf.select(cfg, "trainer.accelerator")
-    found = torch.cuda.is_available() or torch.backends.mps.is_available()
-    if accelerator in ("gpu", "cuda") and not found:
-        raise RecexpError(
-            f"trainer.accelerator={accelerator}: torch {torch.__version__} finds no GPU here. Use "
-            "trainer=cpu, or install a torch that is built for the GPU of this machine."
-        )
+    if accelerator in ("gpu", "cuda") and find_gpu() is None:
+        raise no_gpu(f"trainer.accelerator={accelerator}", "Use trainer=cpu")
     with _errors_name("trainer"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the trainer that will train warns again
         build(cfg.trainer, logger=False, enable_checkpointing=False, enable_progress_bar=False)

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import torch
 
+from recexp.config.machine import find_gpu, no_gpu
 from recexp.errors import RecexpError
 
 Accelerator = Literal["auto", "cpu", "gpu"]
@@ -29,13 +30,7 @@ def device_of(accelerator: Accelerator) -> torch.device:
         raise RecexpError(f"accelerator={accelerator!r} is unknown; choose {', '.join(known)}.")
     if accelerator == "cpu":
         return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    if torch.backends.mps.is_available():
-        return torch.device("mps")
-    if accelerator == "auto":
-        return torch.device("cpu")
-    raise RecexpError(
-        f"accelerator=gpu: torch {torch.__version__} finds no GPU here. Leave the option out, or "
-        "install a torch that is built for the GPU of this machine."
-    )
+    gpu = find_gpu()
+    if gpu is None and accelerator == "gpu":
+        raise no_gpu("accelerator=gpu", "Leave the option out")
+    return gpu or torch.device("cpu")

@@ -209,8 +209,11 @@ class RecModule(pl.LightningModule):
         is_adagrad = isinstance(kind, type) and issubclass(kind, torch.optim.Adagrad)
         no_kernel = is_adagrad and self.device.type == "cuda"
         trainer = self._trainer  # None outside of a training
-        mixed = trainer is not None and isinstance(trainer.precision_plugin, MixedPrecision)
-        no_clipping = mixed and bool(self.trainer.gradient_clip_val)
+        no_clipping = (
+            trainer is not None
+            and isinstance(trainer.precision_plugin, MixedPrecision)
+            and bool(trainer.gradient_clip_val)
+        )
         return {"fused": False} if no_kernel or no_clipping else {}
 
     def on_train_start(self) -> None:

@@ -104,3 +104,15 @@ def contestant(name: str, store: Store, *overrides: str, **sizes: object) -> Con
     objective.bind(model, store)
     model.bind(store)
     return Contestant(model, objective, store, cfg)
+
+
+def first_batch(objective, store: Store, near: Store, generator: torch.Generator):
+    """The first eight rows of an epoch, gathered where the data are.
+
+    near: the same data on the CPU, which chooses the rows.
+    """
+    if objective.independent_rows:
+        rows = objective.rows(near)[:8]
+    else:
+        rows = next(iter(objective.batches(store, 8, 0)))
+    return objective.batch(store, rows.to(store.device), generator)

@@ -17,7 +17,7 @@ from recexp.testing import worlds
 from recexp.training.memory import too_large
 from recexp.training.module import RecModule
 from recexp.types import moved
-from tests.contracts.harness import EACH_MODEL, contestant
+from tests.contracts.harness import EACH_MODEL, contestant, first_batch
 from tests.support.pretend import DEVICE, pretend, values
 
 STORE = worlds.random_store(12, side=True, held_out=[1 + 5 * user % 30 for user in range(12)])
@@ -37,15 +37,6 @@ def there(model):
     return copy.deepcopy(model).to(DEVICE)
 
 
-def batch_of(objective, store, generator):
-    rows = (
-        next(iter(objective.batches(store, 8, 0)))
-        if not objective.independent_rows
-        else objective.rows(STORE)[:8]
-    )
-    return objective.batch(store, rows.to(store.device), generator)
-
-
 @pytest.mark.parametrize("name", EACH_MODEL)
 def test_training(name):
     """A batch gathered on the host gives the loss and gradients of the CPU; all tensors of a batch
@@ -60,7 +51,7 @@ def test_training(name):
             assert found == pytest.approx(expected, rel=1e-4)
         return
     objective = copy.deepcopy(entry.objective)
-    batch = batch_of(objective, STORE, torch.Generator().manual_seed(0))
+    batch = first_batch(objective, STORE, STORE, torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     loss = entry.objective.losses(model, batch)["loss"]
     loss.backward()
@@ -80,7 +71,7 @@ def test_training(name):
                     rtol=1e-4,
                     atol=1e-5,
                 )
-        gathered = batch_of(objective, STORE.to(DEVICE), torch.Generator().manual_seed(0))
+        gathered = first_batch(objective, STORE.to(DEVICE), STORE, torch.Generator().manual_seed(0))
         assert {x.device for x in tensors(gathered)} == {DEVICE}
         assert torch.isfinite(objective.losses(far, gathered)["loss"])
 

@@ -10,7 +10,7 @@ import torch
 from recexp.evaluation.protocol import Candidates, Protocol
 from recexp.testing import worlds
 from recexp.types import moved
-from tests.contracts.harness import MODELS, contestant
+from tests.contracts.harness import MODELS, contestant, first_batch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 
@@ -33,16 +33,6 @@ def noise_of_the_cpu(monkeypatch):
     monkeypatch.setattr(torch, "randn_like", lambda x: draw(x.cpu()).to(x.device))
 
 
-def batch_of(objective, store):
-    rows = (
-        next(iter(objective.batches(store, 8, 0)))
-        if not objective.independent_rows
-        else objective.rows(STORE)[:8]
-    )
-    generator = torch.Generator(store.device).manual_seed(0)
-    return objective.batch(store, rows.to(store.device), generator)
-
-
 @pytest.mark.parametrize("name", MODELS)
 def test_training(name):
     entry = contestant(name, STORE, dropout=False)
@@ -53,7 +43,7 @@ def test_training(name):
         assert found == pytest.approx(expected, rel=1e-4)
         return
     objective = copy.deepcopy(entry.objective)
-    batch = batch_of(objective, STORE)
+    batch = first_batch(objective, STORE, STORE, torch.Generator().manual_seed(0))
     losses = {}
     for model, given in ((near, batch), (far, moved(batch, GPU))):
         torch.manual_seed(0)
@@ -78,7 +68,8 @@ def test_a_batch_is_gathered_on_the_gpu(name):
     if entry.closed_form:
         pytest.skip("this model takes no batches")
     far = entry.model.train().to(GPU)
-    batch = batch_of(entry.objective, STORE.to(GPU))
+    generator = torch.Generator(GPU).manual_seed(0)
+    batch = first_batch(entry.objective, STORE.to(GPU), STORE, generator)
     loss = entry.objective.losses(far, batch)["loss"]
     loss.backward()
     assert loss.device == GPU
@@ -107,6 +98,9 @@ def test_ranks(name, protocol):
             assert a.dtype == b.dtype
         if name in SUMS:
             assert (rank(found) - rank(expected)).abs().max() <= 1
+            query = STORE.query_held_out(STORE.test, USERS, model.history, protocol.history)
+            near, away = model.score(query), far.score(moved(query, GPU))
+            torch.testing.assert_close(away.cpu(), near, rtol=1e-5, atol=1e-6)
         else:
             assert [a.cpu().tolist() for a in found] == [b.tolist() for b in expected]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 
@@ -38,6 +39,18 @@ def test_a_run(shop, name):
     assert result["hardware"]["device"] == torch.cuda.get_device_name(0)
     assert result["hardware"]["gpu_memory_mb"] > 0
     assert 0 <= result["metrics"]["test/ndcg@10"] <= 1
+
+
+@pytest.mark.parametrize("name", ["bpr_mf", "sasrec"])
+def test_the_losses_are_those_of_the_cpu(shop, name):
+    """Batches that are gathered in main memory draw the same negatives; there is no dropout."""
+    losses = {}
+    for trainer in ("cpu", "gpu"):
+        folder = shop / f"{name}-losses-{trainer}"
+        run_here(folder, *RUNS[name], f"trainer={trainer}", "store_on=host")
+        rows = csv.DictReader((folder / "metrics.csv").read_text().splitlines())
+        losses[trainer] = [float(row["train/loss"]) for row in rows]
+    assert losses["gpu"] == pytest.approx(losses["cpu"], rel=1e-3)
 
 
 def test_a_run_on_the_cpu_names_no_gpu(shop):
