@@ -306,10 +306,12 @@ def _compare_all(
 def _is_on_own_data(claim: Claim, run: Result) -> bool:
     """Whether the run's data are those on which the paper makes the claim.
 
-    Extracts of them, and data of their name with other users, are not.
+    Extracts of them, and data of their name with other users, are not. A claim of a curve that is
+    not stored in ``published.csv`` is about all data sets of its paper.
     """
     paper, table = claim.source
-    datasets = claim.datasets or {f.dataset for f in select(paper=paper, table=table) if f.dataset}
+    figures = select(paper=paper, table=table) or select(paper=paper)
+    datasets = claim.datasets or {figure.dataset for figure in figures if figure.names_data}
     name = run["dataset"]
     return name in datasets and has_sizes_of(run, paper, name)
 

@@ -10,6 +10,7 @@ from recexp.report.claim_tests import OTHER, OWN, claim_tests, claims_table
 from recexp.report.collect import collect
 from recexp.report.evidence import evidence
 from recexp.report.papers.claims import claims
+from recexp.report.papers.published import select
 from tests.report.test_scorecard import records
 from tests.support.finished_runs import write_run
 
@@ -106,6 +107,18 @@ def test_a_test_says_whose_data_it_used(tmp_path, dataset, data, expected):
     same = [t for t in tests if (str(t.claim), t.claim.metric) == (str(tests[0].claim), "hr@10")]
     assert len(same) == 1
     assert {OWN: True, OTHER: False}[expected] is tests[0].own_data
+
+
+def test_a_claim_of_a_curve_without_stored_figures_is_about_its_papers_data(tmp_path):
+    """BERT4Rec's Figure 3, of which ``published.csv`` has no point."""
+    sizes = {"users": 6_040, "items": 3_416, "interactions": 999_611}
+    about = {"dataset": "ml_1m", "protocol": "p3_popular100", "data": sizes}
+    planted(tmp_path, "bert4rec", 1, **about)
+    planted(tmp_path, "caser", 12, **about)
+    assert not select(paper="bert4rec", table="fig3")
+    test = found_tests(tmp_path, "bert4rec", "fig3")["bert4rec > caser"]
+    assert test.own_data
+    assert test.verdict == "held"
 
 
 def test_a_run_with_another_sampler_than_the_papers_is_another_system(tmp_path):
