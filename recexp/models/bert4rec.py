@@ -28,12 +28,12 @@ from recexp.nn.transformer import (
     Activation,
     NormPlace,
     PositionEmbedding,
+    Positions,
     TransformerLayer,
     make_norm,
 )
 from recexp.types import CatalogShard, Query, RowTables, Schema
 
-Positions = Literal["left", "right", "none"]
 Init = Literal["bert", "torch"]
 MaskedLength = Annotated[int, Field(ge=2, le=1_000_000)]
 EPS = 1e-12

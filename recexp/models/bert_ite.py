@@ -26,6 +26,7 @@ from recexp.nn.init import normal_embeddings, xavier_linears
 from recexp.nn.parameters import Count, Depth, Rate, Share, Width, one_of
 from recexp.nn.shared_context import NormPlace, SharedContextTransformer
 from recexp.nn.traced import Foldable, score_catalog
+from recexp.nn.transformer import PositionEmbedding, Positions
 from recexp.types import Query, Schema
 
 Pad = Literal["mask", "random"]
@@ -34,11 +35,13 @@ Pad = Literal["mask", "random"]
 class BertITE(MultiBehavior, Foldable):
     """Ranks by P(implicit) * P(explicit | implicit) from phi = u * e.
 
-    u is the last state of the user's row of a Transformer over [user; history; target], without
-    positions, and e is the target's embedding.
+    u is the last state of the user's row of a Transformer over [user; history; target], and e is
+    the target's embedding.
 
     n_factors: width K of everything; n_heads must divide it.
-    max_len: how many of the newest events are read. Their order has no effect.
+    max_len: how many of the newest events are read.
+    positions: "none": their order has no effect (paper, authors' code). "left" and "right": learned
+        positions are added to the events' vectors (``PositionEmbedding``). Not in the paper.
     norm: "post" (paper) or "pre" (authors' code; no final norm).
     target_in_sequence: whether the candidate is a row of the sequence (paper), or the sequence is
         user and history only (authors' code).
@@ -80,6 +83,7 @@ class BertITE(MultiBehavior, Foldable):
         n_layers: Depth = 2,
         n_heads: Width = 2,
         max_len: Annotated[int, Field(ge=0, le=1_000_000)] = 20,
+        positions: Positions = "none",
         norm: NormPlace = "post",
         target_in_sequence: bool = True,
         pad: Pad = "mask",
@@ -114,6 +118,8 @@ class BertITE(MultiBehavior, Foldable):
         self.users = UserEncoder(schema, K, side=user_side, scale=side_scale, vectors=side_vectors)
         self.items = ItemEncoder(schema, K, side=item_side, scale=side_scale, vectors=side_vectors)
         self.event_sides = EventSides(schema, K, event_side, causal=False)
+        has_positions = one_of("positions", positions, Positions) != "none"
+        self.position = PositionEmbedding(max_len, K, positions) if has_positions else None
         self.transformer = SharedContextTransformer(
             K,
             n_layers,
@@ -224,6 +230,8 @@ class BertITE(MultiBehavior, Foldable):
         if len(self.event_sides) and n_events:
             newest = latest(query, n_events, least=n_events)
             event_BLD = self.event_sides.add_to(event_BLD, newest)
+        if self.position is not None:
+            event_BLD = event_BLD + self.position(item_BL != 0)
         x_BmD = torch.cat([user_BD[:, None], event_BLD], 1)
         return x_BmD, F.pad(item_BL != 0, (1, 0), value=True)
 

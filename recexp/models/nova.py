@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from recexp.contracts import SideEncoder
 from recexp.errors import RecexpError
-from recexp.models.bert4rec import EPS, BERT4Rec, MaskedLength, Positions
+from recexp.models.bert4rec import EPS, BERT4Rec, MaskedLength
 from recexp.models.common import encode_by_length, latest, wanted_columns
 from recexp.nn.attention import key_mask
 from recexp.nn.embeddings import FeatureBag, SideVectors
@@ -18,6 +18,7 @@ from recexp.nn.events import data_columns, event_side
 from recexp.nn.fusion import Fusion, FusionKind, Gate
 from recexp.nn.init import bert_init
 from recexp.nn.parameters import Depth, Rate, Width
+from recexp.nn.transformer import Positions
 from recexp.types import Feature, Query, Schema
 
 TIMES = ("time", "gap")  # what times of events tell

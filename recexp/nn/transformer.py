@@ -18,6 +18,7 @@ NormPlace = Literal["post", "pre", "none"]
 NormKind = Literal["variance", "std"]
 Activation = Literal["gelu", "gelu_tanh"]
 PositionSide = Literal["left", "right"]
+Positions = Literal["left", "right", "none"]
 STD_EPS = 1e-6
 
 

@@ -25,6 +25,8 @@ FORMS = [
     },
     {"n_layers": 2, "pad": "random"},
     {"n_layers": 2, "item_side": "all", "user_side": "all"},
+    {"n_layers": 2, "positions": "right"},
+    {"n_layers": 1, "positions": "left", "target_in_sequence": False},
 ]
 
 
@@ -57,10 +59,14 @@ def test_extra_padding_changes_nothing(options):
 
 
 @pytest.mark.parametrize("options", FORMS)
-def test_order_of_the_history_has_no_effect_but_its_items_have(options):
+def test_the_order_of_the_history_matters_only_with_positions(options):
     m = model(**options)
     shuffled = toy.query([0, 3, 6, 5], [[7, 4, 1, 9, 2], [4], [], [8, 3, 3]])
-    if not m.random_pad:  # slots of filler move against each other only as a set
+    if m.position is not None:
+        several_B = QUERY.mask_BL.sum(1) > 1
+        changed_B = (m.score(shuffled) - m.score(QUERY)).abs().amax(1) > 1e-6
+        assert torch.equal(changed_B, several_B)
+    elif not m.random_pad:  # slots of filler move against each other only as a set
         assert torch.allclose(m.score(shuffled), m.score(QUERY), atol=1e-12)
     other = toy.query([0, 3, 6, 5], [[1, 2, 9, 4, 11], [4], [], [3, 3, 8]])
     assert not torch.allclose(m.score(other)[0], m.score(QUERY)[0])
@@ -80,11 +86,12 @@ def test_only_the_most_recent_events_are_read():
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 @pytest.mark.parametrize("n_layers", [1, 2, 3])
-@pytest.mark.parametrize("n_heads", [1, 2, 4])
-def test_shared_context_equals_brute_force(n_layers, norm, n_heads):
+@pytest.mark.parametrize(("n_heads", "positions"), [(1, "none"), (2, "right"), (4, "left")])
+def test_shared_context_equals_brute_force(n_layers, norm, n_heads, positions):
     """Scores and every gradient, in float64, by chunks of a few rows."""
-    fast = model(n_layers=n_layers, norm=norm, n_heads=n_heads, chunk=1500)
-    slow = model(n_layers=n_layers, norm=norm, n_heads=n_heads, brute_force=True)
+    options = {"n_layers": n_layers, "norm": norm, "n_heads": n_heads, "positions": positions}
+    fast = model(**options, chunk=1500)
+    slow = model(**options, brute_force=True)
     for m in (fast, slow):
         m.score(QUERY).sin().sum().backward()
     assert torch.allclose(fast.score(QUERY), slow.score(QUERY), atol=1e-10)

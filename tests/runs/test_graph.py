@@ -35,6 +35,8 @@ SETTINGS = [
     ("nova_bert", "model.fusion=gating"),
     ("bert_ite", "model.pad=random"),
     ("bert_ite", "model.norm=pre"),
+    ("bert_ite", "model.positions=right"),
+    ("bert_ite", "model.positions=left"),
     ("gru4rec", "model.n_layers=2", "model.max_len=4"),
     ("gru4rec", "model.cell=torch", "model.input_table=constrained", "model.max_len=6"),
     ("item_knn", "model.behaviors=strongest"),
