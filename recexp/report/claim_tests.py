@@ -16,7 +16,7 @@ from recexp.report.formats import DASH, Cell, Table
 from recexp.report.papers.claims import Claim, epochs_to_near_best
 from recexp.report.papers.deviations import has_sizes_of
 from recexp.report.papers.published import published_dataset, select
-from recexp.report.papers.recipe import is_trained_otherwise
+from recexp.report.papers.recipe import is_another_system
 from recexp.report.significance import holm
 from recexp.report.statistics import ALPHA, labeled
 from recexp.report.tables import About, System, by_protocol
@@ -206,8 +206,8 @@ def _tests_under(about: About, listed: Sequence[Claim], runs: Sequence[Result]) 
     """The claims held against the runs of one protocol id.
 
     Where several systems meet a pick, the one chosen on validation stands for it, of those that
-    kept their ranks where any did. Those with another loss, objective or sampler than the paper's
-    are variants, which the claim is not about.
+    kept their ranks where any did. Those with another loss, objective, sampler or parts than the
+    paper's are variants, which the claim is not about.
     """
     found, label = labeled(runs)
     ordered = by_validation(found)
@@ -327,7 +327,7 @@ def _is_unfinished(run: Result) -> bool:
 
 def _is_variant(run: Result, claim: Claim) -> bool:
     paper, table = claim.source
-    return is_trained_otherwise(run, paper, table, published_dataset(run))
+    return is_another_system(run, paper, table, published_dataset(run))
 
 
 def _epochs_text(claim: Claim, left: System, right: System) -> str:

@@ -135,6 +135,15 @@ def test_a_run_with_another_sampler_than_the_papers_is_another_system(tmp_path):
     assert test.verdict == "not held: the other way round"
 
 
+@pytest.mark.parametrize("option", [("user_dropout", 1.0), ("positions", "right")])
+def test_a_run_with_parts_that_the_paper_does_not_have_is_another_system(tmp_path, option):
+    key, value = option
+    planted(tmp_path, "bert_ite", 1, config={f"model.{key}": value})
+    planted(tmp_path, "bert_ite", 12)
+    planted(tmp_path, "ite", 4)
+    assert found_tests(tmp_path)["bert_ite > ite"].verdict == "not held: the other way round"
+
+
 def test_the_overview_counts_the_verdicts(tmp_path, capsys):
     planted(tmp_path, "bert_ite", 1)
     planted(tmp_path, "ite", 12)

@@ -28,8 +28,11 @@ DEFINING = (
     "objective.n_negatives",
     "sampler._target_",
 )
-# What two runs of one model must share with the paper to be the system that its claims are about.
+# What a run must share with the paper to be the system that its claims are about: where the paper
+# states it,
 KINDS_OF_TRAINING = ("objective._target_", "loss._target_", "sampler._target_")
+# and parts that a model has or lacks besides its sizes.
+PARTS = ("model.user_dropout", "model.positions")
 # Settings of a training by gradients, which a model fitted in one pass does not have.
 OF_GRADIENTS = ("loss", "sampler", "optimizer", "scheduler", "batch_", "trainer", "callbacks")
 # Compared elsewhere: by the protocol's name, and in ``deviations``.
@@ -123,12 +126,10 @@ def differences(result: Result, wanted: Mapping[str, Setting]) -> list[Differenc
     return found
 
 
-def is_trained_otherwise(result: Result, paper: str, table: str, dataset: str) -> bool:
-    """Whether the objective, the loss or the sampler is on record and not the one that the paper
-    states.
-    """
+def is_another_system(result: Result, paper: str, table: str, dataset: str) -> bool:
+    """Whether the run's objective, loss, sampler or parts are on record and not the paper's."""
     for key, wanted in recipe(paper, table, published_model(result), dataset).items():
-        if key not in KINDS_OF_TRAINING or not wanted.stated:
+        if key not in PARTS and not (key in KINDS_OF_TRAINING and wanted.stated):
             continue
         known, value = value_of(result, key)
         if known and value is not None and not any(agrees(value, v) for v in wanted.values):
