@@ -9,6 +9,7 @@ KINDS = ("unlearned", "rising", "converged", "overfitted", "one_pass", "unknown"
 WARNED = ("unlearned", "rising")  # a run warns at its end: its figures are not the system's best
 FLOOR = 2_000  # optimizer steps; the same as min_steps in conf/callbacks/default.yaml
 LEARNED = 0.15  # below the loss of equal scores; popularity alone is 0.10 below it on ML-1M
+WELL_LEARNED = 2 * LEARNED
 FALLING = 0.02  # of the training loss's whole fall, in the last quarter of the epochs
 NOISE = 0.05  # of the best validation value
 
@@ -47,8 +48,10 @@ def judge(
     - "converged": none of these, and either the training loss no longer falls (``FALLING``) or
       the metric stood still, within ``NOISE`` of its best, for ``FLOOR`` steps.
     - "unknown": fewer than two validations; a metric that fell while the training loss did not
-      (it diverged); or one that stood still for fewer steps than ``FLOOR`` while the training
-      loss fell: a plateau and a slow start look alike.
+      (it diverged); one that fell from a best before the model had learned more than popularity
+      (``LEARNED``), where the training loss has not come far since (``WELL_LEARNED``) and the
+      metric may rise again; or one that stood still for fewer steps than ``FLOOR`` while the
+      training loss fell: a plateau and a slow start look alike.
 
     A quarter, because neighboring epochs differ by noise. It is counted in validated epochs, and
     the gain is scaled to a quarter of all epochs where too few are validated to cut there.
@@ -62,7 +65,7 @@ def judge(
     values = [row[monitor] for row in points]
     early = _is_loss_constant(rows, ended, constant_loss)
     early = early or _has_no_curve(rows, values, monitor, ended)
-    early = early or _has_fallen(rows, points, values, monitor, ended)
+    early = early or _has_fallen(rows, points, values, monitor, ended, constant_loss)
     if early:
         return early
 
@@ -93,17 +96,26 @@ def _is_loss_constant(
     rows: Sequence[Mapping[str, float]], ended: str, constant_loss: float | None
 ) -> Verdict | None:
     """Unlearned, where the last training loss is near that of equal scores."""
-    # Where the loss has parts that are not about scores, equal scores say nothing of these.
-    loss = rows[-1].get("train/item_loss", rows[-1].get("train/loss"))
-    if not constant_loss or loss is None or loss <= (1 - LEARNED) * constant_loss:
+    share = _share_learned(rows[-1], constant_loss)
+    if share is None or share >= LEARNED:
         return None
-    share = 1 - loss / constant_loss
     below = f"only {share:.1%} below" if share > 0 else "not below"
     text = (
-        f"{ended} before it learned: its training loss {loss:.4f} is {below} the "
+        f"{ended} before it learned: its training loss {_score_loss(rows[-1]):.4f} is {below} the "
         f"{constant_loss:.4f} of a model that scores all items alike"
     )
     return Verdict("unlearned", text)
+
+
+def _share_learned(row: Mapping[str, float], constant_loss: float | None) -> float | None:
+    """How far the training loss lies below that of equal scores, as a share of the latter."""
+    loss = _score_loss(row)
+    return 1 - loss / constant_loss if constant_loss and loss is not None else None
+
+
+def _score_loss(row: Mapping[str, float]) -> float | None:
+    """The part of the training loss that is about scores: equal scores say nothing of others."""
+    return row.get("train/item_loss", row.get("train/loss"))
 
 
 def _has_no_curve(
@@ -124,19 +136,26 @@ def _has_fallen(
     values: Sequence[float],
     monitor: str,
     ended: str,
+    constant_loss: float | None,
 ) -> Verdict | None:
-    """Overfitted or diverged, where the metric lies below its best by more than noise."""
+    """Overfitted, diverged or not yet known, where the metric lies well below its best."""
     fell = _fell(values, _quarter(values))
     if fell <= NOISE:
         return None
     best = points[values.index(max(values))]
-    loss_fell = _change(best, rows[-1]) < 0
-    text = (
-        f"{ended}, {'over-fitted' if loss_fell else 'diverged'}: {monitor} fell by {fell:.1%} from "
-        f"its best in epoch {best['epoch'] + 1:.0f} while the training loss "
-        f"{'fell' if loss_fell else 'did not fall'}"
-    )
-    return Verdict("overfitted" if loss_fell else "unknown", text)
+    fall = f"{monitor} fell by {fell:.1%} from its best in epoch {best['epoch'] + 1:.0f}"
+    if _change(best, rows[-1]) >= 0:
+        text = f"{ended}, diverged: {fall} while the training loss did not fall"
+        return Verdict("unknown", text)
+    then, now = (_share_learned(row, constant_loss) for row in (best, rows[-1]))
+    if then is not None and now is not None and then < LEARNED <= now < WELL_LEARNED:
+        text = (
+            f"{ended}: {fall}, where the training loss was {then:.1%} below that of equal scores; "
+            f"it is {now:.1%} below at the end, and the metric may rise again: wait longer "
+            "(callbacks.early_stopping.patience)"
+        )
+        return Verdict("unknown", text)
+    return Verdict("overfitted", f"{ended}, over-fitted: {fall} while the training loss fell")
 
 
 def _quarter(values: Sequence[float]) -> int:

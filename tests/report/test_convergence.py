@@ -146,6 +146,22 @@ def test_over_fitting_needs_a_falling_training_loss(tmp_path):
         assert judged(tmp_path / name, rows=curve_of(values, loss)).kind == kind
 
 
+@pytest.mark.parametrize(
+    ("last_loss", "kind"), [(8.2, "unknown"), (6.0, "overfitted"), (9.0, "unlearned")]
+)
+def test_a_fall_from_a_best_before_learning_may_be_a_slow_start(tmp_path, last_loss, kind):
+    """BERT4Rec on few users: popular items first, a plateau, then a long rise."""
+    values = np.where(EPOCH < 4, 0.03, 0.015)
+    rows = curve_of(values, np.linspace(10.2, last_loss, 40))
+    found = judged(tmp_path / "run", rows=rows, stop_reason=EARLY, constant_loss=10.3)
+    assert found.kind == kind
+    assert kind != "unknown" or "may rise again" in found.text
+    # Where the best came after learning, a fall is a fall.
+    rows = curve_of(values, np.linspace(8.6, last_loss - 1.0, 40))
+    found = judged(tmp_path / "late", rows=rows, stop_reason=EARLY, constant_loss=10.3)
+    assert found.kind == "overfitted"
+
+
 def test_what_the_run_found_itself_is_believed(tmp_path):
     own = {"kind": "unlearned", "text": "stopped before it learned"}
     found = judged(tmp_path / "own", 0.1 + 0.002 * EPOCH, convergence=own)
