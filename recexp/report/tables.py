@@ -316,10 +316,14 @@ def as_words(key: str, value: str) -> str:
 
 
 def identity(result: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What two seeds of one system have in common."""
-    overrides = tuple(sorted(settings(result)))
-    config = tuple(sorted(flat_config(result).items()))
-    return (result["model"], result.get("selection", "val"), overrides, config)
+    """What two seeds of one system have in common: their settings, whatever words chose them.
+
+    Of a result whose settings were not kept its overrides.
+    """
+    chosen: list[Any] = sorted(flat_config(result).items())
+    if not chosen:
+        chosen = sorted(settings(result))
+    return (result["model"], result.get("selection", "val"), *chosen)
 
 
 def _has_seed(system: System | None, seed: int) -> bool:

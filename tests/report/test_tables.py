@@ -43,6 +43,15 @@ def test_seeds_are_joined_and_other_settings_are_not(tmp_path):
     assert column(table, "seed", 1).text == "0, 1, 2"
 
 
+def test_seeds_are_joined_whatever_words_chose_their_settings(tmp_path):
+    """The second run's word sets what is the default."""
+    write_run(tmp_path / "a", 0.1, config={"model.n_layers": 2})
+    words = ("seed=1", "model.n_layers=2")
+    write_run(tmp_path / "b", 0.3, seed=1, overrides=words, config={"model.n_layers": 2})
+    (system,) = systems(collect([tmp_path])[0])
+    assert [run["seed"] for run in system.runs] == [0, 1]
+
+
 def test_the_same_seed_twice_is_no_second_sample(tmp_path):
     for name in "ab":
         write_run(tmp_path / name, 0.2)
