@@ -230,10 +230,11 @@ class BertITE(MultiBehavior, Foldable):
         if len(self.event_sides) and n_events:
             newest = latest(query, n_events, least=n_events)
             event_BLD = self.event_sides.add_to(event_BLD, newest)
+        mask_BL = item_BL != 0
         if self.position is not None:
-            event_BLD = event_BLD + self.position(item_BL != 0)
+            event_BLD = event_BLD + self.position(mask_BL)
         x_BmD = torch.cat([user_BD[:, None], event_BLD], 1)
-        return x_BmD, F.pad(item_BL != 0, (1, 0), value=True)
+        return x_BmD, F.pad(mask_BL, (1, 0), value=True)
 
     def _events(self, query: Query, item_BC: Tensor, length: int) -> Tensor:
         """The last ``length`` events; with pad "random", missing ones are filled."""

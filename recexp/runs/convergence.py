@@ -9,7 +9,7 @@ KINDS = ("unlearned", "rising", "converged", "overfitted", "one_pass", "unknown"
 WARNED = ("unlearned", "rising")  # a run warns at its end: its figures are not the system's best
 FLOOR = 2_000  # optimizer steps; the same as min_steps in conf/callbacks/default.yaml
 LEARNED = 0.15  # below the loss of equal scores; popularity alone is 0.10 below it on ML-1M
-WELL_LEARNED = 2 * LEARNED
+WELL_LEARNED = 2 * LEARNED  # our choice: a fall of the metric is believed from here on
 FALLING = 0.02  # of the training loss's whole fall, in the last quarter of the epochs
 NOISE = 0.05  # of the best validation value
 

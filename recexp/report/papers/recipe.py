@@ -28,10 +28,9 @@ DEFINING = (
     "objective.n_negatives",
     "sampler._target_",
 )
-# What a run must share with the paper to be the system that its claims are about: where the paper
-# states it,
+# A run that differs from the paper in one of these is not the system that its claims are about. The
+# first count where the paper states them, the parts of a model always.
 KINDS_OF_TRAINING = ("objective._target_", "loss._target_", "sampler._target_")
-# and parts that a model has or lacks besides its sizes.
 PARTS = ("model.user_dropout", "model.positions")
 # Settings of a training by gradients, which a model fitted in one pass does not have.
 OF_GRADIENTS = ("loss", "sampler", "optimizer", "scheduler", "batch_", "trainer", "callbacks")
