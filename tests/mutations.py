@@ -203,6 +203,13 @@ MUTATIONS = [
         "tests/report/test_evidence.py -k more_training",
     ),
     Mutation(
+        "settings with more seeds come before a single run that is ahead by chance",
+        "recexp/report/validation.py",
+        "return max(alike, key=lambda system: len(system.runs))",
+        "return first",
+        "tests/report/test_evidence.py -k single_run",
+    ),
+    Mutation(
         "a run with another loss or sampler than the paper's stands for no claim",
         "recexp/report/claim_tests.py",
         "if not _is_variant(s.first, claim)",

@@ -6,21 +6,21 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import variance
 
 from recexp.errors import RecexpError
 from recexp.report.collect import Result, is_simulated
 from recexp.report.comparison import Comparison, Labeler, compare
 from recexp.report.convergence import verdict as training_verdict
 from recexp.report.formats import DASH, Cell, Table
-from recexp.report.papers.claims import Claim, epochs_to_near_best
+from recexp.report.papers.claims import Claim, Pick, epochs_to_near_best
 from recexp.report.papers.deviations import has_sizes_of
 from recexp.report.papers.published import published_dataset, select
 from recexp.report.papers.recipe import is_another_system
+from recexp.report.seeds import ValuesOf, seed_margin
 from recexp.report.significance import holm
 from recexp.report.statistics import ALPHA, labeled
 from recexp.report.tables import About, System, by_protocol
-from recexp.report.validation import by_validation
+from recexp.report.validation import by_validation, choose
 from recexp.runs.convergence import WARNED
 
 ALIKE = 0.05  # systems that differ by less than this share of the metric are alike
@@ -205,25 +205,22 @@ def _concerned(listed: Sequence[Claim], runs: Sequence[Result]) -> list[Claim]:
 def _tests_under(about: About, listed: Sequence[Claim], runs: Sequence[Result]) -> list[ClaimTest]:
     """The claims held against the runs of one protocol id.
 
-    Where several systems meet a pick, the one chosen on validation stands for it, of those that
-    kept their ranks where any did. Those with another loss, objective, sampler or parts than the
-    paper's are variants, which the claim is not about.
+    Where several systems meet a pick, the one chosen on validation stands for it (``choose``), of
+    those that kept their ranks where any did. Those with another loss, objective, sampler or parts
+    than the paper's are variants, which the claim is not about.
     """
     found, label = labeled(runs)
     ordered = by_validation(found)
-    ordered_by_ranks = sorted(ordered, key=lambda system: bool(_without_ranks(system)))
-    candidates: dict[tuple[tuple[str, str], bool], list[System]] = {}  # by table, and ``sooner``
+    candidates: dict[tuple[str, str], list[System]] = {}  # by table
     tests: list[ClaimTest] = []
     chosen: dict[str, list[tuple[int, System, System]]] = {}  # by metric, and place in tests
     for claim in listed:
         test = ClaimTest(claim, about, _is_on_own_data(claim, runs[0]))
-        kind = (claim.source, claim.sooner)
-        if kind not in candidates:
-            every = ordered if claim.sooner else ordered_by_ranks
-            candidates[kind] = [s for s in every if not _is_variant(s.first, claim)]
-        able = candidates[kind]
-        left = next((s for s in able if claim.left.meets(s.first)), None)
-        right = next((s for s in able if claim.right.meets(s.first)), None)
+        if claim.source not in candidates:
+            candidates[claim.source] = [s for s in ordered if not _is_variant(s.first, claim)]
+        able = candidates[claim.source]
+        left = _standing_for(claim.left, claim, able, found)
+        right = _standing_for(claim.right, claim, able, found)
         if left is None or right is None:
             test = replace(test, why=f"no run of {claim.right if left else claim.left}")
         elif why := _not_comparable(claim, left, right):
@@ -234,7 +231,7 @@ def _tests_under(about: About, listed: Sequence[Claim], runs: Sequence[Result]) 
                 test,
                 left_label=label(left.first),
                 unfinished=frozenset(map(label, unfinished)),
-                seed_margin=_seed_margin(left, right, f"test/{claim.metric}", found),
+                seed_margin=seed_margin(left, right, found, _test_values(claim.metric)),
             )
             chosen.setdefault(claim.metric, []).append((len(tests), left, right))
         tests.append(test)
@@ -247,6 +244,23 @@ def _tests_under(about: About, listed: Sequence[Claim], runs: Sequence[Result]) 
             else:
                 tests[place] = replace(tests[place], comparison=comparison)
     return tests
+
+
+def _standing_for(
+    pick: Pick, claim: Claim, able: Sequence[System], found: Sequence[System]
+) -> System | None:
+    """The system that the claim is tested on, where any meets the pick.
+
+    Epochs can be counted without ranks, tests over users cannot be made.
+    """
+    meeting = [system for system in able if pick.meets(system.first)]
+    if not claim.sooner:
+        meeting = [s for s in meeting if not _without_ranks(s)] or meeting
+    return choose(meeting, found) if meeting else None
+
+
+def _test_values(metric: str) -> ValuesOf:
+    return lambda system: system.values(f"test/{metric}")
 
 
 def _not_comparable(claim: Claim, left: System, right: System) -> str:
@@ -263,24 +277,6 @@ def _without_ranks(system: System) -> list[str]:
     """The runs of the system that cannot be tested over users."""
     folders = [run["folder"] for run in system.runs]
     return [folder for folder in folders if not (Path(folder) / "ranks.parquet").is_file()]
-
-
-def _seed_margin(left: System, right: System, metric: str, found: Sequence[System]) -> float:
-    """Twice the standard error over seeds of the difference of two means.
-
-    The variance is pooled over all systems found of their models that have several seeds; 0 where
-    none has.
-    """
-    squares = 0.0
-    n_free = 0
-    for system in found:
-        values = system.values(metric)
-        if len(values) > 1 and system.model in (left.model, right.model):
-            squares += variance(values) * (len(values) - 1)
-            n_free += len(values) - 1
-    if not n_free:
-        return 0.0
-    return 2 * (squares / n_free * (1 / len(left.runs) + 1 / len(right.runs))) ** 0.5
 
 
 def _compare_all(

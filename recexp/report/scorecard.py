@@ -39,7 +39,7 @@ from recexp.report.papers.published import (
     standard_protocol,
 )
 from recexp.report.tables import About, System, by_protocol, row_name, systems
-from recexp.report.validation import by_validation
+from recexp.report.validation import by_validation, choose
 
 REPRODUCED = "reproduced"
 EXCEEDED = "exceeded"
@@ -239,12 +239,13 @@ def _figures_table(
 
 
 def _systems_by_figure(runs: Sequence[Result], paper: str, table: str) -> dict[Figure, System]:
-    """Of several systems for one figure the best on validation."""
-    found: dict[Figure, System] = {}
-    for system in by_validation(systems(runs)):
+    """Of several systems for one figure that which ``choose`` takes."""
+    found = systems(runs)
+    of_figure: dict[Figure, list[System]] = {}
+    for system in by_validation(found):
         for figure in in_table(system.first, paper, table).values():
-            found.setdefault(figure, system)
-    return found
+            of_figure.setdefault(figure, []).append(system)
+    return {figure: choose(able, found) for figure, able in of_figure.items()}
 
 
 def _row(

@@ -83,6 +83,20 @@ def test_of_several_systems_the_best_one_with_ranks_is_tested(tmp_path):
     assert found_tests(tmp_path)["bert_ite > ite"].why.startswith("no ranks.parquet in")
 
 
+@pytest.mark.parametrize(
+    ("single", "shown"), [(2, "bert_ite n_layers=2"), (0, "bert_ite n_layers=1")]
+)
+def test_a_single_run_ahead_within_the_spread_of_seeds_does_not_stand_for_a_system(
+    tmp_path, single, shown
+):
+    """Of one layer a run of rank ``single``, of two layers three runs of ranks 2 to 4."""
+    planted(tmp_path, "bert_ite", single, config={"model.n_layers": 1})
+    for seed, rank in enumerate((2, 3, 4), start=1):
+        planted(tmp_path, "bert_ite", rank, seed=seed, config={"model.n_layers": 2})
+    planted(tmp_path, "ite", 12)
+    assert found_tests(tmp_path)["bert_ite > ite"].left_label == shown
+
+
 def test_the_other_way_round_is_open_while_the_claimed_winner_was_rising(tmp_path):
     planted(tmp_path, "bert_ite", 12, convergence=RISING)
     planted(tmp_path, "ite", 1)
