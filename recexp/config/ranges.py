@@ -79,6 +79,7 @@ LIMITS: dict[str, Range] = {
     "num_nodes": Range(1, 2**31, whole=True),
     "max_steps": Range(-1, whole=True),  # -1: no limit
     "min_steps": Range(0, 2**31, whole=True),
+    "min_learned": Range(0, 1),
     "log_every_n_steps": Range(0, 2**31, whole=True),
     "gradient_clip_val": Range(0),
     "limit_val_batches": Range(0, open_low=True),

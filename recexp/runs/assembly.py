@@ -39,6 +39,7 @@ def assemble(
         )
     objective = build(cfg.objective)
     objective.bind(model, store)
+    batch_size = rows_per_step(objective, cfg.batch_size, cfg.get("batch_counts", "positives"))
     module = RecModule(
         model,
         objective,
@@ -50,11 +51,12 @@ def assemble(
         splits=splits,
         store_on=cfg.get("store_on", "auto"),
         keep_top=settings_of(cfg).keep_top,
+        constant_loss=objective.constant_loss(store, batch_size),
     )
     data = RecDataModule(
         store,
         objective,
-        batch_size=rows_per_step(objective, cfg.batch_size, cfg.get("batch_counts", "positives")),
+        batch_size=batch_size,
         eval_batch_size=cfg.eval_batch_size,
         seed=cfg.seed,
         splits=splits,

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from recexp.training.learned import LEARNED, score_loss, share_learned
+
 KINDS = ("unlearned", "rising", "converged", "overfitted", "one_pass", "unknown")
 WARNED = ("unlearned", "rising")  # a run warns at its end: its figures are not the system's best
 FLOOR = 2_000  # optimizer steps; the same as min_steps in conf/callbacks/default.yaml
-LEARNED = 0.15  # below the loss of equal scores; popularity alone is 0.10 below it on ML-1M
 WELL_LEARNED = 2 * LEARNED  # our choice: a fall of the metric is believed from here on
 FALLING = 0.02  # of the training loss's whole fall, in the last quarter of the epochs
 NOISE = 0.05  # of the best validation value
@@ -96,26 +97,15 @@ def _is_loss_constant(
     rows: Sequence[Mapping[str, float]], ended: str, constant_loss: float | None
 ) -> Verdict | None:
     """Unlearned, where the last training loss is near that of equal scores."""
-    share = _share_learned(rows[-1], constant_loss)
+    share = share_learned(rows[-1], constant_loss)
     if share is None or share >= LEARNED:
         return None
     below = f"only {share:.1%} below" if share > 0 else "not below"
     text = (
-        f"{ended} before it learned: its training loss {_score_loss(rows[-1]):.4f} is {below} the "
+        f"{ended} before it learned: its training loss {score_loss(rows[-1]):.4f} is {below} the "
         f"{constant_loss:.4f} of a model that scores all items alike"
     )
     return Verdict("unlearned", text)
-
-
-def _share_learned(row: Mapping[str, float], constant_loss: float | None) -> float | None:
-    """How far the training loss lies below that of equal scores, as a share of the latter."""
-    loss = _score_loss(row)
-    return 1 - loss / constant_loss if constant_loss and loss is not None else None
-
-
-def _score_loss(row: Mapping[str, float]) -> float | None:
-    """The part of the training loss that is about scores: equal scores say nothing of others."""
-    return row.get("train/item_loss", row.get("train/loss"))
 
 
 def _has_no_curve(
@@ -147,7 +137,7 @@ def _has_fallen(
     if _change(best, rows[-1]) >= 0:
         text = f"{ended}, diverged: {fall} while the training loss did not fall"
         return Verdict("unknown", text)
-    then, now = (_share_learned(row, constant_loss) for row in (best, rows[-1]))
+    then, now = (share_learned(row, constant_loss) for row in (best, rows[-1]))
     if then is not None and now is not None and then < LEARNED <= now < WELL_LEARNED:
         text = (
             f"{ended}: {fall}, where the training loss was {then:.1%} below that of equal scores; "

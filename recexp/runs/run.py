@@ -135,7 +135,6 @@ def _run(cfg: DictConfig, run_dir: Path, *, is_told: bool) -> dict[str, Any]:
     if start is not None:
         about["init_from"] = start_from(start, cfg, module.model, prepared.store)
     _start_directory(cfg, module, prepared.store, is_told=is_told)
-    constant_loss = module.objective.constant_loss(prepared.store, data.batch_size)
 
     table = EpochTable(run_dir / "metrics.csv", prepared.monitor)
     parts = Parts(started)
@@ -156,12 +155,15 @@ def _run(cfg: DictConfig, run_dir: Path, *, is_told: bool) -> dict[str, Any]:
             return {}
         stop.hold()  # the result is complete, so it is written before a signal takes effect
         verdict = judge(
-            table.rows, prepared.monitor, stop_reason=tested.stopped, constant_loss=constant_loss
+            table.rows,
+            prepared.monitor,
+            stop_reason=tested.stopped,
+            constant_loss=module.constant_loss,
         )
         training = {
             "best_epoch": tested.best_epoch,
             "stop_reason": tested.stopped,
-            "constant_loss": constant_loss,
+            "constant_loss": module.constant_loss,
             "convergence": asdict(verdict),
             "checkpoint": tested.checkpoint,
             **table.record(),

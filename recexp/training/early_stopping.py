@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import logging
+from typing import Annotated, Any, Literal, cast
 
 import pytorch_lightning as pl
+import torch
 from pydantic import Field
 from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.callbacks.early_stopping import EarlyStopping as LightningEarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
+
+from recexp.training.learned import LEARNED, share_learned
+from recexp.training.module import RecModule
+
+log = logging.getLogger(__name__)
 
 # Recorded where a value, not patience, ended training.
 REASONS = {
@@ -27,8 +35,13 @@ class EarlyStopping(LightningEarlyStopping):
     Lightning's class counts epochs, also those without validation, whose value is the last
     validation's. This one counts validations only.
 
-    min_steps: no stop before this many optimizer steps since the best validation. Models that
-    are fitted in closed form have no optimizer, so this minimum does not apply to them.
+    min_steps: no stop before this many optimizer steps since the best validation.
+    min_learned: no stop while the training loss is less than this share below that of a model that
+    scores all items equal (``RecModule.constant_loss``). A model that knows little more than which
+    items are popular may stay there for many epochs before it learns; validations and steps count
+    from the end of that plateau. 0: no such minimum.
+
+    Models that are fitted in closed form have no optimizer, so these minima do not apply to them.
 
     A run resumed after such a stop does not train on, unless ``patience`` or ``min_steps`` is
     larger than before.
@@ -40,6 +53,7 @@ class EarlyStopping(LightningEarlyStopping):
         mode: Literal["max", "min"] = "max",
         patience: Annotated[int, Field(ge=0)] = 5,
         min_steps: Annotated[int, Field(ge=0)] = 0,
+        min_learned: Annotated[float, Field(ge=0, le=1)] = LEARNED,
         min_delta: Annotated[float, Field(ge=0)] = 0.0,
         stopping_threshold: float | None = None,
         divergence_threshold: float | None = None,
@@ -54,9 +68,13 @@ class EarlyStopping(LightningEarlyStopping):
             check_on_train_epoch_end=False,
         )
         self.min_steps = min_steps
+        self.min_learned = min_learned
         self.best_step = 0
         self.checked_step = 0
         self._floor = min_steps
+        # Of the last check: whether the model had learned enough for a stop.
+        self._has_learned = True
+        self._n_unlearned = 0  # checks without a better value before that
 
     def state_dict(self) -> dict[str, Any]:
         steps = {"best_step": self.best_step, "checked_step": self.checked_step}
@@ -78,20 +96,53 @@ class EarlyStopping(LightningEarlyStopping):
 
     def _run_early_stopping_check(self, trainer: pl.Trainer) -> None:
         self.checked_step = trainer.global_step
+        self._has_learned = self._learned_enough(trainer)
         super()._run_early_stopping_check(trainer)
 
     def _evaluate_stopping_criteria(self, current: Tensor) -> tuple[bool, str | None]:
         should_stop, reason = super()._evaluate_stopping_criteria(current)
         if self.wait_count == 0:
             self.best_step = self.checked_step
+        if not self._has_learned:
+            self._wait_to_learn()
         if self.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED and not self._exhausted():
             self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
             return False, None
         return should_stop, reason
 
+    def _learned_enough(self, trainer: pl.Trainer) -> bool:
+        """Is the training loss, a mean over all processes, low enough for a stop?"""
+        module = cast(RecModule, trainer.lightning_module)
+        share = share_learned(module.train_means(), module.constant_loss)
+        if not self.min_learned or share is None or module.gradient_free:
+            return True
+        over_processes = trainer.strategy.reduce(
+            torch.tensor(share, device=module.device), reduce_op="mean"
+        )
+        return float(over_processes) >= self.min_learned
+
+    def _wait_to_learn(self) -> None:
+        """Start to count anew, and say so where patience would end the training."""
+        self._n_unlearned = self._n_unlearned + 1 if self.wait_count else 0
+        if self._n_unlearned == max(1, self.patience):
+            self._tell_of_plateau()
+        self.wait_count = 0
+        self.best_step = self.checked_step
+
+    @rank_zero_only
+    def _tell_of_plateau(self) -> None:
+        log.info(
+            "no better validation in the last %d, but the training goes on: its loss is not yet "
+            "%s below that of a model that scores all items alike",
+            self._n_unlearned,
+            f"{self.min_learned:.0%}",
+        )
+
     def _exhausted(self) -> bool:
         return (
-            self.wait_count >= self.patience and self.checked_step - self.best_step >= self._floor
+            self._has_learned
+            and self.wait_count >= self.patience
+            and self.checked_step - self.best_step >= self._floor
         )
 
     def reason(self) -> str | None:

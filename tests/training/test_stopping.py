@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import signal
 from pathlib import Path
@@ -100,6 +101,38 @@ def test_no_stop_before_the_floor_of_steps_since_the_best(shop, falling, min_ste
     result = run_here(shop / f"floor-{min_steps}", *SMALL, *words)
     assert result["epochs"] == epochs
     assert result["stop_reason"].startswith("max_epochs" if epochs == 6 else "early stopping")
+
+
+@pytest.mark.parametrize("lr", [1e-6, 0.003])
+def test_no_stop_before_the_model_has_learned(shop, falling, caplog, lr):
+    """Patience counts from the end of a plateau; with a tiny learning rate that never comes."""
+    falling(1)
+    words = [
+        "trainer.max_epochs=12",
+        PATIENT,
+        "callbacks.early_stopping.patience=2",
+        f"optimizer.lr={lr}",
+    ]
+    with caplog.at_level(logging.INFO, logger="recexp"):
+        result = run_here(shop / f"learned-{lr}", *SMALL, *words)
+    losses = [float(row["train/loss"]) for row in table(shop / f"learned-{lr}")]
+    n_unlearned = sum(loss > 0.85 * result["constant_loss"] for loss in losses)
+    if lr < 0.003:
+        assert n_unlearned == 12
+        assert result["stop_reason"] == "max_epochs reached"
+        assert result["convergence"]["kind"] == "unlearned"
+    else:
+        assert 3 < n_unlearned < 10
+        assert result["epochs"] == n_unlearned + 2
+        assert result["stop_reason"].startswith(
+            "early stopping: no better validation in the last 2"
+        )
+    said = [r.message for r in caplog.records if "the training goes on" in r.message]
+    assert len(said) == 1
+    assert "not yet 15% below" in said[0]
+    falling(1)
+    at_once = "+callbacks.early_stopping.min_learned=0"
+    assert run_here(shop / f"unlearned-{lr}", *SMALL, *words, at_once)["epochs"] == 3
 
 
 def test_peeking_stops_by_the_test_metric(shop, falling):
