@@ -39,7 +39,6 @@ def assemble(
         )
     objective = build(cfg.objective)
     objective.bind(model, store)
-    batch_size = rows_per_step(objective, cfg.batch_size, cfg.get("batch_counts", "positives"))
     module = RecModule(
         model,
         objective,
@@ -51,12 +50,11 @@ def assemble(
         splits=splits,
         store_on=cfg.get("store_on", "auto"),
         keep_top=settings_of(cfg).keep_top,
-        constant_loss=objective.constant_loss(store, batch_size),
     )
     data = RecDataModule(
         store,
         objective,
-        batch_size=batch_size,
+        batch_size=rows_per_step(objective, cfg.batch_size, cfg.get("batch_counts", "positives")),
         eval_batch_size=cfg.eval_batch_size,
         seed=cfg.seed,
         splits=splits,

@@ -135,6 +135,7 @@ def _run(cfg: DictConfig, run_dir: Path, *, is_told: bool) -> dict[str, Any]:
     if start is not None:
         about["init_from"] = start_from(start, cfg, module.model, prepared.store)
     _start_directory(cfg, module, prepared.store, is_told=is_told)
+    module.constant_loss = module.objective.constant_loss(prepared.store, data.batch_size)
 
     table = EpochTable(run_dir / "metrics.csv", prepared.monitor)
     parts = Parts(started)

@@ -79,7 +79,6 @@ class RecModule(pl.LightningModule):
         and moves them; "auto" takes the host where the data would fill more than half of what is
         free on the device.
     keep_top: length of the lists of the test that are kept; None keeps none.
-    constant_loss: the training loss of a model that scores all items equal, None where unknown.
     """
 
     def __init__(
@@ -95,7 +94,6 @@ class RecModule(pl.LightningModule):
         splits: Sequence[str] = ("val",),
         store_on: str = "auto",
         keep_top: int | None = None,
-        constant_loss: float | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -106,7 +104,9 @@ class RecModule(pl.LightningModule):
         self.splits = tuple(splits)
         self.store_on = store_on
         self.keep_top = keep_top
-        self.constant_loss = constant_loss
+        # Of a model that scores all items equal. A run sets it before it trains, because to compute
+        # it takes a pass over the data.
+        self.constant_loss: float | None = None
         self._optimizer = optimizer
         self._scheduler = scheduler
         self.gradient_free = isinstance(model, ClosedForm)
