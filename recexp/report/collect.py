@@ -321,6 +321,14 @@ def config_from_overrides(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @cache
+def model_defaults(name: str) -> dict[str, Any]:
+    """What today's YAML says of a model itself; empty for an unknown one. Not to be changed."""
+    plain = OmegaConf.to_container(OmegaConf.create({"model": _model_yaml(name).get("model", {})}))
+    assert isinstance(plain, dict)
+    return dict(plain["model"])
+
+
+@cache
 def _model_yaml(name: str) -> DictConfig:
     """The YAML of a model merged into those it inherits from; empty for an unknown model."""
     path = CONF / "model" / f"{name}.yaml"

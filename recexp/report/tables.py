@@ -14,6 +14,7 @@ from recexp.report.collect import (
     data_name,
     is_external,
     is_of_lists,
+    model_defaults,
     settings,
     trained_under,
     without_budget,
@@ -290,8 +291,16 @@ def best_marks(values: Sequence[float | None]) -> list[str]:
 
 
 def flat_config(result: Mapping[str, Any]) -> dict[str, str]:
-    """The config by dotted keys, without paths, names and the seed."""
-    return _flatten(result.get("config") or {}, "")
+    """The config by dotted keys, without paths, names and the seed.
+
+    Settings that the model has got since the run have the values of today's YAML, which leave its
+    results as they were.
+    """
+    config = result.get("config") or {}
+    of_model = config.get("model")
+    if isinstance(of_model, dict):
+        config = {**config, "model": {**model_defaults(str(result["model"])), **of_model}}
+    return _flatten(config, "")
 
 
 def _flatten(config: Mapping[str, Any], start: str) -> dict[str, str]:

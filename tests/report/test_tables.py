@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from recexp.report.__main__ import main
 from recexp.report.collect import collect
@@ -50,6 +51,19 @@ def test_seeds_are_joined_whatever_words_chose_their_settings(tmp_path):
     write_run(tmp_path / "b", 0.3, seed=1, overrides=words, config={"model.n_layers": 2})
     (system,) = systems(collect([tmp_path])[0])
     assert [run["seed"] for run in system.runs] == [0, 1]
+
+
+def test_seeds_are_joined_where_one_ran_before_the_model_had_a_setting(tmp_path):
+    """What an older run could not say has today's default; another value is another system."""
+    for seed, name in enumerate(("old", "new", "other")):
+        config = {"model.positions": "right"} if name == "other" else None
+        folder = write_run(tmp_path / name, 0.1, model="bert_ite", seed=seed, config=config)
+        if name == "old":
+            stored = OmegaConf.load(folder / "config.yaml")
+            assert stored.model.pop("positions") == "none"
+            OmegaConf.save(stored, folder / "config.yaml")
+    found = systems(collect([tmp_path])[0])
+    assert sorted([run["seed"] for run in system.runs] for system in found) == [[0, 1], [2]]
 
 
 def test_the_same_seed_twice_is_no_second_sample(tmp_path):

@@ -18,6 +18,7 @@ from recexp.errors import RecexpError
 from recexp.evaluation.metrics import RankingMetrics
 from recexp.runs.convergence import FLOOR
 from recexp.training.early_stopping import EarlyStopping
+from recexp.training.learned import LEARNED
 from recexp.training.module import RecModule
 from recexp.training.signals import Interrupted
 from tests.support.running import composed, run_here
@@ -131,7 +132,7 @@ def test_no_stop_before_the_model_has_learned(shop, falling, caplog, lr):
     assert len(said) == 1
     assert "not yet 15% below" in said[0]
     falling(1)
-    at_once = "+callbacks.early_stopping.min_learned=0"
+    at_once = "callbacks.early_stopping.min_learned=0"
     assert run_here(shop / f"unlearned-{lr}", *SMALL, *words, at_once)["epochs"] == 3
 
 
@@ -162,9 +163,10 @@ def test_the_floor_is_one_of_optimizer_steps(shop, falling):
     assert (result["updates"], result["updates_per_epoch"]) == (0, 0)
 
 
-def test_the_floor_is_what_the_verdict_asks_for(shop):
+def test_the_minima_are_what_the_verdict_asks_for(shop):
     cfg = composed(shop / "x")
     assert cfg.callbacks.early_stopping.min_steps == FLOOR
+    assert cfg.callbacks.early_stopping.min_learned == LEARNED
     assert isinstance(instantiate(cfg.callbacks.early_stopping), EarlyStopping)
 
 
