@@ -254,6 +254,7 @@ def test_the_comparison_in_the_readme_is_that_of_the_stored_runs():
         "ml_1m_nova_512",
         "others",
         "retailrocket",
+        "taobao_31882",
     ],
 )
 def test_metrics_in_the_tables_of_a_page_are_those_of_a_stored_run(folder):
