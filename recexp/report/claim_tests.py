@@ -251,7 +251,7 @@ def _standing_for(
 ) -> System | None:
     """The system that the claim is tested on, where any meets the pick.
 
-    Epochs can be counted without ranks, tests over users cannot be made.
+    Systems with ranks come first, unless the claim is about epochs, which are counted without them.
     """
     meeting = [system for system in able if pick.meets(system.first)]
     if not claim.sooner:

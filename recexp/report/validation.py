@@ -20,9 +20,9 @@ def by_validation(found: Sequence[System]) -> list[System]:
 def choose(able: Sequence[System], found: Sequence[System]) -> System:
     """The system that stands for ``able``, which come in the order of ``by_validation``.
 
-    The first of them, or one with more seeds that its validation is not ahead of: the best of many
-    single runs is partly so by chance. Ahead is by more than ``seed_margin`` over all systems
-    found.
+    The first of them, unless another has more seeds and the first is ahead of it by no more than
+    ``seed_margin``: the best of many single runs is partly so by chance. found: all systems, whose
+    seeds give the margin.
     """
     first = able[0]
     best = _mean(first)
