@@ -34,6 +34,7 @@ BUDGET = frozenset(
         "trainer.max_time",
         "trainer.check_val_every_n_epoch",
         "callbacks.early_stopping.min_learned",
+        "callbacks.early_stopping.min_steps",
         "callbacks.early_stopping.patience",
     }
 )

@@ -113,8 +113,10 @@ class EarlyStopping(LightningEarlyStopping):
     def _learned_enough(self, trainer: pl.Trainer) -> bool:
         """Is the training loss, a mean over all processes, low enough for a stop?"""
         module = cast(RecModule, trainer.lightning_module)
+        if not self.min_learned or module.gradient_free:
+            return True
         share = share_learned(module.train_means(), module.constant_loss)
-        if not self.min_learned or share is None or module.gradient_free:
+        if share is None:
             return True
         over_processes = trainer.strategy.reduce(
             torch.tensor(share, device=module.device), reduce_op="mean"
