@@ -293,6 +293,11 @@ class Objective(ABC, Generic[ModelT, BatchT]):
     independent_rows: ClassVar[bool] = True
     """Rows may be shuffled. False: ``batches`` deals them out in an order of its own."""
 
+    learned_share: ClassVar[float] = 0.15
+    """A model that knows more than which items are popular has a training loss this share below
+    ``constant_loss``. With a softmax over ML-1M, popularity alone is 0.10 below it.
+    """
+
     def check(self, model: ModelT, store: Store) -> None:
         """Raise RecexpError where the model or the data cannot serve this objective."""
         require(type(model), type(self))
@@ -395,7 +400,7 @@ class SampledLoss(Loss, ABC):
 
     @abstractmethod
     def constant_of_sampled(self, n: int, n_items: int) -> float:
-        """The least loss of one positive and n negatives whose scores are all equal."""
+        """The least loss of one positive and n >= 0 negatives whose scores are all equal."""
 
 
 Mean = Literal["weights", "rows"]

@@ -298,7 +298,7 @@ class BPR(SampledLoss):
         return bpr(scores.positive, scores.negative, mask=scores.mask)
 
     def constant_of_sampled(self, n: int, n_items: int) -> float:
-        return math.log(2)
+        return math.log(2) if n else 0.0
 
 
 @dataclass(frozen=True)
@@ -346,7 +346,7 @@ class TOP1Max(SampledLoss):
         return top1_max(scores.positive, scores.negative, mask=scores.mask)
 
     def constant_of_sampled(self, n: int, n_items: int) -> float:
-        return 1.0
+        return 1.0 if n else 0.0
 
 
 @dataclass(frozen=True)
@@ -359,7 +359,7 @@ class BPRMax(SampledLoss):
         return bpr_max(scores.positive, scores.negative, mask=scores.mask, bpreg=self.bpreg)
 
     def constant_of_sampled(self, n: int, n_items: int) -> float:
-        return math.log(2)
+        return math.log(2) if n else 0.0
 
 
 def closed_form_of(loss: SampledLoss) -> SampledForm | None:

@@ -63,6 +63,9 @@ class SessionParallel(Objective[SessionState, SessionBatch]):
 
     needs = SessionState
     independent_rows = False
+    # Targets of other sessions are as popular as a session's own, so popularity alone hardly lowers
+    # the loss. A model of width 16 is .09 to .13 below on ML-1M.
+    learned_share = 0.05
 
     def __post_init__(self) -> None:
         check_loss(self, self.loss, SampledLoss)
@@ -109,10 +112,14 @@ class SessionParallel(Objective[SessionState, SessionBatch]):
 
     def constant_loss(self, store: Store, batch_size: int) -> float:
         """Approximate: sessions' own targets among the others' are left out of the loss."""
-        n_events_U = store.train.ptr[1:] - store.train.ptr[:-1]
-        n_sessions = int((n_events_U >= 2).sum())
-        n = max(1, min(batch_size, n_sessions) - 1 + self.n_negatives)
-        return self.loss.constant_of_sampled(n, store.schema.n_items)
+        steps = self.batches(store, batch_size, seed=0)
+        n_sessions, n_steps = steps.n_sessions_of_step().unique(return_counts=True)
+        n_negatives = n_sessions - 1 + self.n_negatives
+        losses = [
+            self.loss.constant_of_sampled(n, store.schema.n_items) for n in n_negatives.tolist()
+        ]
+        mean = torch.tensor(losses, dtype=torch.float64) @ n_steps.double() / n_steps.sum()
+        return float(mean)
 
     def batches(self, store: Store, batch_size: int, seed: int) -> SessionSteps:
         return SessionSteps(store.train.ptr.cpu(), batch_size, seed)
@@ -228,9 +235,9 @@ class SessionSteps(Sampler[Tensor]):
         self.n_slots = min(batch_size * world, n_sessions)
         self.first_row_N = ptr[session_N] + 1
         self.n_steps_N = n_steps_U[session_N]
-        self.slot_N, n_steps_of_slot = _dealt(self.n_steps_N, self.n_slots)
-        self.n_batches = min(int(n_steps_of_slot[r::world].max()) for r in range(world))
-        self.longest = int(n_steps_of_slot.max())
+        self.slot_N, self.n_steps_of_slot = _dealt(self.n_steps_N, self.n_slots)
+        self.n_batches = min(int(self.n_steps_of_slot[r::world].max()) for r in range(world))
+        self.longest = int(self.n_steps_of_slot.max())
         self.own_slots = slice(rank, None, world)
         self.seed = seed
         self.epoch = 0
@@ -242,6 +249,12 @@ class SessionSteps(Sampler[Tensor]):
 
     def __len__(self) -> int:
         return self.n_batches
+
+    def n_sessions_of_step(self) -> Tensor:
+        """int64 [steps]: sessions that are not over, of this process."""
+        n_steps_S = self.n_steps_of_slot[self.own_slots]
+        n_ended_T = torch.bincount(n_steps_S, minlength=self.longest + 1).cumsum(0)
+        return (len(n_steps_S) - n_ended_T)[: self.n_batches]
 
     def __iter__(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)

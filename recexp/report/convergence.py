@@ -14,6 +14,7 @@ from typing import Any
 from recexp.report.collect import chose_on_test, read_epochs, setting
 from recexp.report.comparison import Labeler, Runs, system_name
 from recexp.runs.convergence import KINDS, Verdict, judge
+from recexp.training.learned import LEARNED
 
 # Amounts that can be unequal by mistake; seconds and rows differ by the nature of the systems.
 COUNTED = ("trials", "epochs", "steps")
@@ -62,6 +63,7 @@ def verdict(
         setting(result, "callbacks.checkpoint.monitor") or default_monitor,
         stop_reason=result["stop_reason"],
         constant_loss=result.get("constant_loss"),
+        learned_share=result.get("learned_share", LEARNED),
         threshold=threshold,
     )
 

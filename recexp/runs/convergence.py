@@ -10,7 +10,7 @@ from recexp.training.learned import LEARNED, score_loss, share_learned
 KINDS = ("unlearned", "rising", "converged", "overfitted", "one_pass", "unknown")
 WARNED = ("unlearned", "rising")  # a run warns at its end: its figures are not the system's best
 FLOOR = 2_000  # optimizer steps; the same as min_steps in conf/callbacks/default.yaml
-WELL_LEARNED = 2 * LEARNED  # our choice: a fall of the metric is believed from here on
+WELL_LEARNED = 2  # our choice: times the share learned from where on a fall is believed
 FALLING = 0.02  # of the training loss's whole fall, in the last quarter of the epochs
 NOISE = 0.05  # of the best validation value
 
@@ -29,15 +29,17 @@ def judge(
     *,
     stop_reason: str,
     constant_loss: float | None = None,
+    learned_share: float = LEARNED,
     threshold: float = 0.01,
 ) -> Verdict:
     """The verdict on a run with these rows of ``metrics.csv``.
 
     constant_loss: the training loss of a model that scores all items equal, None where unknown.
+    learned_share: see ``Objective.learned_share``.
     threshold: the share of the best validation value that counts as a gain.
 
     - "one_pass": a model without gradients that passes once over the data.
-    - "unlearned": the training loss of the last epoch is less than ``LEARNED`` below
+    - "unlearned": the training loss of the last epoch is less than ``learned_share`` below
       ``constant_loss``, or no validation was above 0.
     - "overfitted": over the last quarter of the validations the metric was ``NOISE`` below its
       best (mean of three neighbors), and the training loss fell since then.
@@ -49,10 +51,10 @@ def judge(
     - "converged": none of these, and either the training loss no longer falls (``FALLING``) or
       the metric stood still, within ``NOISE`` of its best, for ``FLOOR`` steps.
     - "unknown": fewer than two validations; a metric that fell while the training loss did not
-      (it diverged); one that fell from a best before the model had learned more than popularity
-      (``LEARNED``), where the training loss has not come far since (``WELL_LEARNED``) and the
-      metric may rise again; or one that stood still for fewer steps than ``FLOOR`` while the
-      training loss fell: a plateau and a slow start look alike.
+      (it diverged); one that fell from a best before the model had learned more than popularity,
+      where the training loss has not come far since (``WELL_LEARNED``) and the metric may rise
+      again; or one that stood still for fewer steps than ``FLOOR`` while the training loss fell:
+      a plateau and a slow start look alike.
 
     A quarter, because neighboring epochs differ by noise. It is counted in validated epochs, and
     the gain is scaled to a quarter of all epochs where too few are validated to cut there.
@@ -64,9 +66,9 @@ def judge(
     ended = _ended(rows, stop_reason)
     points = [row for row in rows if monitor in row]
     values = [row[monitor] for row in points]
-    early = _is_loss_constant(rows, ended, constant_loss)
+    early = _is_loss_constant(rows, ended, constant_loss, learned_share)
     early = early or _has_no_curve(rows, values, monitor, ended)
-    early = early or _has_fallen(rows, points, values, monitor, ended, constant_loss)
+    early = early or _has_fallen(rows, points, values, monitor, ended, constant_loss, learned_share)
     if early:
         return early
 
@@ -94,11 +96,14 @@ def judge(
 
 
 def _is_loss_constant(
-    rows: Sequence[Mapping[str, float]], ended: str, constant_loss: float | None
+    rows: Sequence[Mapping[str, float]],
+    ended: str,
+    constant_loss: float | None,
+    learned_share: float,
 ) -> Verdict | None:
     """Unlearned, where the last training loss is near that of equal scores."""
     share = share_learned(rows[-1], constant_loss)
-    if share is None or share >= LEARNED:
+    if share is None or share >= learned_share:
         return None
     below = f"only {share:.1%} below" if share > 0 else "not below"
     text = (
@@ -127,6 +132,7 @@ def _has_fallen(
     monitor: str,
     ended: str,
     constant_loss: float | None,
+    learned_share: float,
 ) -> Verdict | None:
     """Overfitted, diverged or not yet known, where the metric lies well below its best."""
     fell = _fell(values, _quarter(values))
@@ -138,7 +144,8 @@ def _has_fallen(
         text = f"{ended}, diverged: {fall} while the training loss did not fall"
         return Verdict("unknown", text)
     then, now = (share_learned(row, constant_loss) for row in (best, rows[-1]))
-    if then is not None and now is not None and then < LEARNED <= now < WELL_LEARNED:
+    well_learned = WELL_LEARNED * learned_share
+    if then is not None and now is not None and then < learned_share <= now < well_learned:
         text = (
             f"{ended}: {fall}, where the training loss was {then:.1%} below that of equal scores; "
             f"it is {now:.1%} below at the end, and the metric may rise again: wait longer "

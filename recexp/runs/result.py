@@ -123,6 +123,7 @@ class RunResult(_Record):
     checkpoint: whose weights were tested.
     refit: epochs and updates of the second training under ``selection=refit``.
     constant_loss: training loss of a model that scores all items equal.
+    learned_share: see ``recexp.contracts.Objective.learned_share``.
     convergence: see ``recexp.runs.convergence.judge``.
     gflops, gops: see ``recexp.runs.costs.scoring_costs``.
     init_from: what ``init_from`` named, and how many users, items and feature values were known.
@@ -163,6 +164,7 @@ class RunResult(_Record):
     checkpoint: Checkpoint | None = None
     refit: Refit | None = None
     constant_loss: Number | None = None
+    learned_share: Number | None = None
     convergence: dict[str, Any] | None = None
     wall_time_s: Number | None = None
     examples_per_s: Number | None = None

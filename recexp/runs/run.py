@@ -160,11 +160,13 @@ def _run(cfg: DictConfig, run_dir: Path, *, is_told: bool) -> dict[str, Any]:
             prepared.monitor,
             stop_reason=tested.stopped,
             constant_loss=module.constant_loss,
+            learned_share=module.objective.learned_share,
         )
         training = {
             "best_epoch": tested.best_epoch,
             "stop_reason": tested.stopped,
             "constant_loss": module.constant_loss,
+            "learned_share": module.objective.learned_share,
             "convergence": asdict(verdict),
             "checkpoint": tested.checkpoint,
             **table.record(),

@@ -14,7 +14,7 @@ from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
-from recexp.training.learned import LEARNED, share_learned
+from recexp.training.learned import share_learned
 from recexp.training.module import RecModule
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class EarlyStopping(LightningEarlyStopping):
     min_learned: no stop while the training loss is less than this share below that of a model that
     scores all items equal (``RecModule.constant_loss``). A model that knows little more than which
     items are popular may stay there for many epochs before it learns; validations and steps count
-    from the end of that plateau. 0: no such minimum.
+    from the end of that plateau. None: ``Objective.learned_share``. 0: no such minimum.
 
     Models that are fitted in closed form have no optimizer, so these minima do not apply to them.
 
@@ -53,7 +53,7 @@ class EarlyStopping(LightningEarlyStopping):
         mode: Literal["max", "min"] = "max",
         patience: Annotated[int, Field(ge=0)] = 5,
         min_steps: Annotated[int, Field(ge=0)] = 0,
-        min_learned: Annotated[float, Field(ge=0, le=1)] = LEARNED,
+        min_learned: Annotated[float | None, Field(ge=0, le=1)] = None,
         min_delta: Annotated[float, Field(ge=0)] = 0.0,
         stopping_threshold: float | None = None,
         divergence_threshold: float | None = None,
@@ -72,6 +72,7 @@ class EarlyStopping(LightningEarlyStopping):
         self.best_step = 0
         self.checked_step = 0
         self._floor = min_steps
+        self._least_share = min_learned or 0.0
         # Of the last check: whether the model had learned enough for a stop.
         self._has_learned = True
         self._n_unlearned = 0  # checks without a better value before that
@@ -89,6 +90,8 @@ class EarlyStopping(LightningEarlyStopping):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._floor = 0 if pl_module.gradient_free else self.min_steps
+        if self.min_learned is None:
+            self._least_share = pl_module.objective.learned_share
         if self.stopping_reason == EarlyStoppingReason.PATIENCE_EXHAUSTED and not self._exhausted():
             self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
         if self.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
@@ -113,7 +116,7 @@ class EarlyStopping(LightningEarlyStopping):
     def _learned_enough(self, trainer: pl.Trainer) -> bool:
         """Is the training loss, a mean over all processes, low enough for a stop?"""
         module = cast(RecModule, trainer.lightning_module)
-        if not self.min_learned or module.gradient_free:
+        if not self._least_share or module.gradient_free:
             return True
         share = share_learned(module.train_means(), module.constant_loss)
         if share is None:
@@ -121,7 +124,7 @@ class EarlyStopping(LightningEarlyStopping):
         over_processes = trainer.strategy.reduce(
             torch.tensor(share, device=module.device), reduce_op="mean"
         )
-        return float(over_processes) >= self.min_learned
+        return float(over_processes) >= self._least_share
 
     def _wait_to_learn(self) -> None:
         """Start to count anew, and say so where patience would end the training."""
@@ -137,7 +140,7 @@ class EarlyStopping(LightningEarlyStopping):
             "no better validation in the last %d, but the training goes on: its loss is not yet "
             "%s below that of a model that scores all items alike",
             self._n_unlearned,
-            f"{self.min_learned:.0%}",
+            f"{self._least_share:.0%}",
         )
 
     def _exhausted(self) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 
@@ -80,15 +78,19 @@ def test_a_corrected_softmax_stands_for_the_catalog():
 
 @pytest.mark.parametrize("name", [n for n in names_of(SampledLoss) if n != "gbce"])
 def test_losses_of_sessions_side_by_side(name):
-    """Approximate: steps late in an epoch have fewer sessions, and equal targets are left out."""
+    """Approximate: equal targets are left out, and the last steps have fewer sessions, for which
+    another common score is best.
+    """
     task = SessionParallel(InBatch(), loss=loss(name))
     model = Alike()
     task.bind(model, STORE)
-    steps = itertools.islice(task.batches(STORE, 12, seed=0), 8)
+    steps = task.batches(STORE, 12, seed=0)
     batches = [task.batch(STORE, rows, torch.Generator()) for rows in steps]
     task._hidden = None
     found = least(task, model, model.bias, batches)
-    assert task.constant_loss(STORE, 12) == pytest.approx(found, rel=0.2)
+    assert task.constant_loss(STORE, 12) == pytest.approx(
+        found, rel=0.07 if name == "bce" else 0.02
+    )
     assert task.instances() is None
 
 

@@ -288,5 +288,7 @@ def test_long_sessions_do_not_leave_the_other_slots_idle(n_slots):
     n_steps = length_U.sum().item() - len(length_U)
     steps = SessionSteps(ptr, n_slots, seed=0)
     assert len(list(steps)) == len(steps)
-    assert sum(int((row > 0).sum()) for row in steps) == n_steps
+    n_sessions = [int((row > 0).sum()) for row in steps]
+    assert sum(n_sessions) == n_steps
+    assert steps.n_sessions_of_step().tolist() == n_sessions
     assert len(steps) <= max(length_U.max().item() - 1, n_steps / n_slots + 40)

@@ -97,6 +97,13 @@ def test_a_training_loss_near_a_constants_means_that_nothing_was_learned(
     )  # 4,000 steps
 
 
+@pytest.mark.parametrize(("share", "kind"), [(0.05, "converged"), (0.15, "unlearned")])
+def test_what_was_learned_is_measured_by_the_objectives_share(tmp_path, share, kind):
+    rows = curve_of([0.05] * 40, np.linspace(1.0, 0.88, 40))
+    facts = {"stop_reason": EARLY, "constant_loss": 1.0, "learned_share": share}
+    assert judged(tmp_path / "run", rows=rows, **facts).kind == kind
+
+
 @pytest.mark.parametrize(("of_items", "kind"), [(7.9, "unlearned"), (5.0, "converged")])
 def test_only_the_part_of_the_loss_that_is_about_scores_is_compared(tmp_path, of_items, kind):
     """The rest may be larger than the loss of equal scores, or small."""

@@ -14,6 +14,7 @@ import torch
 from hydra.utils import instantiate
 
 from recexp.config.check import check_config
+from recexp.contracts import Objective
 from recexp.errors import RecexpError
 from recexp.evaluation.metrics import RankingMetrics
 from recexp.runs.convergence import FLOOR
@@ -136,6 +137,29 @@ def test_no_stop_before_the_model_has_learned(shop, falling, caplog, lr):
     assert run_here(shop / f"unlearned-{lr}", *SMALL, *words, at_once)["epochs"] == 3
 
 
+def test_sessions_have_learned_with_a_smaller_fall_of_the_loss(shop, falling):
+    """The other sessions' targets are as popular, so popularity does not lower GRU4Rec's loss."""
+    falling(1)
+    words = [
+        "model=gru4rec",
+        "model.n_factors=2",
+        "logger=none",
+        "optimizer.lr=0.07",
+        "trainer.max_epochs=12",
+        PATIENT,
+        "callbacks.early_stopping.patience=2",
+    ]
+    result = run_here(shop / "sessions", *words)
+    shares = [
+        1 - float(row["train/loss"]) / result["constant_loss"] for row in table(shop / "sessions")
+    ]
+    assert result["learned_share"] == 0.05
+    n_unlearned = sum(share < 0.05 for share in shares)
+    assert n_unlearned > 0 and max(shares) < 0.15
+    assert result["epochs"] == n_unlearned + 2
+    assert result["convergence"]["kind"] != "unlearned"
+
+
 def test_peeking_stops_by_the_test_metric(shop, falling):
     falling(1)
     words = [
@@ -166,7 +190,8 @@ def test_the_floor_is_one_of_optimizer_steps(shop, falling):
 def test_the_minima_are_what_the_verdict_asks_for(shop):
     cfg = composed(shop / "x")
     assert cfg.callbacks.early_stopping.min_steps == FLOOR
-    assert cfg.callbacks.early_stopping.min_learned == LEARNED
+    assert cfg.callbacks.early_stopping.min_learned is None  # the objective's
+    assert Objective.learned_share == LEARNED
     assert isinstance(instantiate(cfg.callbacks.early_stopping), EarlyStopping)
 
 
