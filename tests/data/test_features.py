@@ -302,7 +302,7 @@ def test_features_of_users(tmp_path):
     assert report[0] == "user feature city (categorical): 2 values, known for 66.7% of users"
 
 
-def test_user_features_of_nobody_and_names_of_bags_are_refused(tmp_path):
+def test_user_features_of_no_known_user_and_names_of_bags_are_refused(tmp_path):
     raw = {"city": UserFeature("categorical", user_frame(("nobody", "x")))}
     with pytest.raises(RecexpError, match="User feature city: none of its 1 user ids is that of a"):
         build_user_features(raw, USERS, {}, tmp_path, [])

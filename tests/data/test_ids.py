@@ -30,7 +30,7 @@ def with_missing(events, *texts):
 
 
 @pytest.mark.parametrize("spelling", [*SPELLINGS, " NA ", "\tnull"])
-def test_a_missing_id_is_nobody(tmp_path, events, spelling):
+def test_a_missing_id_is_no_user(tmp_path, events, spelling):
     clean = store(tmp_path / "clean", events)
     found = store(tmp_path / "found", with_missing(events, spelling))
     for column in ("user", "item"):
