@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ def register_resolvers() -> None:
     """Register what YAML may compute, such as ``${recexp.monitor:${selection}}``."""
     OmegaConf.register_new_resolver("recexp.monitor", _monitor, replace=True)
     OmegaConf.register_new_resolver("recexp.group", _group, replace=True)
+    OmegaConf.register_new_resolver("recexp.repeats", _repeats, replace=True)
     OmegaConf.register_new_resolver("recexp.at_most", lambda most, n: min(most, n), replace=True)
 
 
@@ -39,6 +41,12 @@ def _group(group: str | None, otherwise: str) -> str:
         if hydra.mode == RunMode.MULTIRUN:  # recexp's own launcher sets group instead
             return Path(str(hydra.sweep.dir)).name
     return otherwise
+
+
+def _repeats(words: Sequence[str]) -> list[str]:
+    """The overrides that repeat a run alone: an experiment or a search would start its sweep."""
+    starts_sweep = any(word.startswith(("experiment=", "search=")) for word in words)
+    return [*words, "hydra.mode=RUN"] if starts_sweep else list(words)
 
 
 def build(node: DictConfig, **extra: Any) -> Any:

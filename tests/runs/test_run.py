@@ -300,3 +300,16 @@ def test_the_readmes_model_works_as_printed(shop, tmp_path, monkeypatch):
 def test_a_config_says_what_it_computed(shop):
     cfg = composed(shop / "x", "model=pop", "selection=test_peek")
     assert cfg.callbacks.checkpoint.monitor == "test/ndcg@10"
+
+
+def test_the_recorded_overrides_repeat_one_run_of_an_experiment(tmp_path):
+    """Without more, the experiment's name would start its sweep."""
+    words = ["experiment=ite/fig5_factors", "dataset=simulated_shop", "model=pop", "logger=none"]
+    first = command(tmp_path / "x", *words, "hydra.mode=RUN", f"hydra.run.dir={tmp_path / 'first'}")
+    assert first.returncode == 0, first.stderr
+    result = json.loads((tmp_path / "first" / "result.json").read_text())
+    assert result["overrides"][-1] == "hydra.mode=RUN"
+    again = command(tmp_path / "x", *result["overrides"], f"hydra.run.dir={tmp_path / 'again'}")
+    assert again.returncode == 0, again.stderr
+    repeated = json.loads((tmp_path / "again" / "result.json").read_text())
+    assert repeated["metrics"] == result["metrics"]
