@@ -45,7 +45,7 @@ def _group(group: str | None, otherwise: str) -> str:
 
 def _repeats(words: Sequence[str]) -> list[str]:
     """The overrides that repeat a run alone: an experiment or a search would start its sweep."""
-    starts_sweep = any(word.startswith(("experiment=", "search=")) for word in words)
+    starts_sweep = any(word.lstrip("+").startswith(("experiment=", "search=")) for word in words)
     return [*words, "hydra.mode=RUN"] if starts_sweep else list(words)
 
 

@@ -139,6 +139,12 @@ class RecDataModule(pl.LightningDataModule):
         batches: Any
         if self.objective.independent_rows:
             rows = self.objective.rows(self.store).cpu()
+            if len(rows) == 0:
+                raise RecexpError(
+                    f"objective={type(self.objective).__name__} finds nothing to train on: the "
+                    "users have too few training events. Loosen dataset.filters, or choose a model "
+                    "that learns from single events, such as model=bpr_mf."
+                )
             batches = RowBatches(len(rows), self.batch_size, self.seed)
         else:
             rows = torch.arange(len(self.store.train))

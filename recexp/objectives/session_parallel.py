@@ -231,6 +231,12 @@ class SessionSteps(Sampler[Tensor]):
         rank, world = rank_and_world()
         n_steps_U = (ptr[1:] - ptr[:-1] - 1).clamp(min=0)
         n_sessions = int((n_steps_U > 0).sum())
+        if n_sessions == 0:
+            raise RecexpError(
+                "objective=SessionParallel finds nothing to train on: no user has two training "
+                "events. Loosen dataset.filters, or choose a model that learns from single events, "
+                "such as model=bpr_mf."
+            )
         session_N = n_steps_U.argsort(descending=True, stable=True)[:n_sessions]
         self.n_slots = min(batch_size * world, n_sessions)
         self.first_row_N = ptr[session_N] + 1

@@ -313,3 +313,23 @@ def test_the_recorded_overrides_repeat_one_run_of_an_experiment(tmp_path):
     assert again.returncode == 0, again.stderr
     repeated = json.loads((tmp_path / "again" / "result.json").read_text())
     assert repeated["metrics"] == result["metrics"]
+
+
+@pytest.mark.parametrize("model", ["gru4rec", "sasrec", "caser"])
+def test_users_with_too_few_events_to_train_on_are_one_error(tmp_path, model):
+    """One training event of each user, and one for validation and test each."""
+    rows = [f"{user},{(user + time) % 8},{time}" for user in range(20) for time in range(3)]
+    (tmp_path / "events.csv").write_text("\n".join(["user,item,timestamp", *rows]))
+    words = [
+        "dataset=table",
+        f"dataset.raw_dir={tmp_path}",
+        "dataset.source.file=events.csv",
+        "dataset.filters=[]",
+        "dataset.source.user=user",
+        "dataset.source.item=item",
+        "protocol=full_unseen",
+        f"model={model}",
+        "logger=none",
+    ]
+    with pytest.raises(RecexpError, match="finds nothing to train on"):
+        run_here(tmp_path / "run", *words, small=())
