@@ -13,7 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from hydra import compose, initialize_config_dir
+from hydra.types import RunMode
 
+from recexp.config import CONF
 from recexp.errors import RecexpError
 from recexp.evaluation.metrics import expected_ndcg
 from recexp.models.bert4rec import BERT4Rec
@@ -305,14 +308,13 @@ def test_a_config_says_what_it_computed(shop):
 def test_the_recorded_overrides_repeat_one_run_of_an_experiment(tmp_path):
     """Without more, the experiment's name would start its sweep."""
     words = ["experiment=ite/fig5_factors", "dataset=simulated_shop", "model=pop", "logger=none"]
-    first = command(tmp_path / "x", *words, "hydra.mode=RUN", f"hydra.run.dir={tmp_path / 'first'}")
-    assert first.returncode == 0, first.stderr
-    result = json.loads((tmp_path / "first" / "result.json").read_text())
-    assert result["overrides"][-1] == "hydra.mode=RUN"
-    again = command(tmp_path / "x", *result["overrides"], f"hydra.run.dir={tmp_path / 'again'}")
-    assert again.returncode == 0, again.stderr
-    repeated = json.loads((tmp_path / "again" / "result.json").read_text())
-    assert repeated["metrics"] == result["metrics"]
+    recorded = list(composed(tmp_path / "run", *words).names.overrides)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        repeated = compose("config", recorded, return_hydra_config=True)
+        named = compose("config", words, return_hydra_config=True)
+    assert repeated.hydra.mode == RunMode.RUN
+    assert named.hydra.mode == RunMode.MULTIRUN
+    assert "model=pop" in recorded
 
 
 @pytest.mark.parametrize("model", ["gru4rec", "sasrec", "caser"])
