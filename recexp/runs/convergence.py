@@ -10,7 +10,7 @@ from recexp.training.learned import LEARNED, score_loss, share_learned
 KINDS = ("unlearned", "rising", "converged", "overfitted", "one_pass", "unknown")
 WARNED = ("unlearned", "rising")  # a run warns at its end: its figures are not the system's best
 FLOOR = 2_000  # optimizer steps; the same as min_steps in conf/callbacks/default.yaml
-WELL_LEARNED = 2  # our choice: a fall of the metric is believed from this times learned_share on
+WELL_LEARNED = 2.0  # our choice; from this multiple of learned_share on, a fall is over-fitting
 FALLING = 0.02  # of the training loss's whole fall, in the last quarter of the epochs
 NOISE = 0.05  # of the best validation value
 
